@@ -1,0 +1,33 @@
+# make demo: the main job. make test: the tests. Each sets up its own environment; only Python >= 3.11 is needed.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-all lint bench clean
+demo: $(VENV)/installed
+	$(BIN)/eqssl demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[test,torch]"
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+bench: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[torch]"
+	$(BIN)/python benchmarks/step.py
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache

@@ -1,0 +1,25 @@
+"""SimCLR on scikit-learn's bundled digits: the smallest real run, offline, on a laptop's CPU.
+
+Command:   eqssl train --config digits_simclr --workdir runs/digits_simclr && eqssl eval runs/digits_simclr
+Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
+Measured:  docs/results.md, section "Demo".
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 16,
+      'batch': 125,
+      'epochs': 60.,
+      'data': {'name': 'digits'},
+      'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'cifar', 'width': 16},
+      'augment': {
+          'order': ('crop',),
+          'crop': {'role': 'invariant', 'scale': (.3, 1.), 'method': 'bilinear'},
+      },
+      'invariance': {'name': 'simclr', 'temperature': .5, 'projector': {'hidden': (128,), 'out': 64}},
+      'equivariance': {'name': 'none'},
+      'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 5.},
+  })

@@ -1,0 +1,29 @@
+"""SimCLR + EquiMod on scikit-learn's bundled digits: crops are an invariance, and the quarter turn is something
+that the features are told to keep, in EquiMod's own views (role `sensitive`).
+
+Command:   eqssl train --config digits_simclr_equimod --workdir runs/digits_equimod && eqssl eval runs/digits_equimod
+           With --config.augment.rotate.role=both the invariance sees the turns as well (EquiMod's published wiring).
+Published: none; see digits_simclr.
+Measured:  docs/results.md, section "Demo".
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 16,
+      'batch': 125,
+      'epochs': 60.,
+      'data': {'name': 'digits'},
+      'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'cifar', 'width': 16},
+      'augment': {
+          'order': ('crop', 'rotate'),
+          'crop': {'role': 'invariant', 'scale': (.3, 1.), 'method': 'bilinear'},
+          'rotate': {'role': 'sensitive'},
+      },
+      'invariance': {'name': 'simclr', 'temperature': .5, 'projector': {'hidden': (128,), 'out': 64}},
+      'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2, 'hidden': (128,), 'dim': 64,
+                       'action_dim': 64},
+      'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 5.},
+  })

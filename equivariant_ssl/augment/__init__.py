@@ -1,0 +1,4 @@
+"""Augmentations that return what they did: one op a file, and the algebra that composes them."""
+from equivariant_ssl.augment.algebra import augment, chain, normalised, only, reference, sometimes, views
+
+__all__ = ['augment', 'chain', 'normalised', 'only', 'reference', 'sometimes', 'views']

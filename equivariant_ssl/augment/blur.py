@@ -1,0 +1,49 @@
+"""Gaussian blur."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.augment.pixels import total
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.types import Array, Image, Op
+
+
+class Blur(NamedTuple):
+  """applied: bool, whether it is blurred. sigma: standard deviation of the Gaussian in pixels, 0 not applied."""
+  applied: Array
+  sigma: Array
+
+
+def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.)) -> Op:
+  """Blur with probability `p` by a Gaussian of `kernel` pixels, its sigma uniform in `sigma` (pixels).
+
+  As torchvision's gaussian_blur: the kernel is cut off at its size and renormalised, the border reflected.
+  Raises UserError for an even kernel, ValueError at trace time where the image is too small to reflect.
+  """
+  if kernel < 1 or kernel % 2 == 0:
+    raise UserError(f'blur.kernel = {kernel} is not an odd number of pixels.', f'Try {abs(kernel) + 1}.')
+  reach = kernel // 2
+
+  def apply(action: Blur, image: Image) -> Image:
+    pixels = image.pixels
+    if reach >= min(pixels.shape[:2]):
+      raise ValueError(f'blur.kernel = {kernel} is too large for an image of {pixels.shape[0]} x {pixels.shape[1]} '
+                       f'pixels; give at most {2 * min(pixels.shape[:2]) - 1}')
+    away = jnp.arange(-reach, reach + 1.)
+    bell = jnp.exp(-.5 * (away / jnp.where(action.sigma > 0, action.sigma, 1.)) ** 2)
+    bell = jnp.where(action.sigma > 0, bell, (away == 0).astype(jnp.float32))  # sigma 0: the pixel itself
+    bell = bell / total(bell)
+    for axis in (0, 1):
+      side = pixels.shape[axis]
+      padded = jnp.pad(pixels, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode='reflect')
+      pixels = sum(bell[i] * jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(kernel))
+    return image._replace(pixels=jnp.clip(pixels, 0., 1.))
+
+  return sometimes(p, Op(
+      name='blur',
+      identity=lambda size: Blur(jnp.zeros((), bool), jnp.zeros(())),
+      sample=lambda key, size: Blur(jnp.ones((), bool), jax.random.uniform(key, (), minval=sigma[0], maxval=sigma[1])),
+      apply=apply,
+      encode=lambda action: jnp.stack([action.applied.astype(jnp.float32), action.sigma])))

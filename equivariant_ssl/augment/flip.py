@@ -1,0 +1,26 @@
+"""Horizontal flip."""
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.types import Array, Image, Op
+
+
+class Flip(NamedTuple):
+  """applied: bool, whether left and right are swapped."""
+  applied: Array
+
+
+def make(p: float = .5) -> Op:
+  """Swap left and right with probability `p`. Discrete: class 0 is not flipped, class 1 flipped."""
+  def apply(action: Flip, image: Image) -> Image:
+    return image._replace(pixels=jnp.where(action.applied, image.pixels[:, ::-1], image.pixels))
+
+  return sometimes(p, Op(
+      name='flip',
+      identity=lambda size: Flip(jnp.zeros((), bool)),
+      sample=lambda key, size: Flip(jnp.ones((), bool)),
+      apply=apply,
+      encode=lambda action: action.applied.astype(jnp.float32)[None],
+      choices=Flip(jnp.array([False, True]))))

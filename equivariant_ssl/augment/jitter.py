@@ -1,0 +1,95 @@
+"""Colour jitter."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.augment.pixels import grey, total
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.keys import key_for
+from equivariant_ssl.types import Array, Image, Key, Op, Size
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class Jitter(NamedTuple):
+  """Neutral where not applied: order 0 1 2 3, factors 1, hue 0.
+
+  applied: bool, whether colours change. order: [4] int32, position k holds the id of the k-th change (0 brightness,
+  1 contrast, 2 saturation, 3 hue). brightness, contrast, saturation: factors (1 = unchanged). hue: shift in turns
+  of the colour circle.
+  """
+  applied: Array
+  order: Array
+  brightness: Array
+  contrast: Array
+  saturation: Array
+  hue: Array
+
+
+def blend(pixels: Array, change: Array, factor: Array) -> Array:
+  """factor x pixels + (1 - factor) x black, the image's mean grey, or its grey, by `change` (0, 1, 2); clipped."""
+  luma = grey(pixels)
+  mean = total(luma.reshape(-1)) / luma.size
+  other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, luma))
+  return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
+
+
+def shift_hue(pixels: Array, turns: Array) -> Array:
+  """Turn the colours [h w 3] by `turns` of the HSV circle, value and saturation kept."""
+  red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+  top, low = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
+  span = top - low
+  safe = jnp.where(span > 1e-7, span, 1.)  # a grey has no hue: any will do, and the gradient stays finite
+  sixths = jnp.where(top == red, (green - blue) / safe, jnp.where(
+      top == green, (blue - red) / safe + 2., (red - green) / safe + 4.))
+  around = sixths[..., None] / 6. + turns + jnp.array([0., 4 / 6, 2 / 6])[None, None]
+  share = jnp.clip(jnp.abs((around - jnp.floor(around)) * 6. - 3.) - 1., 0., 1.)
+  return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
+
+
+def apply(action: Jitter, image: Image) -> Image:
+  """The four changes in the action's order. Hue, the costly one, is computed once and the others on either side
+  of it, with factor 1 (exactly nothing) on the side that is not theirs."""
+  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
+  pixels, turn = image.pixels, jnp.argmax(action.order == HUE)
+  for k in (0, 1, 2):
+    pixels = blend(pixels, action.order[k], jnp.where(k < turn, factors[action.order[k]], 1.))
+  pixels = jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
+  for k in (1, 2, 3):
+    pixels = blend(pixels, action.order[k], jnp.where(k > turn, factors[action.order[k]], 1.))
+  return image._replace(pixels=pixels)
+
+
+def encode(action: Jitter) -> Array:
+  """applied, order - (0 1 2 3), factors - 1, hue: EquiMod's layout (Devillers & Lefort 2022) less its neutral values."""
+  return jnp.concatenate([
+      action.applied.astype(jnp.float32)[None],
+      (action.order - jnp.arange(4)).astype(jnp.float32),
+      jnp.stack([action.brightness - 1., action.contrast - 1., action.saturation - 1., action.hue])])
+
+
+def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4, hue: float = .1) -> Op:
+  """Change colours with probability `p`, as torchvision's ColorJitter: factors uniform in [max(0, 1 - x), 1 + x], a
+  hue shift uniform in [-hue, hue] turns, in an order drawn per image, clipped to [0, 1] after each change.
+
+  Raises UserError for a negative strength, or a hue above half a turn.
+  """
+  strengths = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation}
+  for name, strength in {**strengths, 'hue': hue}.items():
+    if strength < 0 or (name == 'hue' and strength > .5):
+      raise UserError(f'jitter.{name} = {strength} is out of range.', 'Strengths are at least 0, hue at most .5 turns.')
+
+  def sample(key: Key, size: Size) -> Jitter:
+    factor = {name: jax.random.uniform(key_for(key, name), (), minval=max(0., 1. - x), maxval=1. + x)
+              for name, x in strengths.items()}
+    return Jitter(
+        applied=jnp.ones((), bool),
+        order=jax.random.permutation(key_for(key, 'order'), jnp.arange(4)),
+        hue=jax.random.uniform(key_for(key, 'hue'), (), minval=-hue, maxval=hue), **factor)
+
+  def identity(size: Size) -> Jitter:
+    return Jitter(jnp.zeros((), bool), jnp.arange(4), jnp.ones(()), jnp.ones(()), jnp.ones(()), jnp.zeros(()))
+
+  return sometimes(p, Op('jitter', identity, sample, apply, encode))

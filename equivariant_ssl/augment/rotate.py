@@ -1,0 +1,37 @@
+"""Four-fold rotation."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.types import Array, Image, Op
+
+
+class Rotate(NamedTuple):
+  """turns: int32 in 0..3, quarter turns counter-clockwise; 0 is not turned."""
+  turns: Array
+
+
+def make(p: float = 1.) -> Op:
+  """With probability `p`, turn by 0, 1, 2 or 3 quarter turns, each as likely; else by 0.
+
+  Discrete, the class is the number of turns, E-SSL's (Dangovski et al. 2022): 1 = flip left-right then
+  transpose (counter-clockwise), 2 = flip both, 3 = transpose then flip left-right (clockwise). Raises ValueError
+  at trace time where the image is not square.
+  """
+  def apply(action: Rotate, image: Image) -> Image:
+    pixels, size = image
+    if pixels.shape[0] != pixels.shape[1]:
+      raise ValueError(f'a quarter turn needs a square image, got {pixels.shape[:2]}; crop or resize it first')
+    half, quarter = action.turns >= 2, action.turns % 2 == 1
+    pixels = jnp.where(half, pixels[::-1, ::-1], pixels)
+    return Image(jnp.where(quarter, jnp.rot90(pixels), pixels), jnp.where(quarter, size[::-1], size))
+
+  return sometimes(p, Op(
+      name='rotate',
+      identity=lambda size: Rotate(jnp.zeros((), jnp.int32)),
+      sample=lambda key, size: Rotate(jax.random.randint(key, (), 0, 4)),
+      apply=apply,
+      encode=lambda action: jax.nn.one_hot(action.turns - 1, 3, dtype=jnp.float32),  # class 0 is all zeros
+      choices=Rotate(jnp.arange(4))))

@@ -1,0 +1,29 @@
+"""Solarisation."""
+from typing import NamedTuple
+
+import dm_pix
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.types import Array, Image, Op
+
+
+class Solarize(NamedTuple):
+  """applied: bool, whether bright values are inverted."""
+  applied: Array
+
+
+def make(p: float = .2, threshold: float = .5) -> Op:
+  """Invert the values at and above `threshold` (a fraction of white) with probability `p`.
+
+  The default is Pillow's 128: of uint8 values, those from 128 on are at or above .5.
+  """
+  def apply(action: Solarize, image: Image) -> Image:
+    return image._replace(pixels=jnp.where(action.applied, dm_pix.solarize(image.pixels, threshold), image.pixels))
+
+  return sometimes(p, Op(
+      name='solarize',
+      identity=lambda size: Solarize(jnp.zeros((), bool)),
+      sample=lambda key, size: Solarize(jnp.ones((), bool)),
+      apply=apply,
+      encode=lambda action: action.applied.astype(jnp.float32)[None]))

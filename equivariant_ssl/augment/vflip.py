@@ -1,0 +1,26 @@
+"""Vertical flip."""
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.types import Array, Image, Op
+
+
+class VFlip(NamedTuple):
+  """applied: bool, whether top and bottom are swapped."""
+  applied: Array
+
+
+def make(p: float = .5) -> Op:
+  """Swap top and bottom with probability `p`. Discrete: class 0 is not flipped, class 1 flipped."""
+  def apply(action: VFlip, image: Image) -> Image:
+    return image._replace(pixels=jnp.where(action.applied, image.pixels[::-1], image.pixels))
+
+  return sometimes(p, Op(
+      name='vflip',
+      identity=lambda size: VFlip(jnp.zeros((), bool)),
+      sample=lambda key, size: VFlip(jnp.ones((), bool)),
+      apply=apply,
+      encode=lambda action: action.applied.astype(jnp.float32)[None],
+      choices=VFlip(jnp.array([False, True]))))

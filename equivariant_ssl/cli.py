@@ -1,0 +1,174 @@
+"""The command line: `eqssl COMMAND`. A mistake of the user ends in one line, one hint and an exit code."""
+import argparse
+import os
+import pathlib
+import shlex
+import sys
+
+from equivariant_ssl.errors import BAD_DATA, OK, USAGE, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Run one command; returns its exit code (0 done, 2 usage, 75 stopped and resumable; errors.py has them all)."""
+  argv = sys.argv[1:] if argv is None else argv
+  parser = build_parser()
+  args, rest = parser.parse_known_args(argv)
+  try:
+    args.overrides = _overrides(rest, takes=hasattr(args, 'config'))
+    args.command_line = shlex.join(['eqssl', *argv])
+    return args.run(args) or OK
+  except UserError as e:
+    if args.debug:
+      raise
+    print(f'eqssl: {e}', file=sys.stderr)
+    return e.code
+  except KeyboardInterrupt:
+    print('eqssl: interrupted.', file=sys.stderr)
+    return 130
+  except Exception as e:
+    if args.debug:
+      raise
+    print(f'eqssl: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
+          'This is not a mistake that eqssl knows; the traceback: add --debug.', file=sys.stderr)
+    return 1
+
+
+def entry() -> None:
+  """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
+  code = main()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if 'EQSSL_PROCESSES' in os.environ and code:
+    os._exit(code)
+  sys.exit(code)
+
+
+def build_parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser('eqssl', allow_abbrev=False, description=__doc__.split('.')[0] + '.')
+  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+  def add(name: str, run, help_: str, within=commands) -> argparse.ArgumentParser:
+    p = within.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+    p.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    p.set_defaults(run=run)
+    return p
+
+  p = add('demo', demo, 'what explicit sensitivity does, on real scans, offline, in minutes')
+  p.add_argument('--out', default='runs/demo', help='folder of the results (default: %(default)s)')
+  p.add_argument('--seeds', type=int, default=3, help='seeds of each arm (default: %(default)s)')
+  p.add_argument('--steps', type=int, default=0, help='train this many steps instead of the config\'s epochs')
+  p = add('train', train, 'train a config: eqssl train --config NAME --workdir DIR [--config.a.b=value ...]')
+  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
+  p.add_argument('--workdir', required=True, help='folder of the run; a run already in it is resumed')
+  p.add_argument('--quiet', action='store_true', help='no progress')
+  p.add_argument('--print-config', action='store_true', help='print the resolved config and stop')
+  p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
+  p.add_argument('dir')
+  p.add_argument('--quiet', action='store_true', help='no progress')
+  p = add('eval', evaluate, 'evaluate the newest checkpoint of DIR (default: all three evaluations)')
+  p.add_argument('dir')
+  p.add_argument('--knn', action='store_true', help='weighted kNN, k=200, T=.1')
+  p.add_argument('--linear', action='store_true', help='linear probe')
+  p.add_argument('--protocol', default='cached', help='of the linear probe: cached (default) or equimod')
+  p.add_argument('--equivariance', action='store_true', help='EquiMod\'s gain on held-out images, with its controls')
+  p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
+  p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
+  data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
+  p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
+  p.add_argument('name', help='cifar10')
+  p.add_argument('--archive', help='the official binary archive, instead of downloading it')
+  p.add_argument('--root', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p = add('check', check, 'read every record of a data set or folder of images and list what is wrong', data)
+  p.add_argument('name', help='a folder of images, or the name of a prepared data set')
+  p.add_argument('--root', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  return parser
+
+
+def _overrides(rest: list[str], takes: bool) -> dict[str, str]:
+  """{'a.b': 'text'} of the arguments --config.a.b=text (or with a space)."""
+  found, rest = {}, list(rest)
+  while rest:
+    arg = rest.pop(0)
+    if not takes or not arg.startswith('--config.'):
+      raise UserError(f'unknown argument {arg!r}.',
+                      'See eqssl COMMAND --help; a field of the config is set by --config.FIELD=VALUE.', USAGE)
+    name, eq, value = arg.removeprefix('--config.').partition('=')
+    if not eq:
+      if not rest or rest[0].startswith('--'):
+        raise UserError(f'{arg} needs a value.', f'e.g. {arg}=VALUE')
+      value = rest.pop(0)
+    found[name] = value
+  return found
+
+
+def _cache() -> None:
+  """Keep compiled programs between runs; $EQSSL_CACHE moves them, an empty one turns this off."""
+  import jax
+  root = os.environ.get('EQSSL_CACHE', str(pathlib.Path.home() / '.cache' / 'equivariant_ssl' / 'xla'))
+  if root:
+    jax.config.update('jax_compilation_cache_dir', root)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.)
+
+
+def demo(args) -> None:
+  from equivariant_ssl import demo as demonstration
+  _cache()
+  demonstration.run_demo(pathlib.Path(args.out), args.seeds, args.steps)
+
+
+def train(args) -> None:
+  from equivariant_ssl import config as configs
+  from equivariant_ssl import distributed
+  config = configs.load(args.config, args.overrides)
+  if args.print_config:
+    print(config.to_json(indent=2))
+    return
+  distributed.initialize()
+  _cache()
+  from equivariant_ssl.train import train as run
+  run(config, args.workdir, args.command_line, quiet=args.quiet)
+  if distributed.main():
+    print(f'Next: eqssl eval {args.workdir}')
+
+
+def resume(args) -> None:
+  from equivariant_ssl import config as configs
+  from equivariant_ssl import distributed
+  config = configs.read(pathlib.Path(args.dir) / 'config.json')
+  distributed.initialize()
+  _cache()
+  from equivariant_ssl.train import train as run
+  run(config, args.dir, args.command_line, quiet=args.quiet)
+  if distributed.main():
+    print(f'Next: eqssl eval {args.dir}')
+
+
+def evaluate(args) -> None:
+  _cache()
+  from equivariant_ssl.evaluate import run
+  which = [w for w in ('knn', 'linear', 'equivariance') if getattr(args, w)]
+  run.evaluate(pathlib.Path(args.dir), which or ['knn', 'linear', 'equivariance'], args.protocol, args.step,
+               asked=bool(which))
+
+
+def doctor(args) -> int:
+  from equivariant_ssl import doctor as doctors
+  return doctors.run()
+
+
+def prepare(args) -> None:
+  from equivariant_ssl.data import prepare as prepares
+  if args.name != 'cifar10':
+    raise UserError(f'{args.name!r} cannot be prepared here.', 'There is: eqssl data prepare cifar10 [--archive FILE]')
+  prepares.cifar10(args.archive, args.root)
+
+
+def check(args) -> int:
+  from equivariant_ssl.data import check as checks
+  lines, ok = checks.check(args.name, args.root)
+  print('\n'.join(lines))
+  return OK if ok else BAD_DATA
+
+
+if __name__ == '__main__':
+  entry()

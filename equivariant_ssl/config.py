@@ -1,0 +1,220 @@
+"""Configs: found, overridden from the command line, checked against the factories' signatures, made explicit."""
+import ast
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.modules import unknown
+from equivariant_ssl.nets import mlp
+from equivariant_ssl.types import ROLES
+
+TOP = {
+    'seed': 0,              # of the run: initialisation, order, augmentation
+    'size': 32,             # side of a view, pixels
+    'batch': 256,           # global
+    'epochs': 100.,
+    'steps': 0,             # > 0: this many steps, whatever the epochs
+    'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
+    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass a view
+    'log_every': 10,        # steps
+    'checkpoint_every': 0,  # steps; 0: ten times in the run
+    'keep': 2,              # checkpoints
+    'tensorboard': False,
+    'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
+}
+FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'on_collapse')  # may differ on resuming
+CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop')}
+GIVEN = {'crop': ('size',), 'resnet': ('dtype',)}  # arguments that the recipe fills in, not the config
+
+
+def folders() -> list[pathlib.Path]:
+  """Where a config named without its path is looked for."""
+  here = pathlib.Path(__file__).parent.parent / 'configs'
+  return [p for p in (pathlib.Path('configs'), here, pathlib.Path(sys.prefix, 'share/equivariant_ssl/configs'))
+          if p.is_dir()]
+
+
+def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+  """The resolved config of file or name `name` after `overrides` {'a.b': 'text'}; UserError on any mistake."""
+  paths = [pathlib.Path(name), *(f / f'{name}.py' for f in folders())]
+  path = next((p for p in paths if p.is_file()), None)
+  if path is None:
+    there = sorted({p.stem for f in folders() for p in f.glob('*.py')})
+    raise UserError(f'config file {name!r} not found.', f'Available: {", ".join(there) or "none here"}.')
+  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except UserError:
+    raise
+  except Exception as e:  # whatever a user's file can raise
+    raise UserError(f'config file {str(path)!r} failed: {type(e).__name__}: {e}',
+                    'It needs a function get_config() that returns a ConfigDict.') from e
+  config = config.copy_and_resolve_references().unlock()
+  for key, text in (overrides or {}).items():
+    _override(config, key, text)
+  return resolve(config)
+
+
+def read(path: pathlib.Path) -> ConfigDict:
+  """The resolved config that a run left in its config.json."""
+  try:
+    return resolve(ConfigDict(json.loads(path.read_text())))
+  except FileNotFoundError:
+    raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
+                    'Start one: eqssl train --config NAME --workdir DIR') from None
+  except json.JSONDecodeError as e:
+    raise UserError(f'{str(path)!r} is not JSON: {e}', 'Restore it from a backup or start a new --workdir.') from None
+
+
+def as_json(config: ConfigDict) -> dict:
+  """The config as JSON holds it: tuples are lists."""
+  return json.loads(config.to_json())
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+  *path, last = key.split('.')
+  node, seen = config, 'config'
+  for part in path:
+    if not isinstance(node, ConfigDict) or not isinstance(node.get(part), ConfigDict):
+      raise unknown(seen, part, {*TOP, *config.keys()} if node is config else
+                    [k for k, v in node.items() if isinstance(v, ConfigDict)])
+    node, seen = node[part], f'{seen}.{part}'
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = tuple(t.strip() for t in text.split(',')) if ',' in text else text
+  if last in node:  # replaced, not merged: the type is checked by resolve, with a message of ours
+    del node[last]
+  node[last] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _fit(path: str, value: Any, default: Any) -> Any:
+  """`value` as the type of `default`, or a UserError."""
+  if isinstance(default, tuple):
+    if isinstance(value, (list, tuple)):
+      kind = default[0] if default else None
+      return tuple(_fit(f'{path}[{i}]', v, kind) if kind is not None else v for i, v in enumerate(value))
+    if default and type(value) is type(default[0]):
+      return (value,)
+  elif isinstance(default, bool):
+    if isinstance(value, bool):
+      return value
+  elif isinstance(default, float):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+      return float(value)
+  elif isinstance(default, int):
+    if isinstance(value, int) and not isinstance(value, bool):
+      return value
+    if isinstance(value, float) and value == int(value):
+      return int(value)
+  elif isinstance(default, str):
+    if isinstance(value, str):
+      return value
+    if isinstance(value, (int, float)) and path.endswith(('.path', '.root')):
+      return str(value)
+  else:
+    return value
+  raise UserError(f'{path} is {value!r}; it needs a {type(default).__name__}, like {default!r}.',
+                  f'e.g. --{path}={default!r}')
+
+
+def _section(path: str, given: Any, schema: dict[str, Any]) -> ConfigDict:
+  """`given` over the defaults of `schema`, every value of its default's type."""
+  if not isinstance(given, (dict, ConfigDict)):
+    raise UserError(f'{path} is {given!r}; it needs fields.', f'It has: {", ".join(sorted(schema))}.')
+  for k in given.keys():
+    if k not in schema:
+      raise unknown(path, k, schema)
+  return ConfigDict({k: _fit(f'{path}.{k}', given[k], d) if k in given else d for k, d in schema.items()})
+
+
+def _module(path: str, package: Any, given: Any, extra: dict[str, Any] | None = None, name: str = '') -> ConfigDict:
+  """A section that names a factory of `package` and its keyword arguments."""
+  name = name or given.get('name')
+  if not name:
+    raise UserError(f'{path} needs a name.', f'One of: {", ".join(modules.names(package))}.')
+  if name not in modules.names(package):
+    raise unknown(path, name, modules.names(package))
+  schema = {k: v for k, v in modules.schema(package, name).items() if k not in GIVEN.get(name, ())}
+  return _section(path, given, {'name': name, **schema, **(extra or {})})
+
+
+def _optimizer(given: ConfigDict) -> ConfigDict:
+  name = given.get('name', 'lars')
+  if name not in optim.OPTIMIZERS:
+    raise unknown('config.optimizer', name, optim.OPTIMIZERS)
+  return _section('config.optimizer', given, {
+      'name': name, 'lr': 1., 'warmup_epochs': 10., 'end': 0.,
+      **{k: v for k, v in modules.arguments(optim.OPTIMIZERS[name]).items() if k != 'schedule'}})
+
+
+def _augment(given: ConfigDict) -> ConfigDict:
+  ops = [k for k in given.keys() if k != 'order']
+  order = _fit('config.augment.order', given.get('order', ()), ('crop',))
+  if sorted(order) != sorted(ops):
+    for name in order:
+      if name not in modules.names(augment):
+        raise unknown('config.augment.order', name, modules.names(augment))
+    raise UserError(f'config.augment.order names {list(order)}, but config.augment configures {sorted(ops)}.',
+                    'Each op once in both: a ConfigDict sorts its keys, so the order must be said.')
+  out = ConfigDict({'order': tuple(order)})
+  for op in order:
+    out[op] = _module(f'config.augment.{op}', augment, given[op], {'role': 'invariant'}, name=op)
+    del out[op]['name']
+    if out[op].role not in ROLES:
+      raise unknown(f'config.augment.{op}.role', out[op].role, ROLES)
+  return out
+
+
+def _invariance(given: ConfigDict) -> ConfigDict:
+  head = {k: v for k, v in modules.arguments(mlp.make).items() if k != 'dtype'}
+  own = {k: v for k, v in given.items() if k not in ('projector', 'predictor')}
+  out = _module('config.invariance', invariance, own)
+  published = modules.make(invariance, out.name, **{k: v for k, v in out.items() if k != 'name'})
+  for part in ('projector', 'predictor'):
+    base = getattr(published, part)
+    if base is None and part in given and given[part]:
+      raise UserError(f'config.invariance.{part}: {out.name} has none.', f'Remove config.invariance.{part}.')
+    if base is not None:
+      out[part] = _section(f'config.invariance.{part}', given.get(part, {}), {**head, **base})
+  return out
+
+
+def _equivariance(given: Any) -> Any:
+  if isinstance(given, (list, tuple)):
+    return tuple(_equivariance(g) for g in given)
+  return _module('config.equivariance', equivariance, given, {'weight': 1.})
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """The same config with every default written out; UserError on an unknown field or a wrong type."""
+  sections = {'data': data, 'encoder': nets}
+  known = {*TOP, *sections, 'augment', 'invariance', 'equivariance', 'optimizer'}
+  for k in config.keys():
+    if k not in known:
+      raise unknown('config', k, known)
+  out = _section('config', {k: v for k, v in config.items() if k in TOP}, TOP)
+  for k, choices in CHOICES.items():
+    if out[k] not in choices:
+      raise unknown(f'config.{k}', out[k], choices)
+  for k, package in sections.items():
+    out[k] = _module(f'config.{k}', package, config.get(k, ConfigDict()))
+  out.augment = _augment(config.get('augment', ConfigDict()))
+  out.invariance = _invariance(config.get('invariance', ConfigDict({'name': 'simclr'})))
+  out.equivariance = _equivariance(config.get('equivariance', ConfigDict({'name': 'none'})))
+  out.optimizer = _optimizer(config.get('optimizer', ConfigDict()))
+  for k in ('size', 'batch', 'log_every', 'keep'):
+    if out[k] < 1:
+      raise UserError(f'config.{k} is {out[k]}; it must be at least 1.', f'e.g. --config.{k}={TOP[k]}')
+  if out.steps < 0 or out.epochs <= 0 and not out.steps:
+    raise UserError(f'config.epochs is {out.epochs} and config.steps {out.steps}: nothing to train.',
+                    'e.g. --config.epochs=10')
+  return out.lock()

@@ -1,0 +1,59 @@
+"""Decoded canvases kept on disk, so that small data are decoded once: keyed by the content they came from."""
+import hashlib
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+VERSION = 1           # raise it when decoding changes what it gives
+MOST = 2**30          # bytes, of the files that are hashed and of the canvases that are kept
+
+Arrays = dict[str, np.ndarray]
+
+
+def folder() -> pathlib.Path:
+  """$XDG_CACHE_HOME/equivariant_ssl, else ~/.cache/equivariant_ssl."""
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'equivariant_ssl'
+
+
+def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[], tuple[Arrays, bool]]) -> Arrays:
+  """`compute()`'s arrays, from disk if they were computed from files of this content under these settings.
+
+  compute: () -> (arrays, whether they may be kept). A file of the cache that is damaged (its CRC is checked) is
+  computed again; one that cannot be written is done without. Two processes may do this at once: both write their
+  own file and rename it. Files of more than `MOST` bytes together are not hashed, nor their arrays kept.
+  """
+  files = sorted(files)
+  if sum(f.stat().st_size for f in files) > MOST:
+    return compute()[0]
+  digest = hashlib.sha256(repr((VERSION, settings)).encode())
+  for file in files:
+    with open(file, 'rb') as f:
+      digest.update(f'{file.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
+  path = folder() / f'{digest.hexdigest()[:40]}.npz'
+  try:
+    with np.load(path) as stored:
+      return dict(stored)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    pass
+  arrays, keep = compute()
+  if keep and sum(a.nbytes for a in arrays.values()) <= MOST:
+    _store(path, arrays)
+  return arrays
+
+
+def _store(path: pathlib.Path, arrays: Arrays) -> None:
+  """Write all of a file or none of it; a full or read-only disk costs the next run its time, nothing else."""
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.tmp', delete=False) as f:
+      temporary = f.name
+      np.savez(f, **arrays)
+    os.replace(temporary, path)
+  except OSError:
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)

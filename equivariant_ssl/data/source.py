@@ -1,0 +1,133 @@
+"""What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from equivariant_ssl.data.decode import BadImage, decode
+from equivariant_ssl.errors import BAD_DATA, UserError
+
+MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
+CHUNK = 256          # records that a thread takes at a time
+LISTED = 20          # problems written out one by one
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]   # (mean, std) of the channels
+
+
+class Split(NamedTuple):
+  """`images` uint8 [N S S 3], `sizes` float32 [N 2] the true (height, width), `labels` int32 [N] or None."""
+  images: np.ndarray
+  sizes: np.ndarray
+  labels: np.ndarray | None
+
+
+class Source(NamedTuple):
+  """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
+  what was left out or replaced."""
+  name: str
+  train: Split
+  test: Split | None
+  classes: tuple[str, ...] | None
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  problems: tuple[str, ...] = ()
+
+
+class Records(NamedTuple):
+  """N records not yet decoded: `read(indices)` gives the encoded image of each, or the BadImage why not."""
+  names: Callable[[int], str]
+  read: Callable[[range], Iterable[bytes | BadImage]]
+  labels: np.ndarray | None
+  count: int
+
+
+def moments(images: np.ndarray) -> Moments:
+  """Mean and standard deviation of each channel of uint8 [N S S C], in [0, 1]; exact, from histograms."""
+  counts = np.zeros((images.shape[-1], 256))
+  for start in range(0, len(images), CHUNK):
+    for c, channel in enumerate(counts):
+      channel += np.bincount(images[start:start + CHUNK, ..., c].reshape(-1), minlength=256)
+  values, weights = np.arange(256) / 255., counts / counts.sum(axis=1, keepdims=True)
+  mean = weights @ values
+  variance = (weights * (values - mean[:, None])**2).sum(axis=1)
+  return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
+def check_memory(name: str, count: int, size: int) -> None:
+  """Refuse `count` canvases of side `size` that would take more than `MEMORY`."""
+  need = count * size * size * 3
+  if need > MEMORY:
+    most = int((MEMORY / (3 * count)) ** .5)
+    raise UserError(f'{name}: {count:,} images of {size}x{size} take {need / 2**30:.1f} GiB of memory decoded; '
+                    f'at most {MEMORY / 2**30:.0f} GiB are kept.',
+                    f'Use --config.data.size={most} or less, or fewer images.')
+
+
+def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:
+  """For each unreadable record, another one of the `count`, drawn from its own index: the same in every run."""
+  bad = set(bad)
+  if len(bad) == count:
+    return {}
+  def other(i: int) -> int:
+    draws = np.random.default_rng(i)
+    while (j := int(draws.integers(count))) in bad:
+      pass
+    return j
+  return {i: other(i) for i in sorted(bad)}
+
+
+def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
+  """Decode every record to a canvas of side `size`; an unreadable one gets another in its place.
+
+  Returns the split, and (index, reason) of those replaced. Threads: Pillow decodes without the interpreter lock.
+  """
+  images = np.zeros((records.count, size, size, 3), np.uint8)
+  sizes = np.ones((records.count, 2), np.float32)
+
+  def work(start: int) -> list[tuple[int, str]]:
+    indices, bad = range(start, min(start + CHUNK, records.count)), []
+    for i, data in zip(indices, records.read(indices), strict=True):
+      try:
+        images[i], sizes[i] = decode(data, size)
+      except BadImage as e:
+        bad.append((i, str(e)))
+    return bad
+
+  with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    bad = [b for part in pool.map(work, range(0, records.count, CHUNK)) for b in part]
+  labels = None if records.labels is None else records.labels.copy()
+  for i, j in substitutes((i for i, _ in bad), records.count).items():
+    images[i], sizes[i] = images[j], sizes[j]
+    if labels is not None:
+      labels[i] = labels[j]
+  if labels is not None and (labels < 0).any():
+    labels = None
+  return Split(images, sizes, labels), bad
+
+
+def listed(what: str, lines: list[str]) -> tuple[str, ...]:
+  """`what`, counted, then the first `LISTED` of `lines`."""
+  if not lines:
+    return ()
+  rest = [f'  and {len(lines) - LISTED:,} more'] if len(lines) > LISTED else []
+  return (f'{len(lines):,} {what}', *(f'  {line}' for line in lines[:LISTED]), *rest)
+
+
+def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Split, Split | None, tuple[str, ...]]:
+  """Decode both splits. Returns them and the problems; more than 1 % unreadable (and more than one record) is a
+  UserError with the code BAD_DATA."""
+  total = train.count + (test.count if test else 0)
+  check_memory(name, total, size)
+  splits, lines, hopeless = [], [], False
+  for records in (train, test):
+    split, bad = fill(records, size) if records else (None, [])
+    splits.append(split)
+    lines += [f'{records.names(i)}: {reason}' for i, reason in bad]
+    hopeless |= bool(bad) and len(bad) == records.count
+  if hopeless or len(lines) > max(1, .01 * total):
+    raise UserError(f'{name}: {len(lines):,} of {total:,} images cannot be decoded, more than 1 %; '
+                    f'the first is {lines[0]}.', 'Run `eqssl data check` to list them, and remove or repair them.',
+                    BAD_DATA)
+  return *splits, listed('unreadable when decoded, another record of the split in the place of each:', lines)

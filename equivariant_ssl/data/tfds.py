@@ -1,0 +1,173 @@
+"""Any TFDS data set that is already prepared as array_record, read without TensorFlow."""
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from equivariant_ssl.data.cache import cached
+from equivariant_ssl.data.decode import BadImage
+from equivariant_ssl.data.source import Moments, Records, Source, Split, load, moments
+from equivariant_ssl.errors import UserError
+
+SAFE = 'tensorflow_datasets.core.features.'
+OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]'}   # what this package prepares itself
+
+
+def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0) -> Source:
+  """The image and the class label of every record of two splits.
+
+  dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
+  root: where TFDS data sets are kept ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). train, test: splits in TFDS's
+  notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
+  Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
+  """
+  return source(dataset, root, train, test, size)
+
+
+def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None) -> Source:
+  """`make`, with the (mean, std) given if they are known."""
+  path = find(dataset, root)
+  builder = open_directory(path)
+  image, label = keys(dataset, builder.info)
+  size = size or _own_size(dataset, builder.info.features[image].shape)
+  problems = ()
+
+  def decoded() -> tuple[dict[str, np.ndarray], bool]:
+    nonlocal problems
+    parts = [records(builder, split, image, label) if split else None for split in (train, test)]
+    *splits, problems = load(dataset, *parts, size)
+    arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
+              for field, array in split._asdict().items() if array is not None}
+    return arrays, not problems
+
+  arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
+  splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
+  classes = tuple(builder.info.features[label].names) if label else None
+  return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
+                *(normal or moments(splits[0].images)), problems)
+
+
+def default_root(root: str = '') -> pathlib.Path:
+  """`root`, or where TFDS keeps its data sets."""
+  return pathlib.Path(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+
+
+def find(dataset: str, root: str = '') -> pathlib.Path:
+  """The directory of one prepared version; UserError with what to type where there is none."""
+  if (path := pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file():
+    return path.parent
+  name, _, version = dataset.partition(':')
+  base = default_root(root) / name
+  found = _versions(base)
+  if version in found or (found and not version):
+    return base / (version or found[-1])
+  configs = sorted(d.name for d in base.iterdir() if _versions(d)) if base.is_dir() else []
+  if configs and not found:
+    raise UserError(f'{dataset!r} has configurations.', f'Name one: {", ".join(f"{name}/{c}" for c in configs)}.')
+  there = f' (there are versions {", ".join(found)})' if found else ''
+  how = OWN.get(name) or f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record')" \
+                         '.download_and_prepare()'
+  raise UserError(f'{dataset!r} is not prepared under {default_root(root)}{there}.',
+                  f'Prepare it once: {how}; or say where it is: --config.data.root=DIR')
+
+
+def _versions(base: pathlib.Path) -> list[str]:
+  """The prepared versions in a directory, oldest first."""
+  found = [p.parent.name for p in base.glob('*/dataset_info.json') if re.fullmatch(r'\d+\.\d+\.\d+', p.parent.name)]
+  return sorted(found, key=lambda n: [int(part) for part in n.split('.')])
+
+
+def unsafe_class(value: Any) -> str | None:
+  """The first class in a features.json that is not TFDS's own: opening the data would import its module.
+
+  Looks where TFDS does: in the current form, in the legacy one ('type'), and in JSON nested in strings.
+  """
+  if isinstance(value, list):
+    return next(filter(None, map(unsafe_class, value)), None)
+  if not isinstance(value, dict):
+    return None
+  for key, part in value.items():
+    if isinstance(part, str):
+      if key in ('pythonClassName', 'python_class_name', 'type') and not part.startswith(SAFE):
+        return part
+      part = json.loads(part) if key in ('json', 'content') else None
+    if bad := unsafe_class(part):
+      return bad
+  return None
+
+
+def open_directory(path: pathlib.Path) -> Any:
+  """The TFDS builder of a prepared directory, after a look at what it would import. Raises UserError."""
+  try:
+    bad = unsafe_class(json.loads((path / 'features.json').read_text()))
+  except (OSError, ValueError, RecursionError) as e:
+    raise UserError(f'{path} is not a readable TFDS data set: features.json: {e}', 'Prepare it again.') from e
+  if bad is not None:
+    raise UserError(f'{path} refused: its features.json names {bad!r}, and opening it would import that code.',
+                    f'Only features of {SAFE}* are read.')
+  import tensorflow_datasets as tfds  # half a second that other data do not need; it does not import TensorFlow
+  try:
+    builder = tfds.builder_from_directory(path)
+    kind = builder.info.file_format.value if builder.info.file_format else None
+  except Exception as e:
+    raise UserError(f'{path} is not a readable TFDS data set: {e}'.splitlines()[0], 'Prepare it again.') from e
+  if kind != 'array_record':
+    raise UserError(f'{path} holds {kind} files, which cannot be read at random without TensorFlow.',
+                    "Prepare it again with file_format='array_record'.")
+  return builder
+
+
+def keys(dataset: str, info: Any) -> tuple[str, str | None]:
+  """The names of the image and of the class label among the features: the supervised ones if they are said."""
+  import tensorflow_datasets as tfds
+  def pick(kind: type, usual: str, supervised: str | None) -> str | None:
+    found = [k for k, f in info.features.items() if isinstance(f, kind)]
+    return next((k for k in (supervised, usual) if k in found), found[0] if found else None)
+
+  said = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else (None, None)
+  said = [s if isinstance(s, str) else None for s in said]
+  image = pick(tfds.features.Image, 'image', said[0])
+  if image is None or np.dtype(info.features[image].np_dtype) != np.uint8:
+    raise UserError(f'{dataset!r} has no 8-bit image among its features: {", ".join(info.features)}.')
+  return image, pick(tfds.features.ClassLabel, 'label', said[1])
+
+
+def _own_size(dataset: str, shape: tuple[int | None, ...]) -> int:
+  if shape[0] is None or shape[0] != shape[1]:
+    raise UserError(f'The images of {dataset!r} are not all one square.', 'Say the canvas: --config.data.size=64')
+  return shape[0]
+
+
+def records(builder: Any, split: str, image: str, label: str | None) -> Records:
+  """The records of one split; `labels` are filled in as the records are read."""
+  import tensorflow_datasets as tfds
+  images = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+  try:
+    rows = builder.as_data_source(split, decoders={k: tfds.decode.SkipDecoding() for k in images})
+    count = len(rows)
+  except Exception as e:
+    raise UserError(f'{builder.info.name} has no split {split!r} that can be read: {str(e).splitlines()[0]}',
+                    f'It has: {", ".join(builder.info.splits)}.') from e
+  labels = np.zeros(count, np.int32) if label else None
+
+  def one(i: int) -> dict[str, Any] | BadImage:
+    try:
+      return rows[i]
+    except Exception as e:  # array_record checks a hash of each record
+      return BadImage(f'cannot be read: {str(e).splitlines()[0]}')
+
+  def read(indices: range) -> Iterable[bytes | BadImage]:
+    try:
+      batch = rows.__getitems__(list(indices))
+    except Exception:
+      batch = [one(i) for i in indices]
+    for i, row in zip(indices, batch, strict=True):
+      if label and not isinstance(row, BadImage):
+        labels[i] = row[label]
+      yield row if isinstance(row, BadImage) else row[image]
+
+  return Records(lambda i: f'{split} record {i}', read, labels, count)

@@ -1,0 +1,11 @@
+"""A mistake of the user: one line with the cause, one with the fix, an exit code; never a traceback."""
+
+OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG, NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 0, 2, 3, 4, 5, 6, 7, 8, 75
+
+
+class UserError(Exception):
+  """`cause` in one line, `fix` in one line (what to type), and the exit `code` of the command."""
+
+  def __init__(self, cause: str, fix: str = '', code: int = USAGE):
+    super().__init__(f'{cause}\n  {fix}' if fix else cause)
+    self.code = code

@@ -1,0 +1,59 @@
+"""Few labels a class: ridge regression on class-balanced subsets of the training set."""
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from sklearn.linear_model import RidgeClassifierCV
+
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.features import check_labelled
+from equivariant_ssl.evaluate.linear import one_thread, standardiser
+from equivariant_ssl.evaluate.statistics import accuracy, mean_std
+from equivariant_ssl.keys import key_for
+from equivariant_ssl.types import Key
+
+RIDGES = tuple(float(10. ** e) for e in range(-2, 5))  # on standardised features; times the number of features
+
+
+class FewLabels(NamedTuple):
+  """mean and std (None at one trial) over trials of the top-1 accuracy, a fraction; trials: each of them [T]."""
+  protocol: str
+  mean: float
+  std: float | None
+  trials: np.ndarray
+
+
+def subsets(labels: np.ndarray, classes: int, key: Key, per_class: int, trials: int) -> np.ndarray:
+  """Indices [T, classes x per_class]: `per_class` images of every class, drawn without replacement, a trial a row.
+
+  They depend on (key, trial, labels) alone, so two networks are compared on the same images. Raises UserError
+  where a class has fewer images.
+  """
+  count = np.bincount(labels, minlength=classes)
+  if count.min() < per_class:
+    raise UserError(f'Class {count.argmin()} has {count.min()} training images, fewer than {per_class} labels a class.',
+                    f'Ask for at most {count.min()}.' if count.min() else 'Every class needs labelled images.')
+  draws = np.asarray(jax.vmap(lambda t: jax.random.uniform(key_for(key, 'few labels', t), labels.shape))(
+      jax.numpy.arange(trials)))
+  first = np.concatenate([[0], count.cumsum()[:-1]])
+  rows = (first[:, None] + np.arange(per_class)).ravel()
+  return np.stack([np.lexsort((draw, labels))[rows] for draw in draws])
+
+
+def few_labels(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
+               test_labels: np.ndarray, classes: int, key: Key, per_class: int = 5, trials: int = 20) -> FewLabels:
+  """Accuracy on all test images of a ridge classifier fitted to `per_class` labelled images of each class.
+
+  Features are standardised with statistics of the whole training set, which need no labels. The penalty, from
+  RIDGES x D, is that of the least leave-one-out error on the few labelled images (closed form).
+  """
+  check_labelled(train_features, train_labels, classes, 'training')
+  check_labelled(test_features, test_labels, classes, 'test')
+  standard = standardiser(train_features)
+  train, test = standard(train_features), standard(test_features)
+  found = []
+  with one_thread():
+    for rows in subsets(train_labels, classes, key, per_class, trials):
+      model = RidgeClassifierCV(alphas=np.array(RIDGES) * train.shape[1]).fit(train[rows], train_labels[rows])
+      found.append(accuracy(model.predict(test), test_labels))
+  return FewLabels(f'few_labels {per_class} a class, ridge, {trials} trials', *mean_std(found), np.array(found))

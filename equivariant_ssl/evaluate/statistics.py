@@ -1,0 +1,104 @@
+"""Numbers with their uncertainty, and the result that every labelled protocol returns."""
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = .95
+
+
+class Interval(NamedTuple):
+  """A mean of `n` independent values and its 95 % t-interval; low and high are None where n is 1."""
+  mean: float
+  low: float | None
+  high: float | None
+  n: int
+
+  @property
+  def excludes_zero(self) -> bool:
+    """Whether there is an interval and 0 lies outside it."""
+    return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+class Result(NamedTuple):
+  """A labelled evaluation: `protocol` is the name to print beside the number; top1 and top5 (None at five classes
+  or fewer) are fractions; predictions int [M]; chosen: the hyper-parameters that were used."""
+  protocol: str
+  top1: float
+  top5: float | None
+  predictions: np.ndarray
+  chosen: dict[str, Any]
+
+
+def mean_std(values) -> tuple[float, float | None]:
+  """The mean and the sample standard deviation (n - 1; None where n is 1) of `values` [n]."""
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not values.size:
+    raise ValueError(f'expected values [n >= 1], got {values.shape}')
+  return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
+
+
+def interval(values) -> Interval:
+  """The mean of `values` [n] with its two-sided 95 % t-interval."""
+  mean, std = mean_std(values)
+  n = len(values)
+  if std is None:
+    return Interval(mean, None, None, n)
+  half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / np.sqrt(n)
+  return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def paired(a, b) -> Interval:
+  """The interval of a - b, paired: `a` and `b` [n] of the same seeds in the same order."""
+  if np.shape(a) != np.shape(b):
+    raise ValueError(f'pairs need two equal lengths, got {np.shape(a)} and {np.shape(b)}')
+  return interval(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+
+
+def ratio_of_means(a, b) -> Interval:
+  """mean(a) / mean(b) over n independent (a, b), with its 95 % interval by linearisation (the delta method):
+  the interval of (a - R b) / mean(b), around R."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  ratio = float(a.mean() / b.mean())
+  around = interval((a - ratio * b) / b.mean())
+  if around.low is None:
+    return around._replace(mean=ratio)
+  return Interval(ratio, ratio + around.low - around.mean, ratio + around.high - around.mean, around.n)
+
+
+def over_images(values, image=None) -> np.ndarray:
+  """Means of `values` [N] over the pairs of each image, [number of images] by rising `image` number.
+
+  image: int [N], the image of each pair; None: each pair is an image of its own. Pairs of one image are not
+  independent: an interval over all pairs would be too narrow.
+  """
+  values = np.asarray(values, np.float64)
+  if image is None:
+    return values
+  _, index = np.unique(np.asarray(image), return_inverse=True)
+  return np.bincount(index, values) / np.bincount(index)
+
+
+def show(of: Interval, scale: float = 1., digits: int = 2, sign: bool = True) -> str:
+  """'+1.23 [0.80, 1.66]', times `scale` (100 for per cent); '+1.23 (n=1)' where there is no interval."""
+  plus = '+' if sign else ''
+  mean = f'{of.mean * scale:{plus}.{digits}f}'
+  if of.low is None:
+    return f'{mean} (n={of.n})'
+  return f'{mean} [{of.low * scale:.{digits}f}, {of.high * scale:.{digits}f}]'
+
+
+def accuracy(predictions, labels) -> float:
+  """The fraction of `predictions` [M] that are the `labels` [M]."""
+  predictions, labels = np.asarray(predictions), np.asarray(labels)
+  if predictions.shape != labels.shape or not labels.size:
+    raise ValueError(f'expected two equal lengths >= 1, got {predictions.shape} and {labels.shape}')
+  return float(np.mean(predictions == labels))
+
+
+def result(protocol: str, scores, labels, chosen: dict[str, Any]) -> Result:
+  """The Result of class `scores` [M K] against `labels` [M]; equal scores rank by class number."""
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  best = np.argsort(-scores, axis=1, kind='stable')[:, :5].astype(np.int32)
+  top5 = float(np.mean((best == labels[:, None]).any(1))) if scores.shape[1] > 5 else None
+  return Result(protocol, accuracy(best[:, 0], labels), top5, best[:, 0], chosen)

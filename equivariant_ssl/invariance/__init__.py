@@ -1,0 +1,1 @@
+"""Invariance objectives: a loss over embeddings and the published heads, one method a file, no flax."""

@@ -1,0 +1,43 @@
+"""Losses as plain functions of arrays, in float32 at precision 'highest' whatever the network computed in."""
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.types import Array
+
+
+def unit(x: Array, eps: float = 1e-12) -> Array:
+  """x / |x| over the last axis, float32; at |x| < eps divided by eps instead, so the gradient at 0 is finite."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), eps * eps))
+
+
+def cosine(a: Array, b: Array) -> Array:
+  """Cosine similarity over the last axis, [...] float32."""
+  return jnp.sum(unit(a) * unit(b), -1)
+
+
+def nt_xent(a: Array, b: Array, temperature: float, same: Array | None = None) -> Array:
+  """NT-Xent (Chen et al. 2020, eq. 1) of M aligned rows of `a` and `b` [M E]: a scalar, the mean over 2M anchors of
+
+    -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),   s = cosine,  j = the partner of i,
+
+  with every other row of either as a negative (2M - 2 of them). Where `same` [M] is given, rows of other pairs
+  with the same number are no negatives.
+  """
+  M, E = a.shape
+  # Pairs lie side by side: a sharded batch stays where it is, which [a; b] would not.
+  z = unit(jnp.stack([a, b], axis=1)).reshape(2 * M, E)
+  logits = jnp.einsum('ie,ke->ik', z, z, precision='highest', preferred_element_type=jnp.float32) / temperature
+  row = jnp.arange(2 * M)
+  out = row[:, None] == row[None, :]
+  if same is not None:
+    number, pair = jnp.repeat(same, 2), row // 2
+    out |= (number[:, None] == number[None, :]) & (pair[:, None] != pair[None, :])
+  positive = jnp.sum(z.reshape(M, 2, E).prod(1), -1) / temperature
+  return jnp.mean(jax.nn.logsumexp(jnp.where(out, -jnp.inf, logits), axis=1)) - jnp.mean(positive)
+
+
+def spread(z: Array) -> Array:
+  """The per-dimension standard deviation of unit embeddings [N E], times sqrt(E), averaged: 0 when they have
+  collapsed to a point, near 1 when they fill the sphere (Chen & He 2021)."""
+  return jnp.mean(jnp.std(unit(z), axis=0)) * jnp.sqrt(jnp.float32(z.shape[-1]))

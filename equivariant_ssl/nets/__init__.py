@@ -1,0 +1,1 @@
+"""Networks in flax.linen, which is imported here and in `equivariance/` alone."""

@@ -1,0 +1,41 @@
+"""One mesh, two placements: the batch is split over devices, everything else is a copy on each."""
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from equivariant_ssl.errors import UserError
+
+
+def mesh(devices: list | None = None) -> Mesh:
+  """The ('data',) mesh over `devices` (all of them by default)."""
+  devices = devices or jax.devices()
+  # Auto, written out: make_mesh now defaults to Explicit, in which a vmapped step raises.
+  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def split(mesh: Mesh) -> NamedSharding:
+  """The leading axis over the devices."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree, sharding: NamedSharding):
+  """`tree` of host arrays, the same in every process, as global arrays under `sharding`."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+  def one(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+  return jax.tree.map(one, tree)
+
+
+def check_batch(batch: int, devices: int) -> None:
+  """UserError where a global `batch` does not divide over `devices`."""
+  if batch % devices:
+    near = max(batch // devices, 1) * devices
+    raise UserError(f'batch {batch} does not divide over {devices} devices.',
+                    f'It is the global batch: use {near} or {near + devices}, e.g. --config.batch={near}.')

@@ -1,0 +1,68 @@
+"""One step of learning: views, one forward pass, every objective's loss, one update."""
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from equivariant_ssl import augment, shard
+from equivariant_ssl.keys import key_for
+from equivariant_ssl.losses import spread
+from equivariant_ssl.recipe import Recipe
+from equivariant_ssl.state import TrainState
+from equivariant_ssl.types import Array, Image, Key, Views
+
+Metrics = dict[str, Array]
+
+
+class Batch(NamedTuple):
+  """images: uint8 [B S S C] canvases; sizes: float32 [B 2], their true (height, width)."""
+  images: Array
+  sizes: Array
+
+
+def views(recipe: Recipe, key: Key, step: Array, batch: Batch) -> dict[str, Views]:
+  """The views of a step: a pure function of (seed, step, batch)."""
+  images = Image(batch.images.astype(jnp.float32) / 255., batch.sizes)
+  return augment.views(recipe.groups, key_for(key, 'augment', step), images)
+
+
+def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views]) -> tuple[Array, tuple[dict, Metrics]]:
+  """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread)."""
+  outputs, updated = recipe.network.apply(
+      {'params': params, 'batch_stats': stats}, shown, recipe.equivariances, True, mutable=['batch_stats'])
+  terms = {'invariance': recipe.invariance.loss(outputs.embeddings)}
+  for name, objective in recipe.equivariances.items():
+    terms[name] = objective.loss(*outputs.answers[name])
+  total = terms['invariance'] + sum(w * terms[name] for name, w in recipe.weights.items())
+  z = outputs.embeddings.projected
+  metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
+  return total, (updated.get('batch_stats', {}), metrics)
+
+
+def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate."""
+  shown = views(recipe, key, state.step, batch)
+  grads, (stats, metrics) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown)
+  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+  metrics |= {'gradient': optax.global_norm(grads), 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
+  return state._replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), stats=stats,
+                        opt_state=opt_state), metrics
+
+
+def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
+  """The one jitted step of a run whose data live on the devices: (key, state, data, order) -> state, metrics.
+
+  data: a Batch of the whole training set and order: int32 [num], both replicated. The batch of a step is the
+  next B of the epoch's `order`: an index, so no image crosses between devices, nor from the host.
+  """
+  def step(key: Key, state: TrainState, data: Batch, order: Array) -> tuple[TrainState, Metrics]:
+    start = state.step % recipe.steps_per_epoch * recipe.batch
+    rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
+    rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
+    batch = jax.lax.with_sharding_constraint(Batch(*(x[rows] for x in data)), shard.split(mesh))
+    return train_step(recipe, key, state, batch)
+
+  return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))

@@ -1,0 +1,183 @@
+"""The loop: one jitted step over resident data, logged, checkpointed, stoppable and resumable at any step."""
+import contextlib
+import math
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from equivariant_ssl import checkpoint, data, distributed, modules, record, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl import recipe as recipes
+from equivariant_ssl import state as states
+from equivariant_ssl import step as steps
+from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.data.source import Source
+from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
+
+COLLAPSED = .3  # of the spread of a uniform sphere
+
+
+class Run(NamedTuple):
+  """What a run is made of, before its first step: enough to train it, resume it, or read its checkpoint."""
+  config: ConfigDict
+  source: Source
+  recipe: recipes.Recipe
+  mesh: Mesh
+  key: jax.Array
+
+
+Hook = Callable[[Run, states.TrainState, int], None]  # called after a step with its number; must not keep the state
+
+
+def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
+  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
+  mesh = mesh or shard.mesh()
+  shard.check_batch(config.batch, mesh.devices.size)
+  source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+  for line in source.problems[:10]:
+    log(line)
+  if len(source.problems) > 10:
+    log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
+  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], source.mean, source.std)
+  return Run(config, source, recipe, mesh, jax.random.key(config.seed))
+
+
+def initial(run: Run) -> states.TrainState:
+  """The run's state at step 0, a copy on every device."""
+  return states.init(run.recipe, run.key, shard.replicated(run.mesh))
+
+
+def abstract(run: Run) -> states.TrainState:
+  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)),
+                      jax.eval_shape(lambda: states.build(run.recipe, run.key)))
+
+
+def compiled(run: Run):
+  """The one jitted step of the run, (key, state, data, order) -> (state, metrics), and its data on the devices."""
+  train = run.source.train
+  placed = shard.place(steps.Batch(train.images, train.sizes), shard.replicated(run.mesh))
+  return steps.resident(run.recipe, run.mesh), placed
+
+
+def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool],
+        step: Callable | None = None, placed: steps.Batch | None = None) -> states.TrainState:
+  """Train from `state` to the recipe's last step, or until `on_step(state, number, metrics, waited)` is true.
+
+  waited: seconds that the step waited for its data. `step`, `placed`: of `compiled`, to share over runs.
+  """
+  if step is None:
+    step, placed = compiled(run)
+  recipe, order = run.recipe, None
+  for n in range(int(state.step), recipe.steps):
+    before = time.perf_counter()
+    if order is None or n % recipe.steps_per_epoch == 0:
+      order = shard.place(np.asarray(epoch_order(run.key, n // recipe.steps_per_epoch, len(placed.images))),
+                          shard.replicated(run.mesh))
+    waited = time.perf_counter() - before
+    state, metrics = step(run.key, state, placed, order)
+    if on_step(state, n + 1, metrics, waited):
+      break
+  return state
+
+
+class _Log(NamedTuple):
+  """Steps whose metrics are still on the device, and when the last row was written."""
+  pending: list
+  since: list  # [time, step, seconds waited, whether collapse was said]
+
+
+def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, last_good: Callable) -> None:
+  """Fetch the pending metrics, stop on the first that is not finite, write one row, and warn of a collapse."""
+  fetched = jax.device_get([m for _, m in log.pending])
+  for (n, _), metrics in zip(log.pending, fetched, strict=True):
+    bad = [k for k, v in metrics.items() if not math.isfinite(v)]
+    if bad:
+      good = last_good()
+      raise UserError(
+          f'step {n}: {", ".join(bad)} not finite. Last good checkpoint: {"none" if good is None else f"step {good}"}.',
+          'Try a lower --config.optimizer.lr, a longer warm-up, or --config.dtype=float32, in a new --workdir.',
+          NOT_FINITE)
+  n = log.pending[-1][0]
+  values = {k: float(v) for k, v in fetched[-1].items()}
+  now = time.perf_counter()
+  elapsed = max(now - log.since[0], 1e-9)
+  values['images_per_s'] = run.recipe.batch * (n - log.since[1]) / elapsed
+  values['data_wait'] = log.since[2] / elapsed
+  values['epoch'] = n / run.recipe.steps_per_epoch
+  write(n, values)
+  show(n, {k: values[k] for k in ('loss', 'invariance', *run.recipe.weights, 'std')}, values['images_per_s'],
+       values['data_wait'])
+  if values['std'] < COLLAPSED and n > 10 and not log.since[3]:
+    line = (f'step {n}: the embeddings are collapsing: their spread is {values["std"]:.2f} of a full sphere\'s '
+            f'(under {COLLAPSED}).')
+    if run.config.on_collapse == 'stop':
+      raise UserError(line, 'Try a lower rate or temperature; --config.on_collapse=warn goes on regardless.', NOT_FINITE)
+    say(line)
+    log.since[3] = True
+  log.pending.clear()
+  log.since[:3] = [now, n, 0.]
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
+          mesh: Mesh | None = None, quiet: bool = False) -> states.TrainState:
+  """Run `config` in `workdir`: from its newest valid checkpoint if it has one, else from the start.
+
+  Raises UserError: 5 the workdir holds another config, 3 it is in use, 4 no checkpoint of it is valid, 6 a loss
+  is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
+  run = prepare(config, mesh, say)
+  with contextlib.ExitStack() as stack:
+    if distributed.main():
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(record.lock(workdir))
+      record.start(workdir, configs.as_json(config), command or shlex.join(sys.argv), free=configs.FREE)
+    saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
+    found = saved.restore(abstract(run))
+    state = found[1] if found else initial(run)
+    start, total = int(state.step), run.recipe.steps
+    say(f'{workdir.name}: ' + (f'resuming at step {start} of {total}' if found else f'{total} steps') +
+        f', batch {config.batch} = {run.mesh.devices.size} devices x {config.batch // run.mesh.devices.size}')
+    if distributed.main():
+      write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
+      show = stack.enter_context(record.progress(total, start, workdir.name, quiet))
+    else:
+      write = show = lambda *args: None
+    asked = distributed.preempted
+    if jax.process_count() == 1:
+      flag = stack.enter_context(record.stop_on_signal())
+      asked = lambda n: flag()
+    every = config.checkpoint_every or max(total // 10, 1)
+    log = _Log([], [time.perf_counter(), start, 0., False])
+    stopped = []
+
+    def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
+      log.pending.append((n, metrics))
+      log.since[2] += waited
+      stop = asked(n)
+      due = n % every == 0 or n == total or stop
+      if n % config.log_every == 0 or due:
+        _flush(run, log, write, show, say, saved.latest)
+      if due:
+        saved.save(n, state, {}, wait=stop)
+      for hook in hooks:
+        hook(run, state, n)
+      if stop and n < total:
+        stopped.append(n)
+      return stop
+
+    state = fit(run, state, on_step)
+  if stopped:
+    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.', f'Resume: eqssl resume {workdir}',
+                    PREEMPTED)
+  return state

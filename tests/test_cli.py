@@ -1,0 +1,213 @@
+"""The command line: what a run leaves, exact resumption, and one clear line for every mistake (bars 6 and 11)."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from equivariant_ssl import checkpoint, cli, shard, train
+from equivariant_ssl import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+  """Commands run from the clone; the suite's own cache of compiled programs stays as conftest set it."""
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+
+
+def eqssl(*argv, capsys=None):
+  """(exit code, stdout, stderr) of a command, in this process."""
+  code = cli.main([str(a) for a in argv])
+  captured = capsys.readouterr() if capsys else None
+  return code, *(captured or ('', ''))
+
+
+def command(*argv, devices=1):
+  """The same in a process of its own."""
+  env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu',
+         'EQSSL_CACHE': str(jax.config.jax_compilation_cache_dir)}
+  return subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.cli', *map(str, argv)], cwd=ROOT, env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def weights(workdir, devices=1):
+  """Every leaf of a run's newest checkpoint."""
+  run = train.prepare(configs.read(pathlib.Path(workdir) / 'config.json'), shard.mesh(jax.devices()[:devices]))
+  return [np.asarray(x) for x in jax.tree.leaves(checkpoint.load(workdir / 'checkpoints', train.abstract(run))[1])]
+
+
+def rows(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """Eight steps at once, on 1 and on 4 devices."""
+  found = {}
+  for devices in (1, 4):
+    workdir = tmp_path_factory.mktemp(f'straight{devices}')
+    train.train(configs.load('smoke'), workdir, 'straight', mesh=shard.mesh(jax.devices()[:devices]), quiet=True)
+    found[devices] = workdir
+  return found
+
+
+def test_what_a_run_leaves(straight):
+  workdir = straight[1]
+  assert [r['step'] for r in rows(workdir)] == list(range(1, 9))
+  assert all(np.isfinite(r['loss']) and {'invariance', 'equimod', 'std', 'lr'} <= r.keys() for r in rows(workdir))
+  assert (workdir / 'command.txt').read_text().strip() == 'straight'
+  assert json.loads((workdir / 'config.json').read_text())['batch'] == 16
+  assert 'jax' in json.dumps(json.loads((workdir / 'env.json').read_text()))
+  assert (workdir / 'checkpoints').is_dir()
+
+
+class Killed(BaseException):
+  """Nothing in the program catches this, as nothing catches a kill."""
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_killed_and_resumed_equals_straight(straight, tmp_path, devices):
+  """Three steps, an end without warning, and on to eight: bitwise the weights and the losses of eight at once."""
+  config = configs.load('smoke', {'checkpoint_every': '1'})
+  mesh = shard.mesh(jax.devices()[:devices])
+
+  def kill(run, state, n):
+    if n == 3:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train.train(config, tmp_path, hooks=(kill,), mesh=mesh, quiet=True)
+  train.train(config, tmp_path, mesh=mesh, quiet=True)
+  for a, b in zip(weights(straight[devices], devices), weights(tmp_path, devices), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert [r['loss'] for r in rows(tmp_path)] == [r['loss'] for r in rows(straight[devices])]
+
+
+@pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM])
+def test_signals_in_a_process_of_its_own(tmp_path, sent):
+  """kill -9 loses at most the steps since the last checkpoint; TERM loses none, and ends with 75 and what to type."""
+  args = ('train', '--config', 'smoke', '--workdir', tmp_path, '--config.steps=3000', '--config.checkpoint_every=5')
+  process = command(*args)
+  while not (tmp_path / 'metrics.jsonl').exists() or len((tmp_path / 'metrics.jsonl').read_text().splitlines()) < 8:
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(.02)
+  process.send_signal(sent)
+  _, err = process.communicate(timeout=60)
+  done = rows(tmp_path)[-1]['step']
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+  if sent == signal.SIGTERM:
+    assert process.returncode == 75 and f'eqssl resume {tmp_path}' in err and saved == done
+  else:
+    assert process.returncode == -9 and done - saved <= 10
+  config = configs.read(tmp_path / 'config.json')
+  stop = saved + 4
+
+  def end(run, state, n):
+    if n == stop:
+      raise Killed
+  with pytest.raises(Killed):
+    train.train(config, tmp_path, hooks=(end,), mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+  steps = [r['step'] for r in rows(tmp_path)]
+  assert steps == list(range(1, steps[-1] + 1)), 'a row is missing or doubled after resuming'
+
+
+MISTAKES = [  # argv after 'train', part of the cause, part of the fix
+  (('--config', 'smoke', '--config.augment.crop.scal=1'), "has no 'scal'", "'scale'"),
+  (('--config', 'smoke', '--config.batch=many'), "config.batch is 'many'", '--config.batch'),
+  (('--config', 'smoke', '--config.batch'), 'needs a value', '--config.batch=VALUE'),
+  (('--config', 'smook'), 'not found', 'smoke'),
+  (('--config', 'smoke', '--confg.batch=1'), 'unknown argument', '--help'),
+  (('--config', 'smoke', '--config.batch=12'), 'does not divide over 8 devices', '--config.batch='),
+  (('--config', 'smoke', '--config.batch=2048'), 'larger than the 1000 training images', '--config.batch='),
+  (('--config', 'smoke', '--config.data.name=cifar10', '--config.data.root=/nowhere'), 'cifar10', 'eqssl data prepare'),
+  (('--config', 'smoke', '--config.data.name=folder', '--config.data.path=/nowhere'), '/nowhere', ''),
+  (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'), 'told no', 'both'),
+]
+
+
+@pytest.mark.parametrize('argv,cause,fix', MISTAKES, ids=[m[1][:24] for m in MISTAKES])
+def test_one_line_and_exit_code_2(argv, cause, fix, tmp_path, capsys):
+  code, _, err = eqssl('train', '--workdir', tmp_path / 'run', *argv, capsys=capsys)
+  assert code == 2 and cause in err and fix in err
+  assert 'Traceback' not in err and len(err.strip().splitlines()) <= 2
+  assert not (tmp_path / 'run').exists(), 'a refused run leaves nothing behind'
+
+
+def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
+  from PIL import Image
+  (tmp_path / 'none').mkdir()
+  (tmp_path / 'none' / 'notes.txt').write_text('no image')
+  folder = lambda path: ('--config', 'smoke', '--config.data.name=folder', f'--config.data.path={path}',
+                         '--config.data.size=16', '--config.steps=1')
+  code, _, err = eqssl('train', '--workdir', tmp_path / 'a', *folder(tmp_path / 'none'), capsys=capsys)
+  assert code == 2 and 'txt' in err
+  rng = np.random.default_rng(0)
+  (tmp_path / 'some').mkdir()
+  for i in range(40):
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / 'some' / f'{i:02d}.png')
+  (tmp_path / 'some' / '07.png').write_bytes(b'not a png')
+  code, _, err = eqssl('train', '--workdir', tmp_path / 'b', *folder(tmp_path / 'some'), capsys=capsys)
+  assert code == 0 and '07.png' in err
+  code, _, err = eqssl('eval', tmp_path / 'b', '--knn', capsys=capsys)
+  assert code == 2 and 'no labels' in err
+
+
+def test_a_workdir_of_another_config(straight, tmp_path, capsys):
+  import shutil
+  shutil.copytree(straight[1], tmp_path / 'run')
+  code, _, err = eqssl('train', '--config', 'smoke', '--workdir', tmp_path / 'run', '--config.optimizer.lr=.01',
+                       capsys=capsys)
+  assert code == 5 and 'optimizer.lr' in err and '0.05' in err and '0.01' in err
+  assert len(rows(tmp_path / 'run')) == 8
+
+
+def test_a_loss_that_is_not_finite(tmp_path, capsys):
+  code, _, err = eqssl('train', '--config', 'smoke', '--workdir', tmp_path, '--config.optimizer.lr=1e30',
+                       '--config.checkpoint_every=1', capsys=capsys)
+  assert code == 6 and 'not finite' in err and 'Last good checkpoint: step' in err
+  assert 'loss' in err or 'invariance' in err
+  number, state = checkpoint.load(tmp_path / 'checkpoints', train.abstract(train.prepare(
+      configs.read(tmp_path / 'config.json'))))[:2]
+  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_torn_last_checkpoint_falls_back(straight, tmp_path, capsys):
+  import shutil
+  shutil.copytree(straight[1], tmp_path / 'run')
+  steps = sorted(int(p.name) for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit())
+  newest = tmp_path / 'run' / 'checkpoints' / str(steps[-1])
+  largest = max((p for p in newest.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:-7])
+  code, _, err = eqssl('resume', tmp_path / 'run', capsys=capsys)
+  assert code == 0 and f'{steps[-1]}' in err and f'resuming at step {steps[-2]}' in err
+  assert [r['step'] for r in rows(tmp_path / 'run')] == list(range(1, 9))
+
+
+def test_eval_prints_trained_untrained_and_chance(straight, capsys, tmp_path):
+  import shutil
+  shutil.copytree(straight[1], tmp_path / 'run')
+  code, out, err = eqssl('eval', tmp_path / 'run', capsys=capsys)
+  assert code == 0, err
+  names = {p.stem for p in (tmp_path / 'run' / 'eval').glob('*.json')}
+  assert names == {'knn-k200-T0.1', 'linear-cached', 'equivariance-equimod'}
+  knn = json.loads((tmp_path / 'run' / 'eval' / 'knn-k200-T0.1.json').read_text())
+  assert knn['protocol'] == 'knn k=200 T=0.1' and 0 < knn['chance'] < .2 and 'untrained' in knn
+  gain = json.loads((tmp_path / 'run' / 'eval' / 'equivariance-equimod.json').read_text())['actions']
+  assert set(gain) == {'all', 'crop', 'rotate'} and gain['all']['trained']['identity']['absolute']['mean'] == 0
+  assert 'untrained' in out and 'chance' in out and 'shuffled' in out
+
+
+def test_doctor_and_print_config(capsys):
+  code, out, _ = eqssl('doctor', capsys=capsys)
+  assert code == 0 and 'jax' in out and 'TensorFlow' in out
+  code, out, _ = eqssl('train', '--config', 'smoke', '--workdir', 'unused', '--print-config', capsys=capsys)
+  assert code == 0 and json.loads(out)['encoder']['name'] == 'resnet'

@@ -1,0 +1,96 @@
+"""The house stands on its floors: a module imports only from floors below its own, or sideways without a cycle."""
+import ast
+import pathlib
+import subprocess
+import sys
+
+import equivariant_ssl
+
+ROOT = pathlib.Path(equivariant_ssl.__file__).parent
+FLOORS = (
+    {'__init__', 'types', 'keys', 'modules', 'errors'},
+    {'augment', 'losses'},
+    {'nets'},
+    {'invariance', 'equivariance'},
+    {'optim', 'recipe', 'state', 'shard', 'step'},
+    {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'record', 'train'},
+    {'study', 'report', 'export', 'demo', 'demo_figure', 'doctor', 'cli'},
+)
+
+
+def floor(part: str) -> int:
+  return next(i for i, f in enumerate(FLOORS) if part in f)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Dotted names of this package that a file imports, at module level or inside functions."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      found |= {f'{node.module}.{a.name}' for a in node.names} | {node.module}
+  return found
+
+
+def parts(name: str) -> list[str]:
+  return name.split('.')[1:2] if name.startswith('equivariant_ssl.') else []
+
+
+def test_modules_import_from_floors_below():
+  wrong = []
+  for path in ROOT.rglob('*.py'):
+    own = path.relative_to(ROOT).parts[0].removesuffix('.py')
+    for name in imports(path):
+      for part in parts(name):
+        known = part in set().union(*FLOORS)
+        if known and floor(part) > floor(own):
+          wrong.append(f'{path.relative_to(ROOT)} (floor {floor(own)}) imports {name} (floor {floor(part)})')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_sideways_imports_have_no_cycle():
+  edges, known = {}, set().union(*FLOORS)
+  for path in ROOT.rglob('*.py'):
+    own = path.relative_to(ROOT).parts[0].removesuffix('.py')
+    edges.setdefault(own, set()).update(
+        p for name in imports(path) for p in parts(name) if p != own and p in known)
+
+  def visit(part, trail):
+    assert part not in trail, ' -> '.join([*trail, part])
+    for after in edges.get(part, ()):
+      visit(after, [*trail, part])
+  for part in edges:
+    visit(part, [])
+
+
+def test_flax_is_behind_its_firewall():
+  for path in ROOT.rglob('*.py'):
+    if path.relative_to(ROOT).parts[0] not in ('nets', 'equivariance'):
+      assert not any(n.split('.')[0] == 'flax' for n in imports(path)), path
+
+
+def test_orbax_is_behind_checkpoint():
+  for path in ROOT.rglob('*.py'):
+    assert path.name == 'checkpoint.py' or not any(n.startswith('orbax') for n in imports(path)), path
+
+
+def test_configs_import_ml_collections_alone():
+  for path in (ROOT.parent / 'configs').glob('*.py'):
+    assert {n.split('.')[0] for n in imports(path)} == {'ml_collections'}, path
+
+
+def test_the_package_imports_no_tensorflow():
+  code = ('import sys, equivariant_ssl.cli, equivariant_ssl.train, equivariant_ssl.evaluate.run, equivariant_ssl.demo;'
+          'sys.exit("tensorflow" in sys.modules)')
+  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_files_and_functions_stay_readable():
+  """No file much over 250 lines, no function over 60."""
+  for path in ROOT.rglob('*.py'):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300, path
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef):
+        assert node.end_lineno - node.lineno < 60, f'{path}: {node.name}'

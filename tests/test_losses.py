@@ -1,0 +1,95 @@
+"""NT-Xent and the EquiMod loss against float64 NumPy, written from the formulas (bar 4 of the main job)."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from equivariant_ssl import losses, modules
+from equivariant_ssl import equivariance as equivariances
+from equivariant_ssl.augment import chain
+from equivariant_ssl.augment import flip as flips
+from equivariant_ssl.types import Pair, Wiring
+
+
+def reference(a, b, temperature, same=None):
+  """NT-Xent in float64: for each of the 2M rows, -log softmax of the partner among the rows it may see."""
+  rows = np.concatenate([a, b]).astype(np.float64)
+  M = len(a)
+  rows /= np.sqrt((rows ** 2).sum(1, keepdims=True))
+  same = np.arange(M) if same is None else np.asarray(same)
+  total = 0.
+  for i in range(2 * M):
+    partner = (i + M) % (2 * M)
+    seen = [k for k in range(2 * M) if k != i and (k == partner or same[k % M] != same[i % M])]
+    s = np.array([rows[i] @ rows[k] for k in seen]) / temperature
+    total += np.log(np.exp(s - s.max()).sum()) + s.max() - rows[i] @ rows[partner] / temperature
+  return total / (2 * M)
+
+
+def numeric_gradient(f, x, step=1e-6):
+  """Central differences in float64."""
+  g = np.zeros_like(x)
+  for i in np.ndindex(*x.shape):
+    up, down = x.copy(), x.copy()
+    up[i] += step
+    down[i] -= step
+    g[i] = (f(up) - f(down)) / (2 * step)
+  return g
+
+
+@pytest.mark.parametrize('temperature', [.1, .5])
+@pytest.mark.parametrize('grouped', [False, True])
+def test_nt_xent_equals_float64(temperature, grouped):
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(2, 6, 5))
+  same = np.array([0, 0, 1, 1, 2, 2]) if grouped else None
+  f = lambda a, b: losses.nt_xent(a, b, temperature, None if same is None else jnp.array(same))
+  value, grads = jax.jit(jax.value_and_grad(f, (0, 1)))(jnp.float32(a), jnp.float32(b))
+  np.testing.assert_allclose(value, reference(a, b, temperature, same), rtol=1e-5)
+  wanted = (numeric_gradient(lambda x: reference(x, b, temperature, same), a),
+            numeric_gradient(lambda x: reference(a, x, temperature, same), b))
+  for got, want in zip(grads, wanted, strict=True):
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize('exclude', [False, True])
+def test_equimod_loss_equals_float64(exclude):
+  """4B rows [y of both views, their predictions]; the sibling is a negative unless excluded."""
+  rng = np.random.default_rng(1)
+  B, V, E = 5, 2, 7
+  y, y_hat = rng.normal(size=(2, B * V, E))
+  op = chain(flips.make())
+  wiring = Wiring('equimod', (op, op), (op, op), op, False, 8)
+  objective = modules.make(equivariances, 'equimod', exclude_sibling=exclude)(wiring)
+  image = np.arange(B * V) // V
+  same = image if exclude else None
+  f = lambda y, y_hat: objective.loss(y_hat, Pair(y, y, (), ()))
+  value, grads = jax.jit(jax.value_and_grad(f, (0, 1)))(jnp.float32(y), jnp.float32(y_hat))
+  np.testing.assert_allclose(value, reference(y, y_hat, .2, same), rtol=1e-5)
+  wanted = (numeric_gradient(lambda x: reference(x, y_hat, .2, same), y),
+            numeric_gradient(lambda x: reference(y, x, .2, same), y_hat))
+  for got, want in zip(grads, wanted, strict=True):
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_level_at_random_embeddings():
+  """In high dimension every cosine is near 0, so the loss is near log(number of rows - 1)."""
+  a, b = np.random.default_rng(2).normal(size=(2, 128, 2048)).astype(np.float32)
+  assert abs(float(losses.nt_xent(a, b, .5)) - np.log(255)) < .01
+
+
+def test_memory_of_the_gradient():
+  """Temporaries at 2 x 1024 x 128 stay under 64 MiB (a broadcast form needs gigabytes)."""
+  shape = jax.ShapeDtypeStruct((1024, 128), jnp.float32)
+  compiled = jax.jit(jax.grad(lambda a, b: losses.nt_xent(a, b, .5), (0, 1))).lower(shape, shape).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes <= 64 * 2 ** 20
+
+
+def test_unit_at_zero():
+  assert np.isfinite(jax.grad(lambda x: losses.unit(x).sum())(jnp.zeros((2, 3)))).all()
+
+
+def test_spread():
+  points = np.random.default_rng(3).normal(size=(4096, 32)).astype(np.float32)
+  assert abs(float(losses.spread(jnp.array(points))) - 1) < .01
+  assert float(losses.spread(jnp.ones((16, 32)))) < 1e-6

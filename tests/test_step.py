@@ -1,0 +1,114 @@
+"""The step on 1, 2, 4 and 8 devices: the same views, the same numbers, and only small things cross (bar 5)."""
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from equivariant_ssl import config as configs
+from equivariant_ssl import shard, step, train
+from equivariant_ssl.recipe import Recipe
+
+DEVICES = (1, 2, 4, 8)
+
+
+@functools.cache
+def run(devices: int) -> train.Run:
+  """The smoke recipe on `devices` devices; its optimiser's momentum after one step is the gradient."""
+  config = configs.load('smoke', {'optimizer.weight_decay': '0.'})
+  return train.prepare(config, shard.mesh(jax.devices()[:devices]))
+
+
+@functools.cache
+def trained(devices: int) -> dict:
+  """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
+  r = run(devices)
+  state, (program, data) = train.initial(r), train.compiled(r)
+  order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated(r.mesh))
+  text = program.lower(r.key, state, data, order).compile().as_text()
+  losses, gradient = [], None
+  for n in range(3):
+    state, metrics = program(r.key, state, data, order)
+    losses.append({k: float(v) for k, v in metrics.items()})
+    if n == 0:
+      gradient = [np.asarray(x) for x in jax.tree.leaves(state.opt_state)]
+  shapes = {tuple(x.shape) for x in jax.tree.leaves(state.params)}
+  return {'losses': losses, 'gradient': gradient, 'text': text, 'compilations': program._cache_size(),
+          'shapes': shapes, 'stats': {tuple(x.shape) for x in jax.tree.leaves(state.stats)}}
+
+
+@functools.cache
+def shown(devices: int):
+  """The views of step 5, with the batch split over the devices."""
+  r = run(devices)
+  batch = shard.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), shard.split(r.mesh))
+  return jax.device_get(jax.jit(functools.partial(step.views, r.recipe))(r.key, 5, batch))
+
+
+@pytest.mark.parametrize('devices', DEVICES[1:])
+def test_views_and_actions_are_bitwise_the_same(devices):
+  assert jax.tree.structure(shown(1)) == jax.tree.structure(shown(devices))
+  for a, b in zip(jax.tree.leaves(shown(1)), jax.tree.leaves(shown(devices)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('devices', DEVICES[1:])
+def test_loss_and_gradient_are_the_same(devices):
+  one, many = trained(1), trained(devices)
+  assert abs(many['losses'][0]['loss'] / one['losses'][0]['loss'] - 1) <= 1e-6
+  assert abs(many['losses'][2]['loss'] / one['losses'][2]['loss'] - 1) <= 1e-4
+  largest = max(np.abs(g).max() for g in one['gradient'])
+  assert largest > 0
+  for a, b in zip(one['gradient'], many['gradient'], strict=True):
+    assert np.abs(a - b).max() <= 1e-5 * largest
+
+
+@pytest.mark.parametrize('devices', DEVICES)
+def test_one_compilation(devices):
+  assert trained(devices)['compilations'] == 1
+
+
+def crossing(text: str) -> list[tuple[str, list[tuple[int, ...]]]]:
+  """(collective, shapes of its result) for every collective of a compiled program."""
+  found = []
+  for line in text.splitlines():
+    match = re.search(r'= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(', line)
+    if match:
+      shapes = [tuple(int(d) for d in dims.split(',') if d) for dims in re.findall(r'\w+\[([\d,]*)\]', match[1])]
+      found.append((match[2], shapes))
+  return found
+
+
+@pytest.mark.parametrize('devices', DEVICES[1:])
+def test_nothing_large_crosses_between_devices(devices):
+  """Only gradients, BatchNorm statistics, metrics and embeddings: no image and no activation."""
+  r, result = run(devices), trained(devices)
+  small = result['shapes'] | result['stats'] | {()}
+  B, E = r.config.batch, r.config.invariance.projector.out
+  rows = 2 * B, 4 * B
+  for kind, shapes in crossing(result['text']):
+    for shape in shapes:
+      flat = tuple(d for d in shape if d != 1)
+      sums = kind == 'all-reduce' and (shape in small or len(flat) <= 1 and int(np.prod(shape)) <= 4 * B)
+      embeddings = len(flat) <= 3 and int(np.prod(shape)) in {n * E for n in rows}
+      assert sums or embeddings, f'{kind} of {shape} on {devices} devices'
+  assert any(kind == 'all-reduce' for kind, _ in crossing(result['text']))
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_the_step_lowers_for_accelerators_without_the_cpu_convolution(platform):
+  r = run(1)
+  state, (program, data) = jax.eval_shape(lambda: train.initial(r)), train.compiled(r)
+  order = jax.ShapeDtypeStruct((len(data.images),), np.int32)
+  lowered = {p: program.trace(r.key, state, data, order).lower(lowering_platforms=(p,)).as_text()
+             for p in (platform, 'cpu')}
+  loops = {p: text.count('stablehlo.while') for p, text in lowered.items()}
+  convolutions = {p: text.count('stablehlo.convolution') for p, text in lowered.items()}
+  assert convolutions[platform] > convolutions['cpu'] and loops[platform] < loops['cpu']
+
+
+def test_recipes_are_static():
+  """A recipe holds no array that could be traced or donated."""
+  assert isinstance(run(1).recipe, Recipe)
+  assert not [x for x in jax.tree.leaves(run(1).recipe) if isinstance(x, jax.Array)]
