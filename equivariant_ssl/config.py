@@ -138,6 +138,8 @@ def _section(path: str, given: Any, schema: dict[str, Any]) -> ConfigDict:
 
 def _module(path: str, package: Any, given: Any, extra: dict[str, Any] | None = None, name: str = '') -> ConfigDict:
   """A section that names a factory of `package` and its keyword arguments."""
+  if not isinstance(given, (dict, ConfigDict)):
+    raise UserError(f'{path} is {given!r}; it needs fields.', f'e.g. --{path}.name={modules.names(package)[0]}')
   name = name or given.get('name')
   if not name:
     raise UserError(f'{path} needs a name.', f'One of: {", ".join(modules.names(package))}.')

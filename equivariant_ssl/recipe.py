@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, equivariance, invariance, modules, nets, optim
+from equivariant_ssl import augment, equivariance, invariance, modules, nets, optim, shard
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
@@ -50,8 +50,9 @@ def ops(config: ConfigDict) -> dict[str, tuple[Op, str]]:
 def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS) -> Action:
   """`count` actions of each of `chains`, pooled, for images of true size (side, side)."""
   size = jnp.full(2, side, jnp.float32)
-  drawn = [jax.jit(jax.vmap(lambda k, c=c: c.sample(k, size)))(jax.random.split(key_for(key, i), count))
-           for i, c in enumerate(dict.fromkeys(chains))]
+  drawn = [jax.jit(jax.vmap(lambda k, c=c: c.sample(k, size)), compiler_options=shard.ONCE)(
+      jax.random.split(key_for(key, i), count))
+           for i, c in enumerate({id(c): c for c in chains}.values())]
   return jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
 
 

@@ -5,6 +5,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from equivariant_ssl.errors import UserError
 
+# For a program that runs once: compiling it costs more than running it ever will.
+ONCE = {'xla_backend_optimization_level': 0}
+
 
 def mesh(devices: list | None = None) -> Mesh:
   """The ('data',) mesh over `devices` (all of them by default)."""

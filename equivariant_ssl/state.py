@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from equivariant_ssl import shard
 from equivariant_ssl.augment import views
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.recipe import Recipe
@@ -34,4 +35,4 @@ def build(recipe: Recipe, key: Key) -> TrainState:
 
 def init(recipe: Recipe, key: Key, sharding: NamedSharding | None = None) -> TrainState:
   """`build` compiled once (the forward pass that flax traces is dead code, and removed), placed by `sharding`."""
-  return jax.jit(lambda key: build(recipe, key), out_shardings=sharding)(key)
+  return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)(key)

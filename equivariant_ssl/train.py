@@ -113,6 +113,9 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   values['images_per_s'] = run.recipe.batch * (n - log.since[1]) / elapsed
   values['data_wait'] = log.since[2] / elapsed
   values['epoch'] = n / run.recipe.steps_per_epoch
+  memory = run.mesh.local_devices[0].memory_stats()  # None on CPU
+  if memory:
+    values['memory_gib'] = memory['peak_bytes_in_use'] / 2 ** 30
   write(n, values)
   show(n, {k: values[k] for k in ('loss', 'invariance', *run.recipe.weights, 'std')}, values['images_per_s'],
        values['data_wait'])

@@ -45,7 +45,7 @@ def test_overrides():
     ('optimizer.lr', '(1, 2)', 'config.optimizer.lr is (1, 2)', 'float'),
     ('dtype', 'float16', "config.dtype has no 'float16'", 'bfloat16'),
     ('augment.order', 'crop,flip', 'config.augment.order names', 'order'),
-    ('encoder', '3', 'config.encoder', 'resnet'),
+    ('encoder', '3', 'config.encoder is 3', '--config.encoder.name'),
 ])
 def test_a_mistake_is_named_with_its_remedy(key, value, cause, fix):
   with pytest.raises(UserError) as error:

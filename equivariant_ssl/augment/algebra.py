@@ -1,6 +1,7 @@
 """The algebra of ops: chains, chances, what a network is told of them, and views over named groups."""
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.pixels import resample
 from equivariant_ssl.keys import key_for
@@ -51,8 +52,8 @@ def normalised(op: Op, draws: Action) -> Op:
   Dividing without centring keeps encode(identity) == 0; a Linear + BatchNorm encoder (EquiMod's) cancels the
   offset in any case. Pool the draws of all chains that the pairs come from, and draw with a fixed key.
   """
-  spread = jnp.std(jax.vmap(op.encode)(draws), axis=0)
-  spread = jnp.where(spread > 1e-6, spread, 1.)
+  spread = np.std(np.asarray(jax.jit(jax.vmap(op.encode))(draws)), axis=0)  # NumPy's: a constant, on no device
+  spread = np.where(spread > 1e-6, spread, 1.).astype(np.float32)
   return op._replace(encode=lambda action: op.encode(action) / spread)
 
 

@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import total
@@ -36,9 +37,10 @@ def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.))
     bell = jnp.where(action.sigma > 0, bell, (away == 0).astype(jnp.float32))  # sigma 0: the pixel itself
     bell = bell / total(bell)
     for axis in (0, 1):
-      side = pixels.shape[axis]
-      padded = jnp.pad(pixels, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode='reflect')
-      pixels = sum(bell[i] * jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(kernel))
+      at = np.abs(np.arange(side := pixels.shape[axis])[:, None] + np.arange(-reach, reach + 1)[None])
+      at = side - 1 - np.abs(side - 1 - at)  # reflected at both borders
+      matrix = jnp.einsum('k,iko->io', bell, jax.nn.one_hot(at, side), precision='highest')
+      pixels = jnp.einsum('io,o...->i...' if axis == 0 else 'io,ho...->hi...', matrix, pixels, precision='highest')
     return image._replace(pixels=jnp.clip(pixels, 0., 1.))
 
   return sometimes(p, Op(

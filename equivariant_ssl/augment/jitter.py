@@ -42,8 +42,9 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   top, low = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
   span = top - low
   safe = jnp.where(span > 1e-7, span, 1.)  # a grey has no hue: any will do, and the gradient stays finite
-  sixths = jnp.where(top == red, (green - blue) / safe, jnp.where(
-      top == green, (blue - red) / safe + 2., (red - green) / safe + 4.))
+  # By order, not by `top == red`: XLA may compute `red` twice with different roundings, and then none is the top.
+  sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, jnp.where(
+      green >= blue, (blue - red) / safe + 2., (red - green) / safe + 4.))
   around = sixths[..., None] / 6. + turns + jnp.array([0., 4 / 6, 2 / 6])[None, None]
   share = jnp.clip(jnp.abs((around - jnp.floor(around)) * 6. - 3.) - 1., 0., 1.)
   return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
@@ -52,14 +53,17 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
 def apply(action: Jitter, image: Image) -> Image:
   """The four changes in the action's order. Hue, the costly one, is computed once and the others on either side
   of it, with factor 1 (exactly nothing) on the side that is not theirs."""
-  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
-  pixels, turn = image.pixels, jnp.argmax(action.order == HUE)
-  for k in (0, 1, 2):
-    pixels = blend(pixels, action.order[k], jnp.where(k < turn, factors[action.order[k]], 1.))
+  turn = jnp.argmax(action.order == HUE)
+  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])[action.order]
+  k = jnp.arange(4)
+
+  def blends(pixels: Array, active: Array) -> Array:  # a scan: compiled once, and its steps are not fused
+    changes = action.order, jnp.where(active, factors, 1.)
+    return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
+
+  pixels = blends(image.pixels, k < turn)
   pixels = jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
-  for k in (1, 2, 3):
-    pixels = blend(pixels, action.order[k], jnp.where(k > turn, factors[action.order[k]], 1.))
-  return image._replace(pixels=pixels)
+  return image._replace(pixels=blends(pixels, k > turn))
 
 
 def encode(action: Jitter) -> Array:

@@ -35,7 +35,7 @@ def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[]
       digest.update(f'{file.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
   path = folder() / f'{digest.hexdigest()[:40]}.npz'
   try:
-    with np.load(path) as stored:
+    with open(path, 'rb') as file, np.load(file) as stored:   # np.load would leave a damaged file open
       return dict(stored)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     pass

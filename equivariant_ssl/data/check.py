@@ -1,18 +1,19 @@
 """`eqssl data check`: what a data set holds, and what is wrong with it."""
 import hashlib
-import os
 import pathlib
-from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
 from equivariant_ssl.data import digits, folder, tfds
 from equivariant_ssl.data.decode import BadImage, decode
-from equivariant_ssl.data.source import CHUNK, Records
+from equivariant_ssl.data.folder import printable
+from equivariant_ssl.data.source import Records, in_chunks, listed
 
-SMALL, WIDE = 32, 4.   # pixels of a short side, ratio of the sides, beyond which an image is worth a look
+CANVAS = 32             # to which images are decoded here: enough to meet every damaged byte
+WIDE, SMALL = 4., .25   # a long side so many times the short one, a short side such a part of the usual, are odd
+LISTED = 100            # of what is only worth a look
 
 
 class Report(NamedTuple):
@@ -44,15 +45,17 @@ def check(what: str, root: str = '') -> Report:
 def check_digits() -> Report:
   """The bundled scans: nothing can be missing but scikit-learn itself."""
   source = digits.make()
-  return Report((f'digits: {len(source.train.images):,} train, {len(source.test.images):,} test, 10 classes', 'ok'), True)
+  counts = f'{len(source.train.images):,} train, {len(source.test.images):,} test, {len(source.classes)} classes'
+  return Report((f'digits: {counts}', 'ok'), True)
 
 
 def check_folder(path: pathlib.Path) -> Report:
   """Every image of a folder, decoded."""
-  train, test, problems = folder.splits(path, .1, everything=True)
-  names, _ = folder.class_names(train[1], test[1])
-  parts = {split: folder.records(*part, names) for split, part in (('train', train), ('test', test)) if part[1]}
-  return _report(str(path), parts, names, problems)
+  train, test, bad, links = folder.splits(path, .1)
+  names, loose = folder.class_names(train, test)
+  parts = {split: folder.records(part, names) for split, part in (('train', train), ('test', test)) if part.paths}
+  return report(str(path), parts, names, listed(folder.UNREADABLE, bad, len(bad)),
+                listed(folder.LINKS, links, len(links)) + loose)
 
 
 def check_tfds(what: str, root: str) -> Report:
@@ -61,19 +64,68 @@ def check_tfds(what: str, root: str) -> Report:
   image, label = tfds.keys(what, builder.info)
   parts = {split: tfds.records(builder, split, image, label) for split in builder.info.splits}
   names = tuple(builder.info.features[label].names) if label else None
-  return _report(str(builder.data_dir), parts, names, ())
+  return report(str(builder.data_dir), parts, names)
 
 
 def scan(records: Records) -> list[Look]:
   """Look at every record, in threads."""
   def look(data: bytes | BadImage) -> Look:
     try:
-      return Look(b'', decode(data, SMALL)[1])._replace(digest=hashlib.sha256(data).digest())
+      size = decode(data, CANVAS)[1]
+      return Look(hashlib.sha256(data).digest(), size)
     except BadImage as e:
       return Look(error=str(e))
 
-  def work(start: int) -> list[Look]:
-    return [look(data) for data in records.read(range(start, min(start + CHUNK, records.count)))]
+  return in_chunks(lambda indices: [look(data) for data in records.read(indices)], records.count)
 
-  with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-    return [found for part in pool.map(work, range(0, records.count, CHUNK)) for found in part]
+
+def report(name: str, parts: dict[str, Records], classes: tuple[str, ...] | None, unreadable: tuple[str, ...] = (),
+           notes: tuple[str, ...] = ()) -> Report:
+  """Counts, then what cannot be read (not ok), then what is worth a look."""
+  looks = {split: scan(records) for split, records in parts.items()}
+  lines = [f'{name}: ' + ', '.join(f'{len(found):,} {split}' for split, found in looks.items())]
+  for split, records in parts.items():
+    if classes:
+      unlabelled = (records.labels < 0).sum()
+      counts = np.bincount(records.labels[records.labels >= 0], minlength=len(classes))
+      lines.append(f'{split} classes: {_histogram(classes, counts)}' + f', none {unlabelled:,}' * bool(unlabelled))
+  every = [(split, parts[split].names(i), look) for split, found in looks.items() for i, look in enumerate(found)]
+  broken = [f'{record}: {look.error}' for _, record, look in every if look.error]
+  whole = [one for one in every if not one[2].error]
+  lines += [*unreadable, *listed('cannot be decoded:', broken, len(broken)), *notes, *_sizes(whole), *_copies(whole)]
+  ok = not broken and not unreadable
+  return Report((*lines, 'ok' if ok else 'not ok: the images named above are left out or replaced in training'), ok)
+
+
+def _histogram(classes: tuple[str, ...], counts: np.ndarray) -> str:
+  if len(classes) <= 20:
+    return ', '.join(f'{printable(name)} {n:,}' for name, n in zip(classes, counts, strict=True))
+  return f'{len(classes):,}, of {counts.min():,} to {counts.max():,} images'
+
+
+def _sizes(whole: list[tuple[str, str, Look]]) -> tuple[str, ...]:
+  """The range of the sizes, and the images far from the others."""
+  if not whole:
+    return ()
+  sizes = np.array([look.size for _, _, look in whole])
+  short, long = sizes.min(axis=1), sizes.max(axis=1)
+  odd = np.flatnonzero((long > WIDE * short) | (short < SMALL * np.median(short)))
+  named = [f'{whole[i][1]}: {sizes[i, 0]}x{sizes[i, 1]}' for i in odd]
+  return (f'sizes (height x width): {_range(sizes[:, 0])} x {_range(sizes[:, 1])}',
+          *listed('of an unusual size or shape:', named, LISTED))
+
+
+def _range(values: np.ndarray) -> str:
+  return f'{values.min()}' if values.min() == values.max() else f'{values.min()} to {values.max()}'
+
+
+def _copies(whole: list[tuple[str, str, Look]]) -> tuple[str, ...]:
+  """The images that are, byte for byte, another one; most of all those of both splits."""
+  groups = defaultdict(list)
+  for one in whole:
+    groups[one[2].digest].append(one)
+  groups = [group for group in groups.values() if len(group) > 1]
+  across = sum(len({split for split, _, _ in group}) > 1 for group in groups)
+  named = [' = '.join(record for _, record, _ in group) for group in groups]
+  crossing = (f'{across:,} of these are in train and in test: a score on test would be too good',) if across else ()
+  return listed('images are there more than once:', named, LISTED) + crossing

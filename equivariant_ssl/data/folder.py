@@ -13,14 +13,20 @@ from equivariant_ssl.data.source import Records, Source, listed, load, moments
 from equivariant_ssl.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.png', '.webp', '.gif', '.bmp')
+UNREADABLE, LINKS = 'unreadable, left out:', 'links to folders, not followed:'
+
+
+class Part(NamedTuple):
+  """The images of one split: `paths` relative to `root`, sorted."""
+  root: str
+  paths: tuple[str, ...]
 
 
 class Index(NamedTuple):
-  """The images under `root`: paths relative to it (sorted) with the (height, width) of their headers; `bad` (path,
-  reason) of those left out; `others` counts the files that are not images by extension; `links` not followed."""
+  """The images under `root`: `paths` relative to it, sorted; `bad` (path, reason) of those with an unreadable header;
+  `others` counts the files that are not images by extension; `links` are folders not followed."""
   root: str
   paths: tuple[str, ...]
-  sizes: tuple[tuple[int, int], ...]
   bad: tuple[tuple[str, str], ...]
   others: dict[str, int]
   links: tuple[str, ...]
@@ -41,19 +47,20 @@ def make(path: str = '', size: int = 64, test: float = .1) -> Source:
   base = pathlib.Path(path).expanduser()
   if not base.is_dir():
     raise UserError(f'{path!r} is not a folder.', 'Say where the images are: --config.data.path=DIR')
-  train, held, problems = splits(base, test)
-  if not train[1]:
+  train, held, bad, links = splits(base, test)
+  if not train.paths:
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
-  classes, problem = class_names(train[1], held[1])
-  parts = [records(*part, classes) if part[1] else None for part in (train, held)]
-  *splits, replaced = load(str(base), *parts, size)
-  return Source(base.resolve().name, *splits, classes, *moments(splits[0].images), problems + problem + replaced)
+  classes, loose = class_names(train, held)
+  parts = [records(part, classes) if part.paths else None for part in (train, held)]
+  train_split, test_split, replaced = load(str(base), *parts, size)
+  problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose + replaced
+  return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems)
 
 
 def index(root: str) -> Index:
   """Walk `root`, and read the header of every file with an image's extension. Hidden names are skipped."""
-  paths, others, links = [], collections.Counter(), []
-  for place, folders, files in os.walk(root):
+  paths, others, links, lost = [], collections.Counter(), [], []
+  for place, folders, files in os.walk(root, onerror=lost.append):
     links += [os.path.join(place, f) for f in folders if os.path.islink(os.path.join(place, f))]
     folders[:] = [f for f in folders if not f.startswith(('.', '__MACOSX'))]
     for name in files:
@@ -66,18 +73,19 @@ def index(root: str) -> Index:
         others[extension or 'no extension'] += 1
   paths.sort()
 
-  def look(relative: str) -> tuple[int, int] | str:
+  def trouble(relative: str) -> str:
     try:
-      return header(os.path.join(root, relative), root)
+      header(os.path.join(root, relative), root)
+      return ''
     except BadImage as e:
       return str(e)
 
   with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-    looks = list(pool.map(look, paths))
-  good = [(p, s) for p, s in zip(paths, looks, strict=True) if not isinstance(s, str)]
-  return Index(root, tuple(p for p, _ in good), tuple(s for _, s in good),
-               tuple((p, s) for p, s in zip(paths, looks, strict=True) if isinstance(s, str)),
-               dict(others), tuple(os.path.relpath(link, root) for link in sorted(links)))
+    why = dict(zip(paths, pool.map(trouble, paths), strict=True))
+  bad = [(os.path.relpath(e.filename, root), f'folder cannot be read: {e.strerror}') for e in lost]
+  bad += [(p, why[p]) for p in paths if why[p]]
+  return Index(root, tuple(p for p in paths if not why[p]), tuple(bad), dict(others),
+               tuple(os.path.relpath(link, root) for link in sorted(links)))
 
 
 def layout(base: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
@@ -91,8 +99,8 @@ def printable(path: str) -> str:
   return repr(path)[1:-1]
 
 
-def splits(base: pathlib.Path, share: float) -> tuple[tuple[str, list[str]], tuple[str, list[str]], tuple[str, ...]]:
-  """((root, paths) to train, (root, paths) to test, problems)."""
+def splits(base: pathlib.Path, share: float) -> tuple[Part, Part, list[str], list[str]]:
+  """The images to train on, those to test on, and in a line each: the unreadable ones, the links not followed."""
   places = [p for p in layout(base) if p]
   indices = [index(str(p)) for p in places]
   if not indices[0].paths:
@@ -100,11 +108,10 @@ def splits(base: pathlib.Path, share: float) -> tuple[tuple[str, list[str]], tup
   bad = [f'{printable(str(place.relative_to(base) / path))}: {why}'
          for place, found in zip(places, indices, strict=True) for path, why in found.bad]
   links = [printable(link) for found in indices for link in found.links]
-  problems = listed('unreadable, left out:', bad) + listed('links to folders, not followed:', links)
   if len(places) == 2:
-    return *((found.root, list(found.paths)) for found in indices), problems
-  parts = [[p for p in indices[0].paths if (_share(p) < share) == held] for held in (False, True)]
-  return *((indices[0].root, part) for part in parts), problems
+    return *(Part(found.root, found.paths) for found in indices), bad, links
+  parts = [tuple(p for p in indices[0].paths if (_share(p) < share) == held) for held in (False, True)]
+  return *(Part(indices[0].root, part) for part in parts), bad, links
 
 
 def _share(path: str) -> float:
@@ -123,9 +130,9 @@ def _refuse(place: pathlib.Path, found: Index) -> None:
                   f'Images end in {" ".join(EXTENSIONS)}.')
 
 
-def class_names(*splits: list[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+def class_names(*parts: Part) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
   """The class names, or None where an image lies in no class folder (and a problem, if others do)."""
-  firsts = [p.split(os.sep)[0] if os.sep in p else None for split in splits for p in split]
+  firsts = [p.split(os.sep)[0] if os.sep in p else None for part in parts for p in part.paths]
   names = sorted({f for f in firsts if f is not None})
   loose = firsts.count(None)
   if not loose:
@@ -133,8 +140,9 @@ def class_names(*splits: list[str]) -> tuple[tuple[str, ...] | None, tuple[str, 
   return None, (f'{loose:,} images lie in no class folder, so there are no labels',) if names else ()
 
 
-def records(root: str, paths: list[str], classes: tuple[str, ...] | None) -> Records:
+def records(part: Part, classes: tuple[str, ...] | None) -> Records:
   """The images of one split, not yet decoded."""
+  root, paths = part
   def read_one(path: str) -> bytes | BadImage:
     try:
       return read_file(os.path.join(root, path), root)

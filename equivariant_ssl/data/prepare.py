@@ -2,6 +2,7 @@
 import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import pathlib
@@ -10,7 +11,6 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +57,7 @@ def prepare(archive: str | None, root: pathlib.Path, batch: int, log: Log) -> pa
     with tempfile.TemporaryDirectory(prefix='.preparing-cifar10-', dir=root) as scratch:
       if not archive:
         log(f'Downloading {URL} ({SIZE / 1e6:.0f} MB)')
-        archive = os.path.join(scratch, 'cifar-10-binary.tar.gz')
+        archive = os.path.join(scratch, os.path.basename(URL))
         download(archive)
       log(f'Reading {archive}')
       splits = {split: np.concatenate(parts) for split, parts in read_archive(archive, batch).items()}
@@ -84,7 +84,7 @@ def download(path: str, url: str = URL, size: int = SIZE, sha256: str = SHA256,
           break
         digest.update(block)
         sink.write(block)
-  except (OSError, EOFError) as e:  # URLError, timeouts and broken connections are OSErrors
+  except (OSError, http.client.HTTPException) as e:   # URLError, timeouts and broken connections are OSErrors
     raise UserError(f'The download of {url} failed after {count:,} bytes: {e}', f'Try again. {BY_HAND}') from e
   if count != size:
     raise UserError(f'The download of {url} gave {"more than " * (count > size)}{min(count, size):,} bytes '
@@ -118,15 +118,16 @@ def read_archive(path: str, batch: int) -> dict[str, list[np.ndarray]]:
     with open(path, 'rb') as file:
       gzipped = file.read(2) == b'\x1f\x8b'
     with (gzip.open if gzipped else open)(path, 'rb') as stream:
-      with tarfile.open(fileobj=Capped(stream, UNPACKED), mode='r|') as tar:
+      capped = Capped(stream, UNPACKED)
+      with tarfile.open(fileobj=capped, mode='r|') as tar:
         for member in tar:
           name = posixpath.normpath(member.name)
           if name in wanted and member.isreg():
             if member.size != batch * RECORD:
               raise ValueError(f'{name} has {member.size:,} bytes instead of {batch * RECORD:,}')
             found[name] = _records(name, tar.extractfile(member).read())
-          if len(found) == len(wanted):
-            break
+      while capped.read(2**20):   # to the end, where gzip's checksum of all of it is
+        pass
   except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:
     why = getattr(e, 'strerror', None) or e
     raise UserError(f'{path} is not the binary archive of CIFAR-10: {why}.', f'The right one: {URL}') from e
@@ -154,27 +155,25 @@ def examples(split: str, records: np.ndarray) -> Iterator[tuple[int, dict[str, A
 def write(splits: dict[str, np.ndarray], root: pathlib.Path) -> pathlib.Path:
   """Write `root`/cifar10/3.0.2 with TFDS's own builder, so its order, files and metadata are TFDS's.
 
-  Only the two methods of that builder which need TensorFlow are replaced: reading the batches, encoding PNGs.
+  Only what needs TensorFlow in that builder is replaced: reading the batches, encoding the PNGs.
   """
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # TFDS's own deprecations, while it makes protos and writers
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.registered import skip_registration
-    official = tfds.builder_cls('cifar10')
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.registered import skip_registration
+  official = tfds.builder_cls('cifar10')
 
-    def split_generators(self, manager):
-      self.info.features['label'].names = list(NAMES)
-      return {split: examples(split, records) for split, records in splits.items()}
+  with skip_registration():
+    class Cifar10(official):
+      __module__ = official.__module__   # what the metadata say made the files
 
-    with skip_registration():
-      builder = type('Cifar10', (official,), {'name': 'cifar10', '__module__': official.__module__,
-                                              '_split_generators': split_generators})(
-          data_dir=root, file_format='array_record')
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    builder.info.download_size = SIZE
-    builder.info.write_dataset_info_json(builder.data_dir)
+      def _split_generators(self, manager: Any) -> dict[str, Any]:
+        self.info.features['label'].names = list(NAMES)
+        return {split: examples(split, records) for split, records in splits.items()}
+
+  builder = Cifar10(data_dir=root, file_format='array_record')
+  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):   # its progress bars
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  builder.info.download_size = SIZE
+  builder.info.write_dataset_info_json(builder.data_dir)
   return pathlib.Path(builder.data_dir)
 
 

@@ -10,7 +10,7 @@ from equivariant_ssl.data.decode import BadImage, decode
 from equivariant_ssl.errors import BAD_DATA, UserError
 
 MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
-CHUNK = 256          # records that a thread takes at a time
+CHUNK = 256          # records that a thread takes at a time, at most
 LISTED = 20          # problems written out one by one
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]   # (mean, std) of the channels
@@ -65,11 +65,24 @@ def check_memory(name: str, count: int, size: int) -> None:
                     f'Use --config.data.size={most} or less, or fewer images.')
 
 
+def in_chunks(work: Callable[[range], list], count: int) -> list:
+  """`work` on the ranges that make up `count` records, in threads, its lists joined in order.
+
+  Pillow decodes without the interpreter lock. Chunks, because handing over one small record costs as much as it.
+  """
+  threads = min(32, os.cpu_count() or 1)
+  chunk = max(1, min(CHUNK, count // (4 * threads)))
+  with ThreadPoolExecutor(threads) as pool:
+    parts = pool.map(work, (range(start, min(start + chunk, count)) for start in range(0, count, chunk)))
+    return [item for part in parts for item in part]
+
+
 def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:
   """For each unreadable record, another one of the `count`, drawn from its own index: the same in every run."""
   bad = set(bad)
   if len(bad) == count:
     return {}
+
   def other(i: int) -> int:
     draws = np.random.default_rng(i)
     while (j := int(draws.integers(count))) in bad:
@@ -81,13 +94,13 @@ def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:
 def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   """Decode every record to a canvas of side `size`; an unreadable one gets another in its place.
 
-  Returns the split, and (index, reason) of those replaced. Threads: Pillow decodes without the interpreter lock.
+  Returns the split, and (index, reason) of those replaced.
   """
   images = np.zeros((records.count, size, size, 3), np.uint8)
   sizes = np.ones((records.count, 2), np.float32)
 
-  def work(start: int) -> list[tuple[int, str]]:
-    indices, bad = range(start, min(start + CHUNK, records.count)), []
+  def work(indices: range) -> list[tuple[int, str]]:
+    bad = []
     for i, data in zip(indices, records.read(indices), strict=True):
       try:
         images[i], sizes[i] = decode(data, size)
@@ -95,8 +108,7 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
         bad.append((i, str(e)))
     return bad
 
-  with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-    bad = [b for part in pool.map(work, range(0, records.count, CHUNK)) for b in part]
+  bad = in_chunks(work, records.count)
   labels = None if records.labels is None else records.labels.copy()
   for i, j in substitutes((i for i, _ in bad), records.count).items():
     images[i], sizes[i] = images[j], sizes[j]
@@ -107,12 +119,12 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   return Split(images, sizes, labels), bad
 
 
-def listed(what: str, lines: list[str]) -> tuple[str, ...]:
-  """`what`, counted, then the first `LISTED` of `lines`."""
+def listed(what: str, lines: list[str], most: int = LISTED) -> tuple[str, ...]:
+  """`what`, counted, then the first `most` of `lines`; nothing where there are none."""
   if not lines:
     return ()
-  rest = [f'  and {len(lines) - LISTED:,} more'] if len(lines) > LISTED else []
-  return (f'{len(lines):,} {what}', *(f'  {line}' for line in lines[:LISTED]), *rest)
+  rest = [f'  and {len(lines) - most:,} more'] if len(lines) > most else []
+  return (f'{len(lines):,} {what}', *(f'  {line}' for line in lines[:most]), *rest)
 
 
 def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Split, Split | None, tuple[str, ...]]:

@@ -61,13 +61,13 @@ def gains(pairs: PerPair, image: np.ndarray | None = None) -> Gains:
 
     absolute  mean(cos(target, predicted) - cos(target, source))
     relative  mean(drift / error), a mean of ratios: unstable where predictions are nearly exact, hence clamped
-    ratio     mean(drift) / mean(error), the stable form.
+    ratio     mean(drift) / mean(error), the stable form, clamped alike.
 
   image: int [N], the image of each pair (None: each its own); pairs of one image are averaged first.
   """
   mean = lambda values: over_images(values, image)
   return Gains(interval(mean(pairs.absolute)), interval(mean(pairs.relative)),
-               ratio_of_means(mean(pairs.drift), np.maximum(mean(pairs.error), LEAST)))
+               ratio_of_means(*(mean(np.maximum(a, LEAST)) for a in (pairs.drift, pairs.error))))
 
 
 def shuffle(key: Key, image: np.ndarray) -> np.ndarray:

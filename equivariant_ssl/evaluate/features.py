@@ -81,15 +81,21 @@ def check_finite(values: np.ndarray) -> None:
                            'The network has diverged: evaluate an earlier checkpoint.', errors.NOT_FINITE)
 
 
-def check_labelled(values: np.ndarray, labels: np.ndarray, classes: int, what: str) -> None:
-  """UserError where the `what` ('training', 'test') features [N D] lack finite values or labels in [0, classes)."""
-  if values.ndim != 2 or labels.shape != values.shape[:1]:
-    raise ValueError(f'expected {what} features [N D] and labels [N], got {values.shape} and {labels.shape}')
-  if not len(labels):
+def check_labels(labels: np.ndarray, N: int, classes: int, what: str) -> None:
+  """UserError where the `what` ('training', 'test') images have no labels in [0, classes); labels int [N]."""
+  if labels.shape != (N,):
+    raise ValueError(f'expected {what} labels of shape {(N,)}, got {labels.shape}')
+  if not N:
     raise errors.UserError(f'There are no {what} images.')
   if labels.min() < 0:
-    raise errors.UserError(f'{int((labels < 0).sum())} of the {len(labels)} {what} images have no label.',
-                           'kNN, linear and few-shot evaluation need labels; --equivariance does not.')
+    raise errors.UserError(f'{int((labels < 0).sum())} of the {N} {what} images have no label.',
+                           'kNN, linear and few-label evaluation need labels; --equivariance does not.')
   if labels.max() >= classes:
-    raise errors.UserError(f'A {what} image has label {labels.max()}, but the data set has {classes} classes.')
+    raise errors.UserError(f'A {what} image has label {labels.max()}, but the data set has {classes} classes.',
+                           'Labels count from 0.')
+
+
+def check_labelled(values: np.ndarray, labels: np.ndarray, classes: int, what: str) -> None:
+  """`check_finite` of the `what` features [N D] and `check_labels` of their labels [N]."""
+  check_labels(labels, len(values), classes, what)
   check_finite(values)

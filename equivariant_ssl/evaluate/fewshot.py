@@ -2,6 +2,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
 
@@ -31,10 +32,10 @@ def subsets(labels: np.ndarray, classes: int, key: Key, per_class: int, trials: 
   """
   count = np.bincount(labels, minlength=classes)
   if count.min() < per_class:
-    raise UserError(f'Class {count.argmin()} has {count.min()} training images, fewer than {per_class} labels a class.',
+    raise UserError(f'Class {count.argmin()} has {count.min()} training images, fewer than {per_class}.',
                     f'Ask for at most {count.min()}.' if count.min() else 'Every class needs labelled images.')
-  draws = np.asarray(jax.vmap(lambda t: jax.random.uniform(key_for(key, 'few labels', t), labels.shape))(
-      jax.numpy.arange(trials)))
+  draw = jax.vmap(lambda t: jax.random.uniform(key_for(key, 'few labels', t), labels.shape))
+  draws = np.asarray(draw(jnp.arange(trials)))
   first = np.concatenate([[0], count.cumsum()[:-1]])
   rows = (first[:, None] + np.arange(per_class)).ravel()
   return np.stack([np.lexsort((draw, labels))[rows] for draw in draws])

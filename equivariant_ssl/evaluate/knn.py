@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl.evaluate.features import check_labelled, in_batches
+from equivariant_ssl.evaluate.features import check_finite, check_labelled, check_labels, in_batches
 from equivariant_ssl.evaluate.statistics import Result, result
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Array
@@ -42,6 +42,7 @@ def _voter(classes: int, k: int):
 
 def _votes(train_features, train_labels, test_features, classes: int, k: int, temperature: float) -> np.ndarray:
   check_labelled(train_features, train_labels, classes, 'training')
+  check_finite(test_features)
   N = len(train_features)
   C = min(BANK, N)
   fill = -N % C
@@ -66,7 +67,7 @@ def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
 def evaluate(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
              test_labels: np.ndarray, classes: int, k: int = 200, temperature: float = .1) -> Result:
   """`knn` against the test labels [M]. The protocol is named with the k that was used, which is N where k > N."""
-  check_labelled(test_features, test_labels, classes, 'test')
+  check_labels(test_labels, len(test_features), classes, 'test')
   votes = _votes(train_features, train_labels, test_features, classes, k, temperature)
   used = min(k, len(train_features))
   return result(f'knn k={used} T={temperature:g}', votes, test_labels, {'k': used, 'temperature': temperature})

@@ -60,10 +60,8 @@ def ratio_of_means(a, b) -> Interval:
   the interval of (a - R b) / mean(b), around R."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   ratio = float(a.mean() / b.mean())
-  around = interval((a - ratio * b) / b.mean())
-  if around.low is None:
-    return around._replace(mean=ratio)
-  return Interval(ratio, ratio + around.low - around.mean, ratio + around.high - around.mean, around.n)
+  around = interval(ratio + (a - ratio * b) / b.mean())
+  return around._replace(mean=ratio)
 
 
 def over_images(values, image=None) -> np.ndarray:

@@ -1,0 +1,366 @@
+"""Checkpoints that are checked: orbax writes them, a fingerprint says whether what is read is what was written.
+
+Orbax's commit survives kill -9, but it does not notice a flipped bit in the weights and falls back to nothing.
+So each checkpoint carries a fingerprint of every leaf, and reading takes the newest one that proves right. A state
+is saved as a flat {key path: leaf}: optax's empty and masked nodes need no support, the abstract tree gives the form.
+Every process of a job calls `save` and `restore`; process 0 alone renames.
+"""
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, UserError
+from equivariant_ssl.types import Array
+
+Found = tuple[int, Any, dict]  # step, state, meta
+
+# Orbax prints each failure of its threads as a page of traceback; every one of them is raised here as one line.
+logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
+
+
+class Checkpoints(NamedTuple):
+  """save:    (step, state, meta, wait=False). Asynchronous; returns at once for a step that is already saved.
+  restore: abstract -> (step, state, meta) of the newest valid checkpoint, None where there never was one.
+  latest:  () -> the newest committed step, or None.
+  """
+  save: Callable[..., None]
+  restore: Callable[[Any], Found | None]
+  latest: Callable[[], int | None]
+
+
+class _DamagedError(Exception):
+  """A checkpoint that cannot be believed, and why."""
+
+
+def _mix(x: Array) -> Array:
+  """A bijection of uint32 whose every output bit depends on every input bit (MurmurHash3's finaliser)."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85ebca6b)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xc2b2ae35)
+  return x ^ (x >> 16)
+
+
+@jax.jit
+def _digest(x: Array) -> Array:
+  """[3] uint32: two sums over the elements' bits mixed with their positions, and whether one is not finite.
+
+  Sums of integers do not depend on their order, hence not on devices or sharding. A single reduction of three
+  operands compiles and runs faster than three.
+  """
+  finite = jnp.isfinite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.ones(x.shape, bool)
+  x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+  width = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)  # 8 bytes become two of 4
+  bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32).reshape(-1)
+  place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(0x9e3779b1) + jnp.uint32(1)
+  bad = jnp.broadcast_to(~finite[..., None], (*finite.shape, bits.size // max(finite.size, 1))).reshape(-1)
+  lanes = _mix(bits ^ place), _mix(bits + place * jnp.uint32(0x85ebca6b)), bad.astype(jnp.uint32)
+  return jnp.stack(jax.lax.reduce(lanes, (jnp.uint32(0),) * 3, lambda a, b: (a[0] + b[0], a[1] + b[1], a[2] | b[2]),
+                                  (0,)))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  """{key path: leaf}. Host leaves become arrays of a dtype that jax keeps."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  flat = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+  if len(flat) < len(paths):
+    raise ValueError(f'two leaves of the state have one path; they are {sorted(flat)}')
+  return {k: v if isinstance(v, jax.Array | jax.ShapeDtypeStruct)
+          else np.asarray(v, jax.dtypes.canonicalize_dtype(np.asarray(v).dtype)) for k, v in flat.items()}
+
+
+def _kind(leaf: Any) -> str:
+  return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
+
+
+def _survey(flat: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+  """The fingerprint of every leaf, 'float32[3,4]:' and 16 hexadecimal digits, and the paths that are not finite."""
+  digests = jax.device_get({k: _digest(v) for k, v in flat.items()})
+  return ({k: f'{_kind(flat[k])}:{d[0]:08x}{d[1]:08x}' for k, d in digests.items()},
+          [k for k, d in digests.items() if d[2]])
+
+
+def fingerprint(tree: Any) -> dict[str, str]:
+  """{key path: dtype, shape and a 64-bit checksum of the bits} of a tree of arrays; the same on any devices.
+
+  An error check, not a signature: it stops no one who rewrites a checkpoint on purpose.
+  """
+  return _survey(_flat(tree))[0]
+
+
+def steps(directory: str | pathlib.Path) -> list[int]:
+  """The committed steps in `directory`, newest first; a commit is a rename, so a torn one has another name."""
+  directory = pathlib.Path(directory)
+  found = directory.iterdir() if directory.is_dir() else ()
+  return sorted((int(p.name) for p in found if p.name.isdecimal() and p.is_dir()), reverse=True)
+
+
+def _latest(directory: pathlib.Path) -> int | None:
+  return next(iter(steps(directory)), None)
+
+
+def _line(error: BaseException) -> str:
+  """The first line of an error, not too much of it."""
+  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:160]}'
+
+
+def _seal(step: int, prints: dict[str, str], meta: dict) -> dict:
+  """What orbax stores beside the arrays, with its own checksum."""
+  body = json.dumps({'step': step, 'leaves': prints, 'meta': meta}, sort_keys=True)
+  return {'format': 1, 'body': body, 'sha256': hashlib.sha256(body.encode()).hexdigest()}
+
+
+def _unseal(path: pathlib.Path) -> dict:
+  """The stored {step, leaves, meta} of a checkpoint; _DamagedError where it is not what was stored."""
+  sealed = ocp.metadata(path).custom_metadata or {}
+  body = sealed.get('body', '')
+  if sealed.get('format') != 1 or hashlib.sha256(body.encode()).hexdigest() != sealed.get('sha256'):
+    raise _DamagedError('its record is missing or wrong')
+  record = json.loads(body)
+  if str(record['step']) != path.name:
+    raise _DamagedError(f'it is a copy of step {record["step"]}')
+  return record
+
+
+def _fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, Any], part: bool) -> None:
+  """UserError OTHER_CONFIG unless the stored leaves are the wanted ones (or, with `part`, contain them)."""
+  there = {k: v.partition(':')[0] for k, v in stored.items()}
+  here = {k: _kind(v) for k, v in wanted.items()}
+  wrong = [f'{k} is {there.get(k, "not")} there and {here.get(k, "not")} here'
+           for k in {**here, **there} if there.get(k) != here.get(k) and not (part and k not in here)]
+  if wrong:
+    raise UserError(f'{path} is of another config: {"; ".join(wrong[:3])}'
+                    + (f'; and {len(wrong) - 3} more.' if len(wrong) > 3 else '.'),
+                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {path.parent.parent}',
+                    OTHER_CONFIG)
+
+
+def _raise_if_unreadable(path: pathlib.Path) -> None:
+  """OSError where a file of `path` cannot be read (EACCES, EIO, ESTALE): that says nothing about what is in it."""
+  for part in (path, *path.rglob('*')):
+    with contextlib.suppress(FileNotFoundError):  # a file that is not there is a damage
+      if part.is_dir():
+        os.listdir(part)
+      else:
+        with part.open('rb') as file:
+          while file.read(1 << 24):
+            pass
+
+
+def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, Array], dict]:
+  """The wanted leaves and the meta of one checkpoint. Raises _DamagedError, UserError OTHER_CONFIG, OSError."""
+  own = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or own)
+            for k, v in wanted.items()}
+  try:
+    record = _unseal(path)
+    _fit(path, record['leaves'], wanted, part)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # `_fit` has decided which leaves may be left out
+    with context:
+      leaves = ocp.load(path, {k: v for k, v in placed.items() if v.size})  # orbax knows no array of size 0
+    jax.block_until_ready(leaves)
+  except (UserError, _DamagedError, MemoryError):
+    raise
+  except Exception as error:
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      raise
+    _raise_if_unreadable(path)
+    raise _DamagedError(_line(error)) from error
+  leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
+  prints, _ = _survey(leaves)
+  wrong = [k for k in leaves if prints[k] != record['leaves'][k]]
+  if wrong:
+    raise _DamagedError(f'{wrong[0]} is not what was saved' + (f', nor are {len(wrong) - 1} more' if wrong[1:] else ''))
+  if 'step' in leaves and int(leaves['step']) != int(path.name):
+    raise _DamagedError(f'it holds step {int(leaves["step"])}')
+  return leaves, record['meta']
+
+
+def _together(verdict: int) -> int:
+  """The largest `verdict` of all processes; a barrier."""
+  if jax.process_count() == 1:
+    return verdict
+  from jax.experimental import multihost_utils
+  return int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
+
+
+def _newest(directory: pathlib.Path, abstract: Any, only: int | None, part: bool,
+            reject: Callable[[pathlib.Path, str], None]) -> Found | None:
+  """The newest valid checkpoint, `reject` called (in every process) with each damaged one that is newer."""
+  wanted, form = _flat(abstract), jax.tree.structure(abstract)
+  for step in steps(directory) if only is None else (only,):
+    path, leaves, failed = directory / str(step), None, None
+    try:
+      leaves, meta = _read(path, wanted, part)
+    except Exception as error:
+      failed = error
+    verdict = _together(0 if failed is None else 1 if isinstance(failed, _DamagedError) else 2)
+    if verdict == 0:
+      return step, jax.tree.unflatten(form, [leaves[k] for k in wanted]), meta
+    if verdict == 2:
+      raise failed or UserError(f'{path} could not be read in another process.', 'Its message says why.')
+    reject(path, str(failed or 'in another process'))
+  return None
+
+
+def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
+         log: Callable[[str], None] = print) -> Found:
+  """(step, state, meta) of the newest valid checkpoint in `directory`, or of `step`; writes and moves nothing.
+
+  abstract: a tree of jax.ShapeDtypeStruct with shardings (none: the first device), of all or some of the saved
+  leaves. UserError NO_CHECKPOINT where there is none, OTHER_CONFIG where it does not fit.
+  """
+  directory = pathlib.Path(directory).absolute()
+  there = steps(directory)
+  if not there or step is not None and step not in there:
+    raise UserError(f'{directory} has no checkpoint' + ('.' if step is None else f' of step {step}.'),
+                    f'It has: {", ".join(map(str, there))}.' if there else 'Train first: eqssl train --config FILE '
+                    f'--workdir {directory.parent}', NO_CHECKPOINT)
+  found = _newest(directory, abstract, step, True,
+                  lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
+  if found is None:
+    raise UserError(f'no checkpoint in {directory} is valid; tried {there if step is None else step}.',
+                    'Restore a copy of it, or train again in a new --workdir.', NO_CHECKPOINT)
+  return found
+
+
+def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callable, Callable, Callable]:
+  """`save` of Checkpoints; `finish(durable=False)`, which waits for the save in flight; `close`.
+
+  saved: the steps that are there already, a save of which is nothing. An error of a save is raised once, by the next
+  of these calls; a later save starts afresh.
+  """
+  manager, pending = None, None  # orbax's Checkpointer; (step, response) in flight
+
+  def close() -> None:
+    nonlocal manager
+    last, manager = manager, None
+    if last is not None:
+      with contextlib.suppress(Exception):  # all it can raise is the error of a save that was raised already
+        last.close()
+
+  @contextlib.contextmanager
+  def explained(step: int) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:
+      saved.discard(step)
+      close()  # it would raise the same error again; a new one also clears away what was left behind
+      raise UserError(f'checkpoint {step} was not written to {directory}: {_line(error)}',
+                      'Check the disk space and permissions there, then resume. '
+                      f'The newest checkpoint is of step {_latest(directory)}.') from error
+
+  def finish(durable: bool = False) -> None:
+    nonlocal pending
+    if pending is not None:
+      (step, response), pending = pending, None
+      with explained(step):
+        response.result()
+      if durable and jax.process_index() == 0:
+        _flush(directory / str(step))
+
+  def save(step: int, state: Any, meta: dict, wait: bool = False) -> None:
+    nonlocal manager, pending
+    finish(wait)
+    if step in saved:
+      return
+    leaves = _flat(state)
+    if jax.process_count() > 1:  # orbax wants global arrays there; what is whole here is the same everywhere
+      leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v for k, v in leaves.items()}
+    prints, broken = _survey(leaves)
+    if broken:
+      raise UserError(f'the state of step {step} is not finite ({", ".join(broken[:3])}): it is not saved.',
+                      f'The newest checkpoint is of step {_latest(directory)}.', NOT_FINITE)
+    with explained(step):
+      manager = manager or _manager(directory, keep)
+      _preflight(directory, sum(v.nbytes for v in leaves.values()))
+      pending = step, manager.save_async(step, {k: v for k, v in leaves.items() if v.size}, force=True,
+                                         custom_metadata=_seal(step, prints, meta))
+    saved.add(step)
+    if wait:
+      finish(True)
+
+  return save, finish, close
+
+
+@contextlib.contextmanager
+def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None] = print) -> Iterator[Checkpoints]:
+  """The checkpoints of a run in `directory`, for its one writer; leaving waits for the save in flight.
+
+  The newest `keep` are kept. A damaged one found on restoring is moved to `directory`/../quarantine/<step>-<ns>,
+  with a line to `log`, and the next is tried. UserError: NOT_FINITE a state to save has a non-finite leaf,
+  OTHER_CONFIG the state does not fit (nothing is moved), NO_CHECKPOINT there were some but none is valid, 2 a save
+  failed (said once, by the next call or on leaving). OSError where files cannot be read.
+  """
+  directory = pathlib.Path(directory).absolute()
+  quarantine, saved = directory.parent / 'quarantine', set()
+  save, finish, close = _writer(directory, keep, saved)
+
+  def reject(path: pathlib.Path, why: str) -> None:
+    if jax.process_index() == 0:
+      target = quarantine / f'{path.name}-{time.time_ns()}'
+      quarantine.mkdir(exist_ok=True)
+      path.rename(target)
+      log(f'checkpoint {path.name} is damaged ({why}): moved to {target}')
+    _together(0)
+
+  def restore(abstract: Any) -> Found | None:
+    finish()
+    there = bool(steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
+    _together(0)  # all have looked before one renames
+    found = _newest(directory, abstract, None, False, reject)
+    if found is None and there:
+      raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
+                      f'To start this run again from step 0: rm -r {quarantine}', NO_CHECKPOINT)
+    if found is not None:
+      saved.add(found[0])
+    return found
+
+  try:
+    yield Checkpoints(save, restore, lambda: _latest(directory))
+  except BaseException:
+    try:  # the first error is the one to show; the save in flight is still waited for
+      finish(True)
+    except UserError as error:
+      log(str(error))
+    raise
+  else:
+    finish(True)
+  finally:
+    close()
+
+
+def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
+  context = ocp.Context()
+  # A directory that cannot be made by the thread leaves the interpreter waiting for it for minutes at exit.
+  context.asynchronous.create_directories_asynchronously = False
+  return ocp.training.Checkpointer(
+      directory, context=context, cleanup_tmp_directories=True, lightweight_initialize=True,
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep))
+
+
+def _preflight(directory: pathlib.Path, size: int) -> None:
+  """OSError unless a state of `size` bytes fits; the oldest checkpoint goes only after the newest is there."""
+  free = shutil.disk_usage(directory).free
+  if free < 1.2 * size:
+    raise OSError(f'{free / 2 ** 20:.0f} MiB are free, {1.2 * size / 2 ** 20:.0f} MiB are needed.')
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Ask the disk to hold a committed checkpoint through a power loss; orbax does so for its array files only."""
+  for name in (path.parent, path, *path.rglob('*')):
+    with contextlib.suppress(OSError):  # some file systems refuse; the fingerprint would tell
+      descriptor = os.open(name, os.O_RDONLY)
+      os.fsync(descriptor)
+      os.close(descriptor)

@@ -1,0 +1,110 @@
+"""Convolution as torch computes it, with a weight gradient that is fast on CPU."""
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.types import Array
+
+PATCH_BYTES = 4 * 2 ** 20  # of one slice of the sum: what stays in the L2 and L3 caches (benchmarks/conv.py)
+
+DTYPES = ('float32', 'bfloat16')   # of a computation; weights are float32
+
+torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')   # torch's default: U(+-1 / sqrt(fan in))
+fan_out_init = nn.initializers.variance_scaling(2., 'fan_out', 'normal')   # torchvision's ResNet: kaiming_normal
+
+
+def plain(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
+  """`conv2d` with XLA's own gradients."""
+  return jax.lax.conv_general_dilated(
+      x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: tuple[int, int]) -> list[Array]:
+  """The part of x [... H W C] that each element of the kernel meets, row by row: kh x kw arrays [... Ho Wo C]."""
+  x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)])
+  rows, columns = ((n - 1) * stride + 1 for n in out_size)
+  return [x[..., i:i + rows:stride, j:j + columns:stride, :]
+          for i in range(kernel_size[0]) for j in range(kernel_size[1])]
+
+
+def _slices(B: int, bytes_per_image: int) -> tuple[int, int]:
+  """(shards, slices a shard) of the sum over B images.
+
+  The first divides B, and the devices a multiple of it, so that a slice takes from each device what it holds.
+  """
+  shards = math.gcd(B, jax.device_count())
+  wanted = max(1, PATCH_BYTES // bytes_per_image)
+  images = max(n for n in range(1, B // shards + 1) if (B // shards) % n == 0 and n <= wanted)
+  return shards, B // shards // images
+
+
+def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+  """The gradient in the kernel as matrix products over slices of the batch, summed in float32."""
+  kh, kw, C, K = kernel.shape
+  B, *out_size, _ = g.shape
+  shards, n = (1, 1) if kh == kw == 1 else _slices(B, 4 * math.prod(out_size) * kh * kw * C)
+
+  def product(x_g):   # [shards b ...]; the shards stay apart until the last sum, which is the one collective
+    patches = jnp.concatenate(_taps(x_g[0], (kh, kw), stride, padding, out_size), axis=-1)
+    return jax.lax.dot_general(patches, x_g[1], (((1, 2, 3), (1, 2, 3)), ((0,), (0,))),
+                               preferred_element_type=jnp.float32)
+
+  def sliced(a):
+    return jnp.moveaxis(a.reshape(shards, n, B // shards // n, *a.shape[1:]), 1, 0)
+
+  x_g = sliced(x), sliced(g)
+  if n == 1:
+    total = product(jax.tree.map(lambda a: a[0], x_g))
+  else:
+    zero = jnp.zeros((shards, kh * kw * C, K))
+    total = jax.lax.scan(lambda total, x_g: (total + product(x_g), None), zero, x_g)[0]
+  return total.sum(0).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _xla_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+  """The gradient in the kernel as XLA derives it."""
+  return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
+  """Convolve x [B H W C] with a kernel [kh kw C K] -> [B Ho Wo K], in the dtype of x, as `torch.nn.Conv2d` does.
+
+  `padding` zeros stand on every side (flax's 'SAME' pads other sides at stride 2). Where the program is lowered
+  for CPU, whose own weight gradient is slow at large B, that gradient is a sum of matrix products. Reverse mode only.
+  """
+  return plain(x, kernel, stride, padding)
+
+
+def _forward(x, kernel, stride, padding):
+  return conv2d(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, saved, g):
+  x, kernel = saved
+  how = {'stride': stride, 'padding': padding}
+  # The branch is taken at lowering: a program for a GPU or a TPU holds nothing of the CPU's.
+  weight = jax.lax.platform_dependent(x, g, kernel, cpu=functools.partial(_cpu_weight_gradient, **how),
+                                      default=functools.partial(_xla_weight_gradient, **how))
+  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0], weight
+
+
+conv2d.defvjp(_forward, _backward)
+
+
+class Conv(nn.Module):
+  """A convolution without bias: x [B H W C] -> [B Ho Wo features] in `dtype`, its kernel [kh kw C K] float32."""
+  features: int
+  size: int = 3
+  stride: int = 1
+  padding: int = 0
+  dtype: str = 'float32'
+  init: nn.initializers.Initializer = torch_init
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param('kernel', self.init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+    return conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)

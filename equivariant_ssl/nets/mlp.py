@@ -1,0 +1,88 @@
+"""Multi-layer perceptrons: every projector, predictor, parameter encoder and head of the published methods."""
+import functools
+import math
+from typing import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from equivariant_ssl.modules import unknown
+from equivariant_ssl.nets.conv import DTYPES, torch_init
+from equivariant_ssl.types import Array
+
+INITS = ('torch', 'normal')
+
+batch_norm = functools.partial(nn.BatchNorm, momentum=.9, epsilon=1e-5)
+# Heads see few and sometimes nearly constant inputs, where E[x^2] - E[x]^2 has no digits left; two passes cost little.
+_exact_batch = functools.partial(batch_norm, use_fast_variance=False)
+# A norm is named by what torch calls it: weight (`use_scale`) and bias.
+NORMS = {
+    'none': None,
+    'batch': _exact_batch,
+    'batch_nobias': functools.partial(_exact_batch, use_bias=False),
+    'batch_noaffine': functools.partial(_exact_batch, use_bias=False, use_scale=False),
+    'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False),
+}
+
+
+def _torch_bias(fan_in: int):
+  """The initializer of `torch.nn.Linear`'s bias: U(+-1 / sqrt(fan in))."""
+  bound = 1 / math.sqrt(fan_in)
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Mlp(nn.Module):
+  """Linear layers, each hidden one followed by its norm and a ReLU: [... D] -> [... out] float32; see `make`."""
+  hidden: tuple[int, ...]
+  out: int
+  bias: bool
+  norm: str
+  last_bias: bool
+  last_norm: str
+  hidden_activation_last: bool
+  activation_last: bool
+  dtype: str
+  init: str
+
+  def _linear(self, x: Array, i: int, features: int, bias: bool) -> Array:
+    torch = self.init == 'torch'
+    return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=f'linear_{i}',
+                    kernel_init=torch_init if torch else nn.initializers.normal(.01),
+                    bias_init=_torch_bias(x.shape[-1]) if torch else nn.initializers.zeros)(x)
+
+  def _norm(self, x: Array, i: int, kind: str, dtype: str, train: bool) -> Array:
+    if NORMS[kind] is None:
+      return x
+    mode = {'use_running_average': not train} if kind.startswith('batch') else {}
+    return NORMS[kind](dtype=dtype, name=f'norm_{i}', **mode)(x)
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    x = x.astype(self.dtype)
+    last = len(self.hidden)
+    for i, features in enumerate(self.hidden):
+      x = self._norm(self._linear(x, i, features, self.bias), i, self.norm, self.dtype, train)
+      if i < last - 1 or self.hidden_activation_last:
+        x = nn.relu(x)
+    x = self._linear(x, last, self.out, self.last_bias).astype(jnp.float32)
+    x = self._norm(x, last, self.last_norm, 'float32', train)
+    return nn.relu(x) if self.activation_last else x
+
+
+def make(hidden: Sequence[int] = (2048,), out: int = 128, bias: bool = False, norm: str = 'batch',
+         last_bias: bool = False, last_norm: str = 'none', hidden_activation_last: bool = True,
+         activation_last: bool = False, dtype: str = 'float32', init: str = 'torch') -> Mlp:
+  """An MLP of `hidden` widths and an output of `out`; called with (x [... D], train) -> [... out] float32.
+
+  norm, last_norm: 'none', 'batch', 'batch_nobias' (SimCLR v2's last), 'batch_noaffine' (EquiMod's and SimSiam's
+  last) or 'layer' (E-SSL), after the hidden layers and after the output; batch statistics are over all leading axes
+  jointly. bias, last_bias: whether those layers have one. hidden_activation_last: a ReLU after the last hidden
+  layer (E-SSL's SimSiam head has none); activation_last: after the output. init: 'torch' (`torch.nn.Linear`'s) or
+  'normal' (SimCLR's N(0, .01), biases 0). Raises UserError for an unknown norm, init or dtype.
+  """
+  for what, name, known in (('mlp.norm', norm, NORMS), ('mlp.last_norm', last_norm, NORMS), ('mlp.init', init, INITS),
+                            ('mlp.dtype', dtype, DTYPES)):
+    if name not in known:
+      raise unknown(what, name, known)
+  return Mlp(tuple(hidden), out, bias, norm, last_bias, last_norm, hidden_activation_last, activation_last, dtype, init)

@@ -1,0 +1,121 @@
+"""ResNets as torchvision computes and names them (He et al. 2016; v1.5: a bottleneck strides in its 3x3)."""
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equivariant_ssl.modules import unknown
+from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init
+from equivariant_ssl.nets.mlp import batch_norm
+from equivariant_ssl.types import Array
+
+# depth: (blocks a stage, bottleneck). 10 is one basic block a stage, for CPU.
+DEPTHS = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False),
+          50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True), 152: ((3, 8, 36, 3), True)}
+STEMS = ('imagenet', 'cifar')
+EXPANSION = 4
+
+
+class Block(nn.Module):
+  """A residual block, basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1 to 4 x width): [N H W C] -> [N H' W' C']."""
+  width: int
+  stride: int
+  bottleneck: bool
+  dtype: str
+  zero_init: bool
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    conv = functools.partial(Conv, dtype=self.dtype, init=fan_out_init)
+    norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype)
+    if self.bottleneck:
+      features = EXPANSION * self.width
+      layers = [(self.width, 1, 1), (self.width, 3, self.stride), (features, 1, 1)]
+    else:
+      features = self.width
+      layers = [(features, 3, self.stride), (features, 3, 1)]
+    h = x
+    for i, (channels, size, stride) in enumerate(layers, 1):
+      last = i == len(layers)
+      scale = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
+      h = conv(channels, size, stride, size // 2, name=f'conv{i}')(h)
+      h = norm(scale_init=scale, name=f'bn{i}')(h)
+      h = h if last else nn.relu(h)
+    if x.shape != h.shape:
+      x = norm(name='downsample_1')(conv(features, 1, self.stride, name='downsample_0')(x))
+    return nn.relu(x + h)
+
+
+class ResNet(nn.Module):
+  """See `make`. `dims`: the features of each stage; `dim`: of the last, what a call returns."""
+  depth: int
+  stem: str
+  width: int
+  dtype: str
+  zero_init: bool
+
+  @property
+  def dims(self) -> tuple[int, ...]:
+    expansion = EXPANSION if DEPTHS[self.depth][1] else 1
+    return tuple(self.width * 2 ** stage * expansion for stage in range(4))
+
+  @property
+  def dim(self) -> int:
+    return self.dims[-1]
+
+  @nn.compact
+  def stages(self, x: Array, train: bool) -> tuple[Array, ...]:
+    """x [N H W C] -> what leaves each of the four stages, averaged over its pixels: [N dims[k]] float32."""
+    blocks, bottleneck = DEPTHS[self.depth]
+    size, stride, padding = (7, 2, 3) if self.stem == 'imagenet' else (3, 1, 1)
+    x = Conv(self.width, size, stride, padding, self.dtype, fan_out_init, name='conv1')(x)
+    x = nn.relu(batch_norm(use_running_average=not train, dtype=self.dtype, name='bn1')(x))
+    if self.stem == 'imagenet':
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    pooled = []
+    for stage, count in enumerate(blocks):
+      for i in range(count):
+        stride = 2 if stage > 0 and i == 0 else 1
+        x = Block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init,
+                  name=f'layer{stage + 1}_{i}')(x, train)
+      pooled.append(x.mean((1, 2), dtype=jnp.float32))
+    return tuple(pooled)
+
+  def __call__(self, x: Array, train: bool, tap: int | None = None) -> Array:
+    """x [N H W C] float -> features [N D] float32 of the last stage, or of stage `tap` (1 to 4)."""
+    return self.stages(x, train)[-1 if tap is None else tap - 1]
+
+
+def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 'float32',
+         zero_init: bool = True) -> ResNet:
+  """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152, whose first stage has `width` channels.
+
+  stem: 'imagenet' (7x7 stride 2, max-pool) or 'cifar' (3x3, no pool). dtype: of the computation ('bfloat16'
+  halves memory); weights, BatchNorm statistics and the output stay float32. zero_init: a block's last BatchNorm
+  starts at 0, so that it starts as the identity. Raises UserError for an unknown depth, stem or dtype.
+  """
+  for what, name, known in (('resnet.depth', depth, DEPTHS), ('resnet.stem', stem, STEMS),
+                            ('resnet.dtype', dtype, DTYPES)):
+    if name not in known:
+      raise unknown(what, str(name), map(str, known))
+  return ResNet(depth, stem, width, dtype, zero_init)
+
+
+def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+  """Weights and BatchNorm statistics under the names and in the layouts of torchvision's state dict.
+
+  params, stats: the 'params' and 'batch_stats' of a ResNet. The classifier `fc` is not there.
+  """
+  words = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+  state = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path((params, stats)):
+    *modules, word = (part.key for part in path[1:])
+    prefix = '.'.join(modules).replace('_', '.')
+    array = np.asarray(leaf)
+    state[f'{prefix}.{words[word]}'] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+    if word == 'mean':
+      state[f'{prefix}.num_batches_tracked'] = np.zeros((), np.int64)
+  return state
