@@ -6,13 +6,16 @@ is saved as a flat {key path: leaf}: optax's empty and masked nodes need no supp
 Every process of a job calls `save` and `restore`; process 0 alone renames.
 """
 import contextlib
+import gc
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -157,31 +160,55 @@ def _raise_if_unreadable(path: pathlib.Path) -> None:
             pass
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+  """Where one of its reads fails, orbax abandons the others; what these then raise to no one is not for the user."""
+  before, tasks, deaf = sys.unraisablehook, logging.getLogger('asyncio'), lambda record: False
+  sys.unraisablehook = lambda unraisable: None
+  tasks.addFilter(deaf)  # 'Task exception was never retrieved'
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', RuntimeWarning)  # 'coroutine ... was never awaited'
+      yield
+  finally:
+    tasks.removeFilter(deaf)
+    sys.unraisablehook = before
+
+
 def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, Array], dict]:
   """The wanted leaves and the meta of one checkpoint. Raises _DamagedError, UserError OTHER_CONFIG, OSError."""
   own = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or own)
             for k, v in wanted.items()}
-  try:
-    record = _unseal(path)
-    _fit(path, record['leaves'], wanted, part)
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True  # `_fit` has decided which leaves may be left out
-    with context:
-      leaves = ocp.load(path, {k: v for k, v in placed.items() if v.size})  # orbax knows no array of size 0
-    jax.block_until_ready(leaves)
-  except (UserError, _DamagedError, MemoryError):
-    raise
-  except Exception as error:
-    if 'RESOURCE_EXHAUSTED' in str(error):
+  why = None
+  with _unheard():
+    try:
+      record = _unseal(path)
+      _fit(path, record['leaves'], wanted, part)
+      context = ocp.Context()
+      context.pytree.loading.partial_load = True  # `_fit` has decided which leaves may be left out
+      with context:
+        leaves = ocp.load(path, {k: v for k, v in placed.items() if v.size})  # orbax knows no array of size 0
+      jax.block_until_ready(leaves)
+      absent = [k for k, v in leaves.items() if not isinstance(v, jax.Array)]
+      why = f'it has no {absent[0]}' if absent else None
+    except (UserError, _DamagedError, MemoryError):
       raise
+    except Exception as error:
+      if 'RESOURCE_EXHAUSTED' in str(error):
+        raise
+      why = _line(error)
+    if why:
+      time.sleep(.05)  # the reads that were abandoned end here
+      gc.collect()
+  if why:
     _raise_if_unreadable(path)
-    raise _DamagedError(_line(error)) from error
+    raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
   prints, _ = _survey(leaves)
   wrong = [k for k in leaves if prints[k] != record['leaves'][k]]
   if wrong:
-    raise _DamagedError(f'{wrong[0]} is not what was saved' + (f', nor are {len(wrong) - 1} more' if wrong[1:] else ''))
+    raise _DamagedError(f'{len(wrong)} leaves are not what was saved, {wrong[0]} first')
   if 'step' in leaves and int(leaves['step']) != int(path.name):
     raise _DamagedError(f'it holds step {int(leaves["step"])}')
   return leaves, record['meta']
@@ -346,7 +373,7 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
   # A directory that cannot be made by the thread leaves the interpreter waiting for it for minutes at exit.
   context.asynchronous.create_directories_asynchronously = False
   return ocp.training.Checkpointer(
-      directory, context=context, cleanup_tmp_directories=True, lightweight_initialize=True,
+      directory, context=context, cleanup_tmp_directories=True,
       preservation_policy=ocp.training.preservation_policies.LatestN(keep))
 
 

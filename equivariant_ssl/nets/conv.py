@@ -19,10 +19,11 @@ fan_out_init = nn.initializers.variance_scaling(2., 'fan_out', 'normal')   # tor
 def plain(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
   """`conv2d` with XLA's own gradients."""
   return jax.lax.conv_general_dilated(
-      x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: tuple[int, int]) -> list[Array]:
+def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]) -> list[Array]:
   """The part of x [... H W C] that each element of the kernel meets, row by row: kh x kw arrays [... Ho Wo C]."""
   x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)])
   rows, columns = ((n - 1) * stride + 1 for n in out_size)

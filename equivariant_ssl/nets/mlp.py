@@ -1,7 +1,7 @@
 """Multi-layer perceptrons: every projector, predictor, parameter encoder and head of the published methods."""
 import functools
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from equivariant_ssl.types import Array
 INITS = ('torch', 'normal')
 
 batch_norm = functools.partial(nn.BatchNorm, momentum=.9, epsilon=1e-5)
-# Heads see few and sometimes nearly constant inputs, where E[x^2] - E[x]^2 has no digits left; two passes cost little.
+# Heads see few and sometimes nearly constant inputs, where E[x^2] - E[x]^2 has no digits left: two passes.
 _exact_batch = functools.partial(batch_norm, use_fast_variance=False)
 # A norm is named by what torch calls it: weight (`use_scale`) and bias.
 NORMS = {
@@ -85,4 +85,5 @@ def make(hidden: Sequence[int] = (2048,), out: int = 128, bias: bool = False, no
                             ('mlp.dtype', dtype, DTYPES)):
     if name not in known:
       raise unknown(what, name, known)
-  return Mlp(tuple(hidden), out, bias, norm, last_bias, last_norm, hidden_activation_last, activation_last, dtype, init)
+  return Mlp(tuple(hidden), out, bias, norm, last_bias, last_norm, hidden_activation_last, activation_last,
+             dtype, init)
