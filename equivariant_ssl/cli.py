@@ -77,10 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
   p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
   p.add_argument('name', help='cifar10')
   p.add_argument('--archive', help='the official binary archive, instead of downloading it')
-  p.add_argument('--root', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   p = add('check', check, 'read every record of a data set or folder of images and list what is wrong', data)
   p.add_argument('name', help='a folder of images, or the name of a prepared data set')
-  p.add_argument('--root', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   return parser
 
 
@@ -165,9 +165,9 @@ def prepare(args) -> None:
 
 def check(args) -> int:
   from equivariant_ssl.data import check as checks
-  lines, ok = checks.check(args.name, args.root)
-  print('\n'.join(lines))
-  return OK if ok else BAD_DATA
+  report = checks.check(args.name, args.root)
+  print('\n'.join(report.lines))
+  return OK if report.ok else BAD_DATA
 
 
 if __name__ == '__main__':

@@ -50,7 +50,8 @@ def train_arm(name: str, seeds: int, steps: int, tick) -> dict[str, Arm]:
   config = configs.load(file, {**overrides, **({'steps': str(steps)} if steps else {})})
   base = train.prepare(config, shard.mesh(jax.devices()[:1]))
   recipe, (step, data), fixed = base.recipe, train.compiled(base), run.frozen(base.recipe)
-  initial = jax.jit(lambda key: state.build(recipe, key), out_shardings=shard.replicated(base.mesh))
+  initial = jax.jit(lambda key: state.build(recipe, key), out_shardings=shard.replicated(base.mesh),
+                    compiler_options=shard.ONCE)
   has_head = bool(recipe.equivariances)
   empty = lambda story: Arm(story, {k: [] for k in READOUTS}, [] if has_head else None, [])
   arms = {'untrained': empty('untrained'), name: empty(story)}

@@ -33,7 +33,7 @@ def run() -> int:
   start = time.perf_counter()
   jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((512, 512))))
   say(True, f'a matrix product compiled and ran in {time.perf_counter() - start:.2f} s')
-  root = tfds.data_root()
+  root = tfds.default_root('')
   prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
   say(True, f'data sets in {root}: {", ".join(prepared) or "none (digits needs none; eqssl data prepare cifar10)"}')
   folders = config.folders()

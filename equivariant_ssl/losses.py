@@ -16,23 +16,23 @@ def cosine(a: Array, b: Array) -> Array:
   return jnp.sum(unit(a) * unit(b), -1)
 
 
-def nt_xent(a: Array, b: Array, temperature: float, same: Array | None = None) -> Array:
+def nt_xent(a: Array, b: Array, temperature: float, siblings: int = 1) -> Array:
   """NT-Xent (Chen et al. 2020, eq. 1) of M aligned rows of `a` and `b` [M E]: a scalar, the mean over 2M anchors of
 
     -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),   s = cosine,  j = the partner of i,
 
-  with every other row of either as a negative (2M - 2 of them). Where `same` [M] is given, rows of other pairs
-  with the same number are no negatives.
+  with every other row of either as a negative (2M - 2 of them). Of each run of `siblings` consecutive pairs (the
+  views of one image) a pair's rows are no negatives of another's.
   """
   M, E = a.shape
   # Pairs lie side by side: a sharded batch stays where it is, which [a; b] would not.
   z = unit(jnp.stack([a, b], axis=1)).reshape(2 * M, E)
   logits = jnp.einsum('ie,ke->ik', z, z, precision='highest', preferred_element_type=jnp.float32) / temperature
-  row = jnp.arange(2 * M)
-  out = row[:, None] == row[None, :]
-  if same is not None:
-    number, pair = jnp.repeat(same, 2), row // 2
-    out |= (number[:, None] == number[None, :]) & (pair[:, None] != pair[None, :])
+  # Iotas of the whole square, not rows compared with rows: those would be gathered from all devices.
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+  out = row == column
+  if siblings > 1:
+    out |= (row // (2 * siblings) == column // (2 * siblings)) & (row // 2 != column // 2)
   positive = jnp.sum(z.reshape(M, 2, E).prod(1), -1) / temperature
   return jnp.mean(jax.nn.logsumexp(jnp.where(out, -jnp.inf, logits), axis=1)) - jnp.mean(positive)
 

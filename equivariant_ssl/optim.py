@@ -1,12 +1,14 @@
 """Optimisers as the methods use them: which parameters decay and adapt is theirs, the mathematics is optax's."""
 import jax
+import jax.numpy as jnp
 import optax
 
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.) -> optax.Schedule:
   """Linear from `peak` x 1e-8 over `warmup` steps, then a cosine, step by step, to `end` at step `total`."""
-  return optax.warmup_cosine_decay_schedule(peak * 1e-8, peak, warmup, max(total, warmup + 1), end)
+  schedule = optax.warmup_cosine_decay_schedule(peak * 1e-8, peak, warmup, max(total, warmup + 1), end)
+  return lambda count: schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
 
 
 def weights(params: dict) -> dict:

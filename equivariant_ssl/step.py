@@ -47,7 +47,7 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tup
   shown = views(recipe, key, state.step, batch)
   grads, (stats, metrics) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
-  metrics |= {'gradient': optax.global_norm(grads), 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
+  metrics |= {'gradient': optax.tree.norm(grads), 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
   return state._replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), stats=stats,
                         opt_state=opt_state), metrics
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from equivariant_ssl import checkpoint, errors, shard
 
 State = namedtuple('State', 'step params stats target opt_state extras')
-PARAMS = {'conv': {'kernel': np.arange(3 * 3 * 2 * 8, dtype=np.float32).reshape(3, 3, 2, 8) / 7},
+PARAMS = {'conv': {'kernel': np.random.RandomState(0).normal(size=(3, 3, 32, 8)).astype(np.float32)},
           'bn': {'scale': np.linspace(0, 1, 8, dtype=np.float32)}, 'none': np.zeros((0, 8), np.float32)}
 TX = optax.lars(.1, 1e-6, lambda p: jax.tree.map(lambda x: x.ndim > 1, p), .001,
                 trust_ratio_mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p), momentum=.9)
@@ -130,9 +130,8 @@ def edit(path, change):
   path.write_bytes(change(data))
 
 
-def flipped(data, at=None):
-  at = len(data) // 2 if at is None else at
-  data[at] ^= 1
+def flipped(data):
+  data[len(data) // 2] ^= 1
   return data
 
 
@@ -154,6 +153,7 @@ DAMAGES = {  # what is done to the directory, and the step that is then found
     'no _METADATA': (lambda d: (d / '20/state/_METADATA').unlink(), 15),
     'empty _METADATA': (lambda d: (d / '20/state/_METADATA').write_text(''), 15),
     'empty _CHECKPOINT_METADATA': (lambda d: (d / '20/_CHECKPOINT_METADATA').write_text(''), 15),
+    'renamed in _METADATA': (lambda d: edit(d / '20/state/_METADATA', lambda b: b.replace(b'scale', b'scalf')), 15),
     'no state': (lambda d: shutil.rmtree(d / '20/state'), 15),
     'empty step': (lambda d: [shutil.rmtree(d / '20'), (d / '20').mkdir()], 15),
     'flipped manifest': (lambda d: edit(d / '20/state/manifest.ocdbt', flipped), 15),
@@ -194,33 +194,31 @@ def test_damaged_directories(name, workdir):
 
 
 def flips(workdir, count, seed):
-  """Flip single bits over all files of the newest checkpoint; whatever is accepted must be right."""
-  rng, accepted = random.Random(seed), 0
-  files = [p for p in (workdir / 'checkpoints/20').rglob('*') if p.is_file() and p.stat().st_size]
-  weighted = [weights(workdir / 'checkpoints/20'), rng.choice(files)]
+  """Flip a bit of the newest checkpoint, `count` times, every second one in its arrays: what loads must be right.
+
+  Returns how often the newest was loaded all the same (some bits are in nothing that is read).
+  """
+  rng, newest, harmless = random.Random(seed), workdir / 'checkpoints/20', 0
+  files = sorted(p for p in newest.rglob('*') if p.is_file() and p.stat().st_size)
   for i in range(count):
-    path = weighted[0] if i % 2 else rng.choice(files)
+    path = weights(newest) if i % 2 else rng.choice(files)
     good = path.read_bytes()
     at, bit = rng.randrange(len(good)), rng.randrange(8)
-    bad = bytearray(good)
-    bad[at] ^= 1 << bit
-    path.write_bytes(bad)
-    try:
-      step, got, _ = checkpoint.load(workdir / 'checkpoints', LIKE, log=lambda line: None)
-      same(got, state(step))
-      accepted += step == 20
-    finally:
-      path.write_bytes(good)
-  return accepted
+    path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1:])
+    step, got, _ = checkpoint.load(workdir / 'checkpoints', LIKE, log=lambda line: None)
+    same(got, state(step))
+    harmless += step == 20
+    path.write_bytes(good)
+  return harmless
 
 
 def test_no_flipped_bit_is_accepted(workdir):
-  assert flips(workdir, 20, 0) < 20
+  assert flips(workdir, 20, 0) < 15
 
 
 @pytest.mark.slow
 def test_no_flipped_bit_is_accepted_in_a_long_sweep(workdir):
-  assert flips(workdir, 800, 1) < 800
+  assert flips(workdir, 800, 1) < 600
 
 
 @pytest.mark.parametrize('like', [
@@ -241,6 +239,8 @@ def test_files_that_cannot_be_read_raise_and_nothing_is_moved(original):
     os.chmod(folder, 0o777)
     workdir = pathlib.Path(folder, 'run')
     shutil.copytree(original, workdir)
+    for path in (workdir, workdir / 'checkpoints', workdir / 'checkpoints/20'):
+      path.chmod(0o777)  # moving it away would be allowed
     weights(workdir / 'checkpoints/20').chmod(0)
     root = os.geteuid() == 0
     try:

@@ -186,7 +186,7 @@ def test_a_torn_last_checkpoint_falls_back(straight, tmp_path, capsys):
   steps = sorted(int(p.name) for p in (tmp_path / 'run' / 'checkpoints').iterdir() if p.name.isdigit())
   newest = tmp_path / 'run' / 'checkpoints' / str(steps[-1])
   largest = max((p for p in newest.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
-  largest.write_bytes(largest.read_bytes()[:-7])
+  largest.write_bytes(largest.read_bytes()[:len(largest.read_bytes()) // 2])
   code, _, err = eqssl('resume', tmp_path / 'run', capsys=capsys)
   assert code == 0 and f'{steps[-1]}' in err and f'resuming at step {steps[-2]}' in err
   assert [r['step'] for r in rows(tmp_path / 'run')] == list(range(1, 9))

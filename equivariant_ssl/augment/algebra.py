@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.augment.pixels import resample
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Action, Array, Group, Image, Key, Op, Size, Views
 
@@ -39,10 +40,16 @@ def select(condition: Array, yes: Action, no: Action) -> Action:
 
 
 def sometimes(p: float, op: Op) -> Op:
-  """`op` with probability `p`, else its identity: "not applied" is an action like any other."""
+  """`op` with probability `p`, else its identity: "not applied" is an action like any other.
+
+  Raises UserError where `p` is not a probability.
+  """
+  if not 0 <= p <= 1:
+    raise UserError(f'{op.name}.p = {p} is not a probability.', 'Give a number from 0 to 1.')
+
   def sample(key: Key, size: Size) -> Action:
-    applied = jax.random.bernoulli(key_for(key, 'sometimes'), p)
-    return select(applied, op.sample(key, size), op.identity(size))
+    applied = jax.random.bernoulli(key_for(key, 'sometimes'), p)  # a key of its own at each level, also when nested
+    return select(applied, op.sample(key_for(key, 'drawn'), size), op.identity(size))
   return op._replace(sample=sample)
 
 
@@ -61,8 +68,9 @@ def resize(image: Image, size: int) -> Image:
   """The plain resize to a square of side `size` (antialiased bicubic, clipped); nothing where it fits."""
   if image.pixels.shape[:2] == (size, size):
     return image
-  zero, one = jnp.zeros(()), jnp.ones(())
-  pixels = resample(image.pixels, zero, zero, one, one, size, 'bicubic')
+  # The whole image as a box of its own: were the weights one constant for the batch, a shard's size would round them.
+  one = image.size[0] / image.size[0]
+  pixels = resample(image.pixels, one - one, one - one, one, one, size, 'bicubic')
   return Image(pixels, jnp.full(2, size, jnp.float32))
 
 

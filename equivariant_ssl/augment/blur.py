@@ -8,7 +8,7 @@ import numpy as np
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import total
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.types import Array, Image, Op
+from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 
 class Blur(NamedTuple):
@@ -43,9 +43,12 @@ def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.))
       pixels = jnp.einsum('io,o...->i...' if axis == 0 else 'io,ho...->hi...', matrix, pixels, precision='highest')
     return image._replace(pixels=jnp.clip(pixels, 0., 1.))
 
+  def sample(key: Key, size: Size) -> Blur:
+    return Blur(jnp.ones((), bool), jax.random.uniform(key, (), minval=sigma[0], maxval=sigma[1]))
+
   return sometimes(p, Op(
       name='blur',
       identity=lambda size: Blur(jnp.zeros((), bool), jnp.zeros(())),
-      sample=lambda key, size: Blur(jnp.ones((), bool), jax.random.uniform(key, (), minval=sigma[0], maxval=sigma[1])),
+      sample=sample,
       apply=apply,
       encode=lambda action: jnp.stack([action.applied.astype(jnp.float32), action.sigma])))

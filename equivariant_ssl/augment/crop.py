@@ -1,13 +1,12 @@
 """Random resized crop."""
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.pixels import KERNELS, resample
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Size
 
 TRIES = 10
@@ -28,19 +27,20 @@ class Crop(NamedTuple):
 def sampler(scale: tuple[float, float], ratio: tuple[float, float], snap: bool):
   """torchvision's RandomResizedCrop.get_params as (key, true size) -> Crop, its ten tries drawn at once."""
   whole = jnp.round if snap else lambda x: x  # half to even, as Python's round
+  low = np.array([[scale[0], np.log(ratio[0])]] * TRIES + [[0., 0.]], np.float32)
+  high = np.array([[scale[1], np.log(ratio[1])]] * TRIES + [[1., 1.]], np.float32)
 
   def sample(key: Key, size: Size) -> Crop:
     H, W = size[0], size[1]
-    area = H * W * jax.random.uniform(key_for(key, 'area'), (TRIES,), minval=scale[0], maxval=scale[1])
-    aspect = jnp.exp(jax.random.uniform(
-        key_for(key, 'aspect'), (TRIES,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
+    area, aspect, place = H * W * draws[:TRIES, 0], jnp.exp(draws[:TRIES, 1]), draws[TRIES]
     h, w = whole(jnp.sqrt(area / aspect)), whole(jnp.sqrt(area * aspect))
     valid = (h > 0) & (h <= H) & (w > 0) & (w <= W)
     first, found = jnp.argmax(valid), jnp.any(valid)
     # No try fits: the largest central box of an allowed aspect.
     h = jnp.where(found, h[first], jnp.where(W / H < ratio[0], whole(W / ratio[0]), H))
     w = jnp.where(found, w[first], jnp.where(W / H > ratio[1], whole(H * ratio[1]), W))
-    free, place = jnp.stack([H - h, W - w]), jax.random.uniform(key_for(key, 'place'), (2,))
+    free = jnp.stack([H - h, W - w])
     anywhere = jnp.minimum(jnp.floor(place * (free + 1.)), free) if snap else place * free
     central = jnp.floor(free / 2.) if snap else free / 2.
     top, left = jnp.where(found, anywhere, central)

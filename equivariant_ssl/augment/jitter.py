@@ -3,11 +3,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import grey, total
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -67,7 +67,7 @@ def apply(action: Jitter, image: Image) -> Image:
 
 
 def encode(action: Jitter) -> Array:
-  """applied, order - (0 1 2 3), factors - 1, hue: EquiMod's layout (Devillers & Lefort 2022) less its neutral values."""
+  """applied, order - (0 1 2 3), factors - 1, hue: EquiMod's layout (Devillers & Lefort 2022), less its neutral."""
   return jnp.concatenate([
       action.applied.astype(jnp.float32)[None],
       (action.order - jnp.arange(4)).astype(jnp.float32),
@@ -83,15 +83,15 @@ def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation
   strengths = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation}
   for name, strength in {**strengths, 'hue': hue}.items():
     if strength < 0 or (name == 'hue' and strength > .5):
-      raise UserError(f'jitter.{name} = {strength} is out of range.', 'Strengths are at least 0, hue at most .5 turns.')
+      raise UserError(f'jitter.{name} = {strength} is out of range.', 'Give at least 0; for hue at most .5 (turns).')
+
+  # In one draw, four uniform numbers whose ranks are the order, then the amounts.
+  low = np.array([0.] * 4 + [max(0., 1. - x) for x in strengths.values()] + [-hue], np.float32)
+  high = np.array([1.] * 4 + [1. + x for x in strengths.values()] + [hue], np.float32)
 
   def sample(key: Key, size: Size) -> Jitter:
-    factor = {name: jax.random.uniform(key_for(key, name), (), minval=max(0., 1. - x), maxval=1. + x)
-              for name, x in strengths.items()}
-    return Jitter(
-        applied=jnp.ones((), bool),
-        order=jax.random.permutation(key_for(key, 'order'), jnp.arange(4)),
-        hue=jax.random.uniform(key_for(key, 'hue'), (), minval=-hue, maxval=hue), **factor)
+    draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
+    return Jitter(jnp.ones((), bool), jnp.argsort(draws[:4]).astype(jnp.int32), *draws[4:])
 
   def identity(size: Size) -> Jitter:
     return Jitter(jnp.zeros((), bool), jnp.arange(4), jnp.ones(()), jnp.ones(()), jnp.ones(()), jnp.zeros(()))

@@ -3,7 +3,7 @@
 XLA compiles a batch of one image differently from a batch of many: a `reduce` may add in another order, and a
 product may or may not be fused into the sum after it. Hence sums in a written-out order, and boxes in integers.
 """
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 

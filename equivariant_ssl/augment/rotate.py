@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.types import Array, Image, Op
@@ -34,4 +35,4 @@ def make(p: float = 1.) -> Op:
       sample=lambda key, size: Rotate(jax.random.randint(key, (), 0, 4)),
       apply=apply,
       encode=lambda action: jax.nn.one_hot(action.turns - 1, 3, dtype=jnp.float32),  # class 0 is all zeros
-      choices=Rotate(jnp.arange(4))))
+      choices=Rotate(np.arange(4, dtype=np.int32))))

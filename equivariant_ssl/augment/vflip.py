@@ -2,6 +2,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.types import Array, Image, Op
@@ -23,4 +24,4 @@ def make(p: float = .5) -> Op:
       sample=lambda key, size: VFlip(jnp.ones((), bool)),
       apply=apply,
       encode=lambda action: action.applied.astype(jnp.float32)[None],
-      choices=VFlip(jnp.array([False, True]))))
+      choices=VFlip(np.array([False, True]))))

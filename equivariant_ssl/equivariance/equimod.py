@@ -52,8 +52,7 @@ def make(temperature: float = .2, exclude_sibling: bool = False, hidden: tuple[i
                   jax.tree.map(flat, actions['reference']), jax.tree.map(flat, actions[group]))
 
     def loss(answer: Array, pair: Pair) -> Array:
-      image = jnp.arange(answer.shape[0]) // V if exclude_sibling else None
-      return nt_xent(pair.target, answer, temperature, same=image)
+      return nt_xent(pair.target, answer, temperature, siblings=V if exclude_sibling else 1)
 
     head = Head(
         project=mlp.make(hidden=hidden, out=dim, last_norm='batch_noaffine', dtype=wiring.dtype),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from equivariant_ssl.types import Array
 
-PATCH_BYTES = 4 * 2 ** 20  # of one slice of the sum: what stays in the L2 and L3 caches (benchmarks/conv.py)
+PATCH_BYTES = 5 * 2 ** 20   # of one slice of the sum: what stays in the caches (measured with benchmarks/conv.py)
 
 DTYPES = ('float32', 'bfloat16')   # of a computation; weights are float32
 
@@ -50,7 +50,7 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
 
   def product(x_g):   # [shards b ...]; the shards stay apart until the last sum, which is the one collective
     patches = jnp.concatenate(_taps(x_g[0], (kh, kw), stride, padding, out_size), axis=-1)
-    return jax.lax.dot_general(patches, x_g[1], (((1, 2, 3), (1, 2, 3)), ((0,), (0,))),
+    return jax.lax.dot_general(x_g[1], patches, (((1, 2, 3), (1, 2, 3)), ((0,), (0,))),   # [shards K kh*kw*C]
                                preferred_element_type=jnp.float32)
 
   def sliced(a):
@@ -60,9 +60,9 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
   if n == 1:
     total = product(jax.tree.map(lambda a: a[0], x_g))
   else:
-    zero = jnp.zeros((shards, kh * kw * C, K))
+    zero = jnp.zeros((shards, K, kh * kw * C))
     total = jax.lax.scan(lambda total, x_g: (total + product(x_g), None), zero, x_g)[0]
-  return total.sum(0).reshape(kernel.shape).astype(kernel.dtype)
+  return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _xla_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padding: int) -> Array:

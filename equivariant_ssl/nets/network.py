@@ -18,8 +18,9 @@ class Network(nn.Module):
 
   def encode(self, images: Array, train: bool = False) -> Array:
     """Features [... D] float32 of `images` [... H W C] in [0, 1]."""
-    x = (images - jnp.array(self.mean, jnp.float32)) / jnp.array(self.std, jnp.float32)
-    features = self.encoder(x.reshape(-1, *x.shape[-3:]), train)
+    x = images.reshape(-1, *images.shape[-3:])
+    channel = lambda values: jnp.array(values, jnp.float32)[None, None, None]
+    features = self.encoder((x - channel(self.mean)) / channel(self.std), train)
     return features.reshape(*images.shape[:-3], -1)
 
   def features(self, views: dict[str, Views], train: bool) -> dict[str, Array]:

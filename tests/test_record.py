@@ -1,0 +1,225 @@
+"""What a run leaves is whole, says what happened once, and belongs to one process and one config."""
+import contextlib
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from equivariant_ssl import errors, record
+
+CONFIG = {'seed': 0, 'keep': 3, 'optimizer': {'lr': .06, 'name': 'lars'}, 'data': {'sizes': [32, 32]}}
+
+
+def code_of(call, *args, **kw):
+  with pytest.raises(errors.UserError) as error:
+    call(*args, **kw)
+  return error.value.code, str(error.value)
+
+
+def test_a_start_leaves_config_command_and_environment(tmp_path):
+  record.start(tmp_path / 'a/run', CONFIG, 'eqssl train')
+  record.start(tmp_path / 'a/run', CONFIG, 'eqssl resume run', resume=True)
+  run = tmp_path / 'a/run'
+  assert json.loads((run / 'config.json').read_text()) == CONFIG
+  assert (run / 'command.txt').read_text() == 'eqssl train\neqssl resume run\n'
+  env = json.loads((run / 'env.json').read_text())
+  assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'cpu', 'cores', 'devices', 'xla_flags',
+          'git', 'time'} <= env.keys() and len(env['devices']) == 8 and 'earlier' not in env
+  assert sorted(p.name for p in run.iterdir()) == ['command.txt', 'config.json', 'env.json']
+
+
+def test_an_environment_that_changed_is_kept(tmp_path, monkeypatch):
+  for flags in ('--a', '--a', '--b'):
+    monkeypatch.setattr(record, 'environment', lambda flags=flags: {'xla_flags': flags, 'time': time.time()})
+    record.start(tmp_path, CONFIG, 'eqssl train')
+  env = json.loads((tmp_path / 'env.json').read_text())
+  assert env['xla_flags'] == '--b' and [e['xla_flags'] for e in env['earlier']] == ['--a']
+
+
+@pytest.mark.parametrize('change,said', [
+    ({'optimizer': {'lr': .03, 'name': 'lars'}}, 'optimizer.lr: 0.06 -> 0.03'),
+    ({'optimizer': {'name': 'lars'}}, 'optimizer.lr: 0.06 -> absent'),
+    ({'data': {'sizes': [32, 16]}}, 'data.sizes: [32, 32] -> [32, 16]'),
+    ({'method': 'byol'}, 'method: absent -> "byol"')])
+def test_another_config_is_refused_with_what_differs(change, said, tmp_path):
+  record.start(tmp_path, CONFIG, 'eqssl train')
+  code, text = code_of(record.start, tmp_path, {**CONFIG, **change}, 'eqssl train', free=('keep',))
+  assert code == errors.OTHER_CONFIG and said in text and f'eqssl resume {tmp_path}' in text and '--workdir' in text
+  assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG
+  assert len((tmp_path / 'command.txt').read_text().splitlines()) == 1
+
+
+def test_free_keys_may_change_and_tuples_are_lists(tmp_path):
+  record.start(tmp_path, CONFIG, 'a')
+  new = {**CONFIG, 'keep': 9, 'optimizer': {'lr': .1, 'name': 'lars'}, 'data': {'sizes': (32, 32)}}
+  record.start(tmp_path, new, 'b', free=('keep', 'optimizer'))
+  assert json.loads((tmp_path / 'config.json').read_text())['keep'] == 9
+  assert code_of(record.start, tmp_path, {**new, 'keepsake': 1}, 'c', free=('keep',))[0] == errors.OTHER_CONFIG
+
+
+def test_bad_workdirs_are_said_in_a_line(tmp_path):
+  assert code_of(record.start, tmp_path / 'none', CONFIG, 'x', resume=True)[0] == errors.NO_CHECKPOINT
+  (tmp_path / 'file').write_text('')
+  assert code_of(record.start, tmp_path / 'file', CONFIG, 'x')[0] == errors.USAGE
+  (tmp_path / 'config.json').write_text('{"seed": ')
+  assert code_of(record.start, tmp_path, CONFIG, 'x')[0] == errors.OTHER_CONFIG
+
+
+def test_a_workdir_has_one_writer(tmp_path):
+  with record.lock(tmp_path):
+    code, text = code_of(lambda: record.lock(tmp_path).__enter__())
+    assert code == errors.IN_USE and f'process {os.getpid()} ' in text
+    other = subprocess.run([sys.executable, '-c', f"""if True:
+      import fcntl
+      fcntl.flock(open({str(tmp_path / 'run.lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"""], capture_output=True)
+    assert b'BlockingIOError' in other.stderr
+  with record.lock(tmp_path):  # let go
+    pass
+
+
+def test_a_killed_holder_lets_go(tmp_path):
+  holder = subprocess.Popen([sys.executable, '-c', f"""if True:
+    import fcntl, time
+    file = open({str(tmp_path / 'run.lock')!r}, 'w')
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print('held', flush=True)
+    time.sleep(60)"""], stdout=subprocess.PIPE)
+  holder.stdout.readline()
+  assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+  holder.kill()
+  holder.communicate()
+  with record.lock(tmp_path):
+    pass
+
+
+def test_metrics_are_one_finite_object_a_step(tmp_path):
+  assert record.read_metrics(tmp_path) == []
+  with record.open_metrics(tmp_path) as write:
+    write(1, {'loss': jnp.float32(2.5), 'std': np.float64(.5), 'bad': float('nan'), 'worse': -np.inf})
+    assert len(record.read_metrics(tmp_path)) == 1  # on disk before the file is closed
+    write(np.int64(2), {'loss': 1})
+  assert record.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.5, 'std': .5, 'bad': None, 'worse': None},
+                                           {'step': 2, 'loss': 1.}]
+
+
+def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
+  with record.open_metrics(tmp_path) as write:
+    for step in range(1, 8):
+      write(step, {'loss': step})
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(path.read_text()[:-9])
+  assert [r['step'] for r in record.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  with record.open_metrics(tmp_path, 4) as write:
+    write(5, {'loss': 50})
+  path.write_text(path.read_text() + '{"step": 6, "loss": 6.0}')  # whole, but its newline is missing: torn
+  with record.open_metrics(tmp_path, 6) as write:
+    write(7, {'loss': 70})
+  assert [(r['step'], r['loss']) for r in record.read_metrics(tmp_path)] == [
+      (1, 1), (2, 2), (3, 3), (4, 4), (5, 50), (7, 70)]
+  before = path.read_bytes(), path.stat().st_ino
+  with record.open_metrics(tmp_path, 7):
+    pass
+  assert (path.read_bytes(), path.stat().st_ino) == before
+  with record.open_metrics(tmp_path, 0):
+    pass
+  assert record.read_metrics(tmp_path) == []
+
+
+def test_tensorboard_files_are_written_when_asked(tmp_path, monkeypatch):
+  pytest.importorskip('tensorboardX')
+  with record.open_metrics(tmp_path, 3, tensorboard=True) as write:
+    write(4, {'loss': 1.25})
+  events = list(tmp_path.glob('events.out.tfevents*'))
+  assert len(events) == 1 and b'loss' in events[0].read_bytes()
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  code, text = code_of(lambda: record.open_metrics(tmp_path, tensorboard=True).__enter__())
+  assert code == errors.USAGE and 'pip install -e ".[log]"' in text
+
+
+def run_progress(times, monkeypatch, quiet=False):
+  clock = iter([0., *times])
+  monkeypatch.setattr(record, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
+  with record.progress(103, 3, 'run', quiet) as update:
+    for step in range(4, 4 + len(times)):
+      update(step, {'loss': jnp.float32(5.5), 'equimod': 2.25}, 1234.4, .034)
+
+
+def test_progress_without_a_terminal_is_a_line_each_5_seconds(monkeypatch, capsys):
+  monkeypatch.delenv('FORCE_COLOR', raising=False)
+  run_progress([10., 12., 14.9, 15.1, 16., 20.2], monkeypatch)
+  out, err = capsys.readouterr()
+  assert out == ''
+  assert [line.split()[1] for line in err.splitlines()] == ['4/103', '7/103', '9/103']
+  assert err.splitlines()[0] == 'run  4/103  0:16:30 left  1234 images/s  3 % data wait  loss 5.5  equimod 2.25'
+  monkeypatch.setattr(record, 'time', time)
+  with record.progress(2, 0, 'run') as update:
+    update(1, {}, 1., 0.)
+    update(2, {}, 1., 0.)  # at once, but the last
+  assert len(capsys.readouterr().err.splitlines()) == 2
+  run_progress([10.], monkeypatch, quiet=True)
+  assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('plain', [True, False])
+def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
+  for name in ('NO_COLOR', 'FORCE_COLOR'):
+    monkeypatch.delenv(name, raising=False)
+  if plain:
+    monkeypatch.setenv('NO_COLOR', '1')
+  monkeypatch.setenv('TERM', 'xterm-256color')
+  monkeypatch.setenv('COLUMNS', '90')
+  leader, follower = pty.openpty()
+  with os.fdopen(follower, 'w') as terminal:
+    with contextlib.redirect_stderr(terminal), record.progress(10, 0, 'run') as update:
+      update(1, {'loss': 5.5}, 100., 0.)
+      print('a line above', file=sys.stderr)
+      time.sleep(.25)
+      update(7, {'loss': 4.5, **{f'term{i}': 1. for i in range(9)}}, 100., 0.)
+      update(10, {'loss': 3.5}, 100., 0.)
+  text = io.BytesIO()
+  with contextlib.suppress(OSError):  # EIO is the end of a terminal
+    while part := os.read(leader, 65536):
+      text.write(part)
+  os.close(leader)
+  text = text.getvalue().decode()
+  assert 'a line above' in text and '10/10' in text and 'loss 3.5' in text and '0:00:00 left' in text
+  assert text.count('\n') <= 3  # the live line is rewritten, not repeated
+  assert ('\x1b[3' in text) != plain  # a colour
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_asks_to_stop(number):
+  before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+  with record.stop_on_signal() as asked:
+    assert asked() is False
+    signal.raise_signal(number)
+    assert asked() is True
+    if number == signal.SIGINT:
+      with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    else:
+      signal.raise_signal(number)  # patience
+      signal.raise_signal(signal.SIGINT)
+  assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+
+
+def test_outside_the_main_thread_nothing_is_asked():
+  seen = []
+
+  def work():
+    with record.stop_on_signal() as asked:
+      seen.append(asked())
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [False]
