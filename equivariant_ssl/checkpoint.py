@@ -25,7 +25,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, UserError
-from equivariant_ssl.types import Array
+from equivariant_ssl.fingerprint import fingerprint as fingerprint
+from equivariant_ssl.fingerprint import flat, kind, survey
 
 Found = tuple[int, Any, dict]  # step, state, meta
 
@@ -47,60 +48,6 @@ class _DamagedError(Exception):
   """A checkpoint that cannot be believed, and why."""
 
 
-def _mix(x: Array) -> Array:
-  """A bijection of uint32 whose every output bit depends on every input bit (MurmurHash3's finaliser)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85ebca6b)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xc2b2ae35)
-  return x ^ (x >> 16)
-
-
-@jax.jit
-def _digest(x: Array) -> Array:
-  """[3] uint32: two sums over the elements' bits mixed with their positions, and whether one is not finite.
-
-  Sums of integers do not depend on their order, hence not on devices or sharding. A single reduction of three
-  operands compiles and runs faster than three.
-  """
-  finite = jnp.isfinite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.ones(x.shape, bool)
-  x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-  width = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)  # 8 bytes become two of 4
-  bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32).reshape(-1)
-  place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(0x9e3779b1) + jnp.uint32(1)
-  bad = jnp.broadcast_to(~finite[..., None], (*finite.shape, bits.size // max(finite.size, 1))).reshape(-1)
-  lanes = _mix(bits ^ place), _mix(bits + place * jnp.uint32(0x85ebca6b)), bad.astype(jnp.uint32)
-  return jnp.stack(jax.lax.reduce(lanes, (jnp.uint32(0),) * 3, lambda a, b: (a[0] + b[0], a[1] + b[1], a[2] | b[2]),
-                                  (0,)))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  """{key path: leaf}. Host leaves become arrays of a dtype that jax keeps."""
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  flat = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
-  if len(flat) < len(paths):
-    raise ValueError(f'two leaves of the state have one path; they are {sorted(flat)}')
-  return {k: v if isinstance(v, jax.Array | jax.ShapeDtypeStruct)
-          else np.asarray(v, jax.dtypes.canonicalize_dtype(np.asarray(v).dtype)) for k, v in flat.items()}
-
-
-def _kind(leaf: Any) -> str:
-  return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
-
-
-def _survey(flat: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-  """The fingerprint of every leaf, 'float32[3,4]:' and 16 hexadecimal digits, and the paths that are not finite."""
-  digests = jax.device_get({k: _digest(v) for k, v in flat.items()})
-  return ({k: f'{_kind(flat[k])}:{d[0]:08x}{d[1]:08x}' for k, d in digests.items()},
-          [k for k, d in digests.items() if d[2]])
-
-
-def fingerprint(tree: Any) -> dict[str, str]:
-  """{key path: dtype, shape and a 64-bit checksum of the bits} of a tree of arrays; the same on any devices.
-
-  An error check, not a signature: it stops no one who rewrites a checkpoint on purpose.
-  """
-  return _survey(_flat(tree))[0]
-
-
 def steps(directory: str | pathlib.Path) -> list[int]:
   """The committed steps in `directory`, newest first; a commit is a rename, so a torn one has another name."""
   directory = pathlib.Path(directory)
@@ -114,7 +61,7 @@ def _latest(directory: pathlib.Path) -> int | None:
 
 def _line(error: BaseException) -> str:
   """The first line of an error, not too much of it."""
-  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:160]}'
+  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:100]}'
 
 
 def _seal(step: int, prints: dict[str, str], meta: dict) -> dict:
@@ -138,7 +85,7 @@ def _unseal(path: pathlib.Path) -> dict:
 def _fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, Any], part: bool) -> None:
   """UserError OTHER_CONFIG unless the stored leaves are the wanted ones (or, with `part`, contain them)."""
   there = {k: v.partition(':')[0] for k, v in stored.items()}
-  here = {k: _kind(v) for k, v in wanted.items()}
+  here = {k: kind(v) for k, v in wanted.items()}
   wrong = [f'{k} is {there.get(k, "not")} there and {here.get(k, "not")} here'
            for k in {**here, **there} if there.get(k) != here.get(k) and not (part and k not in here)]
   if wrong:
@@ -175,7 +122,7 @@ def _unheard() -> Iterator[None]:
     sys.unraisablehook = before
 
 
-def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, Array], dict]:
+def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, jax.Array], dict]:
   """The wanted leaves and the meta of one checkpoint. Raises _DamagedError, UserError OTHER_CONFIG, OSError."""
   own = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or own)
@@ -205,10 +152,10 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[
     _raise_if_unreadable(path)
     raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
-  prints, _ = _survey(leaves)
+  prints, _ = survey(leaves)
   wrong = [k for k in leaves if prints[k] != record['leaves'][k]]
   if wrong:
-    raise _DamagedError(f'{len(wrong)} leaves are not what was saved, {wrong[0]} first')
+    raise _DamagedError(f'{wrong[0]} is not what was saved; {len(wrong)} of {len(leaves)} leaves differ')
   if 'step' in leaves and int(leaves['step']) != int(path.name):
     raise _DamagedError(f'it holds step {int(leaves["step"])}')
   return leaves, record['meta']
@@ -225,7 +172,7 @@ def _together(verdict: int) -> int:
 def _newest(directory: pathlib.Path, abstract: Any, only: int | None, part: bool,
             reject: Callable[[pathlib.Path, str], None]) -> Found | None:
   """The newest valid checkpoint, `reject` called (in every process) with each damaged one that is newer."""
-  wanted, form = _flat(abstract), jax.tree.structure(abstract)
+  wanted, form = flat(abstract), jax.tree.structure(abstract)
   for step in steps(directory) if only is None else (only,):
     path, leaves, failed = directory / str(step), None, None
     try:
@@ -302,10 +249,10 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
     finish(wait)
     if step in saved:
       return
-    leaves = _flat(state)
+    leaves = flat(state)
     if jax.process_count() > 1:  # orbax wants global arrays there; what is whole here is the same everywhere
       leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v for k, v in leaves.items()}
-    prints, broken = _survey(leaves)
+    prints, broken = survey(leaves)
     if broken:
       raise UserError(f'the state of step {step} is not finite ({", ".join(broken[:3])}): it is not saved.',
                       f'The newest checkpoint is of step {_latest(directory)}.', NOT_FINITE)

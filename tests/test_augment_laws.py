@@ -1,74 +1,34 @@
-"""The laws of house.md section 5 for every op that is found, and those of the algebra that composes them.
+"""The laws of house.md section 5 for every op that is found.
 
 A new file in `equivariant_ssl/augment/` with a `make` is under test here the moment it exists.
 """
 import functools
 import inspect
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from pictures import PICTURES, SIZE, images, repeated, rows, same, sampler, shards
 
 from equivariant_ssl import augment, modules
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.types import Action, Group, Image, Op
+from equivariant_ssl.types import Action, Image, Op
 
 NAMES = modules.names(augment)
-SIDE, MANY = 32, 4096
-SIZE = jnp.full(2, SIDE, jnp.float32)
+MANY = 4096
 UNITS = 'bool|fraction|pixel|turn|factor|degree|radian|index|id of|class'
-
-
-def pictures():
-  """[8 32 32 3]: noise, a smooth picture, black, white, grey, pure colours, nearly grey, and values on the steps."""
-  rng, ramp = np.random.default_rng(0), np.linspace(0, 1, SIDE)
-  smooth = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.outer(ramp, ramp)), axis=-1)
-  pure = np.eye(3)[rng.integers(0, 3, (SIDE, SIDE))]
-  near = .5 + 1e-8 * rng.uniform(-1, 1, (SIDE, SIDE, 3))
-  flat = [np.full((SIDE, SIDE, 3), v) for v in (0., 1., .5)]
-  stepped = rng.integers(0, 3, (SIDE, SIDE, 3)) / 2
-  return np.stack([rng.uniform(0, 1, (SIDE, SIDE, 3)), smooth, *flat, pure, near, stepped]).astype(np.float32)
-
-
-PICTURES = pictures()
-
-
-def images(pixels=PICTURES):
-  return Image(pixels, np.full((len(pixels), 2), SIDE, np.float32))
-
-
-def draws(op: Op, many: int) -> Action:
-  return jax.jit(lambda key: jax.vmap(lambda i: op.sample(key_for(key, i), SIZE))(jnp.arange(many)))(jax.random.key(1))
-
-
-def repeated(action: Action, many: int) -> Action:
-  return jax.tree.map(lambda a: jnp.broadcast_to(a, (many, *a.shape)), action)
-
-
-def rows(action: Action, many: int) -> np.ndarray:
-  """Actions stacked [many ...] as a float64 matrix, a row an action."""
-  return np.concatenate([np.asarray(a, np.float64).reshape(many, -1) for a in jax.tree.leaves(action)], axis=1)
-
-
-def same(a, b) -> bool:
-  """Bitwise, leaf by leaf."""
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def shards(devices: int) -> NamedSharding:
-  mesh = Mesh(np.array(jax.devices()[:devices]), ('data',), axis_types=(AxisType.Auto,))
-  return NamedSharding(mesh, PartitionSpec('data'))
 
 
 class Case(NamedTuple):
   """One op, MANY draws of it, whether each does nothing; its 8 drawn then 8 identity views, and their gradients."""
   op: Op
+  sample: Callable
   identity: Action
   drawn: Action
   idle: np.ndarray
@@ -90,12 +50,13 @@ def seen(op: Op):
 @functools.cache
 def case(name: str) -> Case:
   op = modules.make(augment, name)
-  identity, drawn = op.identity(SIZE), draws(op, MANY)
+  sample, identity = sampler(op), op.identity(SIZE)
+  drawn = sample(np.arange(MANY))
   idle = (rows(drawn, MANY) == rows(repeated(identity, 1), 1)).all(axis=1)
   apart = np.argsort(idle, kind='stable')[:8]  # draws that do something first
   actions = jax.tree.map(lambda a, b: jnp.concatenate([a[apart], b]), drawn, repeated(identity, 8))
   views, gradients = seen(op)(actions, images(np.concatenate([PICTURES, PICTURES])))
-  return Case(op, identity, drawn, idle, jax.tree.map(np.asarray, views), np.asarray(gradients))
+  return Case(op, sample, identity, drawn, idle, jax.tree.map(np.asarray, views), np.asarray(gradients))
 
 
 @pytest.fixture(params=NAMES)
@@ -143,9 +104,10 @@ def test_gradient_is_finite(found):
 
 
 def test_same_key_same_draw(found):
-  assert same(found.drawn, draws(found.op, MANY))
-  assert same(jax.tree.map(lambda a: a[:5], found.drawn), draws(found.op, 5))
-  assert not same(jax.tree.map(lambda a: a[:64], found.drawn), jax.tree.map(lambda a: a[64:128], found.drawn))
+  shifted = found.sample(np.arange(MANY) + 64)
+  assert same(found.drawn, found.sample(np.arange(MANY)))
+  assert same(jax.tree.map(lambda a: a[64:], found.drawn), jax.tree.map(lambda a: a[:-64], shifted))
+  assert not same(jax.tree.map(lambda a: a[:64], found.drawn), jax.tree.map(lambda a: a[:64], shifted))
 
 
 def test_vmap_is_a_loop(found):
@@ -166,11 +128,11 @@ def test_docstring_of_the_action_states_each_field_with_its_unit(found):
 
 def test_a_chance_is_an_action(found):
   """sometimes(0) is the identity, sometimes(1) the op, else the rate is right: also of a chance within a chance."""
-  busy = 1 - found.idle.mean()
-  for p in (0., .3, 1.):
-    drawn = rows(draws(augment.sometimes(p, found.op), MANY), MANY)
-    did = (drawn != rows(repeated(found.identity, 1), 1)).any(axis=1)
-    expected = p * busy
+  chances = [augment.sometimes(p, found.op)._replace(name=str(p)) for p in (0., .3, 1.)]
+  together = jax.jit(jax.vmap(lambda i: [op.sample(key_for(jax.random.key(1), i), SIZE) for op in chances]))
+  for p, drawn in zip((0., .3, 1.), together(np.arange(MANY)), strict=True):
+    did = (rows(drawn, MANY) != rows(repeated(found.identity, 1), 1)).any(axis=1)
+    expected = p * (1 - found.idle.mean())
     assert abs(did.mean() - expected) <= 5 * np.sqrt(expected * (1 - expected) / MANY) + 1e-9, f'p = {p}'
 
 
@@ -205,131 +167,6 @@ def test_one_image_a_device_is_bitwise_eight_on_one(found):
   assert same(*got)
 
 
-# The algebra.
-
-@functools.cache
-def everything() -> Op:
-  """All ops in the order of EquiMod's, the ones that it does not have last."""
-  order = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize', 'rotate']
-  return augment.chain(*(modules.make(augment, n) for n in order + [n for n in NAMES if n not in order]))
-
-
-def test_an_op_more_moves_no_other_draw():
-  whole = draws(everything(), 64)
-  for names in (NAMES[::2], NAMES[1::2]):
-    part = draws(augment.chain(*(modules.make(augment, n) for n in reversed(names))), 64)
-    assert same({n: whole[n] for n in names}, part)
-
-
-def test_a_chain_is_its_ops_in_order():
-  flip, rotate = modules.make(augment, 'flip'), modules.make(augment, 'rotate')
-  action = {'flip': flip.choices._replace(applied=jnp.array(True)), 'rotate': rotate.choices._replace(turns=jnp.array(1))}
-  image = Image(jnp.asarray(PICTURES[0]), SIZE)
-  there, back = augment.chain(flip, rotate), augment.chain(rotate, flip)
-  assert np.array_equal(there.apply(action, image).pixels, np.rot90(PICTURES[0][:, ::-1]))
-  assert np.array_equal(back.apply(action, image).pixels, np.rot90(PICTURES[0])[:, ::-1])
-  assert np.array_equal(there.encode(action), [1, 1, 0, 0]) and set(there.choices) == {'flip', 'rotate'}
-  assert np.array_equal(there.encode(there.identity(SIZE)), np.zeros(4))
-  with pytest.raises(ValueError, match='different names'):
-    augment.chain(flip, flip)
-
-
-def test_a_chance_within_a_chance_multiplies():
-  flip = modules.make(augment, 'flip', p=.5)
-  rate = np.mean(draws(augment.sometimes(.5, flip), MANY).applied)
-  assert abs(rate - .25) < 5 * np.sqrt(.25 * .75 / MANY)
-
-
-def test_only_the_named_ops_draw():
-  op = augment.only(everything(), 'crop', 'jitter')
-  drawn, whole, identity = draws(op, 16), draws(everything(), 16), repeated(op.identity(SIZE), 16)
-  for name in drawn:
-    assert same(drawn[name], (whole if name in ('crop', 'jitter') else identity)[name]), name
-
-
-def test_normalised_tells_in_units_of_the_spread():
-  op = augment.chain(modules.make(augment, 'crop'), modules.make(augment, 'jitter', hue=0.), modules.make(augment, 'flip'))
-  drawn = draws(op, MANY)
-  told = augment.normalised(op, drawn)
-  raw, codes = (np.asarray(jax.vmap(o.encode)(drawn)) for o in (op, told))
-  constant = raw.std(axis=0) < 1e-6
-  assert constant.sum() == 1 and np.array_equal(codes[:, constant], raw[:, constant])  # the hue
-  assert np.abs(codes[:, ~constant].std(axis=0) - 1).max() < 1e-4
-  assert (np.asarray(told.encode(told.identity(SIZE))) == 0).all() and same(draws(told, 8), draws(op, 8))
-
-
-@functools.cache
-def grouped():
-  """A small chain that ends in the rotation, and what each of several groups makes of eight images."""
-  op = augment.chain(*(modules.make(augment, n, **kw) for n, kw in (('crop', {'size': 16}), ('jitter', {}), ('rotate', {}))))
-  other = op._replace(name='other')
-  groups = {'views': Group((op, op), 16), 'reference': Group((augment.reference(op),), 16),
-            'rotated': Group((op,), 16, all_of='rotate'), 'shared': Group((op, other), 16, share=2)}
-  run = jax.jit(lambda groups, key: augment.views(groups, key, images()), static_argnums=0)
-  frozen = lambda names: _Frozen({n: groups[n] for n in names})
-  return op, run(frozen(groups), jax.random.key(4)), lambda *names: run(frozen(names), jax.random.key(4))
-
-
-class _Frozen(dict):
-  """A dict that jit can take as static."""
-  def __hash__(self):
-    return hash(tuple(self))
-
-
-def test_views_are_the_actions_they_return():
-  op, found, _ = grouped()
-  for name in ('views', 'rotated', 'shared'):
-    V = found[name].images.shape[1]
-    assert found[name].images.shape == (8, V, 16, 16, 3)
-    assert all(a.shape[:2] == (8, V) for a in jax.tree.leaves(found[name].actions))
-  replay = jax.jit(jax.vmap(lambda a, image: jax.vmap(lambda a: op.apply(a, image).pixels)(a)))
-  assert np.abs(replay(found['views'].actions, images()) - found['views'].images).max() <= 1e-6
-  first, second = (jax.tree.map(lambda a: a[:, v], found['views'].actions) for v in (0, 1))
-  assert not np.isclose(first['crop'].top, second['crop'].top).all()
-
-
-def test_the_reference_is_untouched():
-  op, found, run = grouped()
-  assert same(found['reference'].actions, jax.tree.map(lambda a: a[:, None], repeated(op.identity(SIZE), 8)))
-  plain = jax.vmap(lambda image: resize(image, 16).pixels)(images())
-  assert np.abs(found['reference'].images[:, 0] - plain).max() <= 1e-6
-  whole = augment.views({'reference': Group((augment.reference(op),), SIDE)}, jax.random.key(0), images())
-  assert np.array_equal(whole['reference'].images[:, 0], PICTURES)  # where it fits, not a bit changes
-
-
-def test_all_of_takes_every_choice_of_one_draw():
-  _, found, _ = grouped()
-  views, actions = found['rotated']
-  assert np.array_equal(actions['rotate'].turns, np.tile(np.arange(4), (8, 1)))
-  for a in jax.tree.leaves((actions['crop'], actions['jitter'])):
-    assert all(np.array_equal(a[:, 0], a[:, k]) for k in range(4))
-  for k in range(1, 4):
-    assert np.array_equal(views[:, k], np.rot90(views[:, 0], k, axes=(1, 2)))
-
-
-def test_neighbours_share_a_draw():
-  _, found, _ = grouped()
-  for a in (found['shared'].actions['crop'].height, found['shared'].actions['jitter'].hue):
-    assert np.array_equal(a[::2], a[1::2]) and len(np.unique(a[::2])) > 4
-    assert not np.array_equal(a[:, 0], a[:, 1])  # but not the views of an image
-
-
-def test_a_group_more_moves_no_draw_of_the_others():
-  _, found, run = grouped()
-  assert same(run('views')['views'], found['views'])
-
-
-def test_views_are_bitwise_the_same_over_1_2_4_8_devices():
-  """The whole chain; in a group that is resized after it too, where a constant matrix would see the shard's size."""
-  op = everything()
-  groups = {'views': Group((op, op), SIDE), 'reference': Group((augment.reference(op),), 16),
-            'rotated': Group((op,), 16, all_of='rotate')}
-  run = jax.jit(lambda images: augment.views(groups, jax.random.key(6), images))
-  first, *others = [jax.tree.map(np.asarray, run(jax.device_put(images(), shards(n)))) for n in (1, 2, 4, 8)]
-  for n, other in zip((2, 4, 8), others, strict=True):
-    assert same(first, other), f'{n} devices see other views than 1'
-
-
 # What users get wrong.
 
 def test_images_that_do_not_fit_raise():
@@ -342,9 +179,28 @@ def test_images_that_do_not_fit_raise():
   jax.eval_shape(modules.make(augment, 'blur', kernel=15).apply, blur.identity(tall.size), tall)
 
 
+def test_a_crop_of_everything_is_the_plain_resize():
+  """At another size too, and that of jax.image, which does not clip between its passes (nothing to clip here)."""
+  crop = modules.make(augment, 'crop', size=20)
+  pixels = .3 + .4 * PICTURES[:2]
+  views = jax.jit(jax.vmap(lambda image: crop.apply(crop.identity(SIZE), image)))(images(pixels))
+  plain = jax.jit(jax.vmap(lambda image: resize(image, 20)))(images(pixels))
+  assert np.abs(views.pixels - plain.pixels).max() <= 1e-6 and np.array_equal(views.size, plain.size)
+  assert np.array_equal(views.size, np.full((2, 2), 20.))
+  assert np.abs(jax.image.resize(pixels, (2, 20, 20, 3), 'cubic') - views.pixels).max() <= 2e-6
+
+
+def test_a_turn_turns_the_size():
+  rotate = modules.make(augment, 'rotate')
+  squashed = Image(jnp.zeros((4, 4, 3)), jnp.array([2., 5.]))
+  sizes = jax.vmap(lambda action: rotate.apply(action, squashed).size)(rotate.choices)
+  assert np.array_equal(sizes, [[2, 5], [5, 2], [2, 5], [5, 2]])
+
+
 @pytest.mark.parametrize('name, kw', [
-    ('crop', {'method': 'lanczos'}), ('crop', {'scale': (1., .2)}), ('crop', {'ratio': (0., 1.)}), ('blur', {'kernel': 4}),
-    ('jitter', {'hue': .6}), ('jitter', {'contrast': -1.}), ('flip', {'p': 1.5}), ('gray', {'strength': 1.})])
+    ('crop', {'method': 'lanczos'}), ('crop', {'scale': (1., .2)}), ('crop', {'ratio': (0., 1.)}),
+    ('blur', {'kernel': 4}), ('jitter', {'hue': .6}), ('jitter', {'contrast': -1.}),
+    ('flip', {'p': 1.5}), ('gray', {'strength': 1.})])
 def test_bad_arguments_are_the_users(name, kw):
   with pytest.raises(UserError):
     modules.make(augment, name, **kw)

@@ -1,0 +1,154 @@
+"""Images/s of the ResNet-18 SimCLR step: with the fast weight gradient, without, and in plain PyTorch.
+
+Command: python benchmarks/step.py [--device cpu|gpu] [--batch 128] [--widths 32,64] [--dtype float32]
+First the PyTorch step gets the same weights and views and must give the same loss to 1e-4 and gradients to 1e-3
+(float32): torch-identical. Then the three are timed on given views, one process, in turns (A B C A B C ...).
+"""
+import argparse
+import functools
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+import optax
+import torch
+import torch_step
+
+from equivariant_ssl import config as configs
+from equivariant_ssl import record, shard, state, step, train
+from equivariant_ssl.nets import conv
+from equivariant_ssl.nets.resnet import to_torch
+
+
+def prepared(device, batch: int, width: int, dtype: str):
+  """(run, its first state, views [B 2 32 32 3]) of SimCLR's CIFAR step on noise images."""
+  config = configs.load('cifar10_simclr', {'dtype': dtype, 'batch': str(batch), 'encoder.width': str(width),
+                                           'data.name': 'digits', 'optimizer.warmup_epochs': '0',
+                                           'optimizer.lr': '.01'})  # the same views again and again: a small rate
+  run = train.prepare(config, shard.mesh([device]))
+  images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
+  data = jax.device_put(step.Batch(images, np.full((batch, 2), 32, np.float32)), device)
+  shown = jax.jit(functools.partial(step.views, run.recipe))(jax.device_put(run.key, device), 0, data)
+  return run, state.init(run.recipe, run.key, shard.replicated(run.mesh)), shown
+
+
+def ours(run: train.Run, shown, fast: bool):
+  """One jitted update on given views: (state) -> (state, loss, gradient)."""
+  def update(s: state.TrainState, shown):
+    (loss, (stats, _)), grads = jax.value_and_grad(functools.partial(step.loss, run.recipe), has_aux=True)(
+        s.params, s.stats, shown)
+    updates, opt_state = run.recipe.tx.update(grads, s.opt_state, s.params)
+    return s._replace(params=optax.apply_updates(s.params, updates), stats=stats, opt_state=opt_state), loss, grads
+
+  kept = conv._cpu_weight_gradient
+  try:
+    if not fast:
+      conv._cpu_weight_gradient = conv._xla_weight_gradient
+    compiled = jax.jit(update).lower(train.abstract(run), shown).compile()
+  finally:
+    conv._cpu_weight_gradient = kept
+  return compiled
+
+
+def linear_kernels(params: dict) -> list[np.ndarray]:
+  """The projector's kernels, first to last."""
+  found = [(jax.tree_util.keystr(k), np.asarray(v)) for k, v in jax.tree_util.tree_leaves_with_path(params['projector'])
+           if v.ndim == 2]
+  return [v for _, v in sorted(found)]
+
+
+def check(first: state.TrainState, answer, plain: torch_step.Step, x) -> tuple[float, float]:
+  """(relative difference of the losses, largest difference of the gradients over the largest gradient)."""
+  _, loss, grads = answer
+  theirs = plain.loss(x)
+  theirs.backward()
+  stats = jax.tree.map(np.zeros_like, first.stats['encoder'])
+  mine = {k: v for k, v in to_torch(grads['encoder'], stats).items() if 'running' not in k and 'num_b' not in k}
+  other = {k: p.grad.cpu().numpy() for k, p in plain.encoder.named_parameters()}
+  pairs = [(mine[k], other[k]) for k in other]
+  linear = [m.weight.grad.cpu().numpy().T for m in plain.projector if isinstance(m, torch.nn.Linear)]
+  pairs += list(zip(linear_kernels(grads), linear, strict=True))
+  largest = max(np.abs(b).max() for _, b in pairs)
+  return (abs(float(loss) / float(theirs) - 1), max(np.abs(a - b).max() for a, b in pairs) / largest)
+
+
+def rates(steps: dict, batch: int, seconds: float, rounds: int) -> dict[str, list[float]]:
+  """Images/s of each step, `rounds` times in turns."""
+  found = {name: [] for name in steps}
+  for name, (advance, wait) in steps.items():
+    advance()
+    wait()
+  for _ in range(rounds):
+    for name, (advance, wait) in steps.items():
+      start, count = time.perf_counter(), 0
+      while time.perf_counter() - start < seconds or count < 2:
+        advance()
+        count += 1
+        if count % 2 == 0:
+          wait()
+      wait()
+      found[name].append(count * batch / (time.perf_counter() - start))
+  return found
+
+
+def measure(device, batch: int, width: int, dtype: str, seconds: float, rounds: int) -> None:
+  run, first, shown = prepared(device, batch, width, dtype)
+  where = 'cuda' if device.platform == 'gpu' else 'cpu'
+  config = run.config
+  plain = torch_step.Step(to_torch(first.params['encoder'], first.stats['encoder']), linear_kernels(first.params), width,
+                          config.invariance.temperature, config.optimizer.lr, run.source.mean, run.source.std, where,
+                          getattr(torch, dtype))
+  x = plain.place(np.asarray(shown['views'].images))
+  programs = {'fast gradient': ours(run, shown, True)}
+  if where == 'cpu':
+    programs['without'] = ours(run, shown, False)
+  loss, gradient = check(first, programs['fast gradient'](first, shown), plain, x)
+  good = dtype != 'float32' or loss <= 1e-4 and gradient <= 1e-3
+  print(f'width {width}: against PyTorch, loss {loss:.1e} (at most 1e-4), gradient {gradient:.1e} (at most 1e-3)'
+        f'{"" if good else ": FAILED"}', flush=True)
+  if not good:
+    raise SystemExit(1)
+  steps = {}
+  for name, program in programs.items():
+    held = [first]
+
+    def advance(program=program, held=held):
+      held[0] = program(held[0], shown)[0]
+    steps[name] = advance, lambda held=held: jax.block_until_ready(held[0])
+  steps['PyTorch'] = lambda: plain(x), torch.cuda.synchronize if where == 'cuda' else lambda: None
+  found = rates(steps, batch, seconds, rounds)
+  median = {name: statistics.median(values) for name, values in found.items()}
+  for name, values in found.items():
+    print(f'  {name:14s} {median[name]:9.1f} images/s   ({", ".join(f"{v:.1f}" for v in values)})')
+  if 'without' in median:
+    print(f'  fast / without {median["fast gradient"] / median["without"]:.2f}')
+  print(f'  fast / PyTorch {median["fast gradient"] / median["PyTorch"]:.2f}', flush=True)
+  if where == 'cuda':
+    print(f'  memory: ours {device.memory_stats()["peak_bytes_in_use"] / 2 ** 30:.2f} GiB, PyTorch '
+          f'{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
+  parser.add_argument('--batch', type=int, default=128)
+  parser.add_argument('--widths', default='32,64')
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--seconds', type=float, default=20., help='of each turn')
+  parser.add_argument('--rounds', type=int, default=2)
+  args = parser.parse_args()
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.dtype != 'float32'
+  if args.device == 'gpu' and args.dtype == 'float32':
+    jax.config.update('jax_default_matmul_precision', 'highest')
+  about = record.environment()
+  print(f'{about.get("processor", platform.processor())}, jax {jax.__version__}, torch {torch.__version__}, batch '
+        f'{args.batch} x 2 views of 32x32, {args.dtype}, torch threads {torch.get_num_threads()}')
+  device = jax.devices(args.device)[0]
+  for width in map(int, args.widths.split(',')):
+    measure(device, args.batch, width, args.dtype, args.seconds, args.rounds)
+
+
+if __name__ == '__main__':
+  main()
