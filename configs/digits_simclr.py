@@ -14,12 +14,12 @@ def get_config() -> ConfigDict:
       'batch': 125,
       'epochs': 60.,
       'data': {'name': 'digits'},
-      'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'cifar', 'width': 16},
+      'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 12, 'zero_init': False},
       'augment': {
           'order': ('crop',),
           'crop': {'role': 'invariant', 'scale': (.3, 1.), 'method': 'bilinear'},
       },
-      'invariance': {'name': 'simclr', 'temperature': .5, 'projector': {'hidden': (128,), 'out': 64}},
+      'invariance': {'name': 'simclr', 'temperature': .2, 'projector': {'hidden': (128,), 'out': 64}},
       'equivariance': {'name': 'none'},
       'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 5.},
   })

@@ -1,14 +1,12 @@
 """Checkpoints that are checked: orbax writes them, a fingerprint says whether what is read is what was written.
 
-Orbax's commit survives kill -9, but it does not notice a flipped bit in the weights and falls back to nothing.
-So each checkpoint carries a fingerprint of every leaf, and reading takes the newest one that proves right. A state
-is saved as a flat {key path: leaf}: optax's empty and masked nodes need no support, the abstract tree gives the form.
-Every process of a job calls `save` and `restore`; process 0 alone renames.
+Orbax's commit survives kill -9, but it does not notice a flipped bit in the weights and falls back to nothing. So
+each checkpoint carries a fingerprint of every leaf, and reading takes the newest that proves right. A state is saved
+flat, {key path: leaf}: optax's empty and masked nodes need no support, the abstract tree gives the form. All
+processes call `save` and `restore`; process 0 alone renames.
 """
 import contextlib
 import gc
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -24,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from equivariant_ssl import fingerprint
 from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, UserError
-from equivariant_ssl.fingerprint import fingerprint as fingerprint
-from equivariant_ssl.fingerprint import flat, kind, survey
 
 Found = tuple[int, Any, dict]  # step, state, meta
 
@@ -37,7 +34,7 @@ logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not 
 class Checkpoints(NamedTuple):
   """save:    (step, state, meta, wait=False). Asynchronous; returns at once for a step that is already saved.
   restore: abstract -> (step, state, meta) of the newest valid checkpoint, None where there never was one.
-  latest:  () -> the newest committed step, or None.
+  latest:  () -> the newest committed step, after waiting for the one in flight; or None.
   """
   save: Callable[..., None]
   restore: Callable[[Any], Found | None]
@@ -50,61 +47,20 @@ class _DamagedError(Exception):
 
 def steps(directory: str | pathlib.Path) -> list[int]:
   """The committed steps in `directory`, newest first; a commit is a rename, so a torn one has another name."""
-  directory = pathlib.Path(directory)
-  found = directory.iterdir() if directory.is_dir() else ()
+  found = pathlib.Path(directory).iterdir() if pathlib.Path(directory).is_dir() else ()
   return sorted((int(p.name) for p in found if p.name.isdecimal() and p.is_dir()), reverse=True)
 
 
-def _latest(directory: pathlib.Path) -> int | None:
-  return next(iter(steps(directory)), None)
-
-
 def _line(error: BaseException) -> str:
-  """The first line of an error, not too much of it."""
   return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:100]}'
-
-
-def _seal(step: int, prints: dict[str, str], meta: dict) -> dict:
-  """What orbax stores beside the arrays, with its own checksum."""
-  body = json.dumps({'step': step, 'leaves': prints, 'meta': meta}, sort_keys=True)
-  return {'format': 1, 'body': body, 'sha256': hashlib.sha256(body.encode()).hexdigest()}
-
-
-def _unseal(path: pathlib.Path) -> dict:
-  """The stored {step, leaves, meta} of a checkpoint; _DamagedError where it is not what was stored."""
-  sealed = ocp.metadata(path).custom_metadata or {}
-  body = sealed.get('body', '')
-  if sealed.get('format') != 1 or hashlib.sha256(body.encode()).hexdigest() != sealed.get('sha256'):
-    raise _DamagedError('its record is missing or wrong')
-  record = json.loads(body)
-  if str(record['step']) != path.name:
-    raise _DamagedError(f'it is a copy of step {record["step"]}')
-  return record
-
-
-def _fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, Any], part: bool) -> None:
-  """UserError OTHER_CONFIG unless the stored leaves are the wanted ones (or, with `part`, contain them)."""
-  there = {k: v.partition(':')[0] for k, v in stored.items()}
-  here = {k: kind(v) for k, v in wanted.items()}
-  wrong = [f'{k} is {there.get(k, "not")} there and {here.get(k, "not")} here'
-           for k in {**here, **there} if there.get(k) != here.get(k) and not (part and k not in here)]
-  if wrong:
-    raise UserError(f'{path} is of another config: {"; ".join(wrong[:3])}'
-                    + (f'; and {len(wrong) - 3} more.' if len(wrong) > 3 else '.'),
-                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {path.parent.parent}',
-                    OTHER_CONFIG)
 
 
 def _raise_if_unreadable(path: pathlib.Path) -> None:
   """OSError where a file of `path` cannot be read (EACCES, EIO, ESTALE): that says nothing about what is in it."""
   for part in (path, *path.rglob('*')):
-    with contextlib.suppress(FileNotFoundError):  # a file that is not there is a damage
-      if part.is_dir():
-        os.listdir(part)
-      else:
-        with part.open('rb') as file:
-          while file.read(1 << 24):
-            pass
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), part.open('rb') as file:
+      while file.read(1 << 24):
+        pass
 
 
 @contextlib.contextmanager
@@ -124,25 +80,24 @@ def _unheard() -> Iterator[None]:
 
 def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, jax.Array], dict]:
   """The wanted leaves and the meta of one checkpoint. Raises _DamagedError, UserError OTHER_CONFIG, OSError."""
-  own = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  own, why = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), None
   placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or own)
             for k, v in wanted.items()}
-  why = None
   with _unheard():
     try:
-      record = _unseal(path)
-      _fit(path, record['leaves'], wanted, part)
+      record = fingerprint.unseal(ocp.metadata(path).custom_metadata)
+      wrong = fingerprint.differences(record['leaves'], wanted, part)
+      if wrong:
+        raise UserError(f'{path} is of another config: {wrong}.', 'Use a new --workdir, or go on with that run as it '
+                        f'was: eqssl resume {path.parent.parent}', OTHER_CONFIG)
       context = ocp.Context()
-      context.pytree.loading.partial_load = True  # `_fit` has decided which leaves may be left out
+      context.pytree.loading.partial_load = True  # which leaves may be left out is decided
       with context:
         leaves = ocp.load(path, {k: v for k, v in placed.items() if v.size})  # orbax knows no array of size 0
       jax.block_until_ready(leaves)
-      absent = [k for k, v in leaves.items() if not isinstance(v, jax.Array)]
-      why = f'it has no {absent[0]}' if absent else None
-    except (UserError, _DamagedError, MemoryError):
-      raise
+      why = next((f'it has no {k}' for k, v in leaves.items() if not isinstance(v, jax.Array)), None)
     except Exception as error:
-      if 'RESOURCE_EXHAUSTED' in str(error):
+      if isinstance(error, UserError | MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
       why = _line(error)
     if why:
@@ -152,12 +107,12 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[
     _raise_if_unreadable(path)
     raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
-  prints, _ = survey(leaves)
+  prints, _ = fingerprint.survey(leaves)
   wrong = [k for k in leaves if prints[k] != record['leaves'][k]]
   if wrong:
     raise _DamagedError(f'{wrong[0]} is not what was saved; {len(wrong)} of {len(leaves)} leaves differ')
-  if 'step' in leaves and int(leaves['step']) != int(path.name):
-    raise _DamagedError(f'it holds step {int(leaves["step"])}')
+  if {record['step'], int(leaves.get('step', record['step']))} != {int(path.name)}:
+    raise _DamagedError(f'it holds step {record["step"]}')
   return leaves, record['meta']
 
 
@@ -172,16 +127,16 @@ def _together(verdict: int) -> int:
 def _newest(directory: pathlib.Path, abstract: Any, only: int | None, part: bool,
             reject: Callable[[pathlib.Path, str], None]) -> Found | None:
   """The newest valid checkpoint, `reject` called (in every process) with each damaged one that is newer."""
-  wanted, form = flat(abstract), jax.tree.structure(abstract)
+  wanted = fingerprint.flat(abstract)
   for step in steps(directory) if only is None else (only,):
-    path, leaves, failed = directory / str(step), None, None
+    path, failed = directory / str(step), None
     try:
       leaves, meta = _read(path, wanted, part)
     except Exception as error:
       failed = error
     verdict = _together(0 if failed is None else 1 if isinstance(failed, _DamagedError) else 2)
     if verdict == 0:
-      return step, jax.tree.unflatten(form, [leaves[k] for k in wanted]), meta
+      return step, jax.tree.unflatten(jax.tree.structure(abstract), [leaves[k] for k in wanted]), meta
     if verdict == 2:
       raise failed or UserError(f'{path} could not be read in another process.', 'Its message says why.')
     reject(path, str(failed or 'in another process'))
@@ -198,9 +153,8 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
   directory = pathlib.Path(directory).absolute()
   there = steps(directory)
   if not there or step is not None and step not in there:
-    raise UserError(f'{directory} has no checkpoint' + ('.' if step is None else f' of step {step}.'),
-                    f'It has: {", ".join(map(str, there))}.' if there else 'Train first: eqssl train --config FILE '
-                    f'--workdir {directory.parent}', NO_CHECKPOINT)
+    raise UserError(f'{directory} has no checkpoint{"" if step is None else f" of step {step}"}; it has {there}.',
+                    f'Train first: eqssl train --config FILE --workdir {directory.parent}', NO_CHECKPOINT)
   found = _newest(directory, abstract, step, True,
                   lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
   if found is None:
@@ -209,13 +163,39 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
   return found
 
 
-def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callable, Callable, Callable]:
-  """`save` of Checkpoints; `finish(durable=False)`, which waits for the save in flight; `close`.
+def _sound(step: int, state: Any, newest: int | None) -> tuple[dict[str, Any], dict[str, str]]:
+  """The leaves of a state to save and their fingerprints; UserError NOT_FINITE."""
+  leaves = fingerprint.flat(state)
+  if jax.process_count() > 1:  # orbax wants global arrays there; what is whole here is the same everywhere
+    leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v for k, v in leaves.items()}
+  prints, broken = fingerprint.survey(leaves)
+  if broken:
+    raise UserError(f'the state of step {step} is not finite ({", ".join(broken[:3])}): it is not saved.',
+                    f'The newest checkpoint is of step {newest}.', NOT_FINITE)
+  return leaves, prints
 
-  saved: the steps that are there already, a save of which is nothing. An error of a save is raised once, by the next
-  of these calls; a later save starts afresh.
+
+def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
+  context = ocp.Context()
+  # A directory that cannot be made by the thread leaves the interpreter waiting for it for minutes at exit.
+  context.asynchronous.create_directories_asynchronously = False
+  return ocp.training.Checkpointer(
+      directory, context=context, cleanup_tmp_directories=True,
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep))
+
+
+def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callable, ...]:
+  """`save` and `latest` of Checkpoints; `finish(durable=False)`, which waits for the save in flight; `close`.
+
+  saved: the steps that need no saving. An error of a save is raised once, by `finish` or the next `save`.
   """
   manager, pending = None, None  # orbax's Checkpointer; (step, response) in flight
+
+  def latest() -> int | None:
+    if pending is not None:
+      with contextlib.suppress(Exception):  # `finish` will raise it
+        pending[1].result()
+    return next(iter(steps(directory)), None)
 
   def close() -> None:
     nonlocal manager
@@ -233,7 +213,7 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
       close()  # it would raise the same error again; a new one also clears away what was left behind
       raise UserError(f'checkpoint {step} was not written to {directory}: {_line(error)}',
                       'Check the disk space and permissions there, then resume. '
-                      f'The newest checkpoint is of step {_latest(directory)}.') from error
+                      f'The newest checkpoint is of step {latest()}.') from error
 
   def finish(durable: bool = False) -> None:
     nonlocal pending
@@ -249,37 +229,32 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
     finish(wait)
     if step in saved:
       return
-    leaves = flat(state)
-    if jax.process_count() > 1:  # orbax wants global arrays there; what is whole here is the same everywhere
-      leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v for k, v in leaves.items()}
-    prints, broken = survey(leaves)
-    if broken:
-      raise UserError(f'the state of step {step} is not finite ({", ".join(broken[:3])}): it is not saved.',
-                      f'The newest checkpoint is of step {_latest(directory)}.', NOT_FINITE)
+    leaves, prints = _sound(step, state, latest())
     with explained(step):
       manager = manager or _manager(directory, keep)
-      _preflight(directory, sum(v.nbytes for v in leaves.values()))
+      need, free = 1.2 * sum(v.nbytes for v in leaves.values()), shutil.disk_usage(directory).free
+      if free < need:  # the oldest goes only after the newest is there
+        raise OSError(f'{free / 2 ** 20:.0f} MiB are free, {need / 2 ** 20:.0f} MiB are needed')
       pending = step, manager.save_async(step, {k: v for k, v in leaves.items() if v.size}, force=True,
-                                         custom_metadata=_seal(step, prints, meta))
+                                         custom_metadata=fingerprint.seal(step, prints, meta))
     saved.add(step)
     if wait:
       finish(True)
 
-  return save, finish, close
+  return save, latest, finish, close
 
 
 @contextlib.contextmanager
 def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None] = print) -> Iterator[Checkpoints]:
   """The checkpoints of a run in `directory`, for its one writer; leaving waits for the save in flight.
 
-  The newest `keep` are kept. A damaged one found on restoring is moved to `directory`/../quarantine/<step>-<ns>,
-  with a line to `log`, and the next is tried. UserError: NOT_FINITE a state to save has a non-finite leaf,
-  OTHER_CONFIG the state does not fit (nothing is moved), NO_CHECKPOINT there were some but none is valid, 2 a save
-  failed (said once, by the next call or on leaving). OSError where files cannot be read.
+  The newest `keep` are kept. A damaged one found on restoring is moved to `directory`/../quarantine/<step>-<ns>, with
+  a line to `log`. UserError: NOT_FINITE a state to save is not, OTHER_CONFIG the state does not fit (none is moved),
+  NO_CHECKPOINT there were some but none is valid, 2 a save failed. OSError where files cannot be read.
   """
   directory = pathlib.Path(directory).absolute()
   quarantine, saved = directory.parent / 'quarantine', set()
-  save, finish, close = _writer(directory, keep, saved)
+  save, latest, finish, close = _writer(directory, keep, saved)
 
   def reject(path: pathlib.Path, why: str) -> None:
     if jax.process_index() == 0:
@@ -302,7 +277,7 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
     return found
 
   try:
-    yield Checkpoints(save, restore, lambda: _latest(directory))
+    yield Checkpoints(save, restore, latest)
   except BaseException:
     try:  # the first error is the one to show; the save in flight is still waited for
       finish(True)
@@ -313,22 +288,6 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
     finish(True)
   finally:
     close()
-
-
-def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
-  context = ocp.Context()
-  # A directory that cannot be made by the thread leaves the interpreter waiting for it for minutes at exit.
-  context.asynchronous.create_directories_asynchronously = False
-  return ocp.training.Checkpointer(
-      directory, context=context, cleanup_tmp_directories=True,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep))
-
-
-def _preflight(directory: pathlib.Path, size: int) -> None:
-  """OSError unless a state of `size` bytes fits; the oldest checkpoint goes only after the newest is there."""
-  free = shutil.disk_usage(directory).free
-  if free < 1.2 * size:
-    raise OSError(f'{free / 2 ** 20:.0f} MiB are free, {1.2 * size / 2 ** 20:.0f} MiB are needed.')
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -1,4 +1,6 @@
 """A fingerprint of a tree of arrays: what says that a checkpoint, or another device, holds the same bits."""
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -53,9 +55,32 @@ def survey(leaves: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
           [k for k, d in digests.items() if d[2]])
 
 
-def fingerprint(tree: Any) -> dict[str, str]:
+def of(tree: Any) -> dict[str, str]:
   """{key path: dtype, shape and a 64-bit checksum of the bits} of a tree of arrays; the same on any devices.
 
   An error check, not a signature: it stops no one who rewrites a checkpoint on purpose.
   """
   return survey(flat(tree))[0]
+
+
+def differences(stored: dict[str, str], wanted: dict[str, Any], part: bool) -> str:
+  """How the leaves of `stored` fingerprints differ from the wanted ones, '' where they fit (`part`: contain them)."""
+  there, here = {k: v.partition(':')[0] for k, v in stored.items()}, {k: kind(v) for k, v in wanted.items()}
+  wrong = [f'{k} is {there.get(k, "not")} there and {here.get(k, "not")} here'
+           for k in {**here, **there} if there.get(k) != here.get(k) and not (part and k not in here)]
+  return '; '.join(wrong[:3]) + (f'; and {len(wrong) - 3} more' if len(wrong) > 3 else '')
+
+
+def seal(step: int, prints: dict[str, str], meta: dict) -> dict:
+  """The record {step, leaves, meta} of a checkpoint as JSON, with a checksum of its own."""
+  body = json.dumps({'step': step, 'leaves': prints, 'meta': meta}, sort_keys=True)
+  return {'format': 1, 'body': body, 'sha256': hashlib.sha256(body.encode()).hexdigest()}
+
+
+def unseal(sealed: dict | None) -> dict:
+  """The record that `seal` was given; ValueError where it is not what was sealed."""
+  sealed = sealed or {}
+  body = sealed.get('body', '')
+  if sealed.get('format') != 1 or hashlib.sha256(body.encode()).hexdigest() != sealed.get('sha256'):
+    raise ValueError('its record is missing or wrong')
+  return json.loads(body)

@@ -16,7 +16,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from equivariant_ssl import checkpoint, errors, shard
+from equivariant_ssl import checkpoint, errors, fingerprint, shard
 
 State = namedtuple('State', 'step params stats target opt_state extras')
 PARAMS = {'conv': {'kernel': np.random.RandomState(0).normal(size=(3, 3, 32, 8)).astype(np.float32)},
@@ -78,7 +78,7 @@ def test_a_state_comes_back_bit_for_bit(tx, tmp_path):
     step, got, meta = saved.restore(abstract(want))
   assert (step, meta) == (3, {'seed': 7, 'name': 'x'})
   same(got, want)
-  assert checkpoint.fingerprint(got) == checkpoint.fingerprint(want)
+  assert fingerprint.of(got) == fingerprint.of(want)
 
 
 def test_nothing_yet_is_none_and_reading_it_is_an_error(tmp_path):
@@ -310,22 +310,22 @@ def test_saved_on_4_devices_restored_on_others(devices, tmp_path):
   four = shard.replicated(shard.mesh(jax.devices()[:4]))
   want = shard.place(state(6), four)
   want = want._replace(stats=jax.device_put(want.stats, NamedSharding(four.mesh, PartitionSpec('data'))))
-  prints = checkpoint.fingerprint(state(6))
-  assert checkpoint.fingerprint(want) == prints
+  prints = fingerprint.of(state(6))
+  assert fingerprint.of(want) == prints
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
     saved.save(6, want, {})
   there = shard.replicated(shard.mesh(jax.devices()[:devices]))
   got = restore(tmp_path, abstract(want, there))[1]
-  assert checkpoint.fingerprint(got) == prints
+  assert fingerprint.of(got) == prints
   assert all(x.sharding.is_equivalent_to(there, x.ndim) for x in jax.tree.leaves(got))
 
 
 def test_a_fingerprint_sees_values_places_and_types():
-  prints = {checkpoint.fingerprint({'x': x})['x'] for x in (
+  prints = {fingerprint.of({'x': x})['x'] for x in (
       jnp.array([0., 1.]), jnp.array([1., 0.]), jnp.array([[0., 1.]]), jnp.array([-0., 1.]), jnp.array([0, 1]),
       jnp.array([False, True]), jnp.array([0., 1.], jnp.bfloat16), jnp.array([0., np.nan]), jnp.zeros(0))}
   assert len(prints) == 9
-  assert checkpoint.fingerprint({'a': 1, 'b': (), 'c': (np.float32(2),)}).keys() == {'a', 'c/0'}
+  assert fingerprint.of({'a': 1, 'b': (), 'c': (np.float32(2),)}).keys() == {'a', 'c/0'}
 
 
 WRITER = """if True:
@@ -379,7 +379,7 @@ JOB = """if True:
   jax.config.update('jax_num_cpu_devices', 2)
   jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), coordinator_bind_address=sys.argv[2],
                              cluster_detection_method='deactivate')
-  from equivariant_ssl import checkpoint, shard
+  from equivariant_ssl import checkpoint, fingerprint, shard
   where = shard.replicated(shard.mesh())
   state = lambda n: shard.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
@@ -397,7 +397,7 @@ JOB = """if True:
     step, got, meta = saved.restore(like)
     assert step == 2 and meta == {'n': 2} and int(got['step']) == 2
     saved.save(4, {**state(4), 'host': np.float32(4)}, {}, wait=True)
-  print('END', checkpoint.fingerprint(got))
+  print('END', fingerprint.of(got))
 """
 
 
@@ -413,5 +413,5 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
   assert [job.returncode for job in jobs] == [0, 0], ends
   logs = [[line for line in out.splitlines() if line.startswith('LOG')] for out, _ in ends]
   assert [len(x) for x in logs] == [1, 0]
-  want = checkpoint.fingerprint({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
+  want = fingerprint.of({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
   assert all(f'END {want}' in out for out, _ in ends), (want, ends)

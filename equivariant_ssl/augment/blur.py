@@ -17,6 +17,26 @@ class Blur(NamedTuple):
   sigma: Array
 
 
+def matrix(side: int, reach: int, sigma: Array) -> Array:
+  """[side side]: what each pixel of a line takes of each, by a Gaussian of `sigma` cut off after `reach` pixels.
+
+  A pixel is seen three times: where it is, and reflected at either border (the border pixel itself but once).
+  """
+  # One number an image, multiplied: to divide by it would round otherwise where a device holds one image.
+  steep = -.5 / jnp.where(sigma > 0, sigma * sigma, 1.)
+
+  def bell(distance: np.ndarray) -> Array:
+    height = jnp.exp((distance * distance).astype(np.float32) * steep)
+    return jnp.where(sigma > 0, height, (distance == 0).astype(np.float32))  # sigma 0: the pixel itself
+
+  at = np.arange(side)
+  here, last = at[:, None] - at[None], 2 * (side - 1)
+  left = np.where(at[None] > 0, at[:, None] + at[None], last + side)
+  right = np.where(at[None] < side - 1, last - at[:, None] - at[None], last + side)
+  seen = [jnp.where(np.abs(distance) <= reach, bell(distance), 0.) for distance in (here, left, right)]
+  return (seen[0] + seen[1] + seen[2]) * (1. / total(bell(np.arange(-reach, reach + 1))))
+
+
 def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.)) -> Op:
   """Blur with probability `p` by a Gaussian of `kernel` pixels, its sigma uniform in `sigma` (pixels).
 
@@ -25,22 +45,17 @@ def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.))
   """
   if kernel < 1 or kernel % 2 == 0:
     raise UserError(f'blur.kernel = {kernel} is not an odd number of pixels.', f'Try {abs(kernel) + 1}.')
+  if not 0 < sigma[0] <= sigma[1]:
+    raise UserError(f'blur.sigma = {sigma} is not a range above 0.', 'Give (low, high) in pixels, as in (.1, 2.).')
   reach = kernel // 2
 
   def apply(action: Blur, image: Image) -> Image:
-    pixels = image.pixels
-    if reach >= min(pixels.shape[:2]):
-      raise ValueError(f'blur.kernel = {kernel} is too large for an image of {pixels.shape[0]} x {pixels.shape[1]} '
-                       f'pixels; give at most {2 * min(pixels.shape[:2]) - 1}')
-    away = jnp.arange(-reach, reach + 1.)
-    bell = jnp.exp(-.5 * (away / jnp.where(action.sigma > 0, action.sigma, 1.)) ** 2)
-    bell = jnp.where(action.sigma > 0, bell, (away == 0).astype(jnp.float32))  # sigma 0: the pixel itself
-    bell = bell / total(bell)
-    for axis in (0, 1):
-      at = np.abs(np.arange(side := pixels.shape[axis])[:, None] + np.arange(-reach, reach + 1)[None])
-      at = side - 1 - np.abs(side - 1 - at)  # reflected at both borders
-      matrix = jnp.einsum('k,iko->io', bell, jax.nn.one_hot(at, side), precision='highest')
-      pixels = jnp.einsum('io,o...->i...' if axis == 0 else 'io,ho...->hi...', matrix, pixels, precision='highest')
+    h, w, _ = image.pixels.shape
+    if reach >= min(h, w):
+      raise ValueError(f'blur.kernel = {kernel} is too large for an image of {h} x {w} pixels; '
+                       f'give at most {2 * min(h, w) - 1}')
+    pixels = jnp.einsum('pw,hwc->hpc', matrix(w, reach, action.sigma), image.pixels, precision='highest')
+    pixels = jnp.einsum('qh,hpc->qpc', matrix(h, reach, action.sigma), pixels, precision='highest')
     return image._replace(pixels=jnp.clip(pixels, 0., 1.))
 
   def sample(key: Key, size: Size) -> Blur:

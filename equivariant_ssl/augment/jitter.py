@@ -31,7 +31,7 @@ class Jitter(NamedTuple):
 def blend(pixels: Array, change: Array, factor: Array) -> Array:
   """factor x pixels + (1 - factor) x black, the image's mean grey, or its grey, by `change` (0, 1, 2); clipped."""
   luma = grey(pixels)
-  mean = total(luma.reshape(-1)) / luma.size
+  mean = total(luma.reshape(-1)) * (1. / luma.size)
   other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, luma))
   return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
 

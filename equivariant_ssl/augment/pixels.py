@@ -1,7 +1,8 @@
 """Arithmetic on pixels that several ops share, bitwise the same for every batch a device may hold.
 
-XLA compiles a batch of one image differently from a batch of many: a `reduce` may add in another order, and a
-product may or may not be fused into the sum after it. Hence sums in a written-out order, and boxes in integers.
+XLA compiles a batch of one image differently from a batch of many: a `reduce` may add in another order, a product
+may or may not be fused into the sum after it, and an array divided by one number an image may be multiplied by its
+inverse. Hence sums in a written-out order, boxes in integers, and inverses where an image has one divisor.
 """
 from collections.abc import Callable
 
@@ -54,8 +55,8 @@ def weights(start: Array, length: Array, side: int, size: int, kernel: Callable[
   inside = (centre >= start) & (centre < start + length)
   distance = 2 * size * (start - centre)[None] + ((2 * jnp.arange(size) + 1) * length)[:, None]
   reach = jnp.maximum(length, size * unit).astype(jnp.float32) * 2.  # where it shrinks, the kernel widens
-  weight = jnp.where(inside[None], kernel(distance.astype(jnp.float32) / reach), 0.)
-  return weight / total(weight.T)[:, None]
+  weight = jnp.where(inside[None], kernel(distance.astype(jnp.float32) * (1. / reach)), 0.)
+  return weight * (1. / total(weight.T))[:, None]
 
 
 def resample(pixels: Array, top: Array, left: Array, height: Array, width: Array, size: int, method: str) -> Array:

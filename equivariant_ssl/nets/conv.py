@@ -49,9 +49,9 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
   shards, n = (1, 1) if kh == kw == 1 else _slices(B, 4 * math.prod(out_size) * kh * kw * C)
 
   def product(x_g):   # [shards b ...]; the shards stay apart until the last sum, which is the one collective
-    patches = jnp.concatenate(_taps(x_g[0], (kh, kw), stride, padding, out_size), axis=-1)
-    return jax.lax.dot_general(x_g[1], patches, (((1, 2, 3), (1, 2, 3)), ((0,), (0,))),   # [shards K kh*kw*C]
-                               preferred_element_type=jnp.float32)
+    x, g = (a.astype(jnp.float32) for a in x_g)   # exact; XLA:CPU lacks some bfloat16 products
+    patches = jnp.concatenate(_taps(x, (kh, kw), stride, padding, out_size), axis=-1)
+    return jax.lax.dot_general(g, patches, (((1, 2, 3), (1, 2, 3)), ((0,), (0,))))   # [shards K kh*kw*C]
 
   def sliced(a):
     return jnp.moveaxis(a.reshape(shards, n, B // shards // n, *a.shape[1:]), 1, 0)
@@ -103,9 +103,9 @@ class Conv(nn.Module):
   stride: int = 1
   padding: int = 0
   dtype: str = 'float32'
-  init: nn.initializers.Initializer = torch_init
+  kernel_init: nn.initializers.Initializer = torch_init
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', self.init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+    kernel = self.param('kernel', self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
     return conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)

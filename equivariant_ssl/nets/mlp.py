@@ -9,20 +9,20 @@ import jax.numpy as jnp
 
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets.conv import DTYPES, torch_init
+from equivariant_ssl.nets.norm import BatchNorm
 from equivariant_ssl.types import Array
 
 INITS = ('torch', 'normal')
 
-batch_norm = functools.partial(nn.BatchNorm, momentum=.9, epsilon=1e-5)
-# Heads see few and sometimes nearly constant inputs, where E[x^2] - E[x]^2 has no digits left: two passes.
-_exact_batch = functools.partial(batch_norm, use_fast_variance=False)
-# A norm is named by what torch calls it: weight (`use_scale`) and bias.
+# Heads see few and sometimes nearly constant inputs, hence `exact`. A norm is named by what torch calls its parts:
+# weight (`use_scale`) and bias.
+_batch = functools.partial(BatchNorm, exact=True)
 NORMS = {
     'none': None,
-    'batch': _exact_batch,
-    'batch_nobias': functools.partial(_exact_batch, use_bias=False),
-    'batch_noaffine': functools.partial(_exact_batch, use_bias=False, use_scale=False),
-    'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False),
+    'batch': _batch,
+    'batch_nobias': functools.partial(_batch, use_bias=False),
+    'batch_noaffine': functools.partial(_batch, use_bias=False, use_scale=False),
+    'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype='float32'),
 }
 
 
@@ -43,30 +43,30 @@ class Mlp(nn.Module):
   hidden_activation_last: bool
   activation_last: bool
   dtype: str
-  init: str
+  initial: str
 
   def _linear(self, x: Array, i: int, features: int, bias: bool) -> Array:
-    torch = self.init == 'torch'
+    torch = self.initial == 'torch'
     return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=f'linear_{i}',
                     kernel_init=torch_init if torch else nn.initializers.normal(.01),
                     bias_init=_torch_bias(x.shape[-1]) if torch else nn.initializers.zeros)(x)
 
-  def _norm(self, x: Array, i: int, kind: str, dtype: str, train: bool) -> Array:
+  def _norm(self, x: Array, i: int, kind: str, train: bool) -> Array:
     if NORMS[kind] is None:
       return x
-    mode = {'use_running_average': not train} if kind.startswith('batch') else {}
-    return NORMS[kind](dtype=dtype, name=f'norm_{i}', **mode)(x)
+    norm = NORMS[kind](name=f'norm_{i}')
+    return norm(x).astype(x.dtype) if kind == 'layer' else norm(x, train)
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     x = x.astype(self.dtype)
     last = len(self.hidden)
     for i, features in enumerate(self.hidden):
-      x = self._norm(self._linear(x, i, features, self.bias), i, self.norm, self.dtype, train)
+      x = self._norm(self._linear(x, i, features, self.bias), i, self.norm, train)
       if i < last - 1 or self.hidden_activation_last:
         x = nn.relu(x)
     x = self._linear(x, last, self.out, self.last_bias).astype(jnp.float32)
-    x = self._norm(x, last, self.last_norm, 'float32', train)
+    x = self._norm(x, last, self.last_norm, train)
     return nn.relu(x) if self.activation_last else x
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init
-from equivariant_ssl.nets.mlp import batch_norm
+from equivariant_ssl.nets.norm import BatchNorm
 from equivariant_ssl.types import Array
 
 # depth: (blocks a stage, bottleneck). 10 is one basic block a stage, for CPU.
 DEPTHS = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False),
           50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True), 152: ((3, 8, 36, 3), True)}
-STEMS = ('imagenet', 'cifar')
+STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1)}   # kernel, stride, padding
 EXPANSION = 4
 
 
@@ -29,8 +29,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    conv = functools.partial(Conv, dtype=self.dtype, init=fan_out_init)
-    norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, kernel_init=fan_out_init)
     if self.bottleneck:
       features = EXPANSION * self.width
       layers = [(self.width, 1, 1), (self.width, 3, self.stride), (features, 1, 1)]
@@ -42,10 +41,10 @@ class Block(nn.Module):
       last = i == len(layers)
       scale = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
       h = conv(channels, size, stride, size // 2, name=f'conv{i}')(h)
-      h = norm(scale_init=scale, name=f'bn{i}')(h)
+      h = BatchNorm(scale_init=scale, name=f'bn{i}')(h, train)
       h = h if last else nn.relu(h)
     if x.shape != h.shape:
-      x = norm(name='downsample_1')(conv(features, 1, self.stride, name='downsample_0')(x))
+      x = BatchNorm(name='downsample_1')(conv(features, 1, self.stride, name='downsample_0')(x), train)
     return nn.relu(x + h)
 
 
@@ -70,9 +69,8 @@ class ResNet(nn.Module):
   def stages(self, x: Array, train: bool) -> tuple[Array, ...]:
     """x [N H W C] -> what leaves each of the four stages, averaged over its pixels: [N dims[k]] float32."""
     blocks, bottleneck = DEPTHS[self.depth]
-    size, stride, padding = (7, 2, 3) if self.stem == 'imagenet' else (3, 1, 1)
-    x = Conv(self.width, size, stride, padding, self.dtype, fan_out_init, name='conv1')(x)
-    x = nn.relu(batch_norm(use_running_average=not train, dtype=self.dtype, name='bn1')(x))
+    x = Conv(self.width, *STEMS[self.stem], self.dtype, fan_out_init, name='conv1')(x)
+    x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     pooled = []
@@ -93,9 +91,10 @@ def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 
          zero_init: bool = True) -> ResNet:
   """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152, whose first stage has `width` channels.
 
-  stem: 'imagenet' (7x7 stride 2, max-pool) or 'cifar' (3x3, no pool). dtype: of the computation ('bfloat16'
-  halves memory); weights, BatchNorm statistics and the output stay float32. zero_init: a block's last BatchNorm
-  starts at 0, so that it starts as the identity. Raises UserError for an unknown depth, stem or dtype.
+  stem: 'imagenet' (7x7 stride 2, max-pool), 'cifar' (3x3, no pool) or 'half' (3x3 stride 2, no pool; for small
+  images on CPU). dtype: of the computation ('bfloat16' halves memory); weights, BatchNorm statistics and the
+  output stay float32. zero_init: a block's last BatchNorm starts at 0, so that it starts as the identity. Raises
+  UserError for an unknown depth, stem or dtype.
   """
   for what, name, known in (('resnet.depth', depth, DEPTHS), ('resnet.stem', stem, STEMS),
                             ('resnet.dtype', dtype, DTYPES)):
