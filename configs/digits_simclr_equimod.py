@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'size': 16,
       'batch': 125,
-      'epochs': 60.,
+      'epochs': 40.,
       'data': {'name': 'digits'},
       'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 12, 'zero_init': False},
       'augment': {

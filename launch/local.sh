@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Train CONFIG with N processes on this machine, joined over loopback.
+# Train CONFIG with N processes on this machine, joined over loopback; the same command again resumes it.
 #   launch/local.sh N CONFIG [--workdir DIR] [--config.a.b=value ...]      DRY_RUN=1 prints the commands only.
-# DEVICES=k gives each process k CPU devices (default 1). On a machine with GPUs set CUDA_VISIBLE_DEVICES in PER_PROCESS,
-# e.g. PER_PROCESS='CUDA_VISIBLE_DEVICES=$i'. All processes end with the first that fails; the exit code is its own.
+# The workdir is runs/CONFIG unless given. DEVICES=k gives each process k CPU devices (default 1); on a machine with
+# GPUs say which is whose, e.g. PER_PROCESS='CUDA_VISIBLE_DEVICES=$i' (words of shell; i is the process). PYTHON and
+# PORT are chosen where they are not set. TERM or INT asks all to save and stop. All end with the first that fails, the
+# rest at the latest GRACE (default 10) seconds after it; the exit code is that of the cause: 2 to 75 are eqssl's own.
 set -euo pipefail
-if [ $# -lt 2 ] || ! [[ "$1" =~ ^[1-9][0-9]*$ ]]; then
+if [ $# -lt 2 ] || ! [[ "$1" =~ ^[1-9][0-9]*$ ]] || [[ "$2" == -* ]]; then
   echo "usage: launch/local.sh N CONFIG [--workdir DIR] [--config.a.b=value ...]" >&2
   exit 2
 fi
@@ -14,29 +16,42 @@ case " $* " in *" --workdir"*) ;; *) set -- --workdir "runs/$(basename "$config"
 python=${PYTHON:-python3}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 pids=()
-stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap stop TERM INT
-for i in $(seq 0 $((n - 1))); do
+stop() { [ ${#pids[@]} -eq 0 ] || kill "-$1" "${pids[@]}" 2>/dev/null || true; }
+trap 'stop TERM' TERM INT
+for ((i = 0; i < n; i++)); do
   settings=(EQSSL_COORDINATOR="127.0.0.1:$port" EQSSL_PROCESSES="$n" EQSSL_PROCESS="$i" JAX_NUM_CPU_DEVICES="${DEVICES:-1}")
-  if [ -n "${PER_PROCESS:-}" ]; then settings+=("$(eval echo "$PER_PROCESS")"); fi
-  command=("$python" -m equivariant_ssl.cli train --config "$config" "$@")
+  if [ -n "${PER_PROCESS:-}" ]; then eval "settings+=($PER_PROCESS)"; fi
+  command=(env "${settings[@]}" "$python" -m equivariant_ssl.cli train --config "$config" "$@")
   if [ -n "${DRY_RUN:-}" ]; then
-    echo "${settings[*]} ${command[*]}"
+    printf '%q ' "${command[@]}"
+    echo
   else
-    env "${settings[@]}" "${command[@]}" &
+    "${command[@]}" &
     pids+=($!)
   fi
 done
-[ -z "${DRY_RUN:-}" ] || exit 0
-code=0
-for _ in "${pids[@]}"; do
-  rc=0
-  wait -n "${pids[@]}" || rc=$?
-  if [ "$rc" -gt 128 ] && [ "$code" = 0 ] && kill -0 "${pids[@]}" 2>/dev/null; then continue; fi   # wait was interrupted by a signal
-  if [ "$rc" != 0 ] && [ "$code" = 0 ]; then
-    code=$rc
-    stop
+code=0 deadline=
+while [ ${#pids[@]} -gt 0 ]; do
+  running=" $(jobs -pr | tr '\n' ' ')" left=()
+  for pid in "${pids[@]}"; do
+    if [[ "$running" == *" $pid "* ]]; then
+      left+=("$pid")
+      continue
+    fi
+    rc=0
+    wait "$pid" 2>/dev/null || rc=$?
+    # 1 and the signals are also how a process ends whose peer is gone: what eqssl says itself goes before them.
+    if [ "$code" -eq 0 ] || { [ "$rc" -ge 2 ] && [ "$rc" -le 75 ] && { [ "$code" -eq 1 ] || [ "$code" -gt 75 ]; }; }; then
+      code=$rc
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  if [ "$code" -ne 0 ] && [ -z "$deadline" ]; then
+    deadline=$((SECONDS + ${GRACE:-10}))
+    stop TERM
   fi
+  # A process that waits for one that is gone takes TERM for a request to stop after this step.
+  if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then stop KILL; fi
+  [ ${#pids[@]} -eq 0 ] || sleep .1
 done
-wait || true
 exit "$code"
