@@ -6,7 +6,6 @@ First the PyTorch step gets the same weights and views and must give the same lo
 """
 import argparse
 import functools
-import platform
 import statistics
 import time
 
@@ -42,13 +41,13 @@ def ours(run: train.Run, shown, fast: bool):
     updates, opt_state = run.recipe.tx.update(grads, s.opt_state, s.params)
     return s._replace(params=optax.apply_updates(s.params, updates), stats=stats, opt_state=opt_state), loss, grads
 
-  kept = conv._cpu_weight_gradient
+  kept = conv.conv2d
   try:
     if not fast:
-      conv._cpu_weight_gradient = conv._xla_weight_gradient
+      conv.conv2d = conv.plain
     compiled = jax.jit(update).lower(train.abstract(run), shown).compile()
   finally:
-    conv._cpu_weight_gradient = kept
+    conv.conv2d = kept
   return compiled
 
 
@@ -71,13 +70,13 @@ def check(first: state.TrainState, answer, plain: torch_step.Step, x) -> tuple[f
   linear = [m.weight.grad.cpu().numpy().T for m in plain.projector if isinstance(m, torch.nn.Linear)]
   pairs += list(zip(linear_kernels(grads), linear, strict=True))
   largest = max(np.abs(b).max() for _, b in pairs)
-  return (abs(float(loss) / float(theirs) - 1), max(np.abs(a - b).max() for a, b in pairs) / largest)
+  return (abs(float(loss) / float(theirs.detach()) - 1), max(np.abs(a - b).max() for a, b in pairs) / largest)
 
 
 def rates(steps: dict, batch: int, seconds: float, rounds: int) -> dict[str, list[float]]:
   """Images/s of each step, `rounds` times in turns."""
   found = {name: [] for name in steps}
-  for name, (advance, wait) in steps.items():
+  for advance, wait in steps.values():
     advance()
     wait()
   for _ in range(rounds):
@@ -143,7 +142,7 @@ def main() -> None:
   if args.device == 'gpu' and args.dtype == 'float32':
     jax.config.update('jax_default_matmul_precision', 'highest')
   about = record.environment()
-  print(f'{about.get("processor", platform.processor())}, jax {jax.__version__}, torch {torch.__version__}, batch '
+  print(f'{about["cpu"]}, jax {jax.__version__}, torch {torch.__version__}, batch '
         f'{args.batch} x 2 views of 32x32, {args.dtype}, torch threads {torch.get_num_threads()}')
   device = jax.devices(args.device)[0]
   for width in map(int, args.widths.split(',')):

@@ -29,16 +29,15 @@ def draw(path: pathlib.Path, arms: dict) -> None:
                       shard.mesh(jax.devices()[:1]))
   batch = step.Batch(run.source.train.images[:IMAGES], run.source.train.sizes[:IMAGES])
   shown = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']
-  figure = Figure(figsize=(13, 7.2), layout='constrained')
-  grid = figure.add_gridspec(2, 12, height_ratios=(1, 1.6))
-  for i in range(IMAGES):
-    for k in range(3):
-      axes = figure.add_subplot(grid[0, 3 * i + k])
-      axes.imshow(batch.images[i] if k == 0 else shown.images[i, k - 1], interpolation='nearest')
-      axes.set_xticks([])
-      axes.set_yticks([])
-      axes.set_xlabel('image' if k == 0 else caption(shown.actions, (i, k - 1)), fontsize=7.5)
-  curves, bars = figure.add_subplot(grid[1, :7]), figure.add_subplot(grid[1, 7:])
+  figure = Figure(figsize=(13, 7), layout='constrained')
+  top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.9))
+  top.suptitle('Digits: each image, two of its views, and what was done to them')
+  for axes, (i, k) in zip(top.subplots(1, 3 * IMAGES), np.ndindex(IMAGES, 3), strict=True):
+    axes.imshow(batch.images[i] if k == 0 else shown.images[i, k - 1], interpolation='nearest')
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel('image\n\n' if k == 0 else caption(shown.actions, (i, k - 1)), fontsize=7.5)
+  curves, bars = bottom.subplots(1, 2, width_ratios=(7, 5))
   for colour, (name, arm) in zip(COLOURS, arms.items(), strict=True):
     if arm.losses:
       losses = np.array(arm.losses)
@@ -47,7 +46,7 @@ def draw(path: pathlib.Path, arms: dict) -> None:
       curves.plot(np.arange(len(mean)), mean, color=colour, label=name, linewidth=1.5)
   curves.set(xlabel='step', ylabel='training loss (all terms), mean over seeds', title='Loss')
   curves.legend(frameon=False)
-  kinds = [(name, arm) for name, arm in arms.items() if arm.gains]
+  kinds = [(name, arm) for name, arm in arms.items() if arm.gains and name != 'untrained']  # far below this scale
   controls = ('true', 'shuffled', 'zeroed')
   for j, control in enumerate(controls):
     values = [[100 * getattr(g['rotate'], control).absolute.mean for g in arm.gains] for _, arm in kinds]
@@ -56,8 +55,7 @@ def draw(path: pathlib.Path, arms: dict) -> None:
              color=COLOURS[1 + j], label={'true': 'true turns', 'shuffled': 'turns of other images',
                                          'zeroed': 'no turn'}[control], capsize=3)
   bars.axhline(0, color='black', linewidth=.8)
-  bars.set_xticks(np.arange(len(kinds)), [name for name, _ in kinds])
+  bars.set_xticks(np.arange(len(kinds)), [f'rotate\n(arm: {name})' for name, _ in kinds])
   bars.set(ylabel='absolute gain x 100, mean ± std over seeds', title='Does the predictor use the turn it is told?')
   bars.legend(frameon=False, fontsize=8)
-  figure.suptitle('Digits: each image, two of its views, and what was done to them')
   figure.savefig(path, dpi=110)

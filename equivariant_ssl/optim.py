@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import optax
 
 
-
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.) -> optax.Schedule:
   """Linear from `peak` x 1e-8 over `warmup` steps, then a cosine, step by step, to `end` at step `total`."""
   schedule = optax.warmup_cosine_decay_schedule(peak * 1e-8, peak, warmup, max(total, warmup + 1), end)

@@ -1,5 +1,6 @@
 """The nouns of the package: NamedTuples of arrays, and NamedTuples of pure functions."""
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 

@@ -13,7 +13,7 @@ FLOORS = (
     {'nets'},
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
-    {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'record', 'train'},
+    {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'fingerprint', 'record', 'train'},
     {'study', 'report', 'export', 'demo', 'demo_figure', 'doctor', 'cli'},
 )
 

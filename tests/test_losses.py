@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_ssl import losses, modules
 from equivariant_ssl import equivariance as equivariances
+from equivariant_ssl import losses, modules
 from equivariant_ssl.augment import chain
 from equivariant_ssl.augment import flip as flips
 from equivariant_ssl.types import Pair, Wiring
