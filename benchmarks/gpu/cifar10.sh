@@ -10,7 +10,8 @@
 #   EPOCHS    of both arms (default: the configs' 800). The probe's are not changed: the protocol's 90.
 #   EXTRA     more --config.a.b=value arguments, without spaces in them, for both arms (a miniature on CPU: the tests)
 #   ARMS      default "cifar10_simclr cifar10_simclr_equimod"; PROTOCOL default equimod
-#   TRAIN_SECONDS, EVAL_SECONDS: what must be left to begin to train (30) or an evaluation (240)
+#   TRAIN_SECONDS, EVAL_SECONDS: what must be left to begin to train (30) or an evaluation (240;
+#             a call that has just begun makes one in any case)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT_DIR=${OUT_DIR:-/tmp/eqssl-gpu}
@@ -32,7 +33,7 @@ eqssl() { "$PYTHON" -m equivariant_ssl.cli "$@"; }
 left() { echo $((SECONDS_PER_CALL - SECONDS)); }
 summary() {
   "$PYTHON" benchmarks/gpu/summary.py "$OUT_DIR" "${arms[@]}" | tee "$OUT_DIR/results.txt"
-  if [ -n "${OUT:-}" ]; then cp "$OUT_DIR/results.txt" "$OUT/"; fi
+  if [ -n "${OUT:-}" ] && ! [ "$OUT" -ef "$OUT_DIR" ]; then cp "$OUT_DIR/results.txt" "$OUT/"; fi
 }
 more() {
   echo "segment over after $SECONDS s; call again for more: $1"

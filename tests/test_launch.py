@@ -1,0 +1,154 @@
+"""Several processes on this machine, and the GPU experiment's script in miniature (bars 8 and 10)."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from equivariant_ssl import cli, record, shard, train
+from equivariant_ssl import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = {'steps': '5', 'checkpoint_every': '3'}
+
+
+def script(path, *argv, **settings):
+  """A finished script of the clone, on CPU, with the suite's cache of compiled programs."""
+  env = {**os.environ, 'PYTHON': sys.executable, 'JAX_PLATFORMS': 'cpu',
+         'EQSSL_CACHE': str(jax.config.jax_compilation_cache_dir), **{k: str(v) for k, v in settings.items()}}
+  return subprocess.run(['bash', str(ROOT / path), *map(str, argv)], cwd=ROOT, env=env, capture_output=True, text=True,
+                        timeout=300)
+
+
+def local(workdir, **overrides):
+  return script('launch/local.sh', 2, 'smoke', '--workdir', workdir, '--quiet',
+                *(f'--config.{k}={v}' for k, v in {**STEPS, **overrides}.items()))
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """Five steps by two processes with a device each."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  done = local(workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def agree(one, two):
+  """The losses of two runs: the first step's to 1e-6, five steps' to 1e-4 (bar 8)."""
+  one, two = ([[row[k] for k in ('loss', 'invariance', 'equimod')] for row in record.read_metrics(w)]
+              for w in (one, two))
+  assert len(one) == len(two) == 5
+  np.testing.assert_allclose(two[0], one[0], rtol=1e-6)
+  np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def test_two_processes_train_as_one_and_one_goes_on_from_them(two, tmp_path, monkeypatch, capsys):
+  config, mesh = configs.load('smoke', STEPS), shard.mesh(jax.devices()[:2])
+  train.train(config, tmp_path / 'one', mesh=mesh, quiet=True)
+  agree(tmp_path / 'one', two)
+  shutil.copytree(two, tmp_path / 'on')
+  assert json.loads((two / 'env.json').read_text())['processes'] == 2
+  assert {p.name for p in (two / 'checkpoints').iterdir() if p.name.isdigit()} == {'3', '5'}
+  shutil.rmtree(tmp_path / 'on' / 'checkpoints' / '5')
+  train.train(config, tmp_path / 'on', mesh=mesh, quiet=True)  # steps 4 and 5, by one process
+  agree(tmp_path / 'one', tmp_path / 'on')
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  assert cli.main(['eval', str(two), '--knn']) == 0, capsys.readouterr().err
+  assert json.loads((two / 'eval' / 'knn-k200-T0.1.json').read_text())['checkpoint'] == 5
+
+
+def test_an_error_in_one_process_ends_the_other(two):
+  """Only process 0 reads the workdir's config; the other waits for it in vain."""
+  done = local(two, **{'optimizer.lr': .3})
+  assert done.returncode == 5 and 'optimizer.lr: 0.05 -> 0.3' in done.stderr
+
+
+def test_the_launcher_prints_and_refuses(tmp_path):
+  dry = script('launch/local.sh', 2, 'smoke', '--workdir', tmp_path / 'run', DRY_RUN=1, DEVICES=3, PORT=9,
+               PER_PROCESS='GPU=$i A=b')
+  assert dry.returncode == 0 and not (tmp_path / 'run').exists()
+  assert len(dry.stdout.splitlines()) == 2
+  for i, line in enumerate(dry.stdout.splitlines()):
+    assert f'EQSSL_COORDINATOR=127.0.0.1:9 EQSSL_PROCESSES=2 EQSSL_PROCESS={i} JAX_NUM_CPU_DEVICES=3 GPU={i} A=b' in line
+    assert f'train --config smoke --workdir {tmp_path / "run"}' in line
+  for argv in ((), ('2',), ('0', 'smoke'), ('two', 'smoke'), ('2', '--workdir', 'x')):
+    done = script('launch/local.sh', *argv)
+    assert done.returncode == 2 and done.stderr.startswith('usage: ')
+
+
+@pytest.mark.parametrize('ends,code', [('0 0', 0), ('0 4', 4), ('137 1', 137), ('1 75', 75), ('5 134', 5)])
+def test_the_exit_code_is_the_cause_and_none_is_left(tmp_path, ends, code):
+  """What a stand-in for python ends with: a process of eqssl's own code goes before those that its end broke."""
+  stand_in = tmp_path / 'python'
+  stand_in.write_text(f'#!/usr/bin/env bash\ncodes=({ends})\nexit ${{codes[$EQSSL_PROCESS]}}\n')
+  stand_in.chmod(0o755)
+  assert script('launch/local.sh', 2, 'smoke', PYTHON=stand_in, PORT=9).returncode == code
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path):
+  stand_in = tmp_path / 'python'
+  stand_in.write_text('#!/usr/bin/env bash\ntrap "" TERM\n[ "$EQSSL_PROCESS" = 1 ] && exit 6\n'
+                      'while :; do sleep .1; done\n')
+  stand_in.chmod(0o755)
+  assert script('launch/local.sh', 2, 'smoke', PYTHON=stand_in, PORT=9, GRACE=1).returncode == 6
+
+
+MINIATURE = {'data': "{'name':'digits'}", 'size': 16, 'batch': 16, 'dtype': 'float32', 'log_every': 1,
+             'encoder.depth': 10, 'encoder.width': 4, 'invariance.projector': "{'hidden':(16,),'out':8}",
+             'augment': "{'order':('crop',),'crop':{'role':'both','method':'bilinear'}}"}
+ARMS = ('cifar10_simclr', 'cifar10_simclr_equimod')
+
+
+def experiment(out, arms=ARMS, steps=4, **settings):
+  extra = ' '.join(f'--config.{k}={v}' for k, v in {**MINIATURE, 'steps': steps}.items())
+  return script('benchmarks/gpu/cifar10.sh', OUT_DIR=out, ARMS=' '.join(arms), EXTRA=extra, PROTOCOL='cached',
+                JAX_NUM_CPU_DEVICES=1, TRAIN_SECONDS=0, **{'EVAL_SECONDS': 0, **settings})
+
+
+def whole(out, arms):
+  """Run the miniature, look at what it prints last, and run it again: it must do nothing more."""
+  (out / 'back').mkdir()
+  done = experiment(out, arms, OUT=out / 'back')
+  assert done.returncode == 0, done.stderr
+  for arm, line in zip(arms, done.stdout.splitlines()[-len(arms):], strict=True):
+    assert line.startswith(f'{arm}: step 4, ') and 'images/s' in line and 'device memory not reported (CPU)' in line
+    assert 'knn k=200 T=0.1' in line and 'linear cached' in line
+    assert ('gain over shuffled actions' in line) == (arm == ARMS[1])
+  assert (out / 'back' / 'results.txt').read_text().splitlines()[-1] == line
+  commands = [(out / arm / 'command.txt').read_text() for arm in arms]
+  before = {p: p.stat().st_mtime_ns for arm in arms for p in (out / arm).rglob('*')}
+  again = experiment(out, arms)
+  assert again.returncode == 0 and again.stdout.splitlines()[-1] == line
+  assert {p: p.stat().st_mtime_ns for arm in arms for p in (out / arm).rglob('*')} == before
+  assert [(out / arm / 'command.txt').read_text() for arm in arms] == commands
+
+
+def test_the_experiment_in_miniature(tmp_path):
+  whole(tmp_path, ARMS[:1])
+
+
+@pytest.mark.slow
+def test_both_arms_of_the_experiment_in_miniature(tmp_path):
+  whole(tmp_path, ARMS)
+
+
+@pytest.mark.slow
+def test_a_segment_cut_short_ends_with_75_and_the_next_goes_on(tmp_path):
+  run, last = tmp_path / ARMS[0], []
+  for seconds in (10, 10, 20, 40, 80):  # a busy machine may spend the short ones on getting ready
+    done = experiment(tmp_path, ARMS[:1], steps=100_000, SECONDS_PER_CALL=seconds)
+    assert done.returncode == 75 and 'call again for more: train cifar10_simclr' in done.stdout, done.stderr
+    rows = [row['step'] for row in record.read_metrics(run)]
+    assert rows == list(range(1, len(rows) + 1)), 'a step was lost or done twice'
+    last += rows[-1:]
+    if len(set(last)) > 1:
+      break
+  assert len(set(last)) > 1, 'no call went on from another'
+  assert 'not evaluated yet' in done.stdout.splitlines()[-1]
+  assert experiment(tmp_path, ARMS[:1], SECONDS_PER_CALL=0).returncode == 2
