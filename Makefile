@@ -14,6 +14,7 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[test,torch]"
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest --nbmake notebooks
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ import optax
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.) -> optax.Schedule:
-  """Linear from `peak` x 1e-8 over `warmup` steps, then a cosine, step by step, to `end` at step `total`."""
-  schedule = optax.warmup_cosine_decay_schedule(peak * 1e-8, peak, warmup, max(total, warmup + 1), end)
+  """Linear from 0 over `warmup` steps (EquiMod starts at `peak` x 1e-8, which float32 cannot tell), then a cosine, step by step, to `end` at step `total`."""
+  schedule = optax.warmup_cosine_decay_schedule(0., peak, warmup, max(total, warmup + 1), end)
   return lambda count: schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
 
 

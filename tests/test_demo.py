@@ -1,0 +1,53 @@
+"""The demo: its conclusion follows the numbers; and, slowly, the command itself."""
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from equivariant_ssl import cli, demo
+from equivariant_ssl.evaluate import equivariance
+
+
+def arms(invariant: float, both: float, sensitive: float, told: float) -> dict[str, demo.Arm]:
+  """Three seeds an arm: kNN 90 with crops, moved by so much in the others; the predictor gains `told`."""
+  rng = np.random.default_rng(0)
+
+  def gains():
+    images = 50
+    source, noise = rng.normal(size=(2, images, 8)).astype(np.float32)
+    true = equivariance.gains(equivariance.per_pair(source, source + noise, source + noise))
+    over = equivariance.interval(np.full(images, told) + rng.normal(size=images) * 1e-3)
+    return {'all': equivariance.Measured(true, true, true, true, over, over)}
+  of = lambda move: demo.Arm({k: [90. + move + d for d in (-.1, 0., .1)] for k in demo.READOUTS}, None, [])
+  with_head = lambda move: of(move)._replace(gains=[gains() for _ in range(3)])
+  return {'untrained': of(-30.), 'crops': of(0.), 'invariant': of(invariant), 'both': with_head(both),
+          'sensitive': with_head(sensitive)}
+
+
+def test_the_conclusion_follows_the_numbers():
+  text = demo.conclude(arms(-10., -5., 1., .2))
+  assert 'costs kNN accuracy (-10.00' in text and 'wins back it (+5.00' in text
+  assert 'adds to crops alone (+1.00' in text and 'predictor uses' in text
+  text = demo.conclude(arms(2., 1., -3., 0.))
+  assert 'helps kNN' in text and 'loses more of' in text and 'takes from' in text and 'does not use' in text
+  same = arms(0., 0., 0., .2)
+  same['invariant'].readouts['knn'][:] = [85., 90., 95.]
+  assert 'no difference that these seeds can show' in demo.conclude(same)
+
+
+def test_the_tables_show_every_arm(capsys):
+  demo.tables(arms(-10., -5., 1., .2), Console(width=100))
+  out = capsys.readouterr().out
+  assert all(name in out for name in ('untrained', *demo.ARMS)) and '90.0 ± 0.1' in out
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, monkeypatch, capsys):
+  """Two seeds of four steps: everything is drawn and written."""
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  assert cli.main(['demo', '--out', str(tmp_path), '--seeds', '2', '--steps', '4']) == 0
+  assert 'On these digits' in capsys.readouterr().out
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert set(results['arms']) == {'untrained', *demo.ARMS} and results['environment']['jax']
+  assert (tmp_path / 'figure.png').stat().st_size > 10_000 and (tmp_path / 'table.txt').exists()

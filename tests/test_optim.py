@@ -1,0 +1,68 @@
+"""Optimisers and schedules against NumPy, written from the formulas (methods: LARS as EquiMod and SimCLR run it)."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from equivariant_ssl import optim
+
+RATES = (.1, .4, .3)  # a warm-up: the two orders of rate and momentum differ only while the rate changes
+
+
+def reference(params, grads, lr_outside, momentum=.9, weight_decay=.01, trust=1e-3):
+  """Weights after a step a rate, in float64."""
+  params = {k: v.astype(np.float64) for k, v in params.items()}
+  buffer = {k: np.zeros_like(v) for k, v in params.items()}
+  for rate, grad in zip(RATES, grads, strict=True):
+    for k, g in grad.items():
+      g = g.astype(np.float64)
+      if params[k].ndim > 1:
+        g = g + weight_decay * params[k]
+        w, n = np.linalg.norm(params[k]), np.linalg.norm(g)
+        g = g * (trust * w / n if w > 0 and n > 0 else 1.)
+      buffer[k] = momentum * buffer[k] + (g if lr_outside else rate * g)
+      params[k] = params[k] - (rate if lr_outside else 1.) * buffer[k]
+  return params
+
+
+@pytest.mark.parametrize('lr_outside', [False, True])
+def test_lars_equals_float64(lr_outside):
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (4, 3), 'bias': (3,), 'zero': (2, 2)}
+  params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+  params['zero'][:] = 0.
+  grads = [{k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in RATES]
+  tx = optim.lars(lambda count: jnp.array(RATES)[count.astype(int)], weight_decay=.01, lr_outside=lr_outside)
+  found, state = jax.tree.map(jnp.asarray, params), None
+  state = tx.init(found)
+  for g in grads:
+    updates, state = tx.update(g, state, found)
+    found = optax.apply_updates(found, updates)
+  for k, want in reference(params, grads, lr_outside).items():
+    np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
+
+
+def test_the_two_orders_differ_while_the_rate_changes():
+  grads = [{'bias': np.ones(1, np.float32)}] * 3
+  inside, outside = (reference({'bias': np.zeros(1, np.float32)}, grads, o)['bias'] for o in (False, True))
+  assert abs(inside - outside) > .01
+
+
+def test_warmup_then_cosine_a_step():
+  schedule = optim.warmup_cosine(4., 10, 110, 1e-8)
+  assert schedule(0) == 0.
+  np.testing.assert_allclose(schedule(5), 2., rtol=1e-5)
+  np.testing.assert_allclose(schedule(10), 4., rtol=1e-6)
+  np.testing.assert_allclose(schedule(60), 2., rtol=1e-5)
+  assert float(schedule(110)) < 1e-6
+
+
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_biases_do_not_decay_where_the_method_says_so(name):
+  tx = optim.OPTIMIZERS[name](lambda count: .1, weight_decay=.5)
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  with jax.numpy_dtype_promotion('standard'):  # optax's own bias correction raises a float to an int
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  assert np.all(updates['kernel'] < 0)
+  assert np.all(updates['bias'] == 0) == (name != 'sgd')  # SimSiam's and E-SSL's SGD decays everything
