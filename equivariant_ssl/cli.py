@@ -22,6 +22,12 @@ def main(argv: list[str] | None = None) -> int:
       raise
     print(f'eqssl: {e}', file=sys.stderr)
     return e.code
+  except OSError as e:
+    if args.debug:
+      raise
+    print(f'eqssl: {e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n'
+          '  Check that the folder exists, may be written, and has room; the traceback: add --debug.', file=sys.stderr)
+    return USAGE
   except KeyboardInterrupt:
     print('eqssl: interrupted.', file=sys.stderr)
     return 130

@@ -29,8 +29,8 @@ def draw(path: pathlib.Path, arms: dict) -> None:
                       shard.mesh(jax.devices()[:1]))
   batch = step.Batch(run.source.train.images[:IMAGES], run.source.train.sizes[:IMAGES])
   shown = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']
-  figure = Figure(figsize=(13, 7), layout='constrained')
-  top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.9))
+  figure = Figure(figsize=(13, 6.6), layout='constrained')
+  top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.2))
   top.suptitle('Digits: each image, two of its views, and what was done to them')
   for axes, (i, k) in zip(top.subplots(1, 3 * IMAGES), np.ndindex(IMAGES, 3), strict=True):
     axes.imshow(batch.images[i] if k == 0 else shown.images[i, k - 1], interpolation='nearest')

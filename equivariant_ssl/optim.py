@@ -5,7 +5,8 @@ import optax
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.) -> optax.Schedule:
-  """Linear from 0 over `warmup` steps (EquiMod starts at `peak` x 1e-8, which float32 cannot tell), then a cosine, step by step, to `end` at step `total`."""
+  """Linear from 0 to `peak` over `warmup` steps, then a cosine, step by step, to `end` at step `total`. (EquiMod starts
+  at `peak` x 1e-8, which float32 cannot tell from 0.)"""
   schedule = optax.warmup_cosine_decay_schedule(0., peak, warmup, max(total, warmup + 1), end)
   return lambda count: schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
 

@@ -161,6 +161,12 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   assert code == 2 and 'no labels' in err
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  code, _, err = eqssl('train', '--config', 'smoke', '--workdir', tmp_path / 'file' / 'run', capsys=capsys)
+  assert code == 2 and 'file' in err and 'Traceback' not in err
+
+
 def test_a_workdir_of_another_config(straight, tmp_path, capsys):
   import shutil
   shutil.copytree(straight[1], tmp_path / 'run')
