@@ -85,6 +85,13 @@ class Step:
     self.params = [*self.encoder.parameters(), *self.projector.parameters()]
     self.optimizer = Lars(self.params, lr)
 
+  def double(self) -> 'Step':
+    """Itself, in float64."""
+    self.encoder.double()
+    self.projector.double()
+    self.mean, self.std = self.mean.double(), self.std.double()
+    return self
+
   def place(self, views: np.ndarray):
     """[B 2 H W C] -> both halves as one channels-last tensor [2B C H W]."""
     x = torch.from_numpy(np.concatenate([views[:, 0], views[:, 1]])).permute(0, 3, 1, 2).to(self.device)
@@ -94,7 +101,7 @@ class Step:
     x = (x - self.mean) / self.std
     with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
       z = self.projector(self.encoder(x))
-    a, b = z.float().chunk(2)
+    a, b = (z if z.dtype == torch.float64 else z.float()).chunk(2)
     return nt_xent(a, b, self.temperature)
 
   def __call__(self, x) -> float:

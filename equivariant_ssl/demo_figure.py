@@ -57,5 +57,6 @@ def draw(path: pathlib.Path, arms: dict) -> None:
   bars.axhline(0, color='black', linewidth=.8)
   bars.set_xticks(np.arange(len(kinds)), [f'rotate\n(arm: {name})' for name, _ in kinds])
   bars.set(ylabel='absolute gain x 100, mean ± std over seeds', title='Does the predictor use the turn it is told?')
-  bars.legend(frameon=False, fontsize=8)
+  bars.margins(y=.18)  # room for the legend
+  bars.legend(frameon=False, fontsize=8, ncols=3, loc='upper center')
   figure.savefig(path, dpi=110)
