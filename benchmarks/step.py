@@ -3,7 +3,7 @@
 Command: python benchmarks/step.py [--device cpu|gpu] [--batch 128] [--widths 32,64] [--dtype float32]
 First the PyTorch step gets the same weights and 64 images' views and must give the same loss to 1e-4 and gradients to
 1e-3: torch-identical. PyTorch computes that in float64: at 1,024 views of noise its float32 gradient is 9e-3 from its own
-float64 one on a CPU, where ours is 1e-6 from it. Then the three are timed on given views, one process, in turns (A B C A B C ...).
+float64 one on a CPU, where ours is 1e-6 from it. Then the three are timed on given views, one process, in turns.
 """
 import argparse
 import functools

@@ -124,29 +124,26 @@ def demo(args) -> None:
 
 def train(args) -> None:
   from equivariant_ssl import config as configs
-  from equivariant_ssl import distributed
   config = configs.load(args.config, args.overrides)
   if args.print_config:
     print(config.to_json(indent=2))
-    return
-  distributed.initialize()
-  _cache()
-  from equivariant_ssl.train import train as run
-  run(config, args.workdir, args.command_line, quiet=args.quiet)
-  if distributed.main():
-    print(f'Next: eqssl eval {args.workdir}')
+  else:
+    _train(config, args.workdir, args)
 
 
 def resume(args) -> None:
   from equivariant_ssl import config as configs
+  _train(configs.read(pathlib.Path(args.dir) / 'config.json'), args.dir, args)
+
+
+def _train(config, workdir: str, args) -> None:
   from equivariant_ssl import distributed
-  config = configs.read(pathlib.Path(args.dir) / 'config.json')
-  distributed.initialize()
+  distributed.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.train import train as run
-  run(config, args.dir, args.command_line, quiet=args.quiet)
+  run(config, workdir, args.command_line, quiet=args.quiet)
   if distributed.main():
-    print(f'Next: eqssl eval {args.dir}')
+    print(f'Next: eqssl eval {workdir}')
 
 
 def evaluate(args) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from equivariant_ssl import checkpoint, cli, shard, train
 from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -155,8 +156,10 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   for i in range(40):
     Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / 'some' / f'{i:02d}.png')
   (tmp_path / 'some' / '07.png').write_bytes(b'not a png')
+  whole = (tmp_path / 'some' / '08.png').read_bytes()
+  (tmp_path / 'some' / '08.png').write_bytes(whole[:len(whole) // 2])  # indexed by its header, unreadable later
   code, _, err = eqssl('train', '--workdir', tmp_path / 'b', *folder(tmp_path / 'some'), capsys=capsys)
-  assert code == 0 and '07.png' in err
+  assert code == 0 and '07.png' in err and '08.png' in err
   code, _, err = eqssl('eval', tmp_path / 'b', '--knn', capsys=capsys)
   assert code == 2 and 'no labels' in err
 
@@ -184,6 +187,27 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys):
   number, state = checkpoint.load(tmp_path / 'checkpoints', train.abstract(train.prepare(
       configs.read(tmp_path / 'config.json'))))[:2]
   assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize('what', ['warn', 'stop'])
+def test_a_collapse_is_said_once_or_stops(what):
+  config = configs.load('smoke', {'on_collapse': what})
+  run = train.prepare(config, shard.mesh(jax.devices()[:1]))
+  log, said = train._Log([], [time.perf_counter(), 0, 0., False]), []
+  metrics = {k: np.float32(1.) for k in ('loss', 'invariance', 'equimod')}
+
+  def flush(n, std):
+    log.pending.append((n, {**metrics, 'std': np.float32(std)}))
+    train._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None)
+  flush(20, .9)
+  assert not said
+  if what == 'stop':
+    with pytest.raises(UserError, match='collapsing'):
+      flush(30, .1)
+  else:
+    flush(30, .1)
+    flush(40, .1)
+    assert len(said) == 1 and 'collapsing' in said[0] and '0.10' in said[0]
 
 
 def test_a_torn_last_checkpoint_falls_back(straight, tmp_path, capsys):
