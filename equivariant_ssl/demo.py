@@ -54,8 +54,7 @@ def train_arm(name: str, seeds: int, steps: int) -> dict[str, Arm]:
   config = configs.load(file, {**overrides, **({'steps': str(steps)} if steps else {})})
   base = train.prepare(config, shard.mesh(jax.devices()[:1]))
   recipe, (step, data), fixed = base.recipe, train.compiled(base), run.frozen(base.recipe)
-  initial = jax.jit(lambda key: state.build(recipe, key), out_shardings=shard.replicated(base.mesh),
-                    compiler_options=shard.ONCE)
+  initial = state.initialiser(recipe, shard.replicated(base.mesh))
   has_head = bool(recipe.equivariances)
   arms = {k: Arm({k: [] for k in READOUTS}, [] if has_head else None, []) for k in ('untrained', name)}
 

@@ -1,4 +1,5 @@
 """The state of a run: all that a checkpoint holds. There is no key in it: key_for(key, name, step) makes them."""
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,11 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), (), recipe.tx.init(params))
 
 
+def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callable[[Key], TrainState]:
+  """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed)."""
+  return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)
+
+
 def init(recipe: Recipe, key: Key, sharding: NamedSharding | None = None) -> TrainState:
-  """`build` compiled once (the forward pass that flax traces is dead code, and removed), placed by `sharding`."""
-  return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)(key)
+  """`build` of one key, placed by `sharding`."""
+  return initialiser(recipe, sharding)(key)
