@@ -34,6 +34,9 @@ class Op(NamedTuple):
   apply:    (action, image) -> image. Sees no key, so it can be tested.
   encode:   action -> [A] float32, what a network is told.
   choices:  of a discrete op, all its actions stacked [K ...]; the class is the index. Else None.
+  relative: (before, after) -> [A] float32, what a network is told of the way from one view to another:
+            relative(a, a) is 0 and relative(identity, a) is encode(a). None: encode(after) - encode(before), which is
+            wrong for turns and flips.
   """
   name: str
   identity: Callable[[Size], Action]
@@ -41,6 +44,7 @@ class Op(NamedTuple):
   apply: Callable[[Action, Image], Image]
   encode: Callable[[Action], Array]
   choices: Action | None = None
+  relative: Callable[[Action, Action], Array] | None = None
 
 
 class Group(NamedTuple):
@@ -77,22 +81,28 @@ class Outputs(NamedTuple):
 class Invariance(NamedTuple):
   """An invariance objective; the published heads travel with the method.
 
-  loss: Embeddings -> scalar float32. projector, predictor: keyword arguments of `nets.mlp.make` (None: no
-  predictor). decay: initial decay of the target network's moving average (None: the target is the online net).
+  loss: Embeddings -> scalar float32. projector, predictor: keyword arguments of `nets.mlp.make` (None: there is
+  none, and an embedding is the features, a prediction the embedding). decay: initial decay of the target network's
+  moving average, 1 at the end of a cosine (None: the target is the online network). update: the average is taken
+  'after' the optimiser's step, of the new weights, or 'before' the next forward pass. constant: the parts of the
+  network ('predictor') whose learning rate stays at its peak.
   """
   loss: Callable[[Embeddings], Array]
-  projector: dict
+  projector: dict | None
   predictor: dict | None = None
   decay: float | None = None
+  update: str = 'after'
+  constant: tuple[str, ...] = ()
 
 
 class Wiring(NamedTuple):
   """What the roles of the augmentations say to one equivariance objective.
 
   name: the objective's own view group is called so. seen: the chain of each of the invariance's views.
-  own: the same with the sensitive ops too. told: the chain of the ops whose actions it is told, its `encode`
-  normalised. sensitive: some told op is not seen, so an own view group is needed. size: side of the views.
-  dtype: what the head computes in.
+  own: the same with the sensitive ops too. told: the chain of the ops whose actions it is told, its `encode` and
+  `relative` normalised, its `choices` {op: all actions} of the discrete ones. sensitive: some told op is not seen, so
+  an own view group is needed. size: side of the views. batch: global. build: (size, {op: {field: value}}) -> `own`
+  for views of another size, with those fields of its ops changed. dtype: what the head computes in.
   """
   name: str
   seen: tuple[Op, ...]
@@ -100,23 +110,30 @@ class Wiring(NamedTuple):
   told: Op
   sensitive: bool
   size: int
+  batch: int
+  build: Callable[[int, dict[str, dict]], tuple[Op, ...]]
   dtype: str = 'float32'
 
 
 class Equivariance(NamedTuple):
   """An equivariance objective, wired. A factory returns `Wiring -> Equivariance`.
 
-  head:   a module with `embed(features [B V D], train) -> [B V E]`, over all its groups at once, and
-          `__call__(pair, train) -> answer` [N ...].
-  loss:   (answer, pair) -> scalar float32.
-  groups: {name: Group} it needs beside the invariance's 'views'.
-  uses:   the groups whose features it embeds, in order; what `head.embed` sees concatenated on V.
-  pairs:  ({group: [B V E]}, {group: actions [B V ...]}) -> Pair.
-  feed:   (features [B V D], actions) -> what the invariance's projector reads.
+  head:     a module with `embed(features [B V D], train) -> [B V E]`, over all its groups at once, and
+            `__call__(pair, train) -> answer`: arrays [N ...].
+  loss:     (answer, pair, embeddings) -> scalar float32; the embeddings are the invariance's.
+  groups:   {name: Group} it needs beside the invariance's 'views'.
+  uses:     the groups whose features it embeds, in order; what `head.embed` sees concatenated on V.
+  pairs:    ({group: [B V E]}, {group: actions [B V ...]}) -> Pair.
+  predicts: what the answer estimates: 'target' (the pair's, [N E]), 'action' (what was done), or None.
+  feeds:    whether the head has `feed(features [B V D], actions [B V ...], train)`: what the invariance's projector
+            (and its target's) reads of 'views', in place of the features.
+  tap:      the encoder's stage whose features it embeds, from 1; 0: the last.
   """
   head: Any
-  loss: Callable[[Array, Pair], Array]
+  loss: Callable[[Any, Pair, Embeddings | None], Array]
   groups: dict[str, Group]
   uses: tuple[str, ...]
   pairs: Callable[[dict[str, Array], dict[str, Action]], Pair]
-  feed: Callable[[Array, Action], Array] = lambda features, actions: features
+  predicts: str | None = None
+  feeds: bool = False
+  tap: int = 0

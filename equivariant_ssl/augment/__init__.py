@@ -1,4 +1,14 @@
 """Augmentations that return what they did: one op a file, and the algebra that composes them."""
-from equivariant_ssl.augment.algebra import augment, chain, normalised, only, reference, sometimes, views
+from equivariant_ssl.augment.algebra import (
+    augment,
+    chain,
+    class_of,
+    normalised,
+    only,
+    reference,
+    relative,
+    sometimes,
+    views,
+)
 
-__all__ = ['augment', 'chain', 'normalised', 'only', 'reference', 'sometimes', 'views']
+__all__ = ['augment', 'chain', 'class_of', 'normalised', 'only', 'reference', 'relative', 'sometimes', 'views']

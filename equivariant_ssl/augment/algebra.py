@@ -31,7 +31,23 @@ def chain(*ops: Op) -> Op:
       sample=lambda key, size: {op.name: op.sample(key_for(key, op.name), size) for op in ops},
       apply=apply,
       encode=lambda action: jnp.concatenate([jnp.zeros(0), *(op.encode(action[op.name]) for op in ops)]),
-      choices={op.name: op.choices for op in ops if op.choices is not None})
+      choices={op.name: op.choices for op in ops if op.choices is not None},
+      relative=lambda before, after: jnp.concatenate(
+          [jnp.zeros(0), *(relative(op, before[op.name], after[op.name]) for op in ops)]))
+
+
+def relative(op: Op, before: Action, after: Action) -> Array:
+  """What a network is told of the way from the view of action `before` to that of `after`, [A] float32."""
+  if op.relative:
+    return op.relative(before, after)
+  return op.encode(after) - op.encode(before)
+
+
+def class_of(choices: Action, action: Action) -> Array:
+  """The class of a discrete op's `action`: its index among `choices` [K ...], a scalar int32."""
+  same = [jnp.all(jnp.reshape(all_ == one[None], (all_.shape[0], -1)), axis=1)
+          for all_, one in zip(jax.tree.leaves(choices), jax.tree.leaves(action), strict=True)]
+  return jnp.argmax(jnp.stack(same).all(0)).astype(jnp.int32)
 
 
 def select(condition: Array, yes: Action, no: Action) -> Action:
@@ -61,7 +77,8 @@ def normalised(op: Op, draws: Action) -> Op:
   """
   spread = np.std(np.asarray(jax.jit(jax.vmap(op.encode))(draws)), axis=0)  # NumPy's: a constant, on no device
   spread = np.where(spread > 1e-6, spread, 1.).astype(np.float32)
-  return op._replace(encode=lambda action: op.encode(action) / spread)
+  return op._replace(encode=lambda action: op.encode(action) / spread,
+                     relative=lambda before, after: relative(op, before, after) / spread)
 
 
 def resize(image: Image, size: int) -> Image:
@@ -74,9 +91,20 @@ def resize(image: Image, size: int) -> Image:
   return Image(pixels, jnp.full(2, size, jnp.float32))
 
 
-def reference(op: Op) -> Op:
-  """The chain of the un-augmented view: always `op`'s identity action, and no pixel touched."""
-  return op._replace(sample=lambda key, size: op.identity(size), apply=lambda action, image: image)
+def reference(op: Op, side: float = 1.) -> Op:
+  """The chain of the un-augmented view: always `op`'s identity action, and no pixel touched.
+
+  side < 1: the central square of that fraction of the shorter side instead (.875: Resize 256, CenterCrop 224), recorded
+  as the action of the chain's crop.
+  """
+  if side == 1.:
+    return op._replace(sample=lambda key, size: op.identity(size), apply=lambda action, image: image)
+
+  def sample(key: Key, size: Size) -> Action:
+    action = op.identity(size)
+    h, w = (side * jnp.min(size) / size[i] for i in range(2))
+    return {**action, 'crop': action['crop']._replace(top=(1. - h) / 2., left=(1. - w) / 2., height=h, width=w)}
+  return op._replace(sample=sample)
 
 
 def only(op: Op, *names: str) -> Op:
