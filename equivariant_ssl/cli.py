@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
 
   p = add('demo', demo, 'what explicit sensitivity does, on real scans, offline, in minutes')
   p.add_argument('--out', default='runs/demo', help='folder of the results (default: %(default)s)')
-  p.add_argument('--seeds', type=int, default=3, help='seeds of each arm (default: %(default)s)')
+  p.add_argument('--methods', action='store_true',
+                 help='instead: every invariance objective alone, with EquiMod and with E-SSL')
+  p.add_argument('--seeds', type=int, help='seeds of each arm (default: 3; with --methods 1)')
   p.add_argument('--steps', type=int, default=0, help='train this many steps instead of the config\'s epochs')
   p = add('train', train, 'train a config: eqssl train --config NAME --workdir DIR [--config.a.b=value ...]')
   p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
@@ -117,9 +119,13 @@ def _cache() -> None:
 
 
 def demo(args) -> None:
-  from equivariant_ssl import demo as demonstration
+  from equivariant_ssl import demo as roles
+  from equivariant_ssl import demo_methods as methods
+  seeds = args.seeds if args.seeds is not None else 1 if args.methods else 3
+  if seeds < 1 or args.steps < 0:
+    raise UserError(f'--seeds {seeds} --steps {args.steps}: nothing to train.', 'Give at least 1 seed and 0 or more steps.')
   _cache()
-  demonstration.run_demo(pathlib.Path(args.out), args.seeds, args.steps)
+  (methods if args.methods else roles).run_demo(pathlib.Path(args.out), seeds, args.steps)
 
 
 def train(args) -> None:

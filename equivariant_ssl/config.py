@@ -21,7 +21,7 @@ TOP = {
     'epochs': 100.,
     'steps': 0,             # > 0: this many steps, whatever the epochs
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
-    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass a view
+    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
     'log_every': 10,        # steps
     'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
@@ -30,7 +30,8 @@ TOP = {
 }
 FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'on_collapse')  # may differ on resuming
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop')}
-GIVEN = {'crop': ('size',), 'resnet': ('dtype',)}  # arguments that the recipe fills in, not the config
+COSINES = ('step', 'epoch')  # how often the rate moves
+GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config
 
 
 def folders() -> list[pathlib.Path]:
@@ -58,8 +59,10 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     raise UserError(f'config file {str(path)!r} failed: {type(e).__name__}: {e}',
                     'It needs a function get_config() that returns a ConfigDict.') from e
   config = config.copy_and_resolve_references().unlock()
+  _spell_out(config)
   for key, text in (overrides or {}).items():
     _override(config, key, text)
+    _spell_out(config)
   return resolve(config)
 
 
@@ -79,18 +82,45 @@ def as_json(config: ConfigDict) -> dict:
   return json.loads(config.to_json())
 
 
+def _named(given: Any) -> Any:
+  """An objective given by its name alone, or as a dict, as a section; several as a list of sections."""
+  if isinstance(given, (list, tuple)):
+    return [_named(g) for g in given]
+  given = {'name': given} if isinstance(given, str) else given
+  return ConfigDict(given) if isinstance(given, dict) else given
+
+
+def _spell_out(config: ConfigDict) -> None:
+  for k in ('invariance', 'equivariance'):
+    if k in config:
+      named = _named(config[k])
+      del config[k]  # the type of a field may not change otherwise
+      config[k] = named
+
+
+def _child(node: Any, part: str) -> Any:
+  if isinstance(node, list):
+    return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+  return node.get(part)
+
+
 def _override(config: ConfigDict, key: str, text: str) -> None:
+  """Set the field at path `key` ('a.b'; 'a.0.b' of the first of several) to what `text` says."""
   *path, last = key.split('.')
   node, seen = config, 'config'
   for part in path:
-    if not isinstance(node, ConfigDict) or not isinstance(node.get(part), ConfigDict):
+    inner = _child(node, part)
+    if not isinstance(inner, (ConfigDict, list)):
       raise unknown(seen, part, {*TOP, *config.keys()} if node is config else
+                    map(str, range(len(node))) if isinstance(node, list) else
                     [k for k, v in node.items() if isinstance(v, ConfigDict)])
-    node, seen = node[part], f'{seen}.{part}'
+    node, seen = inner, f'{seen}.{part}'
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
     value = tuple(t.strip() for t in text.split(',')) if ',' in text else text
+  if isinstance(node, list):
+    raise UserError(f'--config.{key} does not say which of the {len(node)} it means.', f'e.g. --{seen}.0.{last}={text}')
   if last in node:  # replaced, not merged: the type is checked by resolve, with a message of ours
     del node[last]
   node[last] = ConfigDict(value) if isinstance(value, dict) else value
@@ -145,7 +175,7 @@ def _module(path: str, package: Any, given: Any, extra: dict[str, Any] | None = 
     raise UserError(f'{path} needs a name.', f'One of: {", ".join(modules.names(package))}.')
   if name not in modules.names(package):
     raise unknown(path, name, modules.names(package))
-  schema = {k: v for k, v in modules.schema(package, name).items() if k not in GIVEN.get(name, ())}
+  schema = {k: v for k, v in modules.schema(package, name).items() if k != GIVEN.get(package)}
   return _section(path, given, {'name': name, **schema, **(extra or {})})
 
 
@@ -153,13 +183,16 @@ def _optimizer(given: ConfigDict) -> ConfigDict:
   name = given.get('name', 'lars')
   if name not in optim.OPTIMIZERS:
     raise unknown('config.optimizer', name, optim.OPTIMIZERS)
-  return _section('config.optimizer', given, {
-      'name': name, 'lr': 1., 'warmup_epochs': 10., 'end': 0.,
+  out = _section('config.optimizer', given, {
+      'name': name, 'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step',
       **{k: v for k, v in modules.arguments(optim.OPTIMIZERS[name]).items() if k != 'schedule'}})
+  if out.cosine not in COSINES:
+    raise unknown('config.optimizer.cosine', out.cosine, COSINES)
+  return out
 
 
 def _augment(given: ConfigDict) -> ConfigDict:
-  ops = [k for k in given.keys() if k != 'order']
+  ops = [k for k in given.keys() if k not in ('order', 'second')]
   order = _fit('config.augment.order', given.get('order', ()), ('crop',))
   if sorted(order) != sorted(ops):
     for name in order:
@@ -167,16 +200,22 @@ def _augment(given: ConfigDict) -> ConfigDict:
         raise unknown('config.augment.order', name, modules.names(augment))
     raise UserError(f'config.augment.order names {list(order)}, but config.augment configures {sorted(ops)}.',
                     'Each op once in both: a ConfigDict sorts its keys, so the order must be said.')
-  out = ConfigDict({'order': tuple(order)})
+  out = ConfigDict({'order': tuple(order), 'second': {}})
   for op in order:
     out[op] = _module(f'config.augment.{op}', augment, given[op], {'role': 'invariant'}, name=op)
     del out[op]['name']
     if out[op].role not in ROLES:
       raise unknown(f'config.augment.{op}.role', out[op].role, ROLES)
+  for op, changes in given.get('second', {}).items():  # what differs in the second of the invariance's views
+    if op not in order:
+      raise unknown('config.augment.second', op, order)
+    fields = {k: v for k, v in out[op].items() if k != 'role'}
+    whole = _section(f'config.augment.second.{op}', changes, fields)
+    out.second[op] = ConfigDict({k: whole[k] for k in changes.keys()})
   return out
 
 
-def _invariance(given: ConfigDict) -> ConfigDict:
+def _invariance(given: Any) -> ConfigDict:
   head = {k: v for k, v in modules.arguments(mlp.make).items() if k != 'dtype'}
   own = {k: v for k, v in given.items() if k not in ('projector', 'predictor')}
   out = _module('config.invariance', invariance, own)
@@ -191,9 +230,11 @@ def _invariance(given: ConfigDict) -> ConfigDict:
 
 
 def _equivariance(given: Any) -> Any:
+  """One objective, or several. weight: in the sum of losses. told: the names of the ops it is told, of those whose
+  roles tell any; (): all of them."""
   if isinstance(given, (list, tuple)):
     return tuple(_equivariance(g) for g in given)
-  return _module('config.equivariance', equivariance, given, {'weight': 1.})
+  return _module('config.equivariance', equivariance, given, {'weight': 1., 'told': ()})
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -210,8 +251,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for k, package in sections.items():
     out[k] = _module(f'config.{k}', package, config.get(k, ConfigDict()))
   out.augment = _augment(config.get('augment', ConfigDict()))
-  out.invariance = _invariance(config.get('invariance', ConfigDict({'name': 'simclr'})))
-  out.equivariance = _equivariance(config.get('equivariance', ConfigDict({'name': 'none'})))
+  out.invariance = _invariance(_named(config.get('invariance', 'simclr')))
+  out.equivariance = _equivariance(_named(config.get('equivariance', 'none')))
   out.optimizer = _optimizer(config.get('optimizer', ConfigDict()))
   for k in ('size', 'batch', 'log_every', 'keep'):
     if out[k] < 1:

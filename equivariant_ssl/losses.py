@@ -16,6 +16,14 @@ def cosine(a: Array, b: Array) -> Array:
   return jnp.sum(unit(a) * unit(b), -1)
 
 
+def two(name: str, z: Array) -> tuple[Array, Array]:
+  """The two views of z [B 2 E], float32; ValueError where `name` is given another number of views."""
+  if z.shape[1] != 2:
+    raise ValueError(f'{name} compares 2 views, got {z.shape[1]}')
+  z = z.astype(jnp.float32)
+  return z[:, 0], z[:, 1]
+
+
 def nt_xent(a: Array, b: Array, temperature: float, siblings: int = 1) -> Array:
   """NT-Xent (Chen et al. 2020, eq. 1) of M aligned rows of `a` and `b` [M E]: a scalar, the mean over 2M anchors of
 
@@ -35,6 +43,43 @@ def nt_xent(a: Array, b: Array, temperature: float, siblings: int = 1) -> Array:
     out |= (row // (2 * siblings) == column // (2 * siblings)) & (row // 2 != column // 2)
   positive = jnp.sum(z.reshape(M, 2, E).prod(1), -1) / temperature
   return jnp.mean(jax.nn.logsumexp(jnp.where(out, -jnp.inf, logits), axis=1)) - jnp.mean(positive)
+
+
+def info_nce(a: Array, b: Array, temperature: float) -> Array:
+  """InfoNCE of rows `a` among the rows of `b` [M E], B - 1 negatives: the mean over i of
+  -log( exp(s_ii / T) / sum_k exp(s_ik / T) ),  s = cosine."""
+  a, b = unit(a), unit(b)
+  logits = jnp.einsum('ie,ke->ik', a, b, precision='highest', preferred_element_type=jnp.float32) / temperature
+  return jnp.mean(jax.nn.logsumexp(logits, axis=1)) - jnp.mean(jnp.sum(a * b, -1)) / temperature
+
+
+def centred(z: Array) -> Array:
+  """z [N E] less its mean over N, float32."""
+  z = z.astype(jnp.float32)
+  return z - z.mean(0, keepdims=True)
+
+
+def variance(z: Array) -> Array:
+  """VICReg's hinge (Bardes et al. 2022) of z [N E]: the mean over dimensions of relu(1 - sqrt(var + 1e-4)), var unbiased."""
+  z = centred(z)
+  return jnp.mean(jax.nn.relu(1. - jnp.sqrt(jnp.sum(z * z, 0) / (z.shape[0] - 1) + 1e-4)))
+
+
+def covariance(z: Array) -> Array:
+  """VICReg's decorrelation of z [N E]: the sum of the squared off-diagonal covariances, over E."""
+  N, E = z.shape
+  z = centred(z)
+  C = jnp.einsum('nd,ne->de', z, z, precision='highest') / (N - 1)
+  return (jnp.sum(C * C) - jnp.sum(jnp.square(jnp.diagonal(C)))) / E
+
+
+def cross_correlation(a: Array, b: Array) -> Array:
+  """[E E]: the correlations over N of the dimensions of a with those of b [N E], each standardised as a BatchNorm
+  without affine does (biased variance, eps 1e-5)."""
+  def standard(z: Array) -> Array:
+    z = centred(z)
+    return z * jax.lax.rsqrt(jnp.mean(z * z, 0, keepdims=True) + 1e-5)
+  return jnp.einsum('nd,ne->de', standard(a), standard(b), precision='highest') / a.shape[0]
 
 
 def spread(z: Array) -> Array:

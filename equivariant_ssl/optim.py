@@ -4,11 +4,21 @@ import jax.numpy as jnp
 import optax
 
 
-def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0.) -> optax.Schedule:
-  """Linear from 0 to `peak` over `warmup` steps, then a cosine, step by step, to `end` at step `total`. (EquiMod starts
-  at `peak` x 1e-8, which float32 cannot tell from 0.)"""
+def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0., every: int = 1) -> optax.Schedule:
+  """Linear from 0 to `peak` over `warmup` steps, then a cosine to `end` at step `total`, which moves every `every` steps (an
+  epoch's: SimSiam). (EquiMod starts at `peak` x 1e-8, which float32 cannot tell from 0.)"""
   schedule = optax.warmup_cosine_decay_schedule(0., peak, warmup, max(total, warmup + 1), end)
-  return lambda count: schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
+
+  def rate(count):
+    count = jnp.where(jnp.asarray(count) < warmup, count, count // every * every)
+    return schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
+  return rate
+
+
+def decay_at(base: float, step: jax.Array, total: int) -> jax.Array:
+  """BYOL's decay of the target's average at `step`: 1 - (1 - base) (cos(pi step / total) + 1) / 2, `base` at first and 1 at
+  the end (Grill et al. 2020)."""
+  return 1. - (1. - base) * (jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / total) + 1.) / 2.
 
 
 def weights(params: dict) -> dict:
@@ -17,17 +27,22 @@ def weights(params: dict) -> dict:
 
 
 def lars(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 1e-6, trust: float = 1e-3,
-         lr_outside: bool = False) -> optax.GradientTransformation:
+         lr_outside: bool = False, bias_scale: float = 1.) -> optax.GradientTransformation:
   """LARS as EquiMod and SimCLR run it: g + wd w, scaled by trust |w| / |g + wd w| (1 where either is 0), and the
   learning rate inside the momentum buffer. `lr_outside` multiplies after it (BYOL, VICReg, Barlow Twins). Biases
-  and BatchNorm neither decay nor adapt: plain momentum at the same rate."""
-  if not lr_outside:
-    return optax.lars(schedule, weight_decay, weights, trust, trust_ratio_mask=weights, momentum=momentum)
-  return optax.chain(
-      optax.add_decayed_weights(weight_decay, weights),
-      optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), weights),
-      optax.trace(momentum),
-      optax.scale_by_learning_rate(schedule))
+  and BatchNorm neither decay nor adapt: plain momentum at `bias_scale` x the rate (Barlow Twins: .0048 / .2)."""
+  if lr_outside:
+    tx = optax.chain(
+        optax.add_decayed_weights(weight_decay, weights),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), weights),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(schedule))
+  else:
+    tx = optax.lars(schedule, weight_decay, weights, trust, trust_ratio_mask=weights, momentum=momentum)
+  if bias_scale == 1.:
+    return tx
+  biases = lambda params: jax.tree.map(lambda w: not w, weights(params))
+  return optax.chain(tx, optax.masked(optax.scale(bias_scale), biases))
 
 
 def sgd(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 5e-4, nesterov: bool = False,
@@ -43,6 +58,21 @@ def adamw(schedule: optax.Schedule, weight_decay: float = 1e-4, b1: float = .9, 
   return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=weights)
 
 
-OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adamw': adamw}
+def adam(schedule: optax.Schedule, weight_decay: float = 0., b1: float = .9, b2: float = .999
+         ) -> optax.GradientTransformation:
+  """Adam with L2 in the gradient of every parameter, as torch.optim.Adam's (SIE, CARE)."""
+  return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule, b1, b2))
 
 
+OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adam': adam, 'adamw': adamw}
+
+
+def build(name: str, schedule: optax.Schedule, peak: float, constant: tuple[str, ...] = (), **kw
+          ) -> optax.GradientTransformation:
+  """Optimiser `name` with its settings `kw`; the parts of the network named in `constant` always at the rate `peak`
+  (SimSiam's predictor)."""
+  tx = OPTIMIZERS[name](schedule, **kw)
+  if not constant:
+    return tx
+  label = lambda params: {part: 'constant' if part in constant else 'scheduled' for part in params}
+  return optax.partition({'scheduled': tx, 'constant': OPTIMIZERS[name](lambda count: jnp.float32(peak), **kw)}, label)

@@ -1,5 +1,6 @@
 """A recipe is everything static about a run: functions, modules, the optimiser. Built here alone from a config."""
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
-from equivariant_ssl.types import ROLES, Action, Equivariance, Group, Invariance, Key, Op, Wiring
+from equivariant_ssl.types import Action, Equivariance, Group, Invariance, Key, Op, Wiring
 
 SPREAD_DRAWS = 4096  # actions drawn to measure the units in which a head is told
 
@@ -35,16 +36,32 @@ class Recipe(NamedTuple):
   canvas: int
 
 
-def ops(config: ConfigDict) -> dict[str, tuple[Op, str]]:
-  """{name: (op, role)} in the order of application, those that are off left out."""
+def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> dict[str, tuple[Op, str]]:
+  """{name: (op, role)} of the invariance's view number `view`, in the order of application, those that are off left
+  out; for views of `size`, with the fields `changes` {name: {field: value}} of its ops changed."""
   found = {}
   for name in config.augment.order:
     kw = {k: v for k, v in config.augment[name].items() if k != 'role'}
+    if view and name in config.augment.second:
+      kw |= config.augment.second[name]
+    kw |= changes.get(name, {})
     if 'size' in modules.schema(augment, name):
-      kw['size'] = config.size
+      kw['size'] = size
     if config.augment[name].role != 'off':
       found[name] = modules.make(augment, name, **kw), config.augment[name].role
   return found
+
+
+def chains(config: ConfigDict, size: int, changes: dict[str, dict], wanted: Callable[[str, str], bool]) -> tuple[Op, ...]:
+  """A chain a view of the ops for which wanted(name, role); one object twice where the views have the same chance."""
+  of = lambda view: augment.chain(*(op for name, (op, role) in ops(config, view, size, changes).items()
+                                    if wanted(name, role)))
+  return (of(0), of(1)) if config.augment.second else (of(0),) * 2
+
+
+def seen(config: ConfigDict) -> tuple[Op, ...]:
+  """The chain of each of the invariance's views: roles `invariant` and `both`."""
+  return chains(config, config.size, {}, lambda name, role: role in ('invariant', 'both'))
 
 
 def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS) -> Action:
@@ -56,29 +73,35 @@ def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS
   return jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
 
 
-def chains(config: ConfigDict) -> tuple[Op, Op, Op, bool]:
-  """(seen, own, told, sensitive) as the roles say: the ops that the invariance's views have, those of an
-  objective's own views (every op that is not off), those it is told, and whether it needs views of its own."""
-  found = list(ops(config).values())
-  with_role = lambda *roles: augment.chain(*(op for op, role in found if role in roles))
-  sensitive = any(role == 'sensitive' for _, role in found)
-  seen = with_role('invariant', 'both')
-  return seen, with_role(*ROLES[1:]) if sensitive else seen, with_role('sensitive', 'both'), sensitive
+def wire(config: ConfigDict, label: str, section: ConfigDict, canvas: int) -> Wiring:
+  """The wiring of objective `label`: its own views have what the invariance's have, and the sensitive ops it is told.
 
-
-def wire(config: ConfigDict, label: str, canvas: int) -> Wiring:
-  """The wiring of objective `label`; UserError where no role tells it anything."""
-  seen, own, told, sensitive = chains(config)
-  if not told.name:
+  Raises UserError where no role tells it anything, or its `told` names an op that no role tells.
+  """
+  roles = {name: config.augment[name].role for name in config.augment.order}
+  told = [n for n, role in roles.items() if role in ('sensitive', 'both')]
+  first = config.augment.order[0] if config.augment.order else 'crop'
+  if not told:
     raise UserError(f'{label} is told no augmentation: every role is invariant or off.',
-                    f'e.g. --config.augment.{config.augment.order[0] if config.augment.order else "crop"}.role=both')
+                    f'e.g. --config.augment.{first}.role=both')
+  for name in section.told:
+    if name not in told:
+      raise UserError(f'{label}.told names {name!r}, whose role is {roles.get(name, "not in the config")!r}.',
+                      f'Name some of: {", ".join(told)}; or give it the role sensitive or both.')
+  told = [n for n in told if n in section.told] if section.told else told
+  own = lambda name, role: role in ('invariant', 'both') or role == 'sensitive' and name in told
+  build = lambda size, changes: chains(config, size, changes, own)
+  chain = chains(config, config.size, {}, lambda name, role: name in told)[0]
   # A fixed key: the units in which a head is told must not depend on the run's seed.
-  told = augment.normalised(told, draws((own,), jax.random.key(0), canvas))
-  return Wiring(label, (seen, seen), (own, own), told, sensitive, config.size, config.dtype)
+  chain = augment.normalised(chain, draws(build(config.size, {}), jax.random.key(0), canvas))
+  sensitive = any(roles[n] == 'sensitive' for n in told)
+  visible = seen(config)
+  return Wiring(label, visible, build(config.size, {}) if sensitive else visible, chain, sensitive, config.size,
+                config.batch, build, config.dtype)
 
 
 def objectives(config: ConfigDict) -> dict[str, ConfigDict]:
-  """{label: section} of the equivariance objectives, 'none' left out; equal names are numbered."""
+  """{label: section} of the equivariance objectives, 'none' left out; a name met again gets a prime."""
   given = config.equivariance
   given = list(given) if isinstance(given, (list, tuple)) else [given]
   found = {}
@@ -91,6 +114,24 @@ def objectives(config: ConfigDict) -> dict[str, ConfigDict]:
   return found
 
 
+def merged(own: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
+  """`groups` and an objective's `own`. Of a shared one (the reference) that with the most ops: its actions hold the rest."""
+  longer = lambda a, b: a if len(a.chains[0].name) >= len(b.chains[0].name) else b
+  return groups | {n: longer(groups[n], g) if n in groups else g for n, g in own.items()}
+
+
+def check(config: ConfigDict, inv: Invariance, equivariances: dict[str, Equivariance], encoder: object) -> None:
+  """UserError where there is nothing to learn, or a stage is tapped that the encoder does not have."""
+  if inv.projector is None and all(e.feeds and e.predicts is None for e in equivariances.values()):
+    raise UserError(f'invariance none with {" and ".join(equivariances) or "equivariance none"}: there is nothing to learn.',
+                    'e.g. --config.invariance.name=simclr or --config.equivariance.name=equimod')
+  for label, e in equivariances.items():
+    stages = len(getattr(encoder, 'dims', ()))
+    if e.tap and not 1 <= e.tap <= stages:
+      raise UserError(f'{label}.tap_layer is {e.tap}, but encoder {config.encoder.name} has {stages} stages to tap.',
+                      'Give 0, the last features' + (f', or 1 to {stages}.' if stages else '.'))
+
+
 def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), std: tuple = (1., 1., 1.)) -> Recipe:
   """The recipe of a resolved `config` for `num` training images of side `canvas`, inputs of `mean` and `std`."""
   if num < config.batch:
@@ -99,23 +140,24 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
   own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
   inv = modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
   head = lambda part: mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
-  seen = chains(config)[0]
-  groups = {'views': Group((seen, seen), config.size)}
-  wirings = {label: wire(config, label, canvas) for label in objectives(config)}
-  equivariances = {label: modules.make(equivariance, section.name, **own(section, 'weight'))(wirings[label])
-                   for label, section in objectives(config).items()}
+  sections = objectives(config)
+  wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
+  equivariances = {label: modules.make(equivariance, section.name, **own(section, 'weight', 'told'))(wirings[label])
+                   for label, section in sections.items()}
+  encoder = modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
+  check(config, inv, equivariances, encoder)
+  needed = inv.projector is not None or any('views' in e.uses for e in equivariances.values())
+  groups = {'views': Group(seen(config), config.size)} if needed else {}
   for e in equivariances.values():
-    groups |= e.groups
+    groups = merged(e.groups, groups)
   per_epoch = num // config.batch
   steps = config.steps or round(config.epochs * per_epoch)
   o = config.optimizer
-  schedule = optim.warmup_cosine(o.lr, round(o.warmup_epochs * per_epoch), steps, o.end)
+  schedule = optim.warmup_cosine(o.lr, round(o.warmup_epochs * per_epoch), steps, o.end,
+                                 per_epoch if o.cosine == 'epoch' else 1)
   network = Network(
-      encoder=modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype),
-      projector=head('projector'), predictor=head('predictor'),
-      heads={k: e.head for k, e in equivariances.items()},
+      encoder, head('projector'), head('predictor'), heads={k: e.head for k, e in equivariances.items()},
       mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint')
-  weights = {label: section.weight for label, section in objectives(config).items()}
-  return Recipe(network, groups, inv, equivariances, wirings, weights,
-                optim.OPTIMIZERS[o.name](schedule, **own(o, 'lr', 'warmup_epochs', 'end')), schedule,
+  tx = optim.build(o.name, schedule, o.lr, inv.constant, **own(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
+  return Recipe(network, groups, inv, equivariances, wirings, {k: s.weight for k, s in sections.items()}, tx, schedule,
                 config.batch, per_epoch, steps, config.size, canvas)

@@ -15,7 +15,8 @@ from equivariant_ssl.types import Array, Image, Key
 
 class TrainState(NamedTuple):
   """step: int32, steps done. params, stats: weights, BatchNorm statistics. target: (params, stats) of a moving
-  average, or (). opt_state: optax's. extras: for an online probe, empty by default."""
+  average of the encoder and the projector, its statistics its own, or (). opt_state: optax's. extras: for an online
+  probe, empty by default."""
   step: Array
   params: dict
   stats: dict
@@ -24,14 +25,29 @@ class TrainState(NamedTuple):
   extras: Any = ()
 
 
+def subset(tree: dict, like: dict) -> dict:
+  """The part of the nested dict `tree` that `like` has too."""
+  return {k: subset(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in like.items()}
+
+
 def build(recipe: Recipe, key: Key) -> TrainState:
-  """The state at step 0, a pure function of (recipe, key); no image is needed."""
+  """The state at step 0, a pure function of (recipe, key); no image is needed.
+
+  The target starts from weights of its own, as BYOL's code has it; where it is updated before the forward pass, as
+  a copy, as EquiMod's.
+  """
   side = recipe.canvas
   images = Image(jnp.zeros((2, side, side, 3)), jnp.full((2, 2), side, jnp.float32))
   shown = views(recipe.groups, key_for(key, 'augment', 0), images)
   variables = recipe.network.init(key_for(key, 'init'), shown, recipe.equivariances, True)
-  params = variables['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), (), recipe.tx.init(params))
+  params, stats, target = variables['params'], variables.get('batch_stats', {}), ()
+  if recipe.invariance.decay is not None:
+    its = recipe.network.init(key_for(key, 'target'), {'views': shown['views']}, recipe.equivariances, True,
+                              method='project')
+    target = its['params'], its.get('batch_stats', {})
+    if recipe.invariance.update == 'before':
+      target = subset(params, its['params']), target[1]
+  return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params))
 
 
 def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callable[[Key], TrainState]:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from equivariant_ssl import augment, shard
+from equivariant_ssl import augment, optim, shard
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.state import TrainState, subset
 from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
@@ -29,27 +29,49 @@ def views(recipe: Recipe, key: Key, step: Array, batch: Batch) -> dict[str, View
   return augment.views(recipe.groups, key_for(key, 'augment', step), images)
 
 
-def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views]) -> tuple[Array, tuple[dict, Metrics]]:
-  """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread)."""
+def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], target: Array | None = None
+         ) -> tuple[Array, tuple[dict, Metrics]]:
+  """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread).
+
+  target: the embeddings [B V E] of a target network, where the invariance has one.
+  """
   outputs, updated = recipe.network.apply(
       {'params': params, 'batch_stats': stats}, shown, recipe.equivariances, True, mutable=['batch_stats'])
-  terms = {'invariance': recipe.invariance.loss(outputs.embeddings)}
+  embeddings = outputs.embeddings if target is None else outputs.embeddings._replace(target=target)
+  terms = {'invariance': recipe.invariance.loss(embeddings)}
   for name, objective in recipe.equivariances.items():
-    terms[name] = objective.loss(*outputs.answers[name])
+    terms[name] = objective.loss(*outputs.answers[name], embeddings)
   total = terms['invariance'] + sum(w * terms[name] for name, w in recipe.weights.items())
-  z = outputs.embeddings.projected
+  z = embeddings.projected
   metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
   return total, (updated.get('batch_stats', {}), metrics)
+
+
+def averaged(recipe: Recipe, step: Array, average: dict, params: dict) -> dict:
+  """The target's weights a step further: tau average + (1 - tau) params, tau rising to 1 by a cosine."""
+  tau = optim.decay_at(recipe.invariance.decay, step, recipe.steps)
+  return jax.tree.map(lambda a, p: tau * a + (1. - tau) * p, average, subset(params, average))
 
 
 def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
   """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate."""
   shown = views(recipe, key, state.step, batch)
-  grads, (stats, metrics) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown)
+  average, target_stats = state.target or (None, None)
+  aim = None
+  if state.target:
+    if recipe.invariance.update == 'before':
+      average = averaged(recipe, state.step, average, state.params)
+    aim, updated = recipe.network.apply({'params': average, 'batch_stats': target_stats}, {'views': shown['views']},
+                                        recipe.equivariances, True, method='project', mutable=['batch_stats'])
+    target_stats = updated.get('batch_stats', {})
+  grads, (stats, metrics) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown, aim)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  if state.target and recipe.invariance.update == 'after':
+    average = averaged(recipe, state.step, average, params)
   metrics |= {'gradient': optax.tree.norm(grads), 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
-  return state._replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), stats=stats,
-                        opt_state=opt_state), metrics
+  return state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state,
+                        target=(average, target_stats) if state.target else ()), metrics
 
 
 def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):

@@ -19,7 +19,7 @@ def arms(invariant: float, both: float, sensitive: float, told: float) -> dict[s
     true = equivariance.gains(equivariance.per_pair(source, source + noise, source + noise))
     over = equivariance.interval(np.full(images, told) + rng.normal(size=images) * 1e-3)
     return {'all': equivariance.Measured(true, true, true, true, over, over)}
-  of = lambda move: demo.Arm({k: [90. + move + d for d in (-.1, 0., .1)] for k in demo.READOUTS}, None, [])
+  of = lambda move: demo.Arm({k: [90. + move + d for d in (-.1, 0., .1)] for k in demo.READOUTS}, None, [], [])
   with_head = lambda move: of(move)._replace(gains=[gains() for _ in range(3)])
   return {'untrained': of(-30.), 'crops': of(0.), 'invariant': of(invariant), 'both': with_head(both),
           'sensitive': with_head(sensitive)}

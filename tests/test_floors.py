@@ -14,7 +14,7 @@ FLOORS = (
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
     {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'fingerprint', 'record', 'train'},
-    {'study', 'report', 'export', 'demo', 'demo_figure', 'doctor', 'cli'},
+    {'study', 'report', 'export', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'cli'},
 )
 
 

@@ -51,7 +51,7 @@ def make(temperature: float = .2, exclude_sibling: bool = False, hidden: tuple[i
       return Pair(flat(embedded['reference']), flat(embedded[group]),
                   jax.tree.map(flat, actions['reference']), jax.tree.map(flat, actions[group]))
 
-    def loss(answer: Array, pair: Pair) -> Array:
+    def loss(answer: Array, pair: Pair, embeddings=None) -> Array:
       return nt_xent(pair.target, answer, temperature, siblings=V if exclude_sibling else 1)
 
     head = Head(

@@ -30,7 +30,8 @@ class Frozen(NamedTuple):
 
   encode: (variables, images [B S S C] in [0, 1]) -> features [B D].
   pairs: {objective: {what was done: ((variables, (index [B], images uint8 [B S S C])) -> Pair [B V ...])}}, for
-  'all' the objective's own chain and for each op that it is told that op alone.
+  'all' the objective's own chain and for each op that it is told that op alone; of the objectives that predict
+  where an embedding goes.
   answer: {objective: ((variables, Pair [N ...]) -> [N E])}.
   """
   encode: Any
@@ -63,7 +64,7 @@ def frozen(recipe: Recipe) -> Frozen:
         shown = augment.views(groups, key_for(jax.random.key(SEED), 'held out', index), image)
         return jax.tree.map(lambda a: a[0], shown)
       shown = jax.vmap(of_one)(*rows)
-      found = {g: network.apply(values, v.images, method='encode') for g, v in shown.items()}
+      found = {g: network.apply(values, v.images, False, objective.tap, method='encode') for g, v in shown.items()}
       actions = {g: v.actions for g, v in shown.items()}
       pair = network.apply(values, name, objective, found, actions, False, method='pair')
       B = rows[0].shape[0]
@@ -73,7 +74,7 @@ def frozen(recipe: Recipe) -> Frozen:
   def answer_of(name: str):
     return lambda values, pair: network.apply(values, name, pair, method='answer')
 
-  names = {n: [None, *told(recipe, n)] for n in recipe.equivariances}
+  names = {n: [None, *told(recipe, n)] for n, e in recipe.equivariances.items() if e.predicts == 'target'}
   return Frozen(encode, {n: {o or 'all': pairs_of(n, o) for o in which} for n, which in names.items()},
                 {n: answer_of(n) for n in names})
 
@@ -146,8 +147,9 @@ def evaluate(workdir: pathlib.Path, which: list[str], protocol: str = 'cached', 
   if not _labelled(run):
     reason = f'{run.config.data.name} has no labels', 'Class folders give labels; --equivariance needs none.'
     cannot |= {'knn': reason, 'linear': reason}
-  if not run.recipe.equivariances:
-    cannot['equivariance'] = 'the run has no equivariance objective', 'Train with --config.equivariance.name=equimod.'
+  if not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
+    cannot['equivariance'] = ('the run has no objective that predicts an embedding',
+                              'Train with --config.equivariance.name=equimod.')
   for what in [w for w in which if w in cannot]:
     if asked:
       raise UserError(f'{what}: {cannot[what][0]}.', cannot[what][1])

@@ -1,69 +1,101 @@
 """The whole network: encoder, the invariance's projector and predictor, and one head an equivariance objective."""
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from equivariant_ssl.types import Array, Embeddings, Equivariance, Outputs, Pair, Views
 
+Features = dict[str, Array]  # {group: [B V D]}
+
+
+def split(together: Array, counts: dict[str, int]) -> Features:
+  """[B V ...] as {group: [B v ...]}, the groups of `counts` in order."""
+  parts, start = {}, 0
+  for name, count in counts.items():
+    parts[name] = together[:, start:start + count]
+    start += count
+  return parts
+
 
 class Network(nn.Module):
-  """mean, std: of the inputs, a channel. joint: views of one size share one pass through the encoder, and so
-  their BatchNorm statistics (EquiMod); else a pass a view (BYOL, SimSiam)."""
+  """mean, std: of the inputs, a channel. joint: views of one size share one pass through the encoder and the heads,
+  and so their BatchNorm statistics (EquiMod); else a pass for each of the invariance's views (BYOL, SimSiam, Barlow
+  Twins, VICReg, E-SSL) and one for each other group. projector, predictor: None where the invariance has none."""
   encoder: nn.Module
-  projector: nn.Module
+  projector: nn.Module | None
   predictor: nn.Module | None
   heads: dict[str, nn.Module]
   mean: tuple[float, ...] = (0., 0., 0.)
   std: tuple[float, ...] = (1., 1., 1.)
   joint: bool = True
 
-  def encode(self, images: Array, train: bool = False) -> Array:
-    """Features [... D] float32 of `images` [... H W C] in [0, 1]."""
-    x = images.reshape(-1, *images.shape[-3:])
+  def stages(self, images: Array, train: bool, taps: tuple[int, ...]) -> list[Array]:
+    """Features [... D] float32 of each stage of `taps` (0: the last) of `images` [... H W C] in [0, 1]."""
     channel = lambda values: jnp.array(values, jnp.float32)[None, None, None]
-    features = self.encoder((x - channel(self.mean)) / channel(self.std), train)
-    return features.reshape(*images.shape[:-3], -1)
+    x = (images.reshape(-1, *images.shape[-3:]) - channel(self.mean)) / channel(self.std)
+    found = [self.encoder(x, train)] if taps == (0,) else [self.encoder.stages(x, train)[tap - 1] for tap in taps]
+    return [h.reshape(*images.shape[:-3], -1) for h in found]
 
-  def features(self, views: dict[str, Views], train: bool) -> dict[str, Array]:
-    """{group: [B V D]}."""
-    found = {}
-    for size in sorted({v.images.shape[2] for v in views.values()}):
-      names = [n for n, v in views.items() if v.images.shape[2] == size]
+  def encode(self, images: Array, train: bool = False, tap: int = 0) -> Array:
+    """Features [... D] float32 of `images` [... H W C] in [0, 1]."""
+    return self.stages(images, train, (tap,))[0]
+
+  def by_view(self, f: Callable[[Array], Array], x: Array, apart: bool = True) -> Array:
+    """f of [B V ...], a view at a time where statistics are not joint and the views are `apart`."""
+    if self.joint or not apart:
+      return f(x)
+    return jnp.concatenate([f(x[:, v:v + 1]) for v in range(x.shape[1])], axis=1)
+
+  def features(self, views: dict[str, Views], train: bool, taps: tuple[int, ...] = (0,)) -> dict[int, Features]:
+    """{tap: {group: [B V D]}}."""
+    size = {n: v.images.shape[2] for n, v in views.items()}
+    passes = [[n for n in views if size[n] == s] for s in sorted(set(size.values()))] if self.joint else [[n] for n in views]
+    found = {tap: {} for tap in taps}
+    for names in passes:
       images = jnp.concatenate([views[n].images for n in names], axis=1)  # on V: no shard of B moves
-      V = images.shape[1]
-      if self.joint:
-        h = self.encode(images, train)
-      else:
-        h = jnp.concatenate([self.encode(images[:, v:v + 1], train) for v in range(V)], axis=1)
-      start = 0
-      for n in names:
-        end = start + views[n].images.shape[1]
-        found[n], start = h[:, start:end], end
+      counts = {n: views[n].images.shape[1] for n in names}
+      V = images.shape[1] if not self.joint and names == ['views'] else 1
+      stages = [self.stages(part, train, taps) for part in jnp.split(images, V, axis=1)]
+      for i, tap in enumerate(taps):
+        found[tap] |= split(jnp.concatenate([s[i] for s in stages], axis=1), counts)
     return found
 
-  def __call__(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Outputs:
-    features = self.features(views, train)
-    actions = {name: v.actions for name, v in views.items()}
+  def _project(self, features: Features, actions: dict, objectives: dict[str, Equivariance], train: bool) -> Array:
+    """The invariance's embeddings [B V E] of its views: of what the objectives feed its projector."""
+    if self.projector is None:
+      return features['views'] if 'views' in features else next(iter(features.values()))
     fed = features['views']
-    for objective in objectives.values():
-      fed = objective.feed(fed, actions['views'])
-    projected = self.projector(fed, train)
-    predicted = self.predictor(projected, train) if self.predictor else projected
+    for name, objective in objectives.items():
+      if objective.feeds:
+        fed = self.heads[name].feed(fed, actions['views'], train)
+    return self.by_view(lambda h: self.projector(h, train), fed)
+
+  def project(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Array:
+    """The invariance's embeddings [B V E] of `views` alone: what a target network computes."""
+    return self._project(self.features(views, train)[0], {n: v.actions for n, v in views.items()}, objectives, train)
+
+  def __call__(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Outputs:
+    features = self.features(views, train, tuple(sorted({0, *(o.tap for o in objectives.values())})))
+    actions = {name: v.actions for name, v in views.items()}
+    projected = self._project(features[0], actions, objectives, train)
+    predicted = self.by_view(lambda z: self.predictor(z, train), projected) if self.predictor else projected
     answers = {}
     for name, objective in objectives.items():
-      pair = self.pair(name, objective, features, actions, train)
+      pair = self.pair(name, objective, features[objective.tap], actions, train)
       answers[name] = (self.heads[name](pair, train), pair)
-    return Outputs(features, Embeddings(projected, predicted, projected), answers)
+    return Outputs(features[0], Embeddings(projected, predicted, projected), answers)
 
-  def pair(self, name: str, objective: Equivariance, features: dict[str, Array], actions: dict, train: bool) -> Pair:
-    """The pairs of objective `name`: its groups embedded in one pass (joint BatchNorm), then paired."""
-    together = jnp.concatenate([features[g] for g in objective.uses], axis=1)
-    embedded = self.heads[name].embed(together, train)
-    parts, start = {}, 0
-    for g in objective.uses:
-      end = start + features[g].shape[1]
-      parts[g], start = embedded[:, start:end], end
-    return objective.pairs(parts, actions)
+  def pair(self, name: str, objective: Equivariance, features: Features, actions: dict, train: bool) -> Pair:
+    """The pairs of objective `name`: its groups embedded (in one pass, for a joint BatchNorm), then paired."""
+    embed = lambda h: self.heads[name].embed(h, train)
+    if self.joint:
+      together = jnp.concatenate([features[g] for g in objective.uses], axis=1)
+      embedded = split(embed(together), {g: features[g].shape[1] for g in objective.uses})
+    else:
+      embedded = {g: self.by_view(embed, features[g], apart=g == 'views') for g in objective.uses}
+    return objective.pairs(embedded, actions)
 
-  def answer(self, name: str, pair: Pair, train: bool = False) -> Array:
+  def answer(self, name: str, pair: Pair, train: bool = False):
     """What head `name` answers to a pair, for evaluation."""
     return self.heads[name](pair, train)

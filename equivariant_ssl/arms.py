@@ -1,0 +1,135 @@
+"""Arms of a demonstration: configs trained over seeds and read out alike, one process a core."""
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+from rich.console import Console
+from rich.progress import Progress
+
+from equivariant_ssl import config as configs
+from equivariant_ssl import shard, state, train
+from equivariant_ssl.evaluate import fewshot, knn, linear, run
+from equivariant_ssl.evaluate.features import features
+from equivariant_ssl.evaluate.statistics import mean_std
+
+READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}  # protocols: cached; k=200, T=.1; a class, ridge
+LAST = 10  # steps over which the last metrics are averaged
+
+
+class Spec(NamedTuple):
+  """An arm to train: a config with overrides, and what it is in words. untrained: read its network out untrained too."""
+  config: str
+  overrides: dict[str, str]
+  story: str = ''
+  untrained: bool = False
+
+
+class Arm(NamedTuple):
+  """Of one arm, over seeds: its read-outs {name: [seeds]}, EquiMod's gains (or None), loss curves, and the mean of each
+  metric over the last steps."""
+  readouts: dict[str, list[float]]
+  gains: list[Any] | None
+  losses: list[list[float]]
+  last: list[dict[str, float]]
+
+
+def readouts(fixed: run.Frozen, values: dict, source) -> dict[str, float]:
+  """Linear, kNN and five-labels accuracy in per cent."""
+  encode, K = Partial(fixed.encode, values), len(source.classes)
+  of = lambda split: features(encode, split.images, batch=512)
+  arrays = of(source.train), source.train.labels, of(source.test), source.test.labels, K
+  return {'linear': 100 * linear.cached(*arrays).top1, 'knn': 100 * knn.evaluate(*arrays).top1,
+          'few': 100 * fewshot.few_labels(*arrays, jax.random.key(0)).mean}
+
+
+def load(spec: Spec, steps: int):
+  """The config of `spec`, for `steps` steps where > 0."""
+  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})})
+
+
+def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
+  """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
+  base = train.prepare(load(spec, steps), shard.mesh(jax.devices()[:1]))
+  recipe, (step, data), fixed = base.recipe, train.compiled(base), run.frozen(base.recipe)
+  initial = state.initialiser(recipe, shard.replicated(base.mesh))
+  told = list(fixed.pairs.get('equimod', ()))
+  arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
+          for k in ('untrained', name) if k == name or spec.untrained}
+
+  def read(arm: Arm, trained: state.TrainState) -> None:
+    for k, v in readouts(fixed, run.variables(trained), base.source).items():
+      arm.readouts[k].append(v)
+    if told:
+      arm.gains.append({what: run.gains(recipe, fixed, trained, 'equimod', base.source.test.images, what, 512)
+                        for what in told})
+
+  for seed in range(seeds):
+    seeded = base._replace(key=jax.random.key(seed))
+    first = initial(seeded.key)
+    if spec.untrained:
+      read(arms['untrained'], first)
+    seen = []
+
+    def on_step(_, n: int, metrics: dict, waited: float) -> bool:
+      seen.append(metrics)
+      _tick()
+      return False
+
+    trained = train.fit(seeded, first, on_step, step, data)
+    seen = jax.device_get(seen)
+    arms[name].losses.append([float(m['loss']) for m in seen])
+    arms[name].last.append({k: float(np.mean([m[k] for m in seen[-LAST:]])) for k in seen[0]})
+    read(arms[name], trained)
+  return arms
+
+
+def show_mean(values) -> str:
+  """'91.0 ± 1.6'; '91.0' of one seed."""
+  mean, std = mean_std(values)
+  return f'{mean:.1f}' + (f' ± {std:.1f}' if std is not None else '')
+
+
+_done = None  # of a worker: the steps that all of them have done, shared
+
+
+def _tick() -> None:
+  if _done is not None:
+    with _done.get_lock():
+      _done.value += 1
+
+
+def _begin(done: Any, cache: str | None) -> None:
+  """A worker's first act."""
+  global _done
+  _done = done
+  jax.config.update('jax_compilation_cache_dir', cache)
+
+
+def train_all(specs: dict[str, Spec], seeds: int, steps: int, console: Console) -> dict[str, Arm]:
+  """Every arm, the first first, a process a core: steps this small do not fill two cores, but two arms do."""
+  loaded = [load(spec, steps) for spec in specs.values()]
+  total = sum(seeds * (c.steps or round(c.epochs * (1000 // c.batch))) for c in loaded)
+  spawn = multiprocessing.get_context('spawn')
+  done = spawn.Value('q', 0)
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  start, arms = time.perf_counter(), {}
+  with (ProcessPoolExecutor(min(cores, len(specs)), spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
+        Progress(console=Console(stderr=True), transient=True) as bar):
+    task = bar.add_task('training', total=total)
+    waiting = {pool.submit(train_arm, name, spec, seeds, steps): name for name, spec in specs.items()}
+    while waiting:
+      for future in wait(waiting, timeout=.2, return_when=FIRST_COMPLETED).done:
+        name = waiting.pop(future)
+        for k, arm in future.result().items():
+          if k not in arms or arm.gains:
+            arms[k] = arm
+        console.print(f'{name}: {seeds} seeds done after {time.perf_counter() - start:.0f} s')
+      bar.update(task, completed=done.value)
+  return {k: arms[k] for k in ('untrained', *specs) if k in arms}

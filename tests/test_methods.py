@@ -1,0 +1,145 @@
+"""Any invariance with any equivariance objective, or several: three real steps of each (bars 2, 3 and 4)."""
+import functools
+import itertools
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from equivariant_ssl import config, equivariance, invariance, modules, nets, shard, step, train
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.step import Batch
+
+INVARIANCES = modules.names(invariance)
+EQUIVARIANCES = modules.names(equivariance)
+LISTS = (('equimod', 'essl'), ('augself', 'sie', 'care'))
+PAIRS = [p for p in itertools.product(INVARIANCES, EQUIVARIANCES) if p != ('none', 'none')]
+PAIRS += [('simclr', LISTS[0]), ('byol', LISTS[1])]
+ONCE = [(i, 'none') for i in INVARIANCES if i != 'none']             # each invariance once,
+ONCE += [('none', e) for e in EQUIVARIANCES if e != 'none']          # each equivariance once,
+ONCE += PAIRS[-2:]                                                   # and both lists
+B, STEPS = 16, 3
+
+TINY = '''
+"""The smallest encoder with what can go wrong: a convolution and a BatchNorm."""
+import flax.linen as nn
+from equivariant_ssl.nets.conv import Conv
+from equivariant_ssl.nets.norm import BatchNorm
+
+
+class Tiny(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.relu(BatchNorm()(Conv(8, 3, 2, 1)(x), train)).mean((1, 2))
+
+
+def make(dtype='float32'):
+  return Tiny()
+'''
+SMALL = {'hidden': (8,), 'dim': 8, 'out': 8, 'action_dim': 8, 'transform_dim': 8}  # whatever of these a factory has
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny(tmp_path_factory):
+  """A network in a folder of its own: to add one is to add one file."""
+  folder = tmp_path_factory.mktemp('nets')
+  (folder / 'tiny_for_tests.py').write_text(TINY)
+  nets.__path__.append(str(folder))
+  yield
+  nets.__path__.remove(str(folder))
+  sys.modules.pop('equivariant_ssl.nets.tiny_for_tests', None)
+
+
+def small(package, name: str) -> dict:
+  """A section of objective `name`, its layers made small."""
+  return {'name': name, **{k: v for k, v in SMALL.items() if k in modules.schema(package, name)}}
+
+
+def settings(inv: str, eqs: str | tuple, role: str = 'sensitive') -> config.ConfigDict:
+  """Crops are invariant, the turn has `role`; eight-pixel digits."""
+  section = small(invariance, inv)
+  made = modules.make(invariance, inv)
+  for part in ('projector', 'predictor'):
+    if getattr(made, part):
+      section[part] = {'hidden': (8,), 'out': 8}
+  names = (eqs,) if isinstance(eqs, str) else eqs
+  return config.resolve(config.ConfigDict({
+      'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': 'tiny_for_tests'},
+      'augment': {'order': ('crop', 'rotate'), 'crop': {'role': 'invariant', 'method': 'bilinear'},
+                  'rotate': {'role': role}},
+      'invariance': section, 'equivariance': [small(equivariance, e) for e in names],
+      'optimizer': {'name': 'sgd', 'lr': .02, 'warmup_epochs': 0.}}))
+
+
+@functools.cache
+def source():
+  return train.prepare(settings('simclr', 'none'), shard.mesh(jax.devices()[:1])).source
+
+
+def trained(inv: str, eqs: str | tuple, devices: int = 1, role: str = 'sensitive', **changes):
+  """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
+  run = train.prepare(settings(inv, eqs, role), shard.mesh(jax.devices()[:devices]))
+  first = state = train.initial(run)
+  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=shard.replicated(run.mesh))
+  rows = source().train
+  seen = []
+  for n in range(STEPS):
+    batch = Batch(rows.images[n * B:(n + 1) * B], rows.sizes[n * B:(n + 1) * B])
+    state, metrics = train_step(run.key, state, shard.place(batch, shard.split(run.mesh)))
+    seen.append({k: float(v) for k, v in metrics.items()})
+  return run, jax.device_get(first), jax.device_get(state), seen
+
+
+def moved(a: dict, b: dict) -> bool:
+  return any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def label(pair) -> str:
+  return f'{pair[0]}-{pair[1] if isinstance(pair[1], str) else "+".join(pair[1])}'
+
+
+def check_pair(pair: tuple) -> None:
+  """Every term is finite, every part of the network has learnt something."""
+  run, first, last, seen = trained(*pair)
+  labels = [e for e in ((pair[1],) if isinstance(pair[1], str) else pair[1]) if e != 'none']
+  assert list(run.recipe.equivariances) == labels
+  assert all(np.isfinite(v) for m in seen for v in m.values())
+  assert all(e in seen[0] for e in labels)
+  for part in first.params:
+    assert moved(first.params[part], last.params[part]), f'{part} did not move'
+  if run.recipe.invariance.decay is not None:
+    assert moved(first.target[0], last.target[0]) and moved(first.target[1], last.target[1])
+  assert int(last.step) == STEPS
+
+
+# A covering set: each invariance, each equivariance objective and both lists at least once.
+COVER = [(i, e) for i, e in zip(itertools.cycle(INVARIANCES), [e for e in EQUIVARIANCES if e != 'none'], strict=False)]
+
+
+@pytest.mark.parametrize('pair', COVER, ids=label)
+def test_a_covering_set_trains(pair):
+  check_pair(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pair', [p for p in PAIRS if p not in COVER], ids=label)
+def test_every_pair_trains(pair):
+  check_pair(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pair', ONCE, ids=label)
+def test_four_devices_compute_what_one_does(pair):
+  one, four = trained(*pair), trained(*pair, devices=4)
+  for a, b in zip(one[3], four[3], strict=True):
+    for k in a:
+      assert abs(a[k] - b[k]) <= 1e-4 * max(1., abs(a[k])), k
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(one[2].params))
+  for a, b in zip(jax.tree.leaves(one[2].params), jax.tree.leaves(four[2].params), strict=True):
+    assert np.abs(a - b).max() <= 1e-4 * largest
+
+
+def test_the_empty_pair_is_refused():
+  with pytest.raises(UserError, match='nothing to learn'):
+    train.prepare(settings('none', 'none'), shard.mesh(jax.devices()[:1]))
