@@ -115,9 +115,11 @@ def objectives(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def merged(own: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
-  """`groups` and an objective's `own`. Of a shared one (the reference) that with the most ops: its actions hold the rest."""
-  longer = lambda a, b: a if len(a.chains[0].name) >= len(b.chains[0].name) else b
-  return groups | {n: longer(groups[n], g) if n in groups else g for n, g in own.items()}
+  """`groups` and an objective's `own`. Of a shared one (the reference; the views, where images share draws) that with the
+  most ops, whose actions hold the others', and the widest sharing."""
+  def one(a: Group, b: Group) -> Group:
+    return max(a, b, key=lambda g: len(g.chains[0].name))._replace(share=max(a.share, b.share))
+  return groups | {n: one(groups[n], g) if n in groups else g for n, g in own.items()}
 
 
 def check(config: ConfigDict, inv: Invariance, equivariances: dict[str, Equivariance], encoder: object) -> None:

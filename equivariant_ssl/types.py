@@ -128,6 +128,7 @@ class Equivariance(NamedTuple):
   feeds:    whether the head has `feed(features [B V D], actions [B V ...], train)`: what the invariance's projector
             (and its target's) reads of 'views', in place of the features.
   tap:      the encoder's stage whose features it embeds, from 1; 0: the last.
+  shares:   whether it embeds with the invariance's projector, where there is one and nothing else is fed to it.
   """
   head: Any
   loss: Callable[[Any, Pair, Embeddings | None], Array]
@@ -137,3 +138,4 @@ class Equivariance(NamedTuple):
   predicts: str | None = None
   feeds: bool = False
   tap: int = 0
+  shares: bool = False

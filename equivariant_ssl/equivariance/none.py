@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
-PREDICTS = None  # laws about a prediction do not apply
-
 
 class Nothing(nn.Module):
   """The head without weights: an embedding is the features, the answer is the source."""
@@ -26,4 +24,4 @@ def make() -> Callable[[Wiring], Equivariance]:
     return Pair(flat, flat, (), ())
 
   return lambda wiring: Equivariance(
-      head=Nothing(), loss=lambda answer, pair: jnp.zeros(()), groups={}, uses=('views',), pairs=pairs)
+      head=Nothing(), loss=lambda answer, pair, embeddings=None: jnp.zeros(()), groups={}, uses=('views',), pairs=pairs)

@@ -66,7 +66,7 @@ def frozen(recipe: Recipe) -> Frozen:
       shown = jax.vmap(of_one)(*rows)
       found = {g: network.apply(values, v.images, False, objective.tap, method='encode') for g, v in shown.items()}
       actions = {g: v.actions for g, v in shown.items()}
-      pair = network.apply(values, name, objective, found, actions, False, method='pair')
+      pair = network.apply(values, name, recipe.equivariances, found, actions, False, method='pair')
       B = rows[0].shape[0]
       return jax.tree.map(lambda a: a.reshape(B, -1, *a.shape[1:]), pair)
     return pairs

@@ -82,13 +82,15 @@ class Network(nn.Module):
     predicted = self.by_view(lambda z: self.predictor(z, train), projected) if self.predictor else projected
     answers = {}
     for name, objective in objectives.items():
-      pair = self.pair(name, objective, features[objective.tap], actions, train)
+      pair = self.pair(name, objectives, features[objective.tap], actions, train)
       answers[name] = (self.heads[name](pair, train), pair)
     return Outputs(features[0], Embeddings(projected, predicted, projected), answers)
 
-  def pair(self, name: str, objective: Equivariance, features: Features, actions: dict, train: bool) -> Pair:
+  def pair(self, name: str, objectives: dict[str, Equivariance], features: Features, actions: dict, train: bool) -> Pair:
     """The pairs of objective `name`: its groups embedded (in one pass, for a joint BatchNorm), then paired."""
-    embed = lambda h: self.heads[name].embed(h, train)
+    objective = objectives[name]
+    shared = objective.shares and self.projector is not None and not any(o.feeds for o in objectives.values())
+    embed = lambda h: self.projector(h, train) if shared else self.heads[name].embed(h, train)
     if self.joint:
       together = jnp.concatenate([features[g] for g in objective.uses], axis=1)
       embedded = split(embed(together), {g: features[g].shape[1] for g in objective.uses})

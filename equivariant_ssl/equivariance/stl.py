@@ -1,0 +1,71 @@
+"""STL (Yu et al. 2024): what was done is read off one image and applied to the embedding of another; nothing is told."""
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from equivariant_ssl.equivariance.pairing import between_views
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.losses import nt_xent
+from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.types import Array, Equivariance, Group, Pair, Wiring
+
+
+def exchanged(rows: Array) -> Array:
+  """Rows [2M ...] with each pair of neighbours exchanged: 1 0 3 2 ..."""
+  return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
+
+
+class Head(nn.Module):
+  """Pairs are there and back of each image, and neighbouring images had the same actions.
+
+  The answer: the projected moved features and targets [N E] each, and the projected representations of what was done,
+  of images 0, 2, .. and 1, 3, .. [N/2 T] each.
+  """
+  read: nn.Module      # [h1, h2] -> the representation of what was done
+  move: nn.Module
+  project: nn.Module
+  project_read: nn.Module
+
+  def embed(self, features: Array, train: bool) -> Array:
+    return features
+
+  def __call__(self, pair: Pair, train: bool) -> tuple[Array, Array, Array, Array]:
+    done = self.read(jnp.concatenate([pair.source, pair.target], axis=-1), train)  # [N T]: B, there and back
+    per_image = lambda rows: rows.reshape(-1, 2, *rows.shape[1:])                  # [B 2 ...]
+    others = exchanged(per_image(done)).reshape(done.shape)
+    moved = self.project(self.move(pair.source, others, train), train)
+    targets = self.project(pair.target, train)
+    done = self.project_read(done, train).reshape(-1, 2, 2, self.project_read.out)  # [B/2, image, direction, T]
+    first, second = (done[:, i].reshape(-1, done.shape[-1]) for i in range(2))
+    return moved, targets, first, second
+
+
+def make(temperature: float = .2, equivariant: float = 1., transformation: float = .1,
+         read_hidden: tuple[int, ...] = (128,), read_dim: int = 128, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128
+         ) -> Callable[[Wiring], Equivariance]:
+  """equivariant x NT-Xent( g(h(x2)), g(W(y') h(x1)) ) + transformation x NT-Xent( k(y), k(y') ),  y = f([h(x1), h(x2)]),
+
+  y' the same of another image that had the same two actions, W a matrix that it gives (a hypernetwork), both directions, as
+  the official code has it (2M - 2 negatives). No action is read. The invariance's own views are the aligned ones where
+  all ops are seen (role `both`: neighbouring images share their draws, as published); views of its own where one is
+  `sensitive`. read_hidden, read_dim: of f and of k; hidden, dim: of g. Raises UserError for an odd batch.
+  """
+  def wire(wiring: Wiring) -> Equivariance:
+    if wiring.batch % 2:
+      raise UserError(f'stl pairs the images of a batch, and {wiring.batch} is odd.',
+                      f'e.g. --config.batch={wiring.batch + 1}')
+    uses, groups, pairs = between_views(wiring, both=True)
+    groups = {uses[0]: Group(wiring.own, wiring.size, share=2)}
+
+    def loss(answer: tuple[Array, Array, Array, Array], pair: Pair, embeddings=None) -> Array:
+      moved, targets, first, second = answer
+      return (equivariant * nt_xent(targets, moved, temperature)
+              + transformation * nt_xent(first, second, temperature))
+
+    of = lambda hidden, dim: mlp.make(hidden, dim, dtype=wiring.dtype)
+    head = Head(read=of(read_hidden, read_dim), move=predictors.Hyper(), project=of(hidden, dim),
+                project_read=of(read_hidden, read_dim))
+    return Equivariance(head, loss, groups, uses, pairs)
+
+  return wire
