@@ -37,7 +37,7 @@ class Tiny(nn.Module):
 def make(dtype='float32'):
   return Tiny()
 '''
-SMALL = {'hidden': (8,), 'dim': 8, 'out': 8, 'action_dim': 8, 'transform_dim': 8}  # whatever of these a factory has
+SMALL = {'hidden': (8,), 'dim': 8, 'action_dim': 8, 'read_hidden': (8,), 'read_dim': 8, 'action_hidden': (8,), 'splits': 4}
 
 
 @pytest.fixture(scope='module', autouse=True)

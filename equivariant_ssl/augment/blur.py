@@ -37,26 +37,33 @@ def matrix(side: int, reach: int, sigma: Array) -> Array:
   return (seen[0] + seen[1] + seen[2]) * (1. / total(bell(np.arange(-reach, reach + 1))))
 
 
+def blurred(name: str, kernel: int, sigma: Array, image: Image) -> Image:
+  """`image` blurred by a Gaussian of `sigma` pixels cut off at `kernel`, the border reflected; 0 leaves it as it is."""
+  h, w, _ = image.pixels.shape
+  reach = kernel // 2
+  if reach >= min(h, w):
+    raise ValueError(f'{name}.kernel = {kernel} is too large for an image of {h} x {w} pixels; '
+                     f'give at most {2 * min(h, w) - 1}')
+  pixels = jnp.einsum('pw,hwc->hpc', matrix(w, reach, sigma), image.pixels, precision='highest')
+  pixels = jnp.einsum('qh,hpc->qpc', matrix(h, reach, sigma), pixels, precision='highest')
+  return image._replace(pixels=jnp.clip(pixels, 0., 1.))
+
+
+def check(name: str, kernel: int) -> None:
+  """Raises UserError for a kernel that has no middle."""
+  if kernel < 1 or kernel % 2 == 0:
+    raise UserError(f'{name}.kernel = {kernel} is not an odd number of pixels.', f'Try {abs(kernel) + 1}.')
+
+
 def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.)) -> Op:
   """Blur with probability `p` by a Gaussian of `kernel` pixels, its sigma uniform in `sigma` (pixels).
 
   As torchvision's gaussian_blur: the kernel is cut off at its size and renormalised, the border reflected.
   Raises UserError for an even kernel, ValueError at trace time where the image is too small to reflect.
   """
-  if kernel < 1 or kernel % 2 == 0:
-    raise UserError(f'blur.kernel = {kernel} is not an odd number of pixels.', f'Try {abs(kernel) + 1}.')
+  check('blur', kernel)
   if not 0 < sigma[0] <= sigma[1]:
     raise UserError(f'blur.sigma = {sigma} is not a range above 0.', 'Give (low, high) in pixels, as in (.1, 2.).')
-  reach = kernel // 2
-
-  def apply(action: Blur, image: Image) -> Image:
-    h, w, _ = image.pixels.shape
-    if reach >= min(h, w):
-      raise ValueError(f'blur.kernel = {kernel} is too large for an image of {h} x {w} pixels; '
-                       f'give at most {2 * min(h, w) - 1}')
-    pixels = jnp.einsum('pw,hwc->hpc', matrix(w, reach, action.sigma), image.pixels, precision='highest')
-    pixels = jnp.einsum('qh,hpc->qpc', matrix(h, reach, action.sigma), pixels, precision='highest')
-    return image._replace(pixels=jnp.clip(pixels, 0., 1.))
 
   def sample(key: Key, size: Size) -> Blur:
     return Blur(jnp.ones((), bool), jax.random.uniform(key, (), minval=sigma[0], maxval=sigma[1]))
@@ -65,5 +72,5 @@ def make(p: float = .5, kernel: int = 23, sigma: tuple[float, float] = (.1, 2.))
       name='blur',
       identity=lambda size: Blur(jnp.zeros((), bool), jnp.zeros(())),
       sample=sample,
-      apply=apply,
+      apply=lambda action, image: blurred('blur', kernel, action.sigma, image),
       encode=lambda action: jnp.stack([action.applied.astype(jnp.float32), action.sigma])))

@@ -24,22 +24,30 @@ class Crop(NamedTuple):
   width: Array
 
 
+def tries(key: Key, size: Size, scale: tuple[float, float], ratio: tuple[float, float], whole, below: int = 0):
+  """(height, width, place [2] in [0, 1), found): the first of TRIES boxes of a random area and aspect (width / height)
+  that fits into the true `size` less `below`, its sides rounded by `whole`; not found: none does."""
+  low = np.array([[scale[0], np.log(ratio[0])]] * TRIES + [[0., 0.]], np.float32)
+  high = np.array([[scale[1], np.log(ratio[1])]] * TRIES + [[1., 1.]], np.float32)
+  H, W = size[0], size[1]
+  draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
+  area, aspect, place = H * W * draws[:TRIES, 0], jnp.exp(draws[:TRIES, 1]), draws[TRIES]
+  h, w = whole(jnp.sqrt(area / aspect)), whole(jnp.sqrt(area * aspect))
+  valid = (h > 0) & (h <= H - below) & (w > 0) & (w <= W - below)
+  first = jnp.argmax(valid)
+  return h[first], w[first], place, jnp.any(valid)
+
+
 def sampler(scale: tuple[float, float], ratio: tuple[float, float], snap: bool):
   """torchvision's RandomResizedCrop.get_params as (key, true size) -> Crop, its ten tries drawn at once."""
   whole = jnp.round if snap else lambda x: x  # half to even, as Python's round
-  low = np.array([[scale[0], np.log(ratio[0])]] * TRIES + [[0., 0.]], np.float32)
-  high = np.array([[scale[1], np.log(ratio[1])]] * TRIES + [[1., 1.]], np.float32)
 
   def sample(key: Key, size: Size) -> Crop:
     H, W = size[0], size[1]
-    draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
-    area, aspect, place = H * W * draws[:TRIES, 0], jnp.exp(draws[:TRIES, 1]), draws[TRIES]
-    h, w = whole(jnp.sqrt(area / aspect)), whole(jnp.sqrt(area * aspect))
-    valid = (h > 0) & (h <= H) & (w > 0) & (w <= W)
-    first, found = jnp.argmax(valid), jnp.any(valid)
+    h, w, place, found = tries(key, size, scale, ratio, whole)
     # No try fits: the largest central box of an allowed aspect.
-    h = jnp.where(found, h[first], jnp.where(W / H < ratio[0], whole(W / ratio[0]), H))
-    w = jnp.where(found, w[first], jnp.where(W / H > ratio[1], whole(H * ratio[1]), W))
+    h = jnp.where(found, h, jnp.where(W / H < ratio[0], whole(W / ratio[0]), H))
+    w = jnp.where(found, w, jnp.where(W / H > ratio[1], whole(H * ratio[1]), W))
     free = jnp.stack([H - h, W - w])
     anywhere = jnp.minimum(jnp.floor(place * (free + 1.)), free) if snap else place * free
     central = jnp.floor(free / 2.) if snap else free / 2.

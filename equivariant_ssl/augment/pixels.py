@@ -6,7 +6,9 @@ inverse. Hence sums in a written-out order, boxes in integers, and inverses wher
 """
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equivariant_ssl.types import Array
 
@@ -69,3 +71,52 @@ def resample(pixels: Array, top: Array, left: Array, height: Array, width: Array
   rows = weights(top, height, h, size, KERNELS[method])
   pixels = jnp.clip(jnp.einsum('pw,hwc->hpc', columns, pixels, precision='highest'), 0., 1.)
   return jnp.clip(jnp.einsum('qh,hpc->qpc', rows, pixels, precision='highest'), 0., 1.)
+
+
+def differs(before: Array, after: Array) -> Array:
+  """[1] float32: 1 where one of two bools holds and the other does not: the way between views that were swapped or not."""
+  return (before != after).astype(jnp.float32)[None]
+
+
+REACH = 3   # of a warp's Gaussian, pixels either way
+FIXED = 12  # bits after the point of a warp's positions
+
+
+def warp(pixels: Array, turn: Array, shift: Array, sigma: Array) -> Array:
+  """[h w C] resampled: the pixel at offset p from the centre shows the picture around `turn` p + `shift`.
+
+  turn: [2 2], shift: [2], in pixels (rows, columns). What is around a point is weighed by one round Gaussian of `sigma`
+  pixels, cut off REACH pixels away: how much it smooths does not depend on the direction, nor, from about .7 pixels on, on
+  where between the pixels the point lies, so that neither can be read off the result. Beyond the border the border
+  pixel is meant.
+  """
+  h, w, C = pixels.shape
+  unit = 2 ** FIXED
+  # Offsets in halves of a pixel are whole, and positions in 1 / (2 unit) exact.
+  i, j = (2 * np.arange(n) - (n - 1) for n in (h, w))
+  turn = jnp.round(turn * unit).astype(jnp.int32)
+  shift = jnp.round(shift * (2 * unit)).astype(jnp.int32)
+  centre = [(n - 1) * unit for n in (h, w)]
+  at = [turn[k, 0] * i[:, None] + turn[k, 1] * j[None] + shift[k] + centre[k] for k in range(2)]
+  first = [a // (2 * unit) - (REACH - 1) for a in at]                 # of the pixels within reach
+  steep = -.5 / (sigma * sigma)
+  reached, weights = [], []
+  for a, start, n in zip(at, first, (h, w), strict=True):
+    near = start[None] + np.arange(2 * REACH)[:, None, None]          # [2 REACH, h, w]
+    distance = (near * (2 * unit) - a[None]).astype(jnp.float32) / (2 * unit)
+    weight = jnp.exp(distance * distance * steep)
+    weights.append(weight * (1. / total(weight))[None])
+    reached.append(jnp.clip(near, 0, n - 1))
+
+  def row(_, taps: tuple[Array, Array]):
+    y, weight = taps
+    shown = pixels[y[None], reached[1]]                               # [2 REACH, h, w, C]
+    return None, total(shown * (weight[None] * weights[1])[..., None])
+  rows = jax.lax.scan(row, None, (reached[0], weights[0]))[1]         # a scan: it never holds all taps at once
+  return jnp.clip(total(rows), 0., 1.)
+
+
+def disc(side: int, radius: float) -> np.ndarray:
+  """[side side 1] bool: the pixels within `radius` pixels of the centre."""
+  offset = np.arange(side) - (side - 1) / 2
+  return (offset[:, None] ** 2 + offset[None] ** 2 <= radius ** 2)[..., None]

@@ -21,6 +21,9 @@ def make(p: float = 1.) -> Op:
   transpose (counter-clockwise), 2 = flip both, 3 = transpose then flip left-right (clockwise). Raises ValueError
   at trace time where the image is not square.
   """
+  def told(turns: Array) -> Array:
+    return jax.nn.one_hot(turns - 1, 3, dtype=jnp.float32)  # class 0 is all zeros
+
   def apply(action: Rotate, image: Image) -> Image:
     pixels, size = image
     if pixels.shape[0] != pixels.shape[1]:
@@ -34,5 +37,6 @@ def make(p: float = 1.) -> Op:
       identity=lambda size: Rotate(jnp.zeros((), jnp.int32)),
       sample=lambda key, size: Rotate(jax.random.randint(key, (), 0, 4)),
       apply=apply,
-      encode=lambda action: jax.nn.one_hot(action.turns - 1, 3, dtype=jnp.float32),  # class 0 is all zeros
-      choices=Rotate(np.arange(4, dtype=np.int32))))
+      encode=lambda action: told(action.turns),
+      choices=Rotate(np.arange(4, dtype=np.int32)),
+      relative=lambda before, after: told((after.turns - before.turns) % 4)))

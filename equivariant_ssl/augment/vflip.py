@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.augment.pixels import differs
 from equivariant_ssl.types import Array, Image, Op
 
 
@@ -24,4 +25,5 @@ def make(p: float = .5) -> Op:
       sample=lambda key, size: VFlip(jnp.ones((), bool)),
       apply=apply,
       encode=lambda action: action.applied.astype(jnp.float32)[None],
-      choices=VFlip(np.array([False, True]))))
+      choices=VFlip(np.array([False, True])),
+      relative=lambda before, after: differs(before.applied, after.applied)))

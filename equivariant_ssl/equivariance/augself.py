@@ -1,5 +1,6 @@
 """AugSelf (Lee et al. 2021): say what was done to one view rather than to the other."""
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -7,25 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from equivariant_ssl.augment import class_of
 from equivariant_ssl.equivariance.pairing import between_views
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.types import Action, Array, Equivariance, Pair, Wiring
 
-FACTORS = ('brightness', 'contrast', 'saturation', 'hue')  # of jitter; its order is not asked
-DRAWS = 4096  # actions drawn to measure the range of a component
-
-
-def box(action: Action) -> Array:
-  """[4]: centre row, centre column, height, width of the crop in fractions, in the frame of the view: mirrored where the
-  view is. (The official code mirrors the second view's by the first's flips.)"""
-  crop = action['crop']
-  row, column = crop.top + crop.height / 2., crop.left + crop.width / 2.
-  for name, axis in (('vflip', 0), ('flip', 1)):
-    if name in action:
-      applied = action[name].applied
-      row, column = ((jnp.where(applied, 1. - x, x) if i == axis else x) for i, x in enumerate((row, column)))
-  return jnp.stack([row, column, crop.height, crop.width])
+Way = Callable[[Action, Action], Array]  # (action of the first view, of the second) -> w = w1 - w2, [n]
+DRAWS = 512  # actions of each chain; all their pairs measure the range of w
 
 
 class Head(nn.Module):
@@ -40,70 +31,120 @@ class Head(nn.Module):
     return {name: module(both, train) for name, module in self.ask.items()}
 
 
-def components(wiring: Wiring) -> dict[str, Callable[[Action], Array]]:
-  """{op: action of a view -> [n]} of the told ops that are asked by regression: the crop's box, jitter's four factors, and
-  of any other what its encoding holds, in units of its range over many draws."""
-  size = jnp.full(2, wiring.size, jnp.float32)
-  identity = wiring.told.identity(size)
-  found = {}
-  for name in wiring.told.name.split('+'):
-    if name in wiring.told.choices:
-      continue
-    if name == 'crop':
-      found[name] = box
-    elif name == 'jitter':
-      found[name] = lambda action: jnp.stack([getattr(action['jitter'], f) for f in FACTORS])
-    else:
-      found[name] = lambda action, name=name: wiring.told.encode({**identity, name: action[name]})
+class Asked(NamedTuple):
+  """What is asked of an op, by `out` numbers. table: [K K] of a discrete one, the class of (first, second), one of its K
+  choices; else None. kept: [n] the components of w that vary. span: [n] what they are divided by."""
+  out: int
+  table: np.ndarray | None
+  kept: np.ndarray
+  span: np.ndarray
 
-  def scaled(name: str, value: Callable[[Action], Array]) -> Callable[[Action], Array]:
-    if name == 'crop':
-      return value  # fractions: differences are in [-1, 1] as they are
-    draw = lambda i: value(wiring.own[0].sample(key_for(jax.random.key(0), 'range', i), size))
-    drawn = np.asarray(jax.jit(jax.vmap(draw))(np.arange(DRAWS)))
-    spans = np.ptp(drawn, axis=0)
-    kept = np.flatnonzero(spans > 1e-6)
-    return lambda action: value(action)[kept] / spans[kept]
 
-  return {name: scaled(name, value) for name, value in found.items()}
+def box(order: list[str], action: Action) -> Array:
+  """[4]: centre row and column, height and width of the crop, in fractions of the image as the view shows it: mirrored or
+  turned by what follows the crop in `order`, with this view's own action."""
+  crop = action['crop']
+  row, column, height, width = crop.top + crop.height / 2., crop.left + crop.width / 2., crop.height, crop.width
+  for name in order[order.index('crop'):]:
+    if name == 'flip':
+      column = jnp.where(action[name].applied, 1. - column, column)
+    elif name == 'vflip':
+      row = jnp.where(action[name].applied, 1. - row, row)
+    elif name == 'rotate':
+      turned = [(row, column, height, width), (1. - column, row, width, height),
+                (1. - row, 1. - column, height, width), (column, 1. - row, width, height)]
+      row, column, height, width = jnp.stack([jnp.stack(t) for t in turned])[action[name].turns]
+  return jnp.stack([row, column, height, width])
+
+
+def colours(action: Action) -> Array:
+  """[4]: jitter's factors, neutral where it was not applied; its order is not asked."""
+  jitter = action['jitter']
+  return jnp.stack([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
+
+
+def ways(wiring: Wiring) -> dict[str, Way]:
+  """{told op: w}. What AugSelf names has its form; any other is what the op itself tells of the way between two views."""
+  order = wiring.own[0].name.split('+')
+  identity = wiring.told.identity(jnp.full(2, wiring.size, jnp.float32))
+  values = {'crop': lambda action: box(order, action), 'jitter': colours, 'blur': lambda action: action['blur'].sigma[None]}
+
+  def way(name: str) -> Way:
+    if name in values:
+      return lambda first, second: values[name](first) - values[name](second)
+    alone = lambda action: {**identity, name: action[name]}
+    return lambda first, second: wiring.told.relative(alone(second), alone(first))
+  return {name: way(name) for name in wiring.told.name.split('+')}
+
+
+def square(way: Way, actions: Action) -> Array:
+  """w of every pair of `actions` stacked [M ...]: [M M n]."""
+  return jax.vmap(lambda first: jax.vmap(lambda second: way(first, second))(actions))(actions)
+
+
+def classes(codes: np.ndarray, none: int) -> np.ndarray | None:
+  """[K K] int32: of codes w [K K n] of all pairs of choices, the choice that has the same code beside choice `none`; None
+  where a pair has no such choice (the choices are no group): then there is a difference but no class."""
+  names = [[code.tobytes() for code in row] for row in np.round(codes, 3) + 0.]
+  index = {row[none]: k for k, row in enumerate(names)}
+  table = np.array([[index.get(name, -1) for name in row] for row in names], np.int32)
+  return None if (table < 0).any() else table
+
+
+def questions(wiring: Wiring, found: dict[str, Way]) -> dict[str, Asked]:
+  """What is asked of each told op; NumPy constants."""
+  size, choices = jnp.full(2, wiring.size, jnp.float32), wiring.told.choices
+
+  def measure(index: Array) -> tuple[dict, dict, dict]:
+    key = lambda chain, i: key_for(jax.random.key(0), 'range', chain, i)
+    drawn = [jax.vmap(lambda i, v=v, op=op: op.sample(key(v, i), size))(index)
+             for v, op in enumerate({id(op): op for op in wiring.own}.values())]
+    drawn = jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
+    identity = wiring.told.identity(size)
+    spans = {name: jnp.abs(square(way, drawn)).max((0, 1)) for name, way in found.items()}
+    codes = {name: square(lambda a, b, name=name: found[name]({name: a}, {name: b}), c) for name, c in choices.items()}
+    return spans, codes, {name: class_of(c, identity[name]) for name, c in choices.items()}
+
+  spans, codes, none = jax.device_get(jax.jit(measure)(np.arange(DRAWS)))
+  asked = {}
+  for name, span in spans.items():
+    table = classes(codes[name], none[name]) if name in codes else None
+    kept = np.flatnonzero(span > 1e-6)
+    if len(kept):
+      scale = np.ones_like(span) if name == 'crop' else span  # fractions: in [-1, 1] as they are, and published so
+      asked[name] = Asked(len(kept) if table is None else len(table), table, kept, scale[kept])
+  return asked
 
 
 def make(hidden: tuple[int, ...] = (512, 512)) -> Callable[[Wiring], Equivariance]:
   """The sum over the told ops of  mean (tanh(phi([h1, h2])) - (w1 - w2))^2  or, of a discrete op, the cross-entropy of what
-  leads from the first view to the second (same or flipped, turns modulo 4), both ways round.
+  leads from the second view to the first (same or flipped, turns (r1 - r2) mod 4), both ways round, on the features.
 
-  On the features, before the projector. w: the crop's centre and size in fractions, mirrored with the view; jitter's
-  factors over their ranges, neutral where not applied. phi: one MLP of `hidden` an op, Linear without bias, BatchNorm,
-  ReLU. A flip has two logits (the official code one, with a binary cross-entropy). Published: told of crop and jitter
-  alone, weight 1 (STL-10) or .5 (ImageNet-100): config.equivariance.told.
+  w: the crop's centre and size in fractions, mirrored with its own view; over their range, and so in [-1, 1], jitter's
+  factors and blur's sigma, neutral where not applied, and the encoding of any other op. phi: one MLP of `hidden` an op,
+  Linear without bias, BatchNorm, ReLU, then Linear with bias. Published: told of crop and jitter alone, weight 1 (STL-10)
+  or .5 (ImageNet-100): config.equivariance.told. The official code mirrors the second view's crop by the first's flip,
+  leaves sigma in pixels, and asks a flip by one logit rather than two. Raises UserError where nothing told varies.
   """
   def wire(wiring: Wiring) -> Equivariance:
     uses, groups, pairs = between_views(wiring, both=True)
-    regressed, choices = components(wiring), wiring.told.choices
-    size = jnp.full(2, wiring.size, jnp.float32)
-    identity = wiring.told.identity(size)
-    alone = lambda name, action: {**identity, name: action}
-    # What leads from one view to another is itself one of the choices: that with the same code.
-    codes = {name: np.asarray(jax.vmap(lambda c, name=name: wiring.told.encode(alone(name, c)))(c))
-             for name, c in choices.items()}
+    found, choices = ways(wiring), wiring.told.choices
+    asked = questions(wiring, found)
+    if not asked:
+      raise UserError(f'{wiring.name} is told of {wiring.told.name}, which never varies.', 'Give it a probability p > 0.')
 
-    def label(name: str, before: Action, after: Action) -> Array:
-      code = wiring.told.relative(alone(name, before[name]), alone(name, after[name]))
-      return jnp.argmin(jnp.sum(jnp.abs(code[None] - codes[name]), axis=-1))
+    def of_op(name: str, question: Asked, answer: Array, pair: Pair) -> Array:
+      answer = answer.astype(jnp.float32)
+      if question.table is None:
+        w = jax.vmap(found[name])(pair.before, pair.after)[:, question.kept] / question.span
+        return jnp.mean(jnp.square(jnp.tanh(answer) - w))
+      first, second = (jax.vmap(lambda a: class_of(choices[name], a))(a[name]) for a in (pair.before, pair.after))
+      return optax.softmax_cross_entropy_with_integer_labels(answer, jnp.array(question.table)[first, second]).mean()
 
     def loss(answer: dict[str, Array], pair: Pair, embeddings=None) -> Array:
-      total = jnp.zeros(())
-      for name, value in regressed.items():
-        w = jax.vmap(value)(pair.before) - jax.vmap(value)(pair.after)
-        total += jnp.mean(jnp.square(jnp.tanh(answer[name].astype(jnp.float32)) - w))
-      for name in choices:
-        labels = jax.vmap(lambda a, b, name=name: label(name, a, b))(pair.before, pair.after)
-        total += optax.softmax_cross_entropy_with_integer_labels(answer[name].astype(jnp.float32), labels).mean()
-      return total
+      return sum(of_op(name, question, answer[name], pair) for name, question in asked.items())
 
-    own = wiring.own[0].identity(size)
-    outs = {name: value(own).shape[0] for name, value in regressed.items()} | {n: len(c) for n, c in codes.items()}
-    head = Head({name: mlp.make(hidden, out, last_bias=True, dtype=wiring.dtype) for name, out in outs.items()})
+    head = Head({name: mlp.make(hidden, q.out, last_bias=True, dtype=wiring.dtype) for name, q in asked.items()})
     return Equivariance(head, loss, groups, uses, pairs, predicts='action')
 
   return wire

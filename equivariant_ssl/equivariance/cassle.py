@@ -35,14 +35,20 @@ class Head(nn.Module):
 
 def make(temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5, action_dim: int = 64,
          hidden: tuple[int, ...] = (2048, 2048), dim: int = 128) -> Callable[[Wiring], Equivariance]:
-  """Role `both`: the invariance's projector (and its target's) reads [h, gamma(action)], gamma an MLP of `action_hidden` and
-  `action_dim`; there is no loss of its own. Role `sensitive`, which is ours: the same idea in views of its own, NT-Xent
-  at `temperature` between the two, by a projector of its own (`hidden`, `dim`) that is told of them.
+  """L(g([h1, gamma(a1)]), g([h2, gamma(a2)])): the invariance's loss L and projector g, which is told what was done.
+
+  Role `both`: g (and its target's) reads [h, gamma(action)] and there is no loss of its own. gamma: an MLP of
+  `action_hidden` and `action_dim`, bias-free Linear, BatchNorm, ReLU, after the last layer BatchNorm alone. Published:
+  told of crop, jitter, blur and gray. Told as the ops encode it, where the official code gives the crop's centre
+  (mirrored where flipped), factors without the order, and the change of mean colour, which is no part of an action.
+
+  Role `sensitive`, which is ours: the same idea in views of its own, NT-Xent at `temperature` between the two, by a
+  projector of its own (`hidden`, `dim`) that is told of them.
   """
   def wire(wiring: Wiring) -> Equivariance:
     uses, groups, pairs = between_views(wiring)
     own = wiring.sensitive
-    head = Head(mlp.make(action_hidden, action_dim, dtype=wiring.dtype),
+    head = Head(mlp.make(action_hidden, action_dim, last_norm='batch', dtype=wiring.dtype),
                 mlp.make(hidden, dim, last_norm='batch_noaffine', dtype=wiring.dtype) if own else None, wiring.told.encode)
 
     def loss(answer: tuple[Array, Array] | Array, pair: Pair, embeddings=None) -> Array:

@@ -33,10 +33,10 @@ class Head(nn.Module):
     return self.predict(source, self.encode_action(self.told(pair), train), train)
 
 
-def make(temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool = False,
-         variance_weight: float = 1., reference: str = 'original', reference_side: float = 1., encoder: str = 'linear',
-         predictor: str = 'linear', stop_gradient: str = 'none', tap_layer: int = 0, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128,
-         action_dim: int = 128, action_hidden: tuple[int, ...] = (64, 64), predictor_hidden: tuple[int, ...] = (2048,),
+def make(temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool = False, variance_weight: float = 1.,
+         reference: str = 'original', reference_side: float = 1., encoder: str = 'linear', predictor: str = 'linear',
+         stop_gradient: str = 'none', tap_layer: int = 0, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128,
+         action_dim: int = 128, action_hidden: tuple[int, ...] = (64, 64), predictor_hidden: tuple[int, ...] = (2048,)
          ) -> Callable[[Wiring], Equivariance]:
   """EquiMod as its official code computes it; the loss is NT-Xent over the 4B rows [y of each view, its prediction].
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equivariant_ssl.augment import class_of
+from equivariant_ssl.augment import class_of, only
 from equivariant_ssl.equivariance.pairing import flat
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import mlp
-from equivariant_ssl.types import Action, Array, Equivariance, Group, Key, Op, Pair, Size, Wiring
+from equivariant_ssl.types import Action, Array, Equivariance, Group, Pair, Wiring
 
 
 class Head(nn.Module):
@@ -26,45 +26,38 @@ class Head(nn.Module):
     return self.classify(shown, train)
 
 
-def still(op: Op, names: tuple[str, ...]) -> Op:
-  """The chain in which the ops `names` keep their identity action and the others draw."""
-  def sample(key: Key, size: Size) -> Action:
-    identity = op.identity(size)
-    return {**op.sample(key, size), **{name: identity[name] for name in names}}
-  return op._replace(sample=sample)
-
-
 def make(size: int = 0, crop_scale: tuple[float, ...] = (), relative: bool = False, hidden: tuple[int, ...] = (2048, 2048),
          hidden_activation_last: bool = True) -> Callable[[Wiring], Equivariance]:
   """The cross-entropy of the class of each discrete op that it is told (four-fold rotation, as published, but also a flip,
-  jigsaw, inversion, blur level, ...), summed over these ops.
+  jigsaw, inversion, blur level, ...), summed over these ops: sum_op mean_n -log softmax(g(h_n))_op[class].
 
   Role `sensitive`: one small view of its own an image, shown under every choice of the op (of the first, where several
-  are sensitive), as the official code does. Role `both`: the invariance's views and the choices they drew.
-  size: side of its own views in pixels, 0 half of the others'. crop_scale: the area of its own crops, () that of the others
-  (ImageNet: (.05, .14)). relative: the pairwise form, told apart from a view of the same image without the ops, which
-  stays well-posed where the data already hold transformed images: the source is the invariance's first view or, with role
-  `both`, a view of its own. hidden: Linear, LayerNorm, ReLU each; hidden_activation_last: the last ReLU, which E-SSL's SimCLR
-  has and its SimSiam has not. Published weights: .4 (SimCLR, SimSiam CIFAR-10), .08 (SimSiam ImageNet), 8 (Barlow
-  Twins). Raises UserError where it is told no discrete op.
+  are sensitive; the others draw), as the official code does. Role `both`: the invariance's views and the choices they drew.
+  size: side of its own views in pixels, 0 half of the others' (16 of 32; ImageNet: 96 of 224). crop_scale: the area of
+  its own crops, () that of the others (ImageNet: (.05, .14)). relative: the pairwise form, g([h of the same image
+  without the ops, h]), which stays well-posed where the data already hold transformed images: the source is the
+  invariance's first view where that never has them, else a view of its own. hidden: Linear, LayerNorm, ReLU each (ImageNet:
+  (2048, 2048, 128)); hidden_activation_last: the last ReLU, which E-SSL's SimCLR has and its SimSiam has not. Published
+  weights: .4 (SimCLR, SimSiam CIFAR-10), .08 (SimSiam ImageNet), 8 (Barlow Twins). The official code turns the finished
+  view: give rotate last in the order. Raises UserError where it is told no discrete op.
   """
   def wire(wiring: Wiring) -> Equivariance:
     choices = wiring.told.choices
     if not choices:
       raise UserError(f'{wiring.name} predicts discrete ops, and is told none.',
                       'e.g. --config.augment.rotate.role=sensitive (others: flip, vflip, jigsaw, invert, blur_levels).')
-    visible = wiring.seen[0].name.split('+')
-    sensitive = [name for name in choices if name not in visible]
+    order = wiring.own[0].name.split('+')
+    sensitive = [name for name in choices if name not in wiring.seen[0].name.split('+')]
     side = size or wiring.size // 2
-    own = wiring.build(side, {'crop': {'scale': crop_scale}} if crop_scale else {})[0]
-    groups, uses = {}, ['views']
+    groups, uses = {}, ('views',)
     if sensitive:
-      groups[wiring.name], uses = Group((own,), side, all_of=sensitive[0]), [wiring.name]
-    if relative:
-      source = 'views' if sensitive else f'{wiring.name} still'
-      if not sensitive:
-        groups[source] = Group((still(wiring.own[0], tuple(choices)),), wiring.size)
-      uses.append(source)
+      own = wiring.build(side, {'crop': {'scale': crop_scale}} if crop_scale else {})[0]
+      groups[wiring.name], uses = Group((own,), side, all_of=sensitive[0]), (wiring.name,)
+    if relative and len(sensitive) == len(choices):
+      uses += ('views',)
+    elif relative:
+      uses += (f'{wiring.name} still',)
+      groups[uses[1]] = Group((only(wiring.own[0], *(name for name in order if name not in choices)),), wiring.size)
 
     def pairs(embedded: dict[str, Array], actions: dict[str, Action]) -> Pair:
       target, after = embedded[uses[0]], actions[uses[0]]
@@ -86,6 +79,6 @@ def make(size: int = 0, crop_scale: tuple[float, ...] = (), relative: bool = Fal
 
     classify = mlp.make(hidden, sum(counts.values()), bias=True, norm='layer', last_bias=True,
                         hidden_activation_last=hidden_activation_last, dtype=wiring.dtype)
-    return Equivariance(Head(classify, relative), loss, groups, tuple(uses), pairs, predicts='action')
+    return Equivariance(Head(classify, relative), loss, groups, uses, pairs, predicts='action')
 
   return wire

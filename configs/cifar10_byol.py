@@ -1,0 +1,41 @@
+"""BYOL on CIFAR-10 as EquiMod's authors trained their baseline: ResNet-18, LARS, 800 epochs.
+
+Command:   eqssl data prepare cifar10
+           eqssl train --config cifar10_byol --workdir runs/c10_byol
+           eqssl eval runs/c10_byol --linear --protocol equimod
+Published: linear top-1 90.44 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
+Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
+Differs:   bfloat16 in place of float16 with loss scaling. Of BYOL's own code: the target is updated before the
+           forward pass, the heads' hidden layers have no bias and the last ones have, the learning rate is inside the
+           momentum, brightness is multiplied; all as in EquiMod's code, which has no branch for the baseline alone.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 32,
+      'batch': 512,
+      'epochs': 800.,
+      'dtype': 'bfloat16',
+      'data': {'name': 'cifar10'},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize'),
+          'second': {'blur': {'p': .1}, 'solarize': {'p': .2}},
+          'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'both', 'p': .5},
+          'jitter': {'role': 'both', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'both', 'p': .2},
+          'blur': {'role': 'both', 'p': 1., 'kernel': 3, 'sigma': (.1, 2.)},
+          'solarize': {'role': 'both', 'p': 0.},
+      },
+      'invariance': {'name': 'byol', 'decay': .996, 'update': 'before',
+                     'projector': {'hidden': (4096,), 'out': 256, 'bias': False, 'last_bias': True},
+                     'predictor': {'hidden': (4096,), 'out': 256, 'bias': False, 'last_bias': True}},
+      'equivariance': {'name': 'none'},
+      'optimizer': {'name': 'lars', 'lr': 2., 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3,
+                    'warmup_epochs': 10., 'end': 1e-8},
+      'log_every': 97,
+  })

@@ -1,0 +1,41 @@
+"""BYOL + E-SSL on CIFAR-10: cifar10_byol with the turned small crop of E-SSL.
+
+Command:   eqssl data prepare cifar10
+           eqssl train --config cifar10_byol_essl --workdir runs/c10_byol_essl
+           eqssl eval runs/c10_byol_essl --linear --protocol equimod
+Published: none; E-SSL's authors did not train BYOL. The weight is that of their SimCLR and SimSiam.
+Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
+Differs:   the views change places, for the turned crop has the first one's chances: blur .1 as in E-SSL's ImageNet
+           code, and solarize .2 where that has 0.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 32,
+      'batch': 512,
+      'epochs': 800.,
+      'dtype': 'bfloat16',
+      'data': {'name': 'cifar10'},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize', 'rotate'),
+          'second': {'blur': {'p': 1.}, 'solarize': {'p': 0.}},
+          'crop': {'role': 'invariant', 'scale': (.2, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'invariant', 'p': .5},
+          'jitter': {'role': 'invariant', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'invariant', 'p': .2},
+          'blur': {'role': 'invariant', 'p': .1, 'kernel': 3, 'sigma': (.1, 2.)},
+          'solarize': {'role': 'invariant', 'p': .2},
+          'rotate': {'role': 'sensitive'},
+      },
+      'invariance': {'name': 'byol', 'decay': .996, 'update': 'before',
+                     'projector': {'hidden': (4096,), 'out': 256, 'bias': False, 'last_bias': True},
+                     'predictor': {'hidden': (4096,), 'out': 256, 'bias': False, 'last_bias': True}},
+      'equivariance': {'name': 'essl', 'weight': .4},
+      'optimizer': {'name': 'lars', 'lr': 2., 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3,
+                    'warmup_epochs': 10., 'end': 1e-8},
+      'log_every': 97,
+  })

@@ -1,0 +1,42 @@
+"""SimCLR + E-SSL on CIFAR-10 at the official settings: a small third crop, shown turned all four ways, says how it was
+turned.
+
+Command:   eqssl data prepare cifar10
+           eqssl train --config cifar10_simclr_essl --workdir runs/c10_simclr_essl
+           eqssl eval runs/c10_simclr_essl --linear --protocol equimod
+Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
+           2111.00899, cifar10/).
+Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
+Differs:   bfloat16 in place of float16 with loss scaling, and BatchNorm's momentum as everywhere here. The code's
+           SimCLR is not the paper's: B - 1 negatives ('cross'), a projector of two layers. Its baseline is this file
+           with --config.equivariance=none --config.optimizer.lr=.06: the two do not share a learning rate.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 32,
+      'batch': 512,
+      'epochs': 800.,
+      'dtype': 'bfloat16',
+      'batchnorm': 'view',
+      'data': {'name': 'cifar10'},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'rotate'),
+          'crop': {'role': 'invariant', 'scale': (.2, 1.), 'method': 'bilinear'},
+          'flip': {'role': 'invariant', 'p': .5},
+          'jitter': {'role': 'invariant', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .4, 'hue': .1},
+          'gray': {'role': 'invariant', 'p': .2},
+          'rotate': {'role': 'sensitive'},
+      },
+      'invariance': {'name': 'simclr', 'temperature': .5, 'negatives': 'cross',
+                     'projector': {'hidden': (2048,), 'out': 2048}},
+      'equivariance': {'name': 'essl', 'weight': .4},
+      # .06 x 512 / 256
+      'optimizer': {'name': 'sgd', 'lr': .12, 'weight_decay': 5e-4, 'momentum': .9, 'decay_all': True,
+                    'warmup_epochs': 10.},
+      'log_every': 97,
+  })

@@ -1,0 +1,41 @@
+"""VICReg on CIFAR-10 at solo-learn's tuned settings: ResNet-18, LARS, 1000 epochs.
+
+Command:   eqssl data prepare cifar10
+           eqssl train --config cifar10_vicreg --workdir runs/c10_vicreg
+           eqssl eval runs/c10_vicreg --linear --protocol equimod
+Published: online top-1 92.07 %, of a classifier trained along with the network on augmented images, not of a linear
+           evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's authors
+           published no CIFAR-10.
+Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
+Differs:   LARS without solo-learn's clip_lr, which takes trust |w| / |g| itself as the rate and the learning rate as
+           its upper bound, and with |g + wd w| where it has |g| + wd |w|; bfloat16 in place of float16 with loss
+           scaling.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 32,
+      'batch': 256,
+      'epochs': 1000.,
+      'dtype': 'bfloat16',
+      'batchnorm': 'view',
+      'data': {'name': 'cifar10'},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
+          'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'both', 'p': .5},
+          'jitter': {'role': 'both', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'both', 'p': .2},
+          'solarize': {'role': 'both', 'p': .1},
+      },
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 25., 'cov': 1.,
+                     'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
+      'equivariance': {'name': 'none'},
+      'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,
+                    'warmup_epochs': 10.},
+      'log_every': 195,
+  })

@@ -1,0 +1,37 @@
+"""VICReg + EquiMod on CIFAR-10: cifar10_vicreg with EquiMod's official head.
+
+Command:   eqssl data prepare cifar10
+           eqssl train --config cifar10_vicreg_equimod --workdir runs/c10_vicreg_equimod
+           eqssl eval runs/c10_vicreg_equimod --linear --protocol equimod
+Published: none that we could read; EquiMod's code has SimCLR and BYOL.
+Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
+Differs:   BatchNorm over all three views at once, as EquiMod's code has it: the baseline to compare with is
+           cifar10_vicreg with --config.batchnorm=joint. And as cifar10_vicreg.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 32,
+      'batch': 256,
+      'epochs': 1000.,
+      'dtype': 'bfloat16',
+      'data': {'name': 'cifar10'},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
+          'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'both', 'p': .5},
+          'jitter': {'role': 'both', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'both', 'p': .2},
+          'solarize': {'role': 'both', 'p': .1},
+      },
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 25., 'cov': 1.,
+                     'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
+      'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2},
+      'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,
+                    'warmup_epochs': 10.},
+      'log_every': 195,
+  })

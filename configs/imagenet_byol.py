@@ -1,0 +1,43 @@
+"""BYOL on ImageNet at the official settings: ResNet-50, LARS, 1000 epochs.
+
+Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
+           eqssl eval runs/in_byol --linear --protocol equimod
+Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
+           byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
+           .99, weight decay 1e-6.
+Measured:  none yet: see Differs.
+Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
+           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
+           that square. Colours are torchvision's: brightness multiplied (the code adds), contrast about the mean grey
+           (each channel's), saturation as a blend with grey (in HSV); crops are antialiased. bfloat16.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 224,
+      'batch': 4096,
+      'epochs': 1000.,
+      'dtype': 'bfloat16',
+      'batchnorm': 'view',
+      'data': {'name': 'tfds', 'dataset': 'imagenet2012', 'train': 'train', 'test': 'validation', 'size': 256},
+      'encoder': {'name': 'resnet', 'depth': 50, 'stem': 'imagenet', 'width': 64},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize'),
+          'second': {'blur': {'p': .1}, 'solarize': {'p': .2}},
+          'crop': {'role': 'both', 'scale': (.08, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'both', 'p': .5},
+          'jitter': {'role': 'both', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'both', 'p': .2},
+          'blur': {'role': 'both', 'p': 1., 'kernel': 23, 'sigma': (.1, 2.)},
+          'solarize': {'role': 'both', 'p': 0.},
+      },
+      'invariance': {'name': 'byol', 'decay': .996},
+      'equivariance': {'name': 'none'},
+      # .2 x 4096 / 256
+      'optimizer': {'name': 'lars', 'lr': 3.2, 'weight_decay': 1.5e-6, 'momentum': .9, 'trust': 1e-3, 'lr_outside': True,
+                    'warmup_epochs': 10.},
+      'log_every': 100,
+  })

@@ -1,0 +1,46 @@
+"""SimSiam + E-SSL on ImageNet at the official settings: ResNet-50, SGD, 100 epochs.
+
+Command:   eqssl train --config imagenet_simsiam_essl --workdir runs/in_simsiam_essl
+           eqssl eval runs/in_simsiam_essl --linear --protocol equimod
+Published: linear top-1 68.5 %, against 67.9 % without (github.com/rdangovs/essl, arXiv 2111.00899). The baseline is
+           this file with --config.equivariance=none: other augmentations than SimSiam's own.
+Measured:  none yet: see Differs.
+Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
+           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
+           that square. The views change places, for the turned crop has the first one's chances: blur .1 as in the
+           code, and solarize .2 where that has 0; it is resampled by bicubic (bilinear in the code). The blur is a
+           Gaussian cut off at 23 pixels (Pillow's approximation in the code); bfloat16 in place of float16 with loss
+           scaling.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 224,
+      'batch': 512,
+      'epochs': 100.,
+      'dtype': 'bfloat16',
+      'batchnorm': 'view',
+      'data': {'name': 'tfds', 'dataset': 'imagenet2012', 'train': 'train', 'test': 'validation', 'size': 256},
+      'encoder': {'name': 'resnet', 'depth': 50, 'stem': 'imagenet', 'width': 64},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize', 'rotate'),
+          'second': {'blur': {'p': 1.}, 'solarize': {'p': 0.}},
+          'crop': {'role': 'invariant', 'scale': (.08, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'invariant', 'p': .5},
+          'jitter': {'role': 'invariant', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'invariant', 'p': .2},
+          'blur': {'role': 'invariant', 'p': .1, 'kernel': 23, 'sigma': (.1, 2.)},
+          'solarize': {'role': 'invariant', 'p': .2},
+          'rotate': {'role': 'sensitive'},
+      },
+      'invariance': {'name': 'simsiam'},
+      'equivariance': {'name': 'essl', 'weight': .08, 'size': 96, 'crop_scale': (.05, .14), 'hidden': (2048, 2048, 256),
+                       'hidden_activation_last': False},
+      # .05 x 512 / 256
+      'optimizer': {'name': 'sgd', 'lr': .1, 'weight_decay': 1e-4, 'momentum': .9, 'decay_all': True, 'warmup_epochs': 0.,
+                    'cosine': 'epoch'},
+      'log_every': 100,
+  })
