@@ -1,6 +1,8 @@
 """Eight steps of SimCLR + EquiMod on the digits with the smallest network: does everything still fit together?
 
 Command:   eqssl train --config smoke --workdir runs/smoke
+Published: none.
+Measured:  nothing; the tests train it.
 """
 from ml_collections import ConfigDict
 

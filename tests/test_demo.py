@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from equivariant_ssl import cli, demo
+from equivariant_ssl import cli, demo, demo_methods
+from equivariant_ssl import config as configs
 from equivariant_ssl.evaluate import equivariance
 
 
@@ -40,6 +41,38 @@ def test_the_tables_show_every_arm(capsys):
   demo.tables(arms(-10., -5., 1., .2), Console(width=100))
   out = capsys.readouterr().out
   assert all(name in out for name in ('untrained', *demo.ARMS)) and '90.0 ± 0.1' in out
+
+
+def methods(spread: float) -> dict[str, demo.Arm]:
+  """Two seeds an arm; the embeddings of `byol + essl` have `spread`, all others fill the sphere."""
+  of = lambda name, knn: demo.Arm({k: [knn, knn + 1.] for k in demo.READOUTS}, None, [],
+                                  [{'std': spread if name == 'byol + essl' else .9}] * 2)
+  names = list(demo_methods.specs())
+  return {'untrained': of('', 50.)._replace(last=[])} | {n: of(n, 80. + i) for i, n in enumerate(names)}
+
+
+@pytest.mark.parametrize('spread, collapsed', [(.9, False), (.1, True)])
+def test_the_table_of_methods_says_what_collapsed(spread, collapsed, capsys):
+  arms = methods(spread)
+  assert ('Collapsed: byol + essl.' in demo_methods.conclude(arms)) == collapsed
+  assert ('No run collapsed' in demo_methods.conclude(arms)) != collapsed
+  Console(width=140).print(demo_methods.table(arms))
+  out = capsys.readouterr().out
+  assert all(name in out for name in arms) and ('COLLAPSED' in out) == collapsed and '50.5 ± 0.7' in out
+
+
+def test_every_arm_of_the_methods_is_a_config_that_loads():
+  specs = demo_methods.specs()
+  assert len(specs) == 15 and sum(s.untrained for s in specs.values()) == 1
+  for name, spec in specs.items():
+    config = configs.load(spec.config, spec.overrides)
+    assert config.invariance.name == name.split()[0]
+    assert config.equivariance.name == (name.split()[-1] if '+' in name else 'none')
+
+
+def test_no_seed_is_no_demo(capsys):
+  assert cli.main(['demo', '--seeds', '0']) == 2
+  assert 'nothing to train' in capsys.readouterr().err
 
 
 @pytest.mark.slow

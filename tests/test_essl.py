@@ -17,68 +17,73 @@ make = functools.partial(modules.make, equivariance, 'essl', hidden=(6, 5))
 IMAGES = Image(jnp.float32(np.random.default_rng(0).uniform(size=(B, SIDE, SIDE, 3))), jnp.full((B, 2), SIDE, jnp.float32))
 
 
-def shown(wired, wiring, key):
-  """The views of the objective's groups and of the invariance's, and their pairs: an image's mean is its embedding."""
-  groups = {'views': augment.algebra.Group(wiring.seen, SIDE), **wired.groups}
-  views = jax.jit(functools.partial(augment.views, groups))(key, IMAGES)
-  embedded = {name: v.images.mean((2, 3)) for name, v in views.items()}
-  return views, wired.pairs(embedded, {name: v.actions for name, v in views.items()})
-
-
 def test_every_image_is_shown_under_all_turns(key):
   told = wiring('rotate', sensitive=True)
   wired = make()(told)
   assert wired.uses == ('own',) and wired.predicts == 'action' and not wired.feeds
   group, = wired.groups.values()
   assert (len(group.chains), group.size, group.all_of) == (1, SIDE // 2, 'rotate')
-  views, pair = shown(wired, told, key)
-  images, actions = views['own']
+  images, actions = jax.jit(functools.partial(augment.views, wired.groups))(key, IMAGES)['own']
   assert images.shape == (B, 4, SIDE // 2, SIDE // 2, 3)
   np.testing.assert_array_equal(actions['rotate'].turns, [range(4)] * B)
   for k in range(4):
     np.testing.assert_allclose(images[:, k], np.rot90(images[:, 0], k, axes=(1, 2)), atol=1e-6)
-  assert pair.source is pair.target and pair.target.shape == (4 * B, 3)
+  pair = wired.pairs({'own': images.mean((2, 3))}, {'own': actions})
+  np.testing.assert_array_equal(pair.target, images.mean((2, 3)).reshape(4 * B, 3))
   np.testing.assert_array_equal(pair.after['rotate'].turns, list(range(4)) * B)
 
 
 def test_its_own_size_and_crop(key):
   group = make(size=3, crop_scale=(.05, .14))(wiring('rotate', sensitive=True)).groups['own']
   assert group.size == 3
-  sample = lambda group: jax.vmap(lambda k: group.chains[0].sample(k, jnp.full(2, 64.)))(jax.random.split(key, 64))['crop']
-  crop = sample(group)
+  sample = jax.jit(jax.vmap(lambda k: group.chains[0].sample(k, jnp.full(2, 64.))['crop']))
+  crop = sample(jax.random.split(key, 64))
   assert .04 < (crop.height * crop.width).min() and (crop.height * crop.width).max() < .15
-  others = sample(make()(wiring('rotate', sensitive=True)).groups['own'])
-  assert (others.height * others.width).max() > .5
 
 
-def test_role_both_classifies_what_the_views_drew(key):
-  told = wiring('vflip')
-  wired = make()(told)
+def counted(**views):
+  """Embeddings [B V 1], all different, of each group."""
+  return {name: jnp.float32(np.arange(B * V).reshape(B, V, 1) + 100 * V) for name, V in views.items()}
+
+
+def flips(V):
+  return {'flip': augment.flip.Flip(jnp.arange(B * V).reshape(B, V) % 3 == 0)}
+
+
+def test_role_both_classifies_what_the_views_drew():
+  wired = make()(wiring('flip'))
   assert wired.uses == ('views',) and not wired.groups
-  views, pair = shown(wired, told, key)
-  np.testing.assert_array_equal(pair.after['vflip'].applied, views['views'].actions['vflip'].applied.reshape(-1))
+  pair = wired.pairs(counted(views=2), {'views': flips(2)})
+  np.testing.assert_array_equal(pair.target[:, 0], 200 + np.arange(2 * B))
+  np.testing.assert_array_equal(pair.after['flip'].applied, np.arange(2 * B) % 3 == 0)
 
 
-def test_relative_to_a_view_without_the_op(key):
-  """The source is the first of the invariance's views where none has the op, else a view of its own, still in that op alone."""
-  told = wiring('rotate', sensitive=True)
-  wired = make(relative=True)(told)
+def test_relative_to_the_first_view():
+  """Sensitive: no view of the invariance has the op, so the first is the source of all four."""
+  wired = make(relative=True)(wiring('rotate', sensitive=True))
   assert wired.uses == ('own', 'views') and set(wired.groups) == {'own'}
-  views, pair = shown(wired, told, key)
-  np.testing.assert_allclose(pair.source, np.repeat(views['views'].images[:, 0].mean((1, 2)), 4, axis=0))
-  assert 'rotate' not in pair.before
+  turns = {'rotate': augment.rotate.Rotate(jnp.tile(jnp.arange(4)[None], (B, 1)))}
+  pair = wired.pairs(counted(own=4, views=2), {'own': turns, 'views': {}})
+  np.testing.assert_array_equal(pair.source[:, 0], 200 + np.repeat(2 * np.arange(B), 4))
+  np.testing.assert_array_equal(pair.target[:, 0], 400 + np.arange(4 * B))
+  np.testing.assert_array_equal(pair.after['rotate'].turns, list(range(4)) * B)
 
+
+def test_relative_to_a_view_of_its_own(key):
+  """Both, wholly or in part: the source is still in the ops that are asked, and in them alone."""
   told = wiring('flip', 'vflip')
   wired = make(relative=True)(told)
   assert wired.uses == ('views', 'own still')
-  views, pair = shown(wired, told, key)
-  still = views['own still']
-  assert still.images.shape == (B, 1, SIDE, SIDE, 3) and len(np.unique(still.actions['crop'].top)) > 1
-  assert not pair.before['flip'].applied.any() and not pair.before['vflip'].applied.any()
-  np.testing.assert_allclose(pair.source, np.repeat(still.images[:, 0].mean((1, 2)), 2, axis=0))
+  group, = wired.groups.values()
+  assert (len(group.chains), group.size, group.all_of) == (1, SIDE, None)
+  action = jax.jit(jax.vmap(lambda k: group.chains[0].sample(k, jnp.full(2, 8.))))(jax.random.split(key, 16))
+  assert not action['flip'].applied.any() and not action['vflip'].applied.any()
+  assert len(np.unique(action['crop'].height)) > 1
+  pair = wired.pairs(counted(views=2) | {'own still': counted(views=1)['views']}, {'views': flips(2), 'own still': flips(1)})
+  np.testing.assert_array_equal(pair.source[:, 0], 100 + np.repeat(np.arange(B), 2))
+  np.testing.assert_array_equal(pair.before['flip'].applied, np.repeat(np.arange(B) % 3 == 0, 2))
 
-  mixed = wiring('flip', 'rotate', sensitive=True)  # the views are flipped, but not turned
-  mixed = mixed._replace(seen=wiring('flip').own)
+  mixed = wiring('flip', 'rotate', sensitive=True)._replace(seen=told.own)  # the views are flipped, but not turned
   wired = make(relative=True)(mixed)
   assert wired.uses == ('own', 'own still') and wired.groups['own'].all_of == 'rotate'
 
@@ -137,7 +142,7 @@ def test_any_discrete_op(name):
   K = len(jax.tree.leaves(told.told.choices[name])[0])
   after = {name: jax.tree.map(jnp.asarray, told.told.choices[name])}
   assert wired.groups['own'].all_of == name and wired.head.classify.out == K
-  assert wired.loss(50. * jnp.eye(K), Pair(None, None, after, after)) < 1e-6
+  assert jax.jit(lambda logits: wired.loss(logits, Pair(None, None, after, after)))(50. * jnp.eye(K)) < 1e-6
 
 
 @pytest.mark.parametrize('relative', [False, True])
@@ -148,7 +153,7 @@ def test_head(relative, key):
 
   def both(head, h, pair):
     return head(pair._replace(source=head.embed(h, True)[:, 0]), True)
-  answer, values = jax.jit(lambda: wired.head.init_with_output(key, h, pair, method=both))()
+  answer, values = jax.eval_shape(lambda: wired.head.init_with_output(key, h, pair, method=both))
   assert answer.shape == (B, 6) and answer.dtype == jnp.float32 and set(values) == {'params'}
   layers = values['params']['classify']
   assert layers['linear_0']['kernel'].shape == (14 if relative else 7, 6) and layers['linear_2']['kernel'].shape == (5, 6)

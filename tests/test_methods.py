@@ -56,8 +56,8 @@ def small(package, name: str) -> dict:
   return {'name': name, **{k: v for k, v in SMALL.items() if k in modules.schema(package, name)}}
 
 
-def settings(inv: str, eqs: str | tuple, role: str = 'sensitive') -> config.ConfigDict:
-  """Crops are invariant, the turn has `role`; eight-pixel digits."""
+def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
+  """Crops are invariant, turns sensitive; eight-pixel digits."""
   section = small(invariance, inv)
   made = modules.make(invariance, inv)
   for part in ('projector', 'predictor'):
@@ -67,7 +67,7 @@ def settings(inv: str, eqs: str | tuple, role: str = 'sensitive') -> config.Conf
   return config.resolve(config.ConfigDict({
       'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': 'tiny_for_tests'},
       'augment': {'order': ('crop', 'rotate'), 'crop': {'role': 'invariant', 'method': 'bilinear'},
-                  'rotate': {'role': role}},
+                  'rotate': {'role': 'sensitive'}},
       'invariance': section, 'equivariance': [small(equivariance, e) for e in names],
       'optimizer': {'name': 'sgd', 'lr': .02, 'warmup_epochs': 0.}}))
 
@@ -77,9 +77,10 @@ def source():
   return train.prepare(settings('simclr', 'none'), shard.mesh(jax.devices()[:1])).source
 
 
-def trained(inv: str, eqs: str | tuple, devices: int = 1, role: str = 'sensitive', **changes):
+@functools.cache
+def trained(inv: str, eqs: str | tuple, devices: int = 1):
   """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
-  run = train.prepare(settings(inv, eqs, role), shard.mesh(jax.devices()[:devices]))
+  run = train.prepare(settings(inv, eqs), shard.mesh(jax.devices()[:devices]))
   first = state = train.initial(run)
   train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=shard.replicated(run.mesh))
   rows = source().train
@@ -115,6 +116,7 @@ def check_pair(pair: tuple) -> None:
 
 # A covering set: each invariance, each equivariance objective and both lists at least once.
 COVER = [(i, e) for i, e in zip(itertools.cycle(INVARIANCES), [e for e in EQUIVARIANCES if e != 'none'], strict=False)]
+COVER += [PAIRS[-1]]
 
 
 @pytest.mark.parametrize('pair', COVER, ids=label)
@@ -138,6 +140,54 @@ def test_four_devices_compute_what_one_does(pair):
   largest = max(np.abs(x).max() for x in jax.tree.leaves(one[2].params))
   for a, b in zip(jax.tree.leaves(one[2].params), jax.tree.leaves(four[2].params), strict=True):
     assert np.abs(a - b).max() <= 1e-4 * largest
+
+
+def gradients(run, aim=None):
+  """(of the total loss in params, in the target's embeddings) at the first step, for a batch of the digits."""
+  state = train.initial(run)
+  batch = Batch(source().train.images[:B], source().train.sizes[:B])
+
+  def both(params, stats, shown, aim):
+    return jax.grad(lambda p, a: step.loss(run.recipe, p, stats, shown, a)[0], (0, 1))(params, aim)
+  shown = step.views(run.recipe, run.key, 0, batch)
+  return jax.device_get(jax.jit(both)(state.params, state.stats, shown, aim))
+
+
+def test_no_gradient_reaches_the_target():
+  """BYOL with EquiMod: exactly zero through the target's embeddings; the network itself has one."""
+  run = train.prepare(settings('byol', 'none'), shard.mesh(jax.devices()[:1]))
+  of_params, of_target = gradients(run, jax.random.normal(jax.random.key(0), (B, 2, 8)))
+  assert not np.any(of_target)
+  assert all(np.any(g) for g in jax.tree.leaves(of_params['predictor']))
+
+
+def test_the_target_is_the_average_that_was_asked_for():
+  """After one step: tau(0) old + (1 - tau(0)) new weights ('after'); of weights that were not yet stepped ('before')."""
+  for update in ('after', 'before'):
+    made = settings('byol', 'none').unlock()
+    made.invariance.update, made.invariance.decay = update, .75
+    run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
+    first = train.initial(run)
+    batch = Batch(source().train.images[:B], source().train.sizes[:B])
+    last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
+    new = last.params if update == 'after' else first.params
+    for name in first.target[0]:
+      for old, weight, got in zip(*(jax.tree.leaves(t[name]) for t in (first.target[0], new, last.target[0])), strict=True):
+        np.testing.assert_allclose(got, .75 * old + .25 * weight, rtol=1e-5, atol=1e-7)
+    same = jax.tree.map(np.array_equal, first.target[0]['encoder'], first.params['encoder'])
+    assert all(jax.tree.leaves(same)) == (update == 'before')  # EquiMod's target starts as a copy
+
+
+def test_simsiams_predictor_keeps_its_rate():
+  """The schedule is at 0 in the last step's place: everything stands still but the predictor."""
+  made = settings('simsiam', 'none').unlock()
+  made.optimizer.warmup_epochs = 1000.  # the rate of the first step is 0
+  run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
+  first = train.initial(run)
+  batch = Batch(source().train.images[:B], source().train.sizes[:B])
+  last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
+  assert moved(first.params['predictor'], last.params['predictor'])
+  assert not moved(first.params['encoder'], last.params['encoder'])
 
 
 def test_the_empty_pair_is_refused():

@@ -136,7 +136,7 @@ def make(hidden: tuple[int, ...] = (512, 512)) -> Callable[[Wiring], Equivarianc
     def of_op(name: str, question: Asked, answer: Array, pair: Pair) -> Array:
       answer = answer.astype(jnp.float32)
       if question.table is None:
-        w = jax.vmap(found[name])(pair.before, pair.after)[:, question.kept] / question.span
+        w = jax.vmap(lambda a, b: found[name](a, b)[question.kept] / question.span)(pair.before, pair.after)
         return jnp.mean(jnp.square(jnp.tanh(answer) - w))
       first, second = (jax.vmap(lambda a: class_of(choices[name], a))(a[name]) for a in (pair.before, pair.after))
       return optax.softmax_cross_entropy_with_integer_labels(answer, jnp.array(question.table)[first, second]).mean()

@@ -26,17 +26,19 @@ def make(splits: int = 16, hidden: tuple[int, ...] = (2048, 2048), dim: int = 12
   """2 mean_i sum_{j != i} ( f(a1 xi) . f(a1 xj) - f(a2 xi) . f(a2 xj) )^2 within a chunk, averaged over the `splits` chunks,
 
   as the official code has it (the paper's formula compares with the image itself, and averages over j). f: the invariance's
-  unit embeddings. The batch is cut into `splits` chunks of neighbouring images, which all receive the same two actions, in
-  views of its own for the roles `both` and `sensitive` alike. hidden, dim: of its own projector, where the invariance has
-  none. Published weights: .01 (CIFAR-10, STL-10), .001 (CIFAR-100), .005 (ImageNet-100). Raises UserError where the
-  batch cannot be cut.
+  unit embeddings. The batch is cut into `splits` chunks (fewer in a small batch: a chunk has two images at least) of
+  neighbouring images, which all receive the same two actions, in views of its own for the roles `both` and `sensitive`
+  alike. (The code draws them inside nested vmaps of randomness 'same', so that all its chunks receive the same two.)
+  hidden, dim: of its own projector, where the invariance has none. Published weights: .01 (CIFAR-10, STL-10; .03 in the
+  code's script for CIFAR-10), .001 (CIFAR-100), .005 (ImageNet-100). Raises UserError where the batch cannot be cut.
   """
   def wire(wiring: Wiring) -> Equivariance:
-    if splits < 1 or wiring.batch % splits or wiring.batch < 2 * splits:
-      fits = max(s for s in range(1, wiring.batch // 2 + 1) if wiring.batch % s == 0 and s <= max(splits, 1))
-      raise UserError(f'care.splits is {splits}: a batch of {wiring.batch} cannot be cut into as many equal chunks of two '
+    chunks = min(splits, wiring.batch // 2)
+    if chunks < 1 or wiring.batch % chunks:
+      fits = max((s for s in range(1, chunks) if wiring.batch % s == 0), default=1)
+      raise UserError(f'care.splits is {splits}: a batch of {wiring.batch} cannot be cut into {chunks} equal chunks of two '
                       'or more images.', f'e.g. --config.equivariance.splits={fits}')
-    share = wiring.batch // splits
+    share = wiring.batch // chunks
 
     def pairs(embedded: dict[str, Array], actions: dict[str, Action]) -> Pair:
       z, view = embedded[wiring.name], lambda v: jax.tree.map(lambda a: a[:, v], actions[wiring.name])
@@ -44,7 +46,7 @@ def make(splits: int = 16, hidden: tuple[int, ...] = (2048, 2048), dim: int = 12
 
     def loss(answer: Array, pair: Pair, embeddings=None) -> Array:
       def angles(z: Array) -> Array:
-        z = unit(z).reshape(splits, share, -1)
+        z = unit(z).reshape(chunks, share, -1)
         return jnp.einsum('sie,sje->sij', z, z, precision='highest')
       # The diagonals are 1 - 1: leaving them out (the code) and in is the same.
       return 2. * jnp.mean(jnp.sum(jnp.square(angles(pair.source) - angles(pair.target)), axis=-1))

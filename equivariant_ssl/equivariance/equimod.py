@@ -50,10 +50,10 @@ def make(temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool =
   of EquiMod). reference_side: < 1: a central square of that fraction of the shorter side (.875 on ImageNet).
   encoder: of the action, 'linear', 'mlp' (of `action_hidden`) or 'none'. predictor: 'linear', 'mlp' (of
   `predictor_hidden`), 'hyper' (a matrix an action, SIE's) or 'identity' (a control that ignores the action).
-  stop_gradient: 'target' or 'source'. tap_layer: the encoder's stage to embed, 0 the last (SER).
+  stop_gradient: 'target' or 'source'. tap_layer: the encoder's stage to embed, 0 the last (SER). Raises UserError for
+  a word that it does not know.
   """
-  losses = {'nt_xent', 'mse'}
-  for what, word, known in (('loss', loss, losses), ('reference', reference, ('original', 'view')),
+  for what, word, known in (('loss', loss, ('nt_xent', 'mse')), ('reference', reference, ('original', 'view')),
                             ('stop_gradient', stop_gradient, STOPS)):
     if word not in known:
       raise unknown(f'equimod.{what}', word, known)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from equivariant_ssl.equivariance.pairing import between_views
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.losses import nt_xent
+from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets import mlp, predictors
 from equivariant_ssl.types import Array, Equivariance, Group, Pair, Wiring
 
@@ -42,20 +43,26 @@ class Head(nn.Module):
 
 
 def make(temperature: float = .2, equivariant: float = 1., transformation: float = .1,
-         read_hidden: tuple[int, ...] = (128,), read_dim: int = 128, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128
-         ) -> Callable[[Wiring], Equivariance]:
+         read_hidden: tuple[int, ...] = (128,), read_dim: int = 128, hidden: tuple[int, ...] = (512,), dim: int = 128,
+         aligned: str = 'own') -> Callable[[Wiring], Equivariance]:
   """equivariant x NT-Xent( g(h(x2)), g(W(y') h(x1)) ) + transformation x NT-Xent( k(y), k(y') ),  y = f([h(x1), h(x2)]),
 
   y' the same of another image that had the same two actions, W a matrix that it gives (a hypernetwork), both directions, as
-  the official code has it (2M - 2 negatives). No action is read. The invariance's own views are the aligned ones where
-  all ops are seen (role `both`: neighbouring images share their draws, as published); views of its own where one is
-  `sensitive`. read_hidden, read_dim: of f and of k; hidden, dim: of g. Raises UserError for an odd batch.
+  the official code has it (2M - 2 negatives). No action is read; all its draws are shared by neighbouring images 2i and
+  2i + 1 (in the code not those of the flip and the blur). aligned: 'own', which do so in views of its own, or 'views': the
+  invariance's share them too and serve both, as published (a sensitive op still needs views of its own). read_hidden,
+  read_dim: of f and of k, the README's (the paper: 3 layers of 512, and transformation .2); hidden, dim: of g. W has a bias,
+  so that W(0) is the identity (the code's has none). Raises UserError for an odd batch, or another `aligned`.
   """
+  if aligned not in ('own', 'views'):
+    raise unknown('stl.aligned', aligned, ('own', 'views'))
+
   def wire(wiring: Wiring) -> Equivariance:
     if wiring.batch % 2:
       raise UserError(f'stl pairs the images of a batch, and {wiring.batch} is odd.',
                       f'e.g. --config.batch={wiring.batch + 1}')
-    uses, groups, pairs = between_views(wiring, both=True)
+    apart = aligned == 'own' or wiring.sensitive
+    uses, _, pairs = between_views(wiring._replace(sensitive=apart), both=True)
     groups = {uses[0]: Group(wiring.own, wiring.size, share=2)}
 
     def loss(answer: tuple[Array, Array, Array, Array], pair: Pair, embeddings=None) -> Array:

@@ -1,0 +1,152 @@
+"""The configs' published constants, each beside its source; what they say of themselves; what a fork may change."""
+import ast
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from equivariant_ssl import config as configs
+from equivariant_ssl import equivariance, invariance, modules, nets, optim, recipe
+from equivariant_ssl.nets import mlp
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+NAMES = sorted(p.stem for p in FOLDER.glob('*.py'))
+
+EQUIMOD = 'github.com/ADevillers/EquiMod: run_equimod_*.slurm, src/dataset.py'
+ESSL = 'github.com/rdangovs/essl: cifar10/README.md, imagenet/*/main.py and README.md'
+SOLO = 'github.com/vturrisi/solo-learn: scripts/pretrain/cifar/*.yaml'
+
+# name: source, optimiser, batch, epochs, lr, weight decay, and what else its authors fixed.
+PUBLISHED = {
+    'cifar10_simclr': (EQUIMOD, 'lars', 512, 800, 4., 1e-6, {'invariance.temperature': .5, 'augment.crop.scale': (.2, 1.)}),
+    'cifar10_simclr_equimod': (EQUIMOD, 'lars', 512, 800, 4., 1e-6, {
+        'invariance.temperature': .5, 'equivariance.temperature': .2, 'equivariance.weight': 1.}),
+    'cifar10_simclr_essl': (ESSL, 'sgd', 512, 800, .06 * 2, 5e-4, {
+        'invariance.temperature': .5, 'invariance.negatives': 'cross', 'equivariance.weight': .4}),
+    'cifar10_byol': (EQUIMOD, 'lars', 512, 800, 2., 1e-6, {'invariance.decay': .996, 'augment.blur.kernel': 3}),
+    'cifar10_byol_equimod': (EQUIMOD, 'lars', 512, 800, 2., 1e-6, {
+        'invariance.decay': .996, 'invariance.update': 'before', 'equivariance.temperature': .2, 'equivariance.weight': 1.,
+        'augment.blur.p': 1., 'augment.second.blur.p': .1, 'augment.solarize.p': 0., 'augment.second.solarize.p': .2,
+        'augment.jitter.saturation': .2}),
+    'cifar10_simsiam': (ESSL, 'sgd', 512, 800, .03 * 2, 5e-4, {'invariance.predictor.hidden': (512,)}),
+    'cifar10_simsiam_essl': (ESSL, 'sgd', 512, 800, .06 * 2, 5e-4, {
+        'equivariance.weight': .4, 'equivariance.hidden_activation_last': False}),
+    'cifar10_barlow': (SOLO, 'lars', 256, 1000, .3, 1e-4, {
+        'optimizer.trust': .02, 'invariance.scale': .1, 'invariance.redundancy': .0051, 'augment.crop.scale': (.08, 1.)}),
+    'cifar10_vicreg': (SOLO, 'lars', 256, 1000, .3, 1e-4, {
+        'optimizer.trust': .02, 'invariance.similarity': 25., 'invariance.std': 25., 'invariance.cov': 1.,
+        'augment.crop.scale': (.2, 1.), 'augment.solarize.p': .1}),
+    'cifar10_care': ('github.com/Sharut/CARE: cifar10_cifar100_stl10/scripts/cifar10.sh', 'adam', 256, 400, 1e-3, 1e-6, {
+        'invariance.temperature': .5, 'equivariance.weight': .03, 'equivariance.splits': 16, 'optimizer.end': 1e-3}),
+    'stl10_simclr_augself': ('github.com/hankook/AugSelf: pretrain.py, trainers.py', 'sgd', 256, 200, .03, 5e-4, {
+        'invariance.temperature': .2, 'equivariance.weight': 1., 'equivariance.hidden': (512, 512)}),
+    'stl10_simclr_stl': ('github.com/jaemyung-u/stl: main.py, README.md', 'sgd', 256, 200, .03, 5e-4, {
+        'equivariance.equivariant': 1., 'equivariance.transformation': .1, 'equivariance.temperature': .2}),
+    'imagenet_simclr': (EQUIMOD, 'lars', 4096, 800, 2.4, 1e-6, {'invariance.temperature': .2, 'augment.jitter.hue': .2}),
+    'imagenet_simclr_equimod': (EQUIMOD, 'lars', 4096, 800, 2.4, 1e-6, {
+        'invariance.temperature': .2, 'equivariance.temperature': .2, 'equivariance.reference_side': .875}),
+    'imagenet_byol': ('github.com/google-deepmind/deepmind-research: byol/configs', 'lars', 4096, 1000, .2 * 16, 1.5e-6, {
+        'invariance.decay': .996, 'invariance.update': 'after', 'optimizer.lr_outside': True, 'batchnorm': 'view'}),
+    'imagenet_byol_equimod': (EQUIMOD, 'lars', 4096, 1000, 4.8, 1.5e-6, {
+        'invariance.decay': .996, 'invariance.update': 'before', 'equivariance.temperature': .2}),
+    'imagenet_simsiam': ('github.com/facebookresearch/simsiam: main_simsiam.py', 'sgd', 512, 100, .05 * 2, 1e-4, {
+        'optimizer.cosine': 'epoch', 'optimizer.warmup_epochs': 0., 'optimizer.decay_all': True}),
+    'imagenet_barlow': ('github.com/facebookresearch/barlowtwins: main.py', 'lars', 2048, 1000, .2 * 8, 1e-6, {
+        'optimizer.bias_scale': .0048 / .2, 'optimizer.end': .2 * 8e-3, 'invariance.redundancy': .0051}),
+    'imagenet_vicreg': ('github.com/facebookresearch/vicreg: main_vicreg.py, README.md', 'lars', 2048, 1000, .2 * 8, 1e-6, {
+        'optimizer.end': .2 * 8e-3, 'optimizer.lr_outside': True}),
+    'imagenet_simclr_essl': (ESSL, 'lars', 4096, 100, 4.8, 1e-6, {
+        'invariance.temperature': .2, 'equivariance.weight': .4, 'equivariance.size': 96, 'optimizer.end': 4.8e-3,
+        'equivariance.crop_scale': (.05, .14), 'equivariance.hidden': (2048, 2048, 128)}),
+    'imagenet_barlow_essl': (ESSL, 'lars', 4096, 100, .2 * 16, 1e-6, {
+        'equivariance.weight': 8., 'optimizer.bias_scale': .0048 / .2, 'equivariance.hidden': (2048, 2048, 256)}),
+    'imagenet_simsiam_essl': (ESSL, 'sgd', 512, 100, .05 * 2, 1e-4, {'equivariance.weight': .08}),
+}
+# fork: original, and the sections that differ.
+FORKS = {
+    'cifar10_simclr_equimod': ('cifar10_simclr', {'equivariance'}),
+    'cifar10_byol_equimod': ('cifar10_byol', {'equivariance'}),
+    'cifar10_byol_essl': ('cifar10_byol', {'equivariance', 'augment'}),
+    'cifar10_simsiam_equimod': ('cifar10_simsiam', {'equivariance', 'batchnorm'}),
+    'cifar10_simsiam_essl': ('cifar10_simsiam', {'equivariance', 'augment', 'optimizer'}),
+    'cifar10_barlow_equimod': ('cifar10_barlow', {'equivariance', 'batchnorm'}),
+    'cifar10_barlow_essl': ('cifar10_barlow', {'equivariance', 'augment'}),
+    'cifar10_vicreg_equimod': ('cifar10_vicreg', {'equivariance', 'batchnorm'}),
+    'cifar10_vicreg_essl': ('cifar10_vicreg', {'equivariance', 'augment'}),
+    'imagenet_simclr_equimod': ('imagenet_simclr', {'equivariance'}),
+}
+
+
+@pytest.fixture(scope='module')
+def loaded():
+  return {name: configs.load(name) for name in NAMES}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_is_a_lab_notebook_and_imports_ml_collections_alone(name):
+  tree = ast.parse((FOLDER / f'{name}.py').read_text())
+  text = ast.get_docstring(tree)
+  for word in ('Command:   ', 'Published: ', 'Measured:  '):
+    assert f'\n{word}' in text, f'configs/{name}.py does not say {word.strip()}'
+  assert f'--config {name} ' in text, 'the command is not its own'
+  imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+  assert [ast.unparse(node) for node in imports] == ['from ml_collections import ConfigDict']
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_constants(name, loaded):
+  config, (source, optimizer, batch, epochs, lr, decay, more) = loaded[name], PUBLISHED[name]
+  expected = {'optimizer.name': optimizer, 'batch': batch, 'epochs': epochs, 'optimizer.lr': lr,
+              'optimizer.weight_decay': decay, **more}
+  for path, value in expected.items():
+    node = config
+    for part in path.split('.'):
+      node = node[part]
+    assert node == (pytest.approx(value) if isinstance(value, float) else value), f'{path} is {node}; {source} has {value}'
+
+
+def test_every_method_has_its_configs():
+  for method in ('simclr', 'byol', 'simsiam', 'barlow', 'vicreg'):
+    assert {f'cifar10_{method}{arm}' for arm in ('', '_equimod', '_essl')} <= set(NAMES)
+  assert {n for n in NAMES if n.startswith('imagenet')} <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize('name', FORKS)
+def test_a_fork_changes_only_what_it_is_about(name, loaded):
+  original, changed = FORKS[name]
+  one, other = loaded[name], loaded[original]
+  assert {k for k in one.keys() if one[k] != other[k]} == changed
+  if 'augment' in changed:
+    assert 'rotate' in one.augment and one.augment.rotate.role == 'sensitive'
+    assert {one.augment[op].role for op in one.augment.order} == {'invariant', 'sensitive'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_factories_take_their_settings(name, loaded):
+  config = loaded[name]
+  own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
+  for view in range(2):
+    assert list(recipe.ops(config, view, config.size, {})) == list(config.augment.order)
+  modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
+  modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
+  for part in ('projector', 'predictor'):
+    if part in config.invariance:
+      mlp.make(**config.invariance[part], dtype=config.dtype)
+  modules.make(equivariance, config.equivariance.name, **own(config.equivariance, 'weight', 'told'))
+  optim.OPTIMIZERS[config.optimizer.name](
+      lambda count: 1., **own(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
+
+
+def test_the_lines_in_the_docs_are_config_lines():
+  text = (FOLDER.parent / 'docs' / 'methods.md').read_text()
+  blocks = [block.split('```')[0] for block in text.split('```python\n')[1:]]
+  assert len(blocks) == 4
+  for block in blocks:
+    lines = ast.literal_eval('{' + block + '}')
+    config = configs.resolve(ConfigDict({**configs.load('smoke').to_dict(), **lines}))
+    for key, given in lines.items():
+      sections = zip(given, config[key], strict=True) if isinstance(given, list) else [(given, config[key])]
+      for section, resolved in sections:
+        expected = {'name': section} if isinstance(section, str) else section
+        expected = {k: v for k, v in expected.items() if k != 'projector'}
+        assert {k: resolved[k] for k in expected} == expected
