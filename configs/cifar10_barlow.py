@@ -5,7 +5,7 @@ Command:   eqssl data prepare cifar10
            eqssl eval runs/c10_barlow --linear --protocol equimod
 Published: online top-1 92.10 %, of a classifier trained along with the network on augmented images, not of a linear
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's
-           authors published no CIFAR-10.
+           own code is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   LARS without solo-learn's clip_lr, which takes trust |w| / |g| itself as the rate and the learning rate as
            its upper bound, and with |g + wd w| where it has |g| + wd |w|; bfloat16 in place of float16 with loss

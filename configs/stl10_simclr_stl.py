@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
       'invariance': {'name': 'simclr', 'temperature': .2,
                      'projector': {'hidden': (512,), 'out': 128, 'last_norm': 'none'}},
       'equivariance': {'name': 'stl', 'weight': 1., 'temperature': .2, 'equivariant': 1., 'transformation': .1,
-                       'hidden': (512,)},
+                       'aligned': 'views', 'hidden': (512,)},
       'optimizer': {'name': 'sgd', 'lr': .03, 'weight_decay': 5e-4, 'momentum': .9, 'decay_all': True, 'warmup_epochs': 0.,
                     'cosine': 'epoch'},
       'log_every': 410,
