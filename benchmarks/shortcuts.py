@@ -1,62 +1,169 @@
+"""Can a network that has learnt nothing read a transformation off the view? Then an artefact tells it, not the picture.
+
+  python benchmarks/shortcuts.py [--photographs cifar10.npz] [--train 3000] [--test 2000]
+
+Prints, for white and 1/f noise, how often a linear probe of a random shallow network names what was done to held-out
+images, beside the share of the commonest class; and for photographs, where that is no fault: upright ones tell a turn.
+cifar10.npz is the one that the project's data script writes (`train_images` uint8 [N 32 32 3]).
+"""
+import argparse
 import functools
-import jax, jax.numpy as jnp, numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
 from equivariant_ssl import augment, modules
+from equivariant_ssl.augment.turn import Turn, rotation
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.types import Image
+from equivariant_ssl.types import Action, Array, Image, Key, Op, Size
 
 SIDE = 32
+CHUNK = 500
+BAR = .05   # above chance
+
+
+class Case(NamedTuple):
+  """A chain as it is used, and the questions: what is asked -> the class [N] of each of the chain's actions."""
+  op: Op
+  questions: dict[str, Callable[[Action], np.ndarray]]
+
+
+class Answer(NamedTuple):
+  """Shares of the held-out images: those named rightly, and those of the commonest class."""
+  right: float
+  chance: float
+
 
 @functools.cache
-def noise(kind, many, seed):
-  rng = np.random.default_rng(seed)
-  field = rng.standard_normal((many, SIDE*(1+(kind=='1/f')), SIDE*(1+(kind=='1/f')), 3), np.float32)
-  if kind == '1/f':
-    f = np.hypot.outer(np.fft.fftfreq(2*SIDE), np.fft.rfftfreq(2*SIDE)); f = np.hypot(np.fft.fftfreq(2*SIDE)[:,None], np.fft.rfftfreq(2*SIDE)[None])
-    f[0,0] = np.inf
-    field = np.fft.irfft2(np.fft.rfft2(field, axes=(1,2)) / f[None,:,:,None].astype(np.float32), axes=(1,2))
-  field = field[:, :SIDE, :SIDE]
-  field = field/field.std()
-  return np.clip(np.round(127.5 + 40*field), 0, 255).astype(np.uint8)
+def noise(kind: str, many: int) -> np.ndarray:
+  """[many 32 32 3] uint8, isotropic and Gaussian: 'white', or '1/f', of which each frequency's amplitude is 1 / |f|."""
+  rng = np.random.default_rng(0)
+  if kind == 'white':
+    field = rng.standard_normal((many, SIDE, SIDE, 3), np.float32)
+  else:
+    side = 2 * SIDE  # a part of a period: no border continues at the one across
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = np.inf
+    field = np.concatenate([
+        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, 3, side, side), np.float32)) / frequency.astype(np.float32))
+        [..., :SIDE, :SIDE].transpose(0, 2, 3, 1) for n in [CHUNK] * (many // CHUNK)])
+  return np.clip(np.round(127.5 + 40 * field / field.std()), 0, 255).astype(np.uint8)
 
-def network(channels=24):
-  rng = np.random.default_rng(1)
-  k1 = rng.standard_normal((3,3,3,channels)).astype(np.float32)/np.sqrt(27)
-  k2 = rng.standard_normal((3,3,channels,2*channels)).astype(np.float32)/np.sqrt(9*channels)
-  def conv(x,k,s): return jax.lax.conv_general_dilated(x,k,(s,s),'VALID',dimension_numbers=('NHWC','HWIO','NHWC'))
-  def features(x):
-    x = (x-.5)/.16
-    a = jax.nn.relu(conv(x,k1,1)); b = jax.nn.relu(conv(a,k2,2))
-    out=[]
-    for y in (a,b):
-      out += [y.mean((1,2)), y.std((1,2))]
-    B,h,w,C = b.shape
-    g = b[:, :h//3*3, :w//3*3].reshape(B,3,h//3,3,w//3,C).mean((2,4)).reshape(B,-1)
-    return jnp.concatenate(out+[g],1)
-  return features
 
-def probe(X, y, train):
-  K = y.max()+1
-  mean, std = X[:train].mean(0), X[:train].std(0)+1e-6
-  X = np.concatenate([(X-mean)/std, np.ones((len(X),1),np.float32)],1).astype(np.float64)
-  A = X[:train].T@X[:train] + .03*train*np.eye(X.shape[1])
-  out = {}
-  W = np.linalg.solve(A, X[:train].T@(np.eye(K)[y[:train]]-1/K))
-  pred=(X[train:]@W).argmax(1)
-  t=y[train:]
-  return (pred==t).mean(), np.bincount(t).max()/len(t)
+def features(views: Array) -> Array:
+  """[B 32 32 3] -> [B D]: two random convolutions with ReLUs, the mean and mean square of each channel of both, and the
+  mean of each of the second's in each of 3 x 3 places."""
+  rng, x, found = np.random.default_rng(1), (views - .5) / .16, []
+  for channels, stride in ((16, 1), (32, 2)):
+    kernel = rng.standard_normal((3, 3, x.shape[-1], channels)).astype(np.float32) / np.sqrt(9 * x.shape[-1], dtype=np.float32)
+    x = jax.nn.relu(jax.lax.conv_general_dilated(
+        x, jnp.asarray(kernel), (stride, stride), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
+    found += [x.mean((1, 2)), jnp.square(x).mean((1, 2))]
+  B, h, w, C = x.shape
+  places = x[:, :h // 3 * 3, :w // 3 * 3].reshape(B, 3, h // 3, 3, w // 3, C).mean((2, 4))
+  return jnp.concatenate([*found, places.reshape(B, -1)], axis=1)
 
-def views(op, pixels, chunk=1000):
-  feats = network()
+
+def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
+  """{name: ([N D] features, actions [N ...])} of one view each of `sets` {name: [N 32 32 3] uint8}, N a multiple of CHUNK."""
+  def one(i: Array, x: Array) -> tuple[Array, Action]:
+    view, action = augment.augment(op, key_for(jax.random.key(3), i), Image(x, jnp.full(2, SIDE, jnp.float32)))
+    return view.pixels, action
+
   @jax.jit
-  def run(start, px):
-    def one(i, p):
-      v, a = augment.augment(op, key_for(jax.random.key(3), i), Image(p.astype(jnp.float32)/255., jnp.full(2, float(SIDE))))
-      return v.pixels, a
-    v, a = jax.vmap(one)(start+jnp.arange(len(px)), px)
-    return feats(v), a
-  fs, acts = [], []
-  for s in range(0, len(pixels), chunk):
-    f,a = run(jnp.int32(s), pixels[s:s+chunk]); fs.append(np.asarray(f)); acts.append(jax.tree.map(np.asarray,a))
-  return np.concatenate(fs), jax.tree.map(lambda *x: np.concatenate(x), *acts)
-def bins(x, k=3, lo=None, hi=None):
-  return np.searchsorted(np.quantile(x, np.arange(1,k)/k), x)
+  def chunk(first: Array, pixels: Array) -> tuple[Array, Action]:
+    views, actions = jax.vmap(one)(first + jnp.arange(CHUNK), pixels.astype(jnp.float32) / 255.)
+    return features(views), actions
+  return {name: jax.tree.map(lambda *a: np.concatenate(a), *(
+      chunk(np.int32(i), pixels[i:i + CHUNK]) for i in range(0, len(pixels), CHUNK))) for name, pixels in sets.items()}
+
+
+def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
+  """Ridge regression of the classes `label` [N] on standardised features x [N D], fitted to the first `train`."""
+  one_hot = np.eye(label.max() + 1)[label]
+  mean = one_hot[:train].mean(axis=0)
+  gram = x[:train].T @ x[:train] + .03 * train * np.eye(x.shape[1])
+  named = (x[train:] @ np.linalg.solve(gram, x[:train].T @ (one_hot[:train] - mean)) + mean).argmax(axis=1)
+  return Answer((named == label[train:]).mean(), one_hot[train:].mean(axis=0).max())
+
+
+def asked(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
+  """{(set, question): the answer on all but its first `train` images, from which it is learnt}."""
+  answers = {}
+  for name, (x, actions) in seen(case.op, sets).items():
+    x = x.astype(np.float64)
+    x = (x - x[:train].mean(axis=0)) / (x[:train].std(axis=0) + 1e-6)
+    for question, classes in case.questions.items():
+      answers[name, question] = probed(x, np.asarray(classes(actions)).astype(int), train)
+  return answers
+
+
+def thirds(x: np.ndarray) -> np.ndarray:
+  return np.searchsorted(np.quantile(x, [1 / 3, 2 / 3]), x)
+
+
+def often_in_place(op: Op) -> Op:
+  """The jigsaw `op`, half of its draws with every tile in its place: the order that borders tell most easily."""
+  def sample(key: Key, size: Size) -> Action:
+    drawn = op.sample(key_for(key, 'order'), size)
+    return drawn._replace(order=jnp.where(jax.random.bernoulli(key_for(key, 'in place')), 0, jnp.maximum(drawn.order, 1)))
+  return op._replace(sample=sample)
+
+
+def quadrant(box) -> np.ndarray:
+  """Of the box's centre. (Thirds would ask for the size too: a large box is near the middle.)"""
+  return 2 * (box.top + box.height / 2 > .5) + (box.left + box.width / 2 > .5)
+
+
+def angles(of: Callable[[Action], np.ndarray]) -> dict[str, Callable[[Action], np.ndarray]]:
+  """The eighth of the circle, and how far it is from the nearest quarter turn, which decides what a resampling does."""
+  return {'angle, eighths': lambda a: (of(a) + 180) // 45 % 8,
+          'angle off the axes, thirds': lambda a: thirds(np.abs((of(a) + 45) % 90 - 45))}
+
+
+def naive_turn() -> Op:
+  """What shortcuts come from: a turn by bilinear interpolation with black corners."""
+  def apply(action: Turn, image: Image) -> Image:
+    at = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE) - (SIDE - 1) / 2] * 2, indexing='ij'))
+    at = jnp.einsum('ij,jhw->ihw', rotation(action.angle), at) + (SIDE - 1) / 2
+    return image._replace(pixels=jax.vmap(lambda c: map_coordinates(c, list(at), 1), 2, 2)(image.pixels))
+  return modules.make(augment, 'turn')._replace(name='naive', apply=apply)
+
+
+IN_PLACE = {'tiles in place': lambda a: a['jigsaw'].order == 0}
+
+
+def cases() -> dict[str, Case]:
+  """Every op that must not be read off, as in a chain; and naive ones, which are."""
+  def chain(*ops: Op) -> Op:
+    return augment.chain(*ops)
+
+  def make(name: str, **kw) -> Op:
+    return modules.make(augment, name, **kw)
+  crop = make('crop', scale=(.2, 1.))
+  return {
+      'crop, flip, vflip': Case(chain(crop, make('flip'), make('vflip')), {
+          'crop, quadrant': lambda a: quadrant(a['crop']), 'flip': lambda a: a['flip'].applied,
+          'vflip': lambda a: a['vflip'].applied}),
+      'crop, rotate': Case(chain(crop, make('rotate')), {'turns': lambda a: a['rotate'].turns}),
+      **{f'jigsaw {grid} x {grid}': Case(chain(make('jigsaw', grid=grid)), {'order': lambda a: a['jigsaw'].order})
+         for grid in (2, 4)},
+      **{f'jigsaw {grid} x {grid}, often in place': Case(chain(often_in_place(make('jigsaw', grid=grid))), IN_PLACE)
+         for grid in (2, 4)},
+      'turn': Case(chain(make('turn')), angles(lambda a: a['turn'].angle)),
+      'affine': Case(chain(make('affine')), {
+          **angles(lambda a: a['affine'].angle),
+          **{f'{field}, thirds': lambda a, field=field: thirds(getattr(a['affine'], field))
+             for field in ('scale', 'down', 'right', 'shear')}}),
+  }
+
+
+def naive() -> dict[str, Case]:
+  """The same without treatment: what the probe must find."""
+  cut = modules.make(augment, 'jigsaw', gap=0., level=False)
+  return {'naive turn': Case(augment.chain(naive_turn()), angles(lambda a: a['naive'].angle)),
+          'naive jigsaw': Case(augment.chain(often_in_place(cut)), IN_PLACE)}

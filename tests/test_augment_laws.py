@@ -86,6 +86,17 @@ def test_encoding_of_the_identity_is_zero(found):
   assert len(np.unique(codes, axis=0)) == len(different), 'two actions have one encoding'
 
 
+def test_the_way_between_two_actions(found):
+  """From an action to itself: nothing; from the identity: what the action tells."""
+  def ways(a, b):
+    return [augment.relative(found.op, *pair) for pair in ((a, a), (found.identity, a), (a, b))]
+  few = jax.tree.map(lambda a: a[:256], found.drawn)
+  still, onward, between = jax.jit(jax.vmap(ways))(few, jax.tree.map(lambda a: a[::-1], few))
+  codes = np.asarray(jax.vmap(found.op.encode)(few))
+  assert (still == 0).all() and np.abs(onward - codes).max() <= 1e-6
+  assert between.shape == codes.shape and between.dtype == np.float32 and np.isfinite(between).all()
+
+
 def test_views_stay_images(found):
   side = found.views.pixels.shape[1]
   assert found.views.pixels.shape == (16, side, side, 3) and found.views.pixels.dtype == np.float32
@@ -145,14 +156,24 @@ def test_the_unapplied_can_be_told(found):
 
 
 def test_choices_are_the_classes(found):
-  """All actions of a discrete op: distinct to a network, the identity first, and each draw is one of them."""
+  """All actions of a discrete op: distinct to a network, each its own class, and each draw is one of them.
+
+  The first is the identity, or the identity with the treatment of all the others (`applied`): were class 0 the image
+  untouched, the treatment would tell it.
+  """
   if found.op.choices is None:
     return
   K = len(jax.tree.leaves(found.op.choices)[0])
   choices, drawn = rows(found.op.choices, K), rows(found.drawn, MANY)
   codes = np.asarray(jax.vmap(found.op.encode)(found.op.choices))
   assert len(np.unique(codes, axis=0)) == K
-  assert same(jax.tree.map(lambda a: a[0], found.op.choices), found.identity)
+  first = jax.tree.map(lambda a: a[0], found.op.choices)
+  if 'applied' in first._fields and first.applied:
+    first = first._replace(applied=found.identity.applied)
+  assert same(first, found.identity)
+  classes = jax.vmap(lambda action: augment.class_of(found.op.choices, action))
+  assert np.array_equal(classes(found.op.choices), np.arange(K))
+  assert augment.class_of(found.op.choices, found.identity) == 0
   counts = (drawn[:, None] == choices[None]).all(axis=-1)
   assert (counts.sum(axis=1) == 1).all() and (counts.sum(axis=0) > 0).all()
   for a, b in zip(jax.tree.leaves(found.op.choices), jax.tree.leaves(found.drawn), strict=True):

@@ -34,8 +34,8 @@ def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1
   What was done must not be readable off the way it was done: every map shows a disc that lies within the picture for all
   maps that can be drawn (`fill` around it), resampled by a Gaussian of `sigma` pixels of the view, and its contrast is set to
   a standard deviation of .2 (an enlarged noise is a stronger one). Only the identity action, not applied, leaves the
-  picture as it is. Shear is 0 unless asked for: a sheared noise is no longer isotropic, and no treatment hides
-  that. Raises UserError for ranges that leave nothing to show, ValueError at trace time where the image is not square.
+  picture as it is. A sheared 1/f noise is truly no longer isotropic: what hides the shear is that the view is turned by any
+  angle, so with less than 180 `degrees` let it be small. Raises UserError for ranges that leave nothing to show, ValueError at trace time where the image is not square.
   """
   if not 0 < scale[0] <= scale[1]:
     raise UserError(f'affine.scale = {scale} is not a range above 0.', 'Give (low, high), as in (1.1, 1.5).')
@@ -82,7 +82,7 @@ def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1
     return jnp.stack([jnp.log(action.scale), action.down, action.right, action.shear / 45.])
 
   def relative(before: Affine, after: Affine) -> Array:
-    applied = (after.applied.astype(jnp.float32) - before.applied)[None]
+    applied = (after.applied.astype(jnp.float32) - before.applied.astype(jnp.float32))[None]
     return jnp.concatenate([applied, direction(after.angle - before.angle), rest(after) - rest(before)])
 
   return sometimes(p, Op(

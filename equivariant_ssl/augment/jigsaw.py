@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.augment.algebra import sometimes
+from equivariant_ssl.augment.pixels import total
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
@@ -31,41 +32,49 @@ def between(orders: np.ndarray) -> np.ndarray:
   return np.array([[index[tuple(np.argsort(a)[b])] for b in orders] for a in orders], np.int32)
 
 
-def make(p: float = 1., grid: int = 2, gap: float = .25, fill: float = .5) -> Op:
+def make(p: float = 1., grid: int = 2, gap: float = .25, level: bool = True, fill: float = .5) -> Op:
   """With probability `p`, cut the picture into `grid` x `grid` tiles and lay them in another order, each as likely.
 
-  Discrete; the class is the order (24 for grid 2, 16 for 4). So that the seams do not say which tiles were neighbours,
-  a band of `gap` x the tile's side between tiles is filled with `fill` (a fraction of white), also where the order is the
-  picture's own: only the identity action, not applied, leaves the picture as it is. Raises UserError for another grid,
-  ValueError at trace time where the sides are no multiples of it.
+  Discrete; the class is the order (24 for grid 2, 16 for 4). The borders of tiles must not say which were neighbours (Noroozi
+  & Favaro 2016). So a band of `gap` x the tile's side between tiles is filled with `fill` (a fraction of white) and, with
+  `level`, what is left of each tile gets the picture's mean colour; also where the order is the picture's own: only the
+  identity action, not applied, leaves the picture as it is. Raises UserError for another grid or a gap that leaves no tile,
+  ValueError at trace time where the sides are no multiples of the grid, or the gap leaves no pixel of a tile.
   """
   if grid not in (2, 4):
     raise UserError(f'jigsaw.grid = {grid} is not there.', 'Give 2 or 4.')
   if not 0 <= gap < 1:
-    raise UserError(f'jigsaw.gap = {gap} leaves no tile.', 'Give a fraction of the tile\'s side below 1, as in .25.')
+    raise UserError(f'jigsaw.gap = {gap} leaves no tile.', "Give a fraction of the tile's side below 1, as in .25.")
   orders = permutations(grid)
   table, K = between(orders), len(orders)
 
-  def band(side: int) -> np.ndarray:
-    tile = side // grid
-    half = round(gap * tile / 2)
-    return (np.arange(side) % tile < half) | (np.arange(side) % tile >= tile - half)
+  def left(tile: int) -> np.ndarray:
+    """[tile] bool: the pixels of a tile's side that are no part of a band."""
+    half, at = round(gap * tile / 2), np.arange(tile)
+    return (at >= half) & (at < tile - half)
+
+  def levelled(tiles: Array, kept: np.ndarray) -> Array:
+    means = total(jnp.where(kept, tiles, 0.).reshape(grid * grid, -1, tiles.shape[-1]).swapaxes(0, 1)) * (1. / kept.sum())
+    mean = (total(means) * (1. / grid ** 2))[None]
+    return jnp.clip(tiles + (mean - means)[:, None, None], 0., 1.)
 
   def apply(action: Jigsaw, image: Image) -> Image:
-    h, w, C = image.pixels.shape
-    if h % grid or w % grid:
-      raise ValueError(f'jigsaw.grid = {grid} does not divide an image of {h} x {w} pixels; crop or resize it first')
-    tiles = image.pixels.reshape(grid, h // grid, grid, w // grid, C).swapaxes(1, 2).reshape(-1, h // grid, w // grid, C)
-    laid = tiles[jnp.asarray(orders)[action.order]]
-    laid = laid.reshape(grid, grid, h // grid, w // grid, C).swapaxes(1, 2).reshape(h, w, C)
-    seam = (band(h)[:, None] | band(w)[None])[..., None]
-    return image._replace(pixels=jnp.where(action.applied, jnp.where(seam, jnp.float32(fill), laid), image.pixels))
+    H, W, C = image.pixels.shape
+    h, w = H // grid, W // grid
+    kept = np.logical_and.outer(left(h), left(w))[None, ..., None]
+    if H % grid or W % grid or not kept.any():
+      raise ValueError(f'jigsaw.grid = {grid} with gap = {gap} does not fit an image of {H} x {W} pixels; crop or resize it')
+    tiles = image.pixels.reshape(grid, h, grid, w, C).swapaxes(1, 2).reshape(-1, h, w, C)
+    tiles = jnp.where(kept, levelled(tiles, kept) if level else tiles, jnp.float32(fill))
+    laid = tiles[jnp.asarray(orders)[action.order]].reshape(grid, grid, h, w, C).swapaxes(1, 2).reshape(H, W, C)
+    return image._replace(pixels=jnp.where(action.applied, laid, image.pixels))
 
   def code(applied: Array, order: Array) -> Array:
     return jnp.concatenate([applied.astype(jnp.float32)[None], jax.nn.one_hot(order - 1, K - 1, dtype=jnp.float32)])
 
   def relative(before: Jigsaw, after: Jigsaw) -> Array:
-    return code(after.applied.astype(jnp.float32) - before.applied, jnp.asarray(table)[before.order, after.order])
+    applied = after.applied.astype(jnp.float32) - before.applied.astype(jnp.float32)
+    return code(applied, jnp.asarray(table)[before.order, after.order])
 
   def sample(key: Key, size: Size) -> Jigsaw:
     return Jigsaw(jnp.ones((), bool), jax.random.randint(key, (), 0, K))

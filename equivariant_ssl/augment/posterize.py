@@ -35,4 +35,4 @@ def make(p: float = .2, bits: tuple[int, int] = (1, 6)) -> Op:
       identity=lambda size: Posterize(jnp.zeros((), bool), jnp.zeros((), jnp.int32)),
       sample=lambda key, size: Posterize(jnp.ones((), bool), 8 - jax.random.randint(key, (), least, most + 1)),
       apply=apply,
-      encode=lambda action: jnp.stack([action.applied, action.dropped]).astype(jnp.float32)))
+      encode=lambda action: jnp.stack([x.astype(jnp.float32) for x in action])))

@@ -49,7 +49,7 @@ def make(p: float = 1., degrees: float = 180., sigma: float = .8, fill: float = 
     return image._replace(pixels=jnp.where(action.applied, turned, image.pixels))
 
   def relative(before: Turn, after: Turn) -> Array:
-    applied = (after.applied.astype(jnp.float32) - before.applied)[None]
+    applied = (after.applied.astype(jnp.float32) - before.applied.astype(jnp.float32))[None]
     return jnp.concatenate([applied, direction(after.angle - before.angle)])
 
   def sample(key: Key, size: Size) -> Turn:
