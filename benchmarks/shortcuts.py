@@ -74,7 +74,7 @@ def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Act
     view, action = augment.augment(op, key_for(jax.random.key(3), i), Image(x, jnp.full(2, SIDE, jnp.float32)))
     return view.pixels, action
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})  # the tests turn it off elsewhere
   def chunk(first: Array, pixels: Array) -> tuple[Array, Action]:
     views, actions = jax.vmap(one)(first + jnp.arange(CHUNK), pixels.astype(jnp.float32) / 255.)
     return features(views), actions
@@ -130,7 +130,8 @@ def naive_turn() -> Op:
   def apply(action: Turn, image: Image) -> Image:
     at = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE) - (SIDE - 1) / 2] * 2, indexing='ij'))
     at = jnp.einsum('ij,jhw->ihw', rotation(action.angle), at) + (SIDE - 1) / 2
-    return image._replace(pixels=jax.vmap(lambda c: map_coordinates(c, list(at), 1), 2, 2)(image.pixels))
+    with jax.numpy_dtype_promotion('standard'):
+      return image._replace(pixels=jax.vmap(lambda c: map_coordinates(c, list(at), 1), 2, 2)(image.pixels))
   return modules.make(augment, 'turn')._replace(name='naive', apply=apply)
 
 

@@ -65,12 +65,16 @@ def variance(z: Array) -> Array:
   return jnp.mean(jax.nn.relu(1. - jnp.sqrt(jnp.sum(z * z, 0) / (z.shape[0] - 1) + 1e-4)))
 
 
+def off_diagonal(c: Array) -> Array:
+  """The sum of the squares of c [E E] off its diagonal: masked, as a difference of sums would cancel near the identity."""
+  return jnp.sum(jnp.square(jnp.where(jnp.eye(c.shape[0], dtype=bool), 0., c)))
+
+
 def covariance(z: Array) -> Array:
   """VICReg's decorrelation of z [N E]: the sum of the squared off-diagonal covariances, over E."""
   N, E = z.shape
   z = centred(z)
-  C = jnp.einsum('nd,ne->de', z, z, precision='highest') / (N - 1)
-  return (jnp.sum(C * C) - jnp.sum(jnp.square(jnp.diagonal(C)))) / E
+  return off_diagonal(jnp.einsum('nd,ne->de', z, z, precision='highest') / (N - 1)) / E
 
 
 def cross_correlation(a: Array, b: Array) -> Array:

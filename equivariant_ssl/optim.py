@@ -5,13 +5,14 @@ import optax
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0., every: int = 1) -> optax.Schedule:
-  """Linear from 0 to `peak` over `warmup` steps, then a cosine to `end` at step `total`, which moves every `every` steps (an
-  epoch's: SimSiam). (EquiMod starts at `peak` x 1e-8, which float32 cannot tell from 0.)"""
+  """Linear from 0 to `peak` over `warmup` steps, then a cosine to `end` at step `total`, which moves every `every` steps
+  from the end of the warm-up (an epoch's: SimSiam). (EquiMod starts at `peak` x 1e-8, which float32 cannot tell from 0.)"""
   schedule = optax.warmup_cosine_decay_schedule(0., peak, warmup, max(total, warmup + 1), end)
 
   def rate(count):
-    count = jnp.where(jnp.asarray(count) < warmup, count, count // every * every)
-    return schedule(jnp.asarray(count, jnp.float32))  # optax mixes the types of its count and its bounds
+    count = jnp.asarray(count)
+    count -= jnp.maximum(count - warmup, 0) % every
+    return schedule(count.astype(jnp.float32))  # optax mixes the types of its count and its bounds
   return rate
 
 

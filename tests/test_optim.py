@@ -10,7 +10,7 @@ from equivariant_ssl import optim
 RATES = (.1, .4, .3)  # a warm-up: the two orders of rate and momentum differ only while the rate changes
 
 
-def reference(params, grads, lr_outside, momentum=.9, weight_decay=.01, trust=1e-3):
+def reference(params, grads, lr_outside, momentum=.9, weight_decay=.01, trust=1e-3, bias_scale=1.):
   """Weights after a step a rate, in float64."""
   params = {k: v.astype(np.float64) for k, v in params.items()}
   buffer = {k: np.zeros_like(v) for k, v in params.items()}
@@ -21,25 +21,28 @@ def reference(params, grads, lr_outside, momentum=.9, weight_decay=.01, trust=1e
         g = g + weight_decay * params[k]
         w, n = np.linalg.norm(params[k]), np.linalg.norm(g)
         g = g * (trust * w / n if w > 0 and n > 0 else 1.)
-      buffer[k] = momentum * buffer[k] + (g if lr_outside else rate * g)
-      params[k] = params[k] - (rate if lr_outside else 1.) * buffer[k]
+      own = rate * (bias_scale if params[k].ndim == 1 else 1.)
+      buffer[k] = momentum * buffer[k] + (g if lr_outside else own * g)
+      params[k] = params[k] - (own if lr_outside else 1.) * buffer[k]
   return params
 
 
+@pytest.mark.parametrize('bias_scale', [1., .024])
 @pytest.mark.parametrize('lr_outside', [False, True])
-def test_lars_equals_float64(lr_outside):
+def test_lars_equals_float64(lr_outside, bias_scale):
   rng = np.random.default_rng(0)
   shapes = {'kernel': (4, 3), 'bias': (3,), 'zero': (2, 2)}
   params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
   params['zero'][:] = 0.
   grads = [{k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in RATES]
-  tx = optim.lars(lambda count: jnp.array(RATES)[count.astype(int)], weight_decay=.01, lr_outside=lr_outside)
+  tx = optim.lars(lambda count: jnp.array(RATES)[count.astype(int)], weight_decay=.01, lr_outside=lr_outside,
+                  bias_scale=bias_scale)
   found, state = jax.tree.map(jnp.asarray, params), None
   state = tx.init(found)
   for g in grads:
     updates, state = tx.update(g, state, found)
     found = optax.apply_updates(found, updates)
-  for k, want in reference(params, grads, lr_outside).items():
+  for k, want in reference(params, grads, lr_outside, bias_scale=bias_scale).items():
     np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
 
 
@@ -65,4 +68,37 @@ def test_biases_do_not_decay_where_the_method_says_so(name):
   with jax.numpy_dtype_promotion('standard'):  # optax's own bias correction raises a float to an int
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   assert np.all(updates['kernel'] < 0)
-  assert np.all(updates['bias'] == 0) == (name != 'sgd')  # SimSiam's and E-SSL's SGD decays everything
+  # SimSiam's and E-SSL's SGD, and torch's Adam, decay everything.
+  assert np.all(updates['bias'] == 0) == (name not in ('sgd', 'adam'))
+
+
+def test_the_cosine_may_move_an_epoch_at_a_time():
+  """SimSiam: constant within an epoch, on the cosine at its start; a warm-up still moves every step."""
+  steps, epochs = optim.warmup_cosine(4., 0, 100), optim.warmup_cosine(4., 0, 100, every=10)
+  for count in (0, 9, 10, 55, 99):
+    assert float(epochs(count)) == float(steps(count // 10 * 10))
+  assert float(optim.warmup_cosine(4., 10, 110, every=10)(5)) == 2.
+
+
+def test_the_targets_decay():
+  """BYOL's tau: the base at first, 1 at the end, half way between them half way."""
+  at = lambda step: float(optim.decay_at(.996, step, 1000))
+  np.testing.assert_allclose([at(0), at(500), at(1000)], [.996, .998, 1.], rtol=1e-7)
+
+
+def test_a_part_may_keep_its_rate():
+  """The predictor at the peak, the encoder at the schedule's rate, of the same optimiser."""
+  params = {'encoder': {'kernel': jnp.ones((2, 2))}, 'predictor': {'kernel': jnp.ones((2, 2))}}
+  tx = optim.build('sgd', lambda count: .01, .1, ('predictor',), momentum=0., weight_decay=0.)
+  updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+  np.testing.assert_allclose(updates['encoder']['kernel'], -.01, rtol=1e-6)
+  np.testing.assert_allclose(updates['predictor']['kernel'], -.1, rtol=1e-6)
+
+
+def test_adam_is_torchs():
+  """L2 in the gradient, before the moments: one step against the formula."""
+  w, g, wd = 2., .3, .1
+  tx = optim.build('adam', lambda count: .5, .5, weight_decay=wd)
+  with jax.numpy_dtype_promotion('standard'):
+    updates, _ = tx.update({'w': jnp.array(g)}, tx.init({'w': jnp.array(w)}), {'w': jnp.array(w)})
+  np.testing.assert_allclose(updates['w'], -.5 * (g + wd * w) / (g + wd * w + 1e-8), rtol=1e-5)
