@@ -45,7 +45,7 @@ def noise(kind: str, many: int) -> np.ndarray:
   if kind == 'white':
     field = rng.standard_normal((many, SIDE, SIDE, 3), np.float32)
   else:
-    side = 2 * SIDE  # a part of a period: no border continues at the one across
+    side = 3 * SIDE // 2  # a part of a period: no border continues at the one across
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = np.inf
     field = np.concatenate([
@@ -58,7 +58,7 @@ def features(views: Array) -> Array:
   """[B 32 32 3] -> [B D]: two random convolutions with ReLUs, the mean and mean square of each channel of both, and the
   mean of each of the second's in each of 3 x 3 places."""
   rng, x, found = np.random.default_rng(1), (views - .5) / .16, []
-  for channels, stride in ((16, 1), (32, 2)):
+  for channels, stride in ((12, 1), (24, 2)):
     kernel = rng.standard_normal((3, 3, x.shape[-1], channels)).astype(np.float32) / np.sqrt(9 * x.shape[-1], dtype=np.float32)
     x = jax.nn.relu(jax.lax.conv_general_dilated(
         x, jnp.asarray(kernel), (stride, stride), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
@@ -128,7 +128,7 @@ def angles(of: Callable[[Action], np.ndarray]) -> dict[str, Callable[[Action], n
 def naive_turn() -> Op:
   """What shortcuts come from: a turn by bilinear interpolation with black corners."""
   def apply(action: Turn, image: Image) -> Image:
-    at = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE) - (SIDE - 1) / 2] * 2, indexing='ij'))
+    at = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE, dtype=jnp.float32) - (SIDE - 1) / 2] * 2, indexing='ij'))
     at = jnp.einsum('ij,jhw->ihw', rotation(action.angle), at) + (SIDE - 1) / 2
     with jax.numpy_dtype_promotion('standard'):
       return image._replace(pixels=jax.vmap(lambda c: map_coordinates(c, list(at), 1), 2, 2)(image.pixels))

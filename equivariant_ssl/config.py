@@ -230,11 +230,10 @@ def _invariance(given: Any) -> ConfigDict:
 
 
 def _equivariance(given: Any) -> Any:
-  """One objective, or several. weight: in the sum of losses. told: the names of the ops it is told, of those whose
-  roles tell any; (): all of them."""
+  """One objective, or several. told: the names of the ops it is told, of those whose roles tell any; (): all of them."""
   if isinstance(given, (list, tuple)):
     return tuple(_equivariance(g) for g in given)
-  return _module('config.equivariance', equivariance, given, {'weight': 1., 'told': ()})
+  return _module('config.equivariance', equivariance, given, {'told': ()})
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

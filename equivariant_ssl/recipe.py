@@ -19,14 +19,13 @@ SPREAD_DRAWS = 4096  # actions drawn to measure the units in which a head is tol
 
 
 class Recipe(NamedTuple):
-  """groups: every view group of a step. weights: of the equivariance objectives. canvas: side of the stored
+  """groups: every view group of a step. canvas: side of the stored
   images, pixels. batch: global. steps: of the whole run. wirings: what each objective was told of the roles."""
   network: Network
   groups: dict[str, Group]
   invariance: Invariance
   equivariances: dict[str, Equivariance]
   wirings: dict[str, Wiring]
-  weights: dict[str, float]
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   batch: int
@@ -144,7 +143,7 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
   head = lambda part: mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
   sections = objectives(config)
   wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
-  equivariances = {label: modules.make(equivariance, section.name, **own(section, 'weight', 'told'))(wirings[label])
+  equivariances = {label: modules.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
                    for label, section in sections.items()}
   encoder = modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
   check(config, inv, equivariances, encoder)
@@ -161,5 +160,5 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
       encoder, head('projector'), head('predictor'), heads={k: e.head for k, e in equivariances.items()},
       mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint')
   tx = optim.build(o.name, schedule, o.lr, inv.constant, **own(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
-  return Recipe(network, groups, inv, equivariances, wirings, {k: s.weight for k, s in sections.items()}, tx, schedule,
+  return Recipe(network, groups, inv, equivariances, wirings, tx, schedule,
                 config.batch, per_epoch, steps, config.size, canvas)

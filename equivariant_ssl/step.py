@@ -41,7 +41,7 @@ def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], tar
   terms = {'invariance': recipe.invariance.loss(embeddings)}
   for name, objective in recipe.equivariances.items():
     terms[name] = objective.loss(*outputs.answers[name], embeddings)
-  total = terms['invariance'] + sum(w * terms[name] for name, w in recipe.weights.items())
+  total = terms['invariance'] + sum(e.weight * terms[name] for name, e in recipe.equivariances.items())
   z = embeddings.projected
   metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
   return total, (updated.get('batch_stats', {}), metrics)

@@ -117,7 +117,7 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   if memory:
     values['memory_gib'] = memory['peak_bytes_in_use'] / 2 ** 30
   write(n, values)
-  show(n, {k: values[k] for k in ('loss', 'invariance', *run.recipe.weights, 'std')}, values['images_per_s'],
+  show(n, {k: values[k] for k in ('loss', 'invariance', *run.recipe.equivariances, 'std')}, values['images_per_s'],
        values['data_wait'])
   if values['std'] < COLLAPSED and n > 10 and not log.since[3]:
     line = (f'step {n}: the embeddings are collapsing: their spread is {values["std"]:.2f} of a full sphere\'s '

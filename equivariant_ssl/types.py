@@ -129,6 +129,7 @@ class Equivariance(NamedTuple):
             (and its target's) reads of 'views', in place of the features.
   tap:      the encoder's stage whose features it embeds, from 1; 0: the last.
   shares:   whether it embeds with the invariance's projector, where there is one and nothing else is fed to it.
+  weight:   of its loss in the sum.
   """
   head: Any
   loss: Callable[[Any, Pair, Embeddings | None], Array]
@@ -139,3 +140,4 @@ class Equivariance(NamedTuple):
   feeds: bool = False
   tap: int = 0
   shares: bool = False
+  weight: float = 1.

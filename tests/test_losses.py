@@ -64,6 +64,12 @@ def test_memory_of_the_gradient():
   assert compiled.memory_analysis().temp_size_in_bytes <= 64 * 2 ** 20
 
 
+def test_off_diagonal_does_not_cancel():
+  """1e-8 beside a diagonal of 64, which a difference of float32 sums would lose."""
+  c = jnp.eye(64).at[3, 5].set(1e-4)
+  np.testing.assert_allclose(losses.off_diagonal(c), 1e-8, rtol=1e-5)
+
+
 def test_unit_at_zero():
   assert np.isfinite(jax.grad(lambda x: losses.unit(x).sum())(jnp.zeros((2, 3)))).all()
 

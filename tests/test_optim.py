@@ -78,6 +78,9 @@ def test_the_cosine_may_move_an_epoch_at_a_time():
   for count in (0, 9, 10, 55, 99):
     assert float(epochs(count)) == float(steps(count // 10 * 10))
   assert float(optim.warmup_cosine(4., 10, 110, every=10)(5)) == 2.
+  # A warm-up of half an epoch: the cosine's epochs start where it ends, never back inside it.
+  rates = jax.vmap(optim.warmup_cosine(2., 5, 45, every=10))(jnp.arange(5, 45))
+  np.testing.assert_allclose(rates, np.repeat(1 + np.cos(np.pi * np.arange(4) / 4), 10), rtol=1e-5)
 
 
 def test_the_targets_decay():
@@ -93,6 +96,24 @@ def test_a_part_may_keep_its_rate():
   updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
   np.testing.assert_allclose(updates['encoder']['kernel'], -.01, rtol=1e-6)
   np.testing.assert_allclose(updates['predictor']['kernel'], -.1, rtol=1e-6)
+
+
+def test_a_part_keeps_its_rate_while_lars_follows_the_schedule():
+  """Step by step, with LARS's masks inside each part."""
+  weights = {'kernel': jnp.full((2, 2), 2.), 'bias': jnp.ones(2)}
+  scheduled = lambda count: jnp.array(RATES)[count.astype(int)]
+  whole = optim.build('lars', scheduled, .5, ('predictor',))
+  alone = {'encoder': optim.lars(scheduled), 'heads_essl': optim.lars(scheduled), 'predictor': optim.lars(lambda count: .5)}
+  params = dict.fromkeys(alone, weights)
+  state, states = whole.init(params), {part: tx.init(weights) for part, tx in alone.items()}
+  update = jax.jit(lambda state, states: (whole.update(params, state, params), {
+      part: tx.update(weights, states[part], weights) for part, tx in alone.items()}))
+  for _ in RATES:
+    (found, state), each = update(state, states)
+    states = {part: s for part, (_, s) in each.items()}
+    for part, (want, _) in each.items():
+      for k in weights:
+        np.testing.assert_allclose(found[part][k], want[k], rtol=1e-6)
 
 
 def test_adam_is_torchs():

@@ -116,7 +116,7 @@ def questions(wiring: Wiring, found: dict[str, Way]) -> dict[str, Asked]:
   return asked
 
 
-def make(hidden: tuple[int, ...] = (512, 512)) -> Callable[[Wiring], Equivariance]:
+def make(weight: float = 1., hidden: tuple[int, ...] = (512, 512)) -> Callable[[Wiring], Equivariance]:
   """The sum over the told ops of  mean (tanh(phi([h1, h2])) - (w1 - w2))^2  or, of a discrete op, the cross-entropy of what
   leads from the second view to the first (same or flipped, turns (r1 - r2) mod 4), both ways round, on the features.
 
@@ -145,6 +145,6 @@ def make(hidden: tuple[int, ...] = (512, 512)) -> Callable[[Wiring], Equivarianc
       return sum(of_op(name, question, answer[name], pair) for name, question in asked.items())
 
     head = Head({name: mlp.make(hidden, q.out, last_bias=True, dtype=wiring.dtype) for name, q in asked.items()})
-    return Equivariance(head, loss, groups, uses, pairs, predicts='action')
+    return Equivariance(head, loss, groups, uses, pairs, predicts='action', weight=weight)
 
   return wire

@@ -22,7 +22,8 @@ class Head(nn.Module):
     return pair.source
 
 
-def make(splits: int = 16, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128) -> Callable[[Wiring], Equivariance]:
+def make(weight: float = .01, splits: int = 16, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128
+         ) -> Callable[[Wiring], Equivariance]:
   """2 mean_i sum_{j != i} ( f(a1 xi) . f(a1 xj) - f(a2 xi) . f(a2 xj) )^2 within a chunk, averaged over the `splits` chunks,
 
   as the official code has it (the paper's formula compares with the image itself, and averages over j). f: the invariance's
@@ -53,6 +54,6 @@ def make(splits: int = 16, hidden: tuple[int, ...] = (2048, 2048), dim: int = 12
 
     head = Head(mlp.make(hidden, dim, last_norm='batch_noaffine', dtype=wiring.dtype))
     groups = {wiring.name: Group(wiring.own, wiring.size, share=share)}
-    return Equivariance(head, loss, groups, (wiring.name,), pairs, shares=True)
+    return Equivariance(head, loss, groups, (wiring.name,), pairs, shares=True, weight=weight)
 
   return wire

@@ -33,7 +33,7 @@ class Head(nn.Module):
     return z[:, 0], z[:, 1]
 
 
-def make(temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5, action_dim: int = 64,
+def make(weight: float = 1., temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5, action_dim: int = 64,
          hidden: tuple[int, ...] = (2048, 2048), dim: int = 128) -> Callable[[Wiring], Equivariance]:
   """L(g([h1, gamma(a1)]), g([h2, gamma(a2)])): the invariance's loss L and projector g, which is told what was done.
 
@@ -54,6 +54,6 @@ def make(temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5, ac
     def loss(answer: tuple[Array, Array] | Array, pair: Pair, embeddings=None) -> Array:
       return nt_xent(*answer, temperature) if own else jnp.zeros(())
 
-    return Equivariance(head, loss, groups, uses, pairs, feeds=not own)
+    return Equivariance(head, loss, groups, uses, pairs, feeds=not own, weight=weight)
 
   return wire

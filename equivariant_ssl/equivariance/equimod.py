@@ -33,10 +33,11 @@ class Head(nn.Module):
     return self.predict(source, self.encode_action(self.told(pair), train), train)
 
 
-def make(temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool = False, variance_weight: float = 1.,
-         reference: str = 'original', reference_side: float = 1., encoder: str = 'linear', predictor: str = 'linear',
-         stop_gradient: str = 'none', tap_layer: int = 0, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128,
-         action_dim: int = 128, action_hidden: tuple[int, ...] = (64, 64), predictor_hidden: tuple[int, ...] = (2048,)
+def make(weight: float = 1., temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool = False,
+         variance_weight: float = 1., reference: str = 'original', reference_side: float = 1., encoder: str = 'linear',
+         predictor: str = 'linear', stop_gradient: str = 'none', tap_layer: int = 0,
+         hidden: tuple[int, ...] = (2048, 2048), dim: int = 128, action_dim: int = 128,
+         action_hidden: tuple[int, ...] = (64, 64), predictor_hidden: tuple[int, ...] = (2048,)
          ) -> Callable[[Wiring], Equivariance]:
   """EquiMod as its official code computes it; the loss is NT-Xent over the 4B rows [y of each view, its prediction].
 
@@ -80,6 +81,6 @@ def make(temperature: float = .2, loss: str = 'nt_xent', exclude_sibling: bool =
         encode_action=predictors.action_encoder('equimod.encoder', encoder, action_dim, action_hidden, wiring.dtype),
         predict=predictors.predictor('equimod.predictor', predictor, dim, predictor_hidden, wiring.dtype),
         told=told, stop=stop_gradient)
-    return Equivariance(head, compare, groups, uses, pairs, predicts='target', tap=tap_layer)
+    return Equivariance(head, compare, groups, uses, pairs, predicts='target', tap=tap_layer, weight=weight)
 
   return wire

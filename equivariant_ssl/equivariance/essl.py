@@ -26,8 +26,9 @@ class Head(nn.Module):
     return self.classify(shown, train)
 
 
-def make(size: int = 0, crop_scale: tuple[float, ...] = (), relative: bool = False, hidden: tuple[int, ...] = (2048, 2048),
-         hidden_activation_last: bool = True) -> Callable[[Wiring], Equivariance]:
+def make(weight: float = .4, size: int = 0, crop_scale: tuple[float, ...] = (), relative: bool = False,
+         hidden: tuple[int, ...] = (2048, 2048), hidden_activation_last: bool = True
+         ) -> Callable[[Wiring], Equivariance]:
   """The cross-entropy of the class of each discrete op that it is told (four-fold rotation, as published, but also a flip,
   jigsaw, inversion, blur level, ...), summed over these ops: sum_op mean_n -log softmax(g(h_n))_op[class].
 
@@ -79,6 +80,6 @@ def make(size: int = 0, crop_scale: tuple[float, ...] = (), relative: bool = Fal
 
     classify = mlp.make(hidden, sum(counts.values()), bias=True, norm='layer', last_bias=True,
                         hidden_activation_last=hidden_activation_last, dtype=wiring.dtype)
-    return Equivariance(Head(classify, relative), loss, groups, uses, pairs, predicts='action')
+    return Equivariance(Head(classify, relative), loss, groups, uses, pairs, predicts='action', weight=weight)
 
   return wire

@@ -10,8 +10,8 @@ from equivariant_ssl.nets import mlp, predictors
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
 
-def make(temperature: float = .2, predictor: str = 'hyper', hidden: tuple[int, ...] = (2048, 2048), dim: int = 128
-         ) -> Callable[[Wiring], Equivariance]:
+def make(weight: float = 1., temperature: float = .2, predictor: str = 'hyper',
+         hidden: tuple[int, ...] = (2048, 2048), dim: int = 128) -> Callable[[Wiring], Equivariance]:
   """InfoNCE( u(f(x1), g12), f(x2) ) over the B second views: B - 1 negatives; meant with invariance 'none'.
 
   As STL and seq-JEPA read it ("SimCLR, equivariance only"); no official code was read. g12: the relative action of the two
@@ -27,6 +27,6 @@ def make(temperature: float = .2, predictor: str = 'hyper', hidden: tuple[int, .
                 predictors.action_encoder('sen.encoder', 'none', dim),
                 predictors.predictor('sen.predictor', predictor, dim, hidden[:1], wiring.dtype), told)
     return Equivariance(head, lambda answer, pair, embeddings=None: info_nce(answer, pair.target, temperature),
-                        groups, uses, pairs, predicts='target')
+                        groups, uses, pairs, predicts='target', weight=weight)
 
   return wire

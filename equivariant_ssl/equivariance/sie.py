@@ -26,9 +26,9 @@ class Head(equimod.Head):
     return self.project(features[..., self._at(features):], train)
 
 
-def make(prediction: float = 4.5, std: float = 10., cov: float = 1., predicted_std: float = 10., joint: bool = False,
-         invariant: float = .5, predictor: str = 'hyper', hidden: tuple[int, ...] = (1024, 1024), dim: int = 1024
-         ) -> Callable[[Wiring], Equivariance]:
+def make(weight: float = 1., prediction: float = 4.5, std: float = 10., cov: float = 1., predicted_std: float = 10.,
+         joint: bool = False, invariant: float = .5, predictor: str = 'hyper',
+         hidden: tuple[int, ...] = (1024, 1024), dim: int = 1024) -> Callable[[Wiring], Equivariance]:
   """prediction x mean (W(a) z1 - z2)^2 + std x (V(z1) + V(z2)) / 2 + cov x (C(z1) + C(z2)) + predicted_std x V(W(a) z1) / 2,
 
   from the first view to the second alone, without stopped gradients; V and C as VICReg's, a the relative action, z the
@@ -63,6 +63,6 @@ def make(prediction: float = 4.5, std: float = 10., cov: float = 1., predicted_s
 
     head = Head(mlp.make(hidden, dim, bias=True, dtype=wiring.dtype), predictors.action_encoder('sie.encoder', 'none', dim),
                 predictors.predictor('sie.predictor', predictor, dim, hidden[:1], wiring.dtype), told, invariant=invariant)
-    return Equivariance(head, loss, groups, uses, pairs, predicts='target', feeds=True)
+    return Equivariance(head, loss, groups, uses, pairs, predicts='target', feeds=True, weight=weight)
 
   return wire

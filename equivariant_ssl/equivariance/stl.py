@@ -42,7 +42,7 @@ class Head(nn.Module):
     return moved, targets, first, second
 
 
-def make(temperature: float = .2, equivariant: float = 1., transformation: float = .1,
+def make(weight: float = 1., temperature: float = .2, equivariant: float = 1., transformation: float = .1,
          read_hidden: tuple[int, ...] = (128,), read_dim: int = 128, hidden: tuple[int, ...] = (512,), dim: int = 128,
          aligned: str = 'own') -> Callable[[Wiring], Equivariance]:
   """equivariant x NT-Xent( g(h(x2)), g(W(y') h(x1)) ) + transformation x NT-Xent( k(y), k(y') ),  y = f([h(x1), h(x2)]),
@@ -73,6 +73,6 @@ def make(temperature: float = .2, equivariant: float = 1., transformation: float
     of = lambda hidden, dim: mlp.make(hidden, dim, dtype=wiring.dtype)
     head = Head(read=of(read_hidden, read_dim), move=predictors.Hyper(), project=of(hidden, dim),
                 project_read=of(read_hidden, read_dim))
-    return Equivariance(head, loss, groups, uses, pairs)
+    return Equivariance(head, loss, groups, uses, pairs, weight=weight)
 
   return wire
