@@ -110,7 +110,8 @@ def test_two_views_are_compared(name):
     jax.eval_shape(modules.make(invariance, name).loss, three)
 
 
-@pytest.mark.parametrize('name, kw', [('byol', {'update': 'during'}), ('byol', {'decay': 1.5}), ('simclr', {'negatives': 'some'})])
+@pytest.mark.parametrize('name, kw', [('byol', {'update': 'during'}), ('byol', {'decay': 1.5}),
+                                      ('simclr', {'negatives': 'some'})])
 def test_a_wrong_setting_is_named(name, kw):
   with pytest.raises(UserError, match=f'{name}.{next(iter(kw))}'):
     modules.make(invariance, name, **kw)
