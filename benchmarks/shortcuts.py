@@ -168,3 +168,31 @@ def naive() -> dict[str, Case]:
   cut = modules.make(augment, 'jigsaw', gap=0., level=False)
   return {'naive turn': Case(augment.chain(naive_turn()), angles(lambda a: a['naive'].angle)),
           'naive jigsaw': Case(augment.chain(often_in_place(cut)), IN_PLACE)}
+
+
+def pictures(file: str, many: int) -> np.ndarray:
+  """The first `many` training images of an .npz, [many 32 32 3] uint8."""
+  with np.load(file) as data:
+    return data['train_images'][:many]
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--photographs', default='')
+  parser.add_argument('--train', type=int, default=3000)
+  parser.add_argument('--test', type=int, default=2000)
+  given = parser.parse_args()
+  many = given.train + given.test
+  sets = {kind: noise(kind, many) for kind in ('white', '1/f')}
+  if given.photographs:
+    sets['photographs'] = pictures(given.photographs, many)
+  print('| chain | asked | chance | ' + ' | '.join(sets) + ' |\n|---|---|' + '---|' * (1 + len(sets)))
+  for chain, case in {**cases(), **naive()}.items():
+    answers = asked(case, sets, given.train)
+    for question in case.questions:
+      row = [answers[name, question] for name in sets]
+      print(f'| {chain} | {question} | {row[0].chance:.1%} | ' + ' | '.join(f'{a.right:.1%}' for a in row) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+  main()

@@ -33,6 +33,6 @@ def get_config() -> ConfigDict:
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,
-                    'warmup_epochs': 10.},
+                    'clip': True, 'warmup_epochs': 10.},
       'log_every': 195,
   })

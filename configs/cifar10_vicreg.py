@@ -7,9 +7,7 @@ Published: online top-1 92.07 %, of a classifier trained along with the network 
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's own code
            is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   LARS without solo-learn's clip_lr, which takes trust |w| / |g| itself as the rate and the learning rate as
-           its upper bound, and with |g + wd w| where it has |g| + wd |w|; bfloat16 in place of float16 with loss
-           scaling.
+Differs:   bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 
@@ -36,6 +34,6 @@ def get_config() -> ConfigDict:
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'none'},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,
-                    'warmup_epochs': 10.},
+                    'clip': True, 'warmup_epochs': 10.},
       'log_every': 195,
   })

@@ -3,6 +3,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from equivariant_ssl.errors import UserError
+
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0., every: int = 1) -> optax.Schedule:
   """Linear from 0 to `peak` over `warmup` steps, then a cosine to `end` at step `total`, which moves every `every` steps
@@ -27,17 +29,35 @@ def weights(params: dict) -> dict:
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def clipped_trust(schedule: optax.Schedule, weight_decay: float, trust: float) -> optax.GradientTransformation:
+  """solo-learn's LARS with `clip_lr`: g + wd w, times min(trust |w| / (|g| + wd |w|) / rate, 1) where neither norm is 0: the
+  trust ratio is itself the step, and the rate its upper bound."""
+  def update(updates, state, params):
+    rate = schedule(state.count)
+
+    def one(g, w):
+      g_norm, w_norm = optax.tree.norm(g), optax.tree.norm(w)
+      ratio = trust * w_norm / (g_norm + weight_decay * w_norm + 1e-8)
+      scale = jnp.where((g_norm > 0) & (w_norm > 0), jnp.minimum(ratio / jnp.maximum(rate, 1e-12), 1.), 1.)
+      return (g + weight_decay * w) * scale
+    return jax.tree.map(one, updates, params), optax.ScaleByScheduleState(state.count + 1)
+
+  return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
 def lars(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 1e-6, trust: float = 1e-3,
-         lr_outside: bool = False, bias_scale: float = 1.) -> optax.GradientTransformation:
+         lr_outside: bool = False, bias_scale: float = 1., clip: bool = False) -> optax.GradientTransformation:
   """LARS as EquiMod and SimCLR run it: g + wd w, scaled by trust |w| / |g + wd w| (1 where either is 0), and the
   learning rate inside the momentum buffer. `lr_outside` multiplies after it (BYOL, VICReg, Barlow Twins). Biases
-  and BatchNorm neither decay nor adapt: plain momentum at `bias_scale` x the rate (Barlow Twins: .0048 / .2)."""
+  and BatchNorm neither decay nor adapt: plain momentum at `bias_scale` x the rate (Barlow Twins: .0048 / .2).
+  clip: solo-learn's form, see `clipped_trust`; its rate is outside. Raises UserError for `clip` with the rate inside."""
+  if clip and not lr_outside:
+    raise UserError('optimizer.clip bounds a rate that is outside the momentum.', 'Add --config.optimizer.lr_outside=True')
   if lr_outside:
-    tx = optax.chain(
+    scaled = [optax.masked(clipped_trust(schedule, weight_decay, trust), weights)] if clip else [
         optax.add_decayed_weights(weight_decay, weights),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), weights),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(schedule))
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), weights)]
+    tx = optax.chain(*scaled, optax.trace(momentum), optax.scale_by_learning_rate(schedule))
   else:
     tx = optax.lars(schedule, weight_decay, weights, trust, trust_ratio_mask=weights, momentum=momentum)
   if bias_scale == 1.:

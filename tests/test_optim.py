@@ -46,6 +46,32 @@ def test_lars_equals_float64(lr_outside, bias_scale):
     np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
 
 
+def test_solo_learns_lars_equals_float64():
+  """One weight far within the bound, one clipped by the rate, at a rate that moves."""
+  rng = np.random.default_rng(0)
+  params = {'small': 1e-3 * rng.normal(size=(4, 3)), 'large': 10. * rng.normal(size=(4, 3)), 'bias': rng.normal(size=3)}
+  grads = [{k: rng.normal(size=v.shape) for k, v in params.items()} for _ in RATES]
+  single = lambda tree: jax.tree.map(jnp.float32, tree)
+  tx = optim.lars(lambda count: jnp.array(RATES)[count.astype(int)], weight_decay=.01, trust=.02, lr_outside=True, clip=True)
+  found, state = single(params), tx.init(single(params))
+  buffer = {k: np.zeros_like(v) for k, v in params.items()}
+  clipped = set()
+  for rate, grad in zip(RATES, grads, strict=True):
+    updates, state = tx.update(single(grad), state, found)
+    found = optax.apply_updates(found, updates)
+    for k, g in grad.items():
+      if g.ndim > 1:
+        w, n = np.linalg.norm(params[k]), np.linalg.norm(g)
+        ratio = .02 * w / (n + .01 * w + 1e-8)
+        clipped |= {k} if ratio > rate else set()
+        g = (g + .01 * params[k]) * min(ratio / rate, 1.)
+      buffer[k] = .9 * buffer[k] + g
+      params[k] = params[k] - rate * buffer[k]
+  assert clipped == {'large'}
+  for k, want in params.items():
+    np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
+
+
 def test_the_two_orders_differ_while_the_rate_changes():
   grads = [{'bias': np.ones(1, np.float32)}] * 3
   inside, outside = (reference({'bias': np.zeros(1, np.float32)}, grads, o)['bias'] for o in (False, True))

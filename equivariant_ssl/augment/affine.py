@@ -27,7 +27,7 @@ CONTRAST = .2  # standard deviation of a treated view, a fraction of white
 
 
 def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1, 1.5), translate: float = .08,
-         shear: float = 0., sigma: float = 1., fill: float = .5) -> Op:
+         shear: float = 5., sigma: float = 1., fill: float = .5) -> Op:
   """With probability `p`, move the picture: turn by up to `degrees`, enlarge by a factor log-uniform in `scale`, shift by up
   to `translate` of the side either way, shear by up to `shear` degrees (torchvision's RandomAffine, about the centre).
 
