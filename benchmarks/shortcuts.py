@@ -59,7 +59,7 @@ def features(views: Array) -> Array:
   mean of each of the second's in each of 3 x 3 places."""
   rng, x, found = np.random.default_rng(1), (views - .5) / .16, []
   for channels, stride in ((12, 1), (24, 2)):
-    kernel = rng.standard_normal((3, 3, x.shape[-1], channels)).astype(np.float32) / np.sqrt(9 * x.shape[-1], dtype=np.float32)
+    kernel = (rng.standard_normal((3, 3, x.shape[-1], channels)) / np.sqrt(9 * x.shape[-1])).astype(np.float32)
     x = jax.nn.relu(jax.lax.conv_general_dilated(
         x, jnp.asarray(kernel), (stride, stride), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
     found += [x.mean((1, 2)), jnp.square(x).mean((1, 2))]
@@ -69,7 +69,7 @@ def features(views: Array) -> Array:
 
 
 def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
-  """{name: ([N D] features, actions [N ...])} of one view each of `sets` {name: [N 32 32 3] uint8}, N a multiple of CHUNK."""
+  """{name: ([N D] features, actions [N ...])} of a view each of `sets` {name: [N 32 32 3] uint8}, N a multiple of CHUNK."""
   def one(i: Array, x: Array) -> tuple[Array, Action]:
     view, action = augment.augment(op, key_for(jax.random.key(3), i), Image(x, jnp.full(2, SIDE, jnp.float32)))
     return view.pixels, action
@@ -191,7 +191,8 @@ def main():
     answers = asked(case, sets, given.train)
     for question in case.questions:
       row = [answers[name, question] for name in sets]
-      print(f'| {chain} | {question} | {row[0].chance:.1%} | ' + ' | '.join(f'{a.right:.1%}' for a in row) + ' |', flush=True)
+      figures = ' | '.join(f'{a.right:.1%}' for a in row)
+      print(f'| {chain} | {question} | {row[0].chance:.1%} | {figures} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -200,6 +200,22 @@ def test_images_that_do_not_fit_raise():
   jax.eval_shape(modules.make(augment, 'blur', kernel=15).apply, blur.identity(tall.size), tall)
 
 
+def test_orders_of_tiles_compose():
+  """The way from one order to another is the order that makes one view of the other."""
+  for grid in (2, 4):
+    op = modules.make(augment, 'jigsaw', grid=grid, gap=0., level=False)
+    pixels = jnp.arange(16.).reshape(4, 4, 1) / 16.
+    def both(before, after):
+      image = Image(pixels, jnp.full(2, 4.))
+      way = augment.relative(op, before, after)[1:]
+      order = jnp.where(way.any(), jnp.argmax(way) + 1, 0).astype(jnp.int32)
+      return (op.apply(after, image).pixels, op.apply(before._replace(order=order), op.apply(before, image)).pixels)
+    rng = np.random.default_rng(0)
+    pick = [jax.tree.map(lambda a, i=rng.integers(0, len(op.choices.order), 64): a[i], op.choices) for _ in range(2)]
+    straight, around = jax.vmap(both)(*pick)
+    assert np.array_equal(straight, around)
+
+
 def test_a_crop_of_everything_is_the_plain_resize():
   """At another size too, and that of jax.image, which does not clip between its passes (nothing to clip here)."""
   crop = modules.make(augment, 'crop', size=20)
@@ -221,6 +237,9 @@ def test_a_turn_turns_the_size():
 @pytest.mark.parametrize('name, kw', [
     ('crop', {'method': 'lanczos'}), ('crop', {'scale': (1., .2)}), ('crop', {'ratio': (0., 1.)}),
     ('blur', {'kernel': 4}), ('jitter', {'hue': .6}), ('jitter', {'contrast': -1.}),
+    ('jigsaw', {'grid': 3}), ('jigsaw', {'gap': 1.}), ('erase', {'fill': 'red'}), ('erase', {'scale': (0., .3)}),
+    ('posterize', {'bits': (0, 4)}), ('blur_levels', {'kernel': 4}), ('blur_levels', {'sigmas': (1., 2.)}),
+    ('turn', {'degrees': 200.}), ('turn', {'sigma': .1}), ('affine', {'scale': (1.2, 1.)}), ('affine', {'shear': 60.}),
     ('flip', {'p': 1.5}), ('gray', {'strength': 1.})])
 def test_bad_arguments_are_the_users(name, kw):
   with pytest.raises(UserError):

@@ -149,6 +149,21 @@ def test_boxes_are_those_of_torchvision():
   assert .2 < fallbacks[20, 200] < .8 and fallbacks[20, 2000] == 1 and fallbacks[32, 32] < .01, fallbacks
 
 
+def test_erased_boxes_are_those_of_torchvision():
+  """Area uniform in (.02, .33), height / width log-uniform in (.3, 3.3), whole pixels, anywhere, smaller than the image."""
+  erase = augment.sometimes(1., modules.make(augment, 'erase', p=1.))
+  size = jnp.array([120., 100.])
+  drawn = jax.jit(jax.vmap(lambda i: erase.sample(key_for(jax.random.key(3), i), size)))(jnp.arange(20_000))
+  top, left, height, width = (np.asarray(x, np.float64) * n for x, n in zip(drawn[1:], (120, 100, 120, 100), strict=True))
+  assert drawn.applied.all() and np.abs(top - np.round(top)).max() < 1e-3 and np.abs(width - np.round(width)).max() < 1e-3
+  assert (top + height <= 120.001).all() and (left + width <= 100.001).all() and max(height) < 120 and max(width) < 100
+  area, aspect = height * width / 12_000, np.log(height / width)
+  # A few of the longest boxes do not fit and are drawn again.
+  assert abs(area.mean() - .175) < .004 and abs(area.std() - .31 / math.sqrt(12)) < .003
+  assert abs(aspect.mean()) < .05 and abs(aspect.std() - math.log(11) / math.sqrt(12)) < .03
+  assert abs((top / (120 - height)).mean() - .5) < .01 and abs((left / (100 - width)).mean() - .5) < .01
+
+
 def test_boxes_without_snapping_keep_area_and_aspect():
   boxes = drawn_boxes(modules.make(augment, 'crop', scale=(.2, .5), snap=False), 10_000)(37, 41)
   area, aspect = boxes[:, 2] * boxes[:, 3] / (37 * 41), boxes[:, 3] / boxes[:, 2]

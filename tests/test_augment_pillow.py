@@ -15,6 +15,9 @@ from equivariant_ssl.augment import jitter
 from equivariant_ssl.augment.crop import Crop
 from equivariant_ssl.augment.flip import Flip
 from equivariant_ssl.augment.gray import Gray
+from equivariant_ssl.augment.invert import Invert
+from equivariant_ssl.augment.jigsaw import Jigsaw, permutations
+from equivariant_ssl.augment.posterize import Posterize
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
 from equivariant_ssl.augment.vflip import VFlip
@@ -124,6 +127,9 @@ def test_order_is_followed(photos):
     ('flip', Flip(True), ImageOps.mirror), ('vflip', VFlip(True), ImageOps.flip),
     ('gray', Gray(True), lambda photo: photo.convert('L').convert('RGB')),
     ('solarize', Solarize(True), lambda photo: ImageOps.solarize(photo, 128)),
+    ('invert', Invert(True), ImageOps.invert),
+    *(('posterize', Posterize(True, np.int32(8 - bits)), lambda photo, bits=bits: ImageOps.posterize(photo, bits))
+      for bits in (1, 4, 7)),
     ('rotate', Rotate(1), lambda photo: photo.transpose(Pil.Transpose.ROTATE_90)),
     ('rotate', Rotate(2), lambda photo: photo.transpose(Pil.Transpose.ROTATE_180)),
     ('rotate', Rotate(3), lambda photo: photo.transpose(Pil.Transpose.ROTATE_270))])
@@ -218,3 +224,40 @@ def test_blends_equal_torchvision_in_float64(photos):
     got = ours('jitter', photos, repeated(photos, jittered(**{name: 1.7}))) / 255
     assert np.abs(got - want).max() < 2e-6, name
   assert (jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize('grid', [2, 4])
+def test_a_jigsaw_moves_whole_tiles(photos, grid):
+  """Without its treatment: cell c shows tile orders[k, c], pixel for pixel."""
+  photos, orders = square(photos)[:, :32, :32], permutations(grid)
+  drawn = np.arange(len(photos), dtype=np.int32)
+  got = ours('jigsaw', photos, Jigsaw(drawn >= 0, drawn), grid=grid, gap=0., level=False)
+  side = 32 // grid
+  for photo, view, order in zip(photos, np.round(got), orders, strict=False):
+    for cell, tile in enumerate(order):
+      (y, x), (v, u) = (np.multiply(divmod(c, grid), side) for c in (cell, tile))
+      assert np.array_equal(view[y:y + side, x:x + side], photo[v:v + side, u:u + side])
+
+
+def test_a_turn_by_quarters_and_an_affine_turn(photos):
+  """Counter-clockwise, as Pillow's: inside its disc a quarter turn is the smoothed picture, turned; so is an affine's."""
+  photos = square(photos)[:, :, :WIDTH]
+  turn = modules.make(augment, 'turn').identity(jnp.ones(2))._replace(applied=np.True_)
+  views = [ours('turn', photos, repeated(photos, turn._replace(angle=np.float32(90 * k)))) for k in range(4)]
+  for k in range(4):
+    assert np.abs(np.rot90(views[0], k, (1, 2)) - views[k]).max() < .05
+  affine = modules.make(augment, 'affine').identity(jnp.ones(2))._replace(applied=np.True_, scale=np.float32(1.2))
+  moved = [ours('affine', photos, repeated(photos, affine._replace(angle=np.float32(a)))) for a in (0, 90)]
+  assert np.abs(np.rot90(moved[0], 1, (1, 2)) - moved[1]).max() < .5
+
+
+def test_the_noise_of_an_erased_box_is_that_of_its_action(photos):
+  erase = modules.make(augment, 'erase').identity(jnp.ones(2))
+  boxes = [erase._replace(applied=np.True_, **{k: np.float32(v) for k, v in zip(erase._fields[1:], box, strict=True)})
+           for box in ((.25, .5, .5, .25), (.25, .5, .5, .25), (.25, .45, .5, .25))]
+  views = [ours('erase', square(photos)[:1], repeated(photos[:1], box), fill='noise')[0] for box in boxes]
+  inside = np.zeros((WIDTH, WIDTH), bool)
+  inside[10:30, 20:30] = True
+  assert np.array_equal(views[0], views[1]) and not np.array_equal(views[0], views[2])
+  assert np.array_equal(np.round(views[0][~inside]), square(photos)[0][~inside])
+  assert (views[0][inside] != square(photos)[0][inside]).mean() > .9 and 100 < views[0][inside].mean() < 155

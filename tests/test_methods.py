@@ -10,6 +10,7 @@ import pytest
 from equivariant_ssl import config, equivariance, invariance, modules, nets, shard, step, train
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.step import Batch
+from equivariant_ssl.types import Views
 
 INVARIANCES = modules.names(invariance)
 EQUIVARIANCES = modules.names(equivariance)
@@ -188,6 +189,33 @@ def test_simsiams_predictor_keeps_its_rate():
   last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
   assert moved(first.params['predictor'], last.params['predictor'])
   assert not moved(first.params['encoder'], last.params['encoder'])
+
+
+def test_a_stage_can_be_tapped():
+  """EquiMod on the second of ResNet's stages reads its width; the invariance still reads the last."""
+  run = train.prepare(config.load('smoke', {'equivariance.tap_layer': '2'}), shard.mesh(jax.devices()[:1]))
+  params = train.abstract(run).params
+  assert params['heads_equimod']['project']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[1]
+  assert params['projector']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[3]
+
+
+def test_views_apart_have_statistics_of_their_own():
+  """With batchnorm 'view', each view's features are those of a pass of its own; with 'joint', of one pass of both."""
+  images = jax.random.uniform(jax.random.key(0), (4, 2, 8, 8, 3))
+  shown = {'views': Views(images, {})}
+  found = {}
+  for how in ('joint', 'view'):
+    made = settings('simclr', 'essl').unlock()
+    made.batchnorm = how
+    run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
+    state = train.initial(run)
+    values = {'params': state.params, 'batch_stats': state.stats}
+    of = jax.jit(lambda v, x, n=run.recipe.network: n.apply(v, x, True, method='features', mutable=['batch_stats'])[0][0])
+    found[how] = of(values, shown)['views']
+    if how == 'view':
+      alone = [of(values, {'views': Views(images[:, v:v + 1], {})})['views'] for v in range(2)]
+      np.testing.assert_allclose(found['view'], np.concatenate(alone, axis=1), rtol=1e-4, atol=1e-5)
+  assert np.abs(found['joint'] - found['view']).max() > 1e-3
 
 
 def test_the_empty_pair_is_refused():

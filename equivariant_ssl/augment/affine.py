@@ -26,16 +26,38 @@ class Affine(NamedTuple):
 CONTRAST = .2  # standard deviation of a treated view, a fraction of white
 
 
+def back(action: Affine) -> Array:
+  """[2 2]: offsets (rows, columns) in the moved picture -> offsets in the picture."""
+  slope, one, zero = jnp.tan(jnp.deg2rad(action.shear)), jnp.ones(()), jnp.zeros(())
+  sheared = jnp.stack([jnp.stack([one, zero]), jnp.stack([-slope, one])])
+  return jnp.einsum('ij,jk->ik', sheared, rotation(action.angle), precision='highest') / action.scale
+
+
+def contrasted(pixels: Array, inside: np.ndarray) -> Array:
+  """`pixels` with the standard deviation CONTRAST over the pixels and channels `inside`, about the same mean."""
+  values = jnp.where(inside, pixels, 0.).reshape(-1)
+  count = 1. / (3 * inside.sum())
+  mean = total(values) * count
+  spread = total(jnp.where(inside, jnp.square(pixels - mean), 0.).reshape(-1)) * count
+  return jnp.clip(mean + (pixels - mean) * (CONTRAST * jax.lax.rsqrt(spread + 1e-6)), 0., 1.)
+
+
+def rest(action: Affine) -> Array:
+  """[4]: log scale, down, right, shear in units of 45 degrees: 0 for the identity."""
+  return jnp.stack([jnp.log(action.scale), action.down, action.right, action.shear / 45.])
+
+
 def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1, 1.5), translate: float = .08,
          shear: float = 5., sigma: float = 1., fill: float = .5) -> Op:
   """With probability `p`, move the picture: turn by up to `degrees`, enlarge by a factor log-uniform in `scale`, shift by up
   to `translate` of the side either way, shear by up to `shear` degrees (torchvision's RandomAffine, about the centre).
 
   What was done must not be readable off the way it was done: every map shows a disc that lies within the picture for all
-  maps that can be drawn (`fill` around it), resampled by a Gaussian of `sigma` pixels of the view, and its contrast is set to
-  a standard deviation of .2 (an enlarged noise is a stronger one). Only the identity action, not applied, leaves the
-  picture as it is. A sheared 1/f noise is truly no longer isotropic: what hides the shear is that the view is turned by any
-  angle, so with less than 180 `degrees` let it be small. Raises UserError for ranges that leave nothing to show, ValueError at trace time where the image is not square.
+  maps that can be drawn (`fill` around it), resampled by a Gaussian of `sigma` pixels of the view, and its contrast is set
+  to a standard deviation of .2 (an enlarged noise is a stronger one). Only the identity action, not applied, leaves the
+  picture as it is. A sheared 1/f noise is truly no longer isotropic: what hides the shear is that the view is turned by
+  any angle, so with less than 180 `degrees` let it be small. Raises UserError for ranges that leave nothing to show,
+  ValueError at trace time where the image is not square.
   """
   if not 0 < scale[0] <= scale[1]:
     raise UserError(f'affine.scale = {scale} is not a range above 0.', 'Give (low, high), as in (1.1, 1.5).')
@@ -53,33 +75,19 @@ def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1
                        'shear, or a larger scale')
     return radius
 
-  def contrasted(pixels: Array, inside: np.ndarray) -> Array:
-    values = jnp.where(inside, pixels, 0.).reshape(-1)
-    count = 1. / (3 * inside.sum())
-    mean = total(values) * count
-    spread = total(jnp.where(inside, jnp.square(pixels - mean), 0.).reshape(-1)) * count
-    return jnp.clip(mean + (pixels - mean) * (CONTRAST * jax.lax.rsqrt(spread + 1e-6)), 0., 1.)
-
   def apply(action: Affine, image: Image) -> Image:
     h, w, _ = image.pixels.shape
     if h != w:
       raise ValueError(f'an affine map needs a square image, got {(h, w)}; crop or resize it first')
-    slope = jnp.tan(jnp.deg2rad(action.shear))
-    one, zero = jnp.ones(()), jnp.zeros(())
-    sheared = jnp.stack([jnp.stack([one, zero]), jnp.stack([-slope, one])])
-    back = jnp.einsum('ij,jk->ik', sheared, rotation(action.angle), precision='highest') / action.scale
     shift = -h * jnp.stack([action.down, action.right])
     inside = disc(h, shown(h))
-    moved = contrasted(warp(image.pixels, back, shift, sigma / action.scale), inside)
+    moved = contrasted(warp(image.pixels, back(action), shift, sigma / action.scale), inside)
     moved = jnp.where(inside, moved, jnp.float32(fill))
     return image._replace(pixels=jnp.where(action.applied, moved, image.pixels))
 
   def sample(key: Key, size: Size) -> Affine:
     draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
     return Affine(jnp.ones((), bool), draws[0], jnp.exp(draws[1]), *draws[2:])
-
-  def rest(action: Affine) -> Array:
-    return jnp.stack([jnp.log(action.scale), action.down, action.right, action.shear / 45.])
 
   def relative(before: Affine, after: Affine) -> Array:
     applied = (after.applied.astype(jnp.float32) - before.applied.astype(jnp.float32))[None]

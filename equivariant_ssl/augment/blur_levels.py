@@ -17,7 +17,7 @@ class BlurLevel(NamedTuple):
 
 
 def make(p: float = 1., sigmas: tuple[float, ...] = (0., .5, 1., 2.), kernel: int = 13) -> Op:
-  """With probability `p`, blur by one of `sigmas` (pixels; the first is 0), each as likely, by a Gaussian of `kernel` pixels.
+  """With probability `p`, blur by one of `sigmas` (pixels; the first is 0), each as likely; the kernel has `kernel` pixels.
 
   Discrete; the class is the index. Raises UserError where the first sigma is not 0 or they do not rise, or for an even
   kernel; ValueError at trace time where the image is too small for it.

@@ -33,8 +33,8 @@ def noise(action: Erase, shape: tuple[int, ...]) -> Array:
 
 def make(p: float = .5, scale: tuple[float, float] = (.02, .33), ratio: tuple[float, float] = (.3, 3.3),
          fill: str = 'grey') -> Op:
-  """Erase a random box with probability `p`, as torchvision's RandomErasing (Zhong et al. 2020): an area uniform in `scale`, a
-  height / width log-uniform in `ratio`, the first of ten tries that is smaller than the image either way, else nothing.
+  """Erase a random box with probability `p`, as torchvision's RandomErasing (Zhong et al. 2020): an area uniform in `scale`,
+  a height / width log-uniform in `ratio`, the first of ten tries that is smaller than the image either way, else nothing.
 
   fill: 'grey' (.5), or 'noise', uniform for each value. Raises UserError for another fill, or a range that is empty or not
   positive.

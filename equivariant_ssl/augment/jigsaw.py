@@ -35,11 +35,11 @@ def between(orders: np.ndarray) -> np.ndarray:
 def make(p: float = 1., grid: int = 2, gap: float = .25, level: bool = True, fill: float = .5) -> Op:
   """With probability `p`, cut the picture into `grid` x `grid` tiles and lay them in another order, each as likely.
 
-  Discrete; the class is the order (24 for grid 2, 16 for 4). The borders of tiles must not say which were neighbours (Noroozi
-  & Favaro 2016). So a band of `gap` x the tile's side between tiles is filled with `fill` (a fraction of white) and, with
-  `level`, what is left of each tile gets the picture's mean colour; also where the order is the picture's own: only the
-  identity action, not applied, leaves the picture as it is. Raises UserError for another grid or a gap that leaves no tile,
-  ValueError at trace time where the sides are no multiples of the grid, or the gap leaves no pixel of a tile.
+  Discrete; the class is the order (24 for grid 2, 16 for 4). The borders of tiles must not say which were neighbours
+  (Noroozi & Favaro 2016). So a band of `gap` x the tile's side between tiles is filled with `fill` (a fraction of white)
+  and, with `level`, that is made the mean of what is left of each tile; also where the order is the picture's own:
+  only the identity action, not applied, leaves the picture as it is. Raises UserError for another grid or a gap that
+  leaves no tile, ValueError at trace time where the sides are no multiples of the grid, or no pixel of a tile is left.
   """
   if grid not in (2, 4):
     raise UserError(f'jigsaw.grid = {grid} is not there.', 'Give 2 or 4.')
@@ -55,8 +55,8 @@ def make(p: float = 1., grid: int = 2, gap: float = .25, level: bool = True, fil
 
   def levelled(tiles: Array, kept: np.ndarray) -> Array:
     means = total(jnp.where(kept, tiles, 0.).reshape(grid * grid, -1, tiles.shape[-1]).swapaxes(0, 1)) * (1. / kept.sum())
-    mean = (total(means) * (1. / grid ** 2))[None]
-    return jnp.clip(tiles + (mean - means)[:, None, None], 0., 1.)
+    # Not the picture's mean: the corner of a tile that was at the middle is the likest to it, and would tell the tile.
+    return jnp.clip(tiles + (fill - means)[:, None, None], 0., 1.)
 
   def apply(action: Jigsaw, image: Image) -> Image:
     H, W, C = image.pixels.shape

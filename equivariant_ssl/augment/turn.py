@@ -32,8 +32,8 @@ def make(p: float = 1., degrees: float = 180., sigma: float = .8, fill: float = 
 
   The angle must not be readable off the way it was done. So every turn, that by 0 too, is resampled by a round Gaussian
   of `sigma` pixels, which smooths alike in all directions, and shows a disc that lies within the picture at every angle,
-  `fill` (a fraction of white) around it. Only the identity action, not applied, leaves the picture as it is. Raises UserError for
-  an angle outside 0..180 or a sigma below .5, ValueError at trace time where the image is not square.
+  `fill` (a fraction of white) around it. Only the identity action, not applied, leaves the picture as it is. Raises
+  UserError for an angle outside 0..180 or a sigma below .5, ValueError at trace time where the image is not square.
   """
   if not 0 < degrees <= 180:
     raise UserError(f'turn.degrees = {degrees} is no range of angles.', 'Give the largest, above 0 and at most 180.')
