@@ -84,7 +84,7 @@ def test_the_second_view_may_differ():
     ({'equivariance': "{'name': 'care', 'splits': 7}"}, 'splits', '='),
     ({'equivariance': 'stl', 'batch': '15'}, 'batch', '16'),
     ({'augment__second': "{'blur': {'p': .1}}"}, "second has no 'blur'", 'crop'),
-    ({'augment__second': "{'flip': {'q': .1}}"}, "second.flip has no 'q'", "'p'"),
+    ({'augment__second': "{'flip': {'q': .1}}"}, "second.flip has no 'q'", 'It has: p'),
     ({'equivariance': 'equimod,essl', 'equivariance__weight': '.5'}, 'does not say which', 'equivariance.0.weight'),
 ])
 def test_a_mistake_is_named_with_its_remedy(overrides, cause, fix):

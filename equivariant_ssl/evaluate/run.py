@@ -1,7 +1,9 @@
 """Evaluate a run's checkpoint: every number with its protocol's name, the untrained network and chance beside it."""
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -101,15 +103,21 @@ def _labelled(run: train.Run) -> bool:
   return run.source.train.labels is not None and run.source.test is not None and run.source.test.labels is not None
 
 
-def _classify(run: train.Run, fixed: Frozen, state: TrainState, what: str, protocol: str) -> Result:
-  source, K = run.source, len(run.source.classes)
-  encode = Partial(fixed.encode, variables(state))
-  if what == 'linear' and protocol == 'equimod':
-    return linear.equimod(encode, source.train.images, source.train.labels, source.test.images, source.test.labels, K,
-                          run.key, mesh=run.mesh)
+def _features(run: train.Run, fixed: Frozen, state: TrainState) -> tuple:
+  """What a classifier of frozen features reads: (training features, labels, test features, labels, classes)."""
+  source, encode = run.source, Partial(fixed.encode, variables(state))
   of = lambda split: features(encode, split.images, mesh=run.mesh)
-  arrays = of(source.train), source.train.labels, of(source.test), source.test.labels, K
-  return (knn.evaluate if what == 'knn' else linear.cached)(*arrays)
+  return of(source.train), source.train.labels, of(source.test), source.test.labels, len(source.classes)
+
+
+def _classify(run: train.Run, fixed: Frozen, state: TrainState, arrays: Callable[[], tuple], what: str, protocol: str
+              ) -> Result:
+  """kNN, or the linear `protocol`, of a state; `arrays` gives its `_features` where they are read."""
+  source = run.source
+  if what == 'linear' and protocol == 'equimod':
+    return linear.equimod(Partial(fixed.encode, variables(state)), source.train.images, source.train.labels,
+                          source.test.images, source.test.labels, len(source.classes), run.key, mesh=run.mesh)
+  return (knn.evaluate if what == 'knn' else linear.cached)(*arrays())
 
 
 def as_json(value: Any) -> Any:
@@ -162,8 +170,9 @@ def evaluate(workdir: pathlib.Path, which: list[str], protocol: str = 'cached', 
   table = Table(title=f'{workdir.name}, step {number} of {run.recipe.steps}, {len(run.source.test.images)} test images')
   for column in ('protocol', 'trained', 'untrained', 'chance'):
     table.add_column(column, justify='left' if column == 'protocol' else 'right')
+  arrays = [(s, functools.cache(lambda s=s: _features(run, fixed, s))) for s in (state, base)]  # once for all protocols
   for what in [w for w in which if w != 'equivariance']:
-    after, before = (_classify(run, fixed, s, what, protocol) for s in (state, base))
+    after, before = (_classify(run, fixed, s, a, what, protocol) for s, a in arrays)
     name = after.protocol if what == 'knn' else f'linear {after.protocol}'
     chance = float(np.bincount(run.source.test.labels).max() / len(run.source.test.labels))
     _write(workdir, name, {'protocol': name, 'trained': after, 'untrained': before, 'chance': chance, **about})
