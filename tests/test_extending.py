@@ -1,11 +1,10 @@
 """A new op, invariance and equivariance objective are each one new file, and one config line (bar 4)."""
-import sys
-
 import jax
 import numpy as np
 import pytest
+from additions import ENCODER, TINY, added
 
-from equivariant_ssl import augment, config, equivariance, invariance, shard, train
+from equivariant_ssl import augment, config, equivariance, invariance, nets, shard, train
 
 OP = '''
 from typing import NamedTuple
@@ -76,17 +75,7 @@ FILES = {'mytint': (augment, OP), 'myinvariance': (invariance, INVARIANCE), 'mye
 
 @pytest.fixture(scope='module', autouse=True)
 def written(tmp_path_factory):
-  folders = []
-  for name, (package, text) in FILES.items():
-    folder = tmp_path_factory.mktemp(name)
-    (folder / f'{name}.py').write_text(text)
-    package.__path__.append(str(folder))
-    folders.append((package, str(folder)))
-  yield
-  for package, folder in folders:
-    package.__path__.remove(folder)
-  for name, (package, _) in FILES.items():
-    sys.modules.pop(f'{package.__name__}.{name}', None)
+  yield from added(tmp_path_factory, FILES | {TINY: (nets, ENCODER)})
 
 
 @pytest.mark.parametrize('overrides', [
@@ -95,7 +84,7 @@ def written(tmp_path_factory):
     {'equivariance': "{'name': 'myequivariance', 'width': 4}"},
 ], ids=list(FILES))
 def test_one_new_file_trains(overrides, tmp_path):
-  made = config.load('smoke', {**overrides, 'steps': '2', 'encoder.depth': '10', 'checkpoint_every': '100'})
+  made = config.load('smoke', {**overrides, 'steps': '2', 'encoder': f"{{'name': '{TINY}'}}"})
   run = train.prepare(made, shard.mesh(jax.devices()[:1]))
   seen = []
   train.fit(run, train.initial(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))

@@ -1,11 +1,11 @@
 """Any invariance with any equivariance objective, or several: three real steps of each (bars 2, 3 and 4)."""
 import functools
 import itertools
-import sys
 
 import jax
 import numpy as np
 import pytest
+from additions import ENCODER, TINY, added
 
 from equivariant_ssl import config, equivariance, invariance, modules, nets, shard, step, train
 from equivariant_ssl.errors import UserError
@@ -22,34 +22,12 @@ ONCE += [('none', e) for e in EQUIVARIANCES if e != 'none']          # each equi
 ONCE += PAIRS[-2:]                                                   # and both lists
 B, STEPS = 16, 3
 
-TINY = '''
-"""The smallest encoder with what can go wrong: a convolution and a BatchNorm."""
-import flax.linen as nn
-from equivariant_ssl.nets.conv import Conv
-from equivariant_ssl.nets.norm import BatchNorm
-
-
-class Tiny(nn.Module):
-  @nn.compact
-  def __call__(self, x, train):
-    return nn.relu(BatchNorm()(Conv(8, 3, 2, 1)(x), train)).mean((1, 2))
-
-
-def make(dtype='float32'):
-  return Tiny()
-'''
 SMALL = {'hidden': (8,), 'dim': 8, 'action_dim': 8, 'read_hidden': (8,), 'read_dim': 8, 'action_hidden': (8,), 'splits': 4}
 
 
 @pytest.fixture(scope='module', autouse=True)
 def tiny(tmp_path_factory):
-  """A network in a folder of its own: to add one is to add one file."""
-  folder = tmp_path_factory.mktemp('nets')
-  (folder / 'tiny_for_tests.py').write_text(TINY)
-  nets.__path__.append(str(folder))
-  yield
-  nets.__path__.remove(str(folder))
-  sys.modules.pop('equivariant_ssl.nets.tiny_for_tests', None)
+  yield from added(tmp_path_factory, {TINY: (nets, ENCODER)})
 
 
 def small(package, name: str) -> dict:
@@ -66,7 +44,7 @@ def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
       section[part] = {'hidden': (8,), 'out': 8}
   names = (eqs,) if isinstance(eqs, str) else eqs
   return config.resolve(config.ConfigDict({
-      'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': 'tiny_for_tests'},
+      'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': TINY},
       'augment': {'order': ('crop', 'rotate'), 'crop': {'role': 'invariant', 'method': 'bilinear'},
                   'rotate': {'role': 'sensitive'}},
       'invariance': section, 'equivariance': [small(equivariance, e) for e in names],
