@@ -37,7 +37,7 @@ def prepared(device, batch: int, width: int, dtype: str):
 def ours(run: train.Run, shown, fast: bool):
   """One jitted update on given views: (state) -> (state, loss, gradient)."""
   def update(s: state.TrainState, shown):
-    (loss, (stats, _)), grads = jax.value_and_grad(functools.partial(step.loss, run.recipe), has_aux=True)(
+    (loss, (stats, *_)), grads = jax.value_and_grad(functools.partial(step.loss, run.recipe), has_aux=True)(
         s.params, s.stats, shown)
     updates, opt_state = run.recipe.tx.update(grads, s.opt_state, s.params)
     return s._replace(params=optax.apply_updates(s.params, updates), stats=stats, opt_state=opt_state), loss, grads

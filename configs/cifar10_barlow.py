@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_barlow --workdir runs/c10_barlow
-           eqssl eval runs/c10_barlow --linear --protocol equimod
+           eqssl eval runs/c10_barlow --protocol equimod
 Published: online top-1 92.10 %, of a classifier trained along with the network on augmented images, not of a linear
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's
            own code is for ImageNet alone.

@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol --workdir runs/c10_byol
-           eqssl eval runs/c10_byol --linear --protocol equimod
+           eqssl eval runs/c10_byol --protocol equimod
 Published: linear top-1 90.44 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling. Of BYOL's own code: the target is updated before the

@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol_equimod --workdir runs/c10_byol_equimod
-           eqssl eval runs/c10_byol_equimod --linear --protocol equimod
+           eqssl eval runs/c10_byol_equimod --protocol equimod
 Published: linear top-1 91.57 %, against 90.44 % without (EquiMod's README; github.com/ADevillers/EquiMod, arXiv
            2211.01244).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.

@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_care --workdir runs/c10_care
-           eqssl eval runs/c10_care --linear --protocol equimod
+           eqssl eval runs/c10_care --protocol equimod
 Published: linear top-1 91.92 %, against 90.98 % without (CARE's Table 1; github.com/Sharut/CARE, Gupta et al., ICLR
            2024).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.

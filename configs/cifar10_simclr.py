@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simclr --workdir runs/c10_simclr
-           eqssl eval runs/c10_simclr --linear --protocol equimod
+           eqssl eval runs/c10_simclr --protocol equimod
 Published: linear top-1 90.96 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling.

@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg --workdir runs/c10_vicreg
-           eqssl eval runs/c10_vicreg --linear --protocol equimod
+           eqssl eval runs/c10_vicreg --protocol equimod
 Published: online top-1 92.07 %, of a classifier trained along with the network on augmented images, not of a linear
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's own code
            is for ImageNet alone.

@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg_equimod --workdir runs/c10_vicreg_equimod
-           eqssl eval runs/c10_vicreg_equimod --linear --protocol equimod
+           eqssl eval runs/c10_vicreg_equimod --protocol equimod
 Published: none that we could read; EquiMod's code has SimCLR and BYOL.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   BatchNorm over all three views at once, as EquiMod's code has it: the baseline to compare with is

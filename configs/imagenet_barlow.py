@@ -1,7 +1,7 @@
 """Barlow Twins on ImageNet at the official settings: ResNet-50, LARS, 1000 epochs.
 
 Command:   eqssl train --config imagenet_barlow --workdir runs/in_barlow
-           eqssl eval runs/in_barlow --linear --protocol equimod
+           eqssl eval runs/in_barlow --protocol equimod
 Published: linear top-1 73.5 % in the README, 73.2 % in the paper (github.com/facebookresearch/barlowtwins, arXiv
            2103.03230).
 Measured:  none yet: see Differs.

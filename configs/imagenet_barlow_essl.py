@@ -1,7 +1,7 @@
 """Barlow Twins + E-SSL on ImageNet at the official settings: ResNet-50, LARS, 100 epochs (or 200, 300).
 
 Command:   eqssl train --config imagenet_barlow_essl --workdir runs/in_barlow_essl
-           eqssl eval runs/in_barlow_essl --linear --protocol equimod
+           eqssl eval runs/in_barlow_essl --protocol equimod
 Published: linear top-1 after 100, 200, 300 epochs 67.5, 70.9, 71.8 %, against 66.7, 69.8, 70.9 % without
            (github.com/rdangovs/essl, arXiv 2111.00899).
 Measured:  none yet: see Differs.

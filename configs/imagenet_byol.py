@@ -1,7 +1,7 @@
 """BYOL on ImageNet at the official settings: ResNet-50, LARS, 1000 epochs.
 
 Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
-           eqssl eval runs/in_byol --linear --protocol equimod
+           eqssl eval runs/in_byol --protocol equimod
 Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
            byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
            .99, weight decay 1e-6.

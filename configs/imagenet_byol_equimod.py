@@ -1,7 +1,7 @@
 """BYOL + EquiMod on ImageNet at the official settings: every augmentation both seen and told.
 
 Command:   eqssl train --config imagenet_byol_equimod --workdir runs/in_byol_equimod
-           eqssl eval runs/in_byol_equimod --linear --protocol equimod
+           eqssl eval runs/in_byol_equimod --protocol equimod
 Published: linear top-1 73.22 %, against 74.03 % without: worse, at 1000 epochs (EquiMod's README;
            github.com/ADevillers/EquiMod, arXiv 2211.01244). The baseline is this file with
            --config.equivariance=none, not imagenet_byol.

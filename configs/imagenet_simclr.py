@@ -1,7 +1,7 @@
 """SimCLR on ImageNet as EquiMod's authors trained their baseline: ResNet-50, LARS, 800 epochs.
 
 Command:   eqssl train --config imagenet_simclr --workdir runs/in_simclr
-           eqssl eval runs/in_simclr --linear --protocol equimod
+           eqssl eval runs/in_simclr --protocol equimod
 Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244). SimCLR's own
            code, at other settings: 64.5 % after 100 epochs (README of github.com/google-research/simclr).
 Measured:  none yet: see Differs.

@@ -1,7 +1,7 @@
 """SimCLR + EquiMod on ImageNet at the official settings: every augmentation both seen and told.
 
 Command:   eqssl train --config imagenet_simclr_equimod --workdir runs/in_simclr_equimod
-           eqssl eval runs/in_simclr_equimod --linear --protocol equimod
+           eqssl eval runs/in_simclr_equimod --protocol equimod
 Published: linear top-1 72.30 %, against 71.57 % without (EquiMod's README; github.com/ADevillers/EquiMod, arXiv
            2211.01244).
 Measured:  none yet: see Differs.

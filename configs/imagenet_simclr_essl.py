@@ -1,7 +1,7 @@
 """SimCLR + E-SSL on ImageNet at the official settings: ResNet-50, LARS, 100 epochs (or 200, 300, 800).
 
 Command:   eqssl train --config imagenet_simclr_essl --workdir runs/in_simclr_essl
-           eqssl eval runs/in_simclr_essl --linear --protocol equimod
+           eqssl eval runs/in_simclr_essl --protocol equimod
 Published: linear top-1 after 100, 200, 300, 800 epochs 68.2, 70.2, 71.3, 72.5 %, against 67.6, 69.7, 70.4, 71.9 %
            without (github.com/rdangovs/essl, arXiv 2111.00899).
 Measured:  none yet: see Differs.

@@ -1,7 +1,7 @@
 """SimSiam on ImageNet at the official settings: ResNet-50, SGD, 100 epochs.
 
 Command:   eqssl train --config imagenet_simsiam --workdir runs/in_simsiam
-           eqssl eval runs/in_simsiam --linear --protocol equimod
+           eqssl eval runs/in_simsiam --protocol equimod
 Published: linear top-1 68.1 % (README of github.com/facebookresearch/simsiam, arXiv 2011.10566).
 Measured:  none yet: see Differs.
 Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are

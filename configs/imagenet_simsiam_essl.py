@@ -1,7 +1,7 @@
 """SimSiam + E-SSL on ImageNet at the official settings: ResNet-50, SGD, 100 epochs.
 
 Command:   eqssl train --config imagenet_simsiam_essl --workdir runs/in_simsiam_essl
-           eqssl eval runs/in_simsiam_essl --linear --protocol equimod
+           eqssl eval runs/in_simsiam_essl --protocol equimod
 Published: linear top-1 68.5 %, against 67.9 % without (github.com/rdangovs/essl, arXiv 2111.00899). The baseline is
            this file with --config.equivariance=none: other augmentations than SimSiam's own.
 Measured:  none yet: see Differs.

@@ -1,7 +1,7 @@
 """VICReg on ImageNet at the official settings: ResNet-50, LARS, 1000 epochs.
 
 Command:   eqssl train --config imagenet_vicreg --workdir runs/in_vicreg
-           eqssl eval runs/in_vicreg --linear --protocol equimod
+           eqssl eval runs/in_vicreg --protocol equimod
 Published: linear top-1 73.2 % (README of github.com/facebookresearch/vicreg, arXiv 2105.04906).
 Measured:  none yet: see Differs.
 Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are

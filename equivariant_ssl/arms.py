@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import shard, state, train
-from equivariant_ssl.evaluate import fewshot, knn, linear, run
+from equivariant_ssl.evaluate import fewshot, frozen, knn, linear
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.statistics import mean_std
 
@@ -38,7 +38,7 @@ class Arm(NamedTuple):
   last: list[dict[str, float]]
 
 
-def readouts(fixed: run.Frozen, values: dict, source) -> dict[str, float]:
+def readouts(fixed: frozen.Frozen, values: dict, source) -> dict[str, float]:
   """Linear, kNN and five-labels accuracy in per cent."""
   encode, K = Partial(fixed.encode, values), len(source.classes)
   of = lambda split: features(encode, split.images, batch=512)
@@ -55,17 +55,17 @@ def load(spec: Spec, steps: int):
 def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
   """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
   base = train.prepare(load(spec, steps), shard.mesh(jax.devices()[:1]))
-  recipe, (step, data), fixed = base.recipe, train.compiled(base), run.frozen(base.recipe)
+  recipe, (step, data), fixed = base.recipe, train.compiled(base), frozen.frozen(base.recipe)
   initial = state.initialiser(recipe, shard.replicated(base.mesh))
   told = list(fixed.pairs.get('equimod', ()))
   arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
           for k in ('untrained', name) if k == name or spec.untrained}
 
   def read(arm: Arm, trained: state.TrainState) -> None:
-    for k, v in readouts(fixed, run.variables(trained), base.source).items():
+    for k, v in readouts(fixed, frozen.variables(trained), base.source).items():
       arm.readouts[k].append(v)
     if told:
-      arm.gains.append({what: run.gains(recipe, fixed, trained, 'equimod', base.source.test.images, what, 512)
+      arm.gains.append({what: frozen.gains(recipe, fixed, trained, 'equimod', base.source.test.images, what, 512)
                         for what in told})
 
   for seed in range(seeds):

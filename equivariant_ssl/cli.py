@@ -73,13 +73,21 @@ def build_parser() -> argparse.ArgumentParser:
   p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
   p.add_argument('--quiet', action='store_true', help='no progress')
-  p = add('eval', evaluate, 'evaluate the newest checkpoint of DIR (default: all three evaluations)')
-  p.add_argument('dir')
-  p.add_argument('--knn', action='store_true', help='weighted kNN, k=200, T=.1')
-  p.add_argument('--linear', action='store_true', help='linear probe')
-  p.add_argument('--protocol', default='cached', help='of the linear probe: cached (default) or equimod')
-  p.add_argument('--equivariance', action='store_true', help='EquiMod\'s gain on held-out images, with its controls')
+  p = add('eval', evaluate, 'evaluate the newest checkpoint of each DIR under named protocols')
+  p.add_argument('dirs', nargs='+', metavar='DIR')
+  p.add_argument('--protocol', action='append', default=[], metavar='NAME',
+                 help='one or several, joined by commas; "list" says what there is (default: those that are quick)')
+  p.add_argument('--seeds', default='0', help='of the protocols\' own draws, joined by commas (default: %(default)s)')
   p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
+  p.add_argument('--epochs', type=int, default=0, help='of SGD probes and fine-tuning (default: the protocol\'s own)')
+  p.add_argument('--batch', type=int, default=0, help='the same')
+  p.add_argument('--targets', default='', help='data sets of --protocol transfer, with commas (default: the usual twelve)')
+  p.add_argument('--root', default='', help='TFDS folder of the targets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p = add('compare', compare, 'put the results of evaluated runs beside each other, paired by seed')
+  p.add_argument('dirs', nargs='+', metavar='DIR')
+  p.add_argument('--group-by', default='method', help='or a field of the config, e.g. augment.rotate.role (default: method)')
+  p.add_argument('--protocol', default='', help='only these, joined by commas (default: all that the runs share)')
+  p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
   p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
   data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
   p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
@@ -152,12 +160,30 @@ def _train(config, workdir: str, args) -> None:
     print(f'Next: eqssl eval {workdir}')
 
 
+def _split(text: str) -> list[str]:
+  return [part.strip() for part in text.split(',') if part.strip()]
+
+
 def evaluate(args) -> None:
   _cache()
-  from equivariant_ssl.evaluate import run
-  which = [w for w in ('knn', 'linear', 'equivariance') if getattr(args, w)]
-  run.evaluate(pathlib.Path(args.dir), which or ['knn', 'linear', 'equivariance'], args.protocol, args.step,
-               asked=bool(which))
+  from equivariant_ssl.evaluate import protocols, run
+  names = [n for text in args.protocol for n in _split(text)]
+  if 'list' in names:
+    print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
+    print('\n'.join(f'{name:15} {", ".join(of)}' for name, of in {**protocols.GROUPS, 'default': protocols.DEFAULT}.items()))
+    return
+  seeds = _split(args.seeds)
+  if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
+    raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
+                    'e.g. --seeds 0,1,2 --epochs 90')
+  options = protocols.Options(args.epochs, args.batch, tuple(_split(args.targets)), args.root)
+  for folder in args.dirs:
+    run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options)
+
+
+def compare(args) -> None:
+  from equivariant_ssl import compare as compares
+  compares.compare([pathlib.Path(d) for d in args.dirs], args.group_by, tuple(_split(args.protocol)), pathlib.Path(args.csv))
 
 
 def doctor(args) -> int:

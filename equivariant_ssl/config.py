@@ -26,9 +26,11 @@ TOP = {
     'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
     'tensorboard': False,
+    'probe': False,         # train a linear classifier beside, on stopped features, and log its accuracy
+    'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
-FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'on_collapse')  # may differ on resuming
+FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse')  # may differ on resuming
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop')}
 COSINES = ('step', 'epoch')  # how often the rate moves
 GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config

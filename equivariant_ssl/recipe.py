@@ -15,12 +15,20 @@ from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.types import Action, Equivariance, Group, Invariance, Key, Op, Wiring
 
+PROBE_RATE = .1  # of the online probe, as solo-learn's
 SPREAD_DRAWS = 4096  # actions drawn to measure the units in which a head is told
+
+
+class Monitor(NamedTuple):
+  """An online probe of `classes` classes, trained by `tx`."""
+  classes: int
+  tx: optax.GradientTransformation
 
 
 class Recipe(NamedTuple):
   """groups: every view group of a step. canvas: side of the stored
-  images, pixels. batch: global. steps: of the whole run. wirings: what each objective was told of the roles."""
+  images, pixels. batch: global. steps: of the whole run. wirings: what each objective was told of the roles. probe: a linear
+  head trained beside, on stopped features."""
   network: Network
   groups: dict[str, Group]
   invariance: Invariance
@@ -33,6 +41,7 @@ class Recipe(NamedTuple):
   steps: int
   size: int
   canvas: int
+  probe: Monitor | None = None
 
 
 def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> dict[str, tuple[Op, str]]:
@@ -133,8 +142,10 @@ def check(config: ConfigDict, inv: Invariance, equivariances: dict[str, Equivari
                       'Give 0, the last features' + (f', or 1 to {stages}.' if stages else '.'))
 
 
-def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), std: tuple = (1., 1., 1.)) -> Recipe:
-  """The recipe of a resolved `config` for `num` training images of side `canvas`, inputs of `mean` and `std`."""
+def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), std: tuple = (1., 1., 1.),
+         classes: int = 0) -> Recipe:
+  """The recipe of a resolved `config` for `num` training images of side `canvas`, inputs of `mean` and `std`, in `classes`
+  classes where there are labels."""
   if num < config.batch:
     raise UserError(f'batch {config.batch} is larger than the {num} training images.',
                     f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}')
@@ -160,5 +171,8 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
       encoder, head('projector'), head('predictor'), heads={k: e.head for k, e in equivariances.items()},
       mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint')
   tx = optim.build(o.name, schedule, o.lr, inv.constant, **own(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
+  if config.probe and not classes:
+    raise UserError(f'config.probe needs labels, and {config.data.name} has none.', 'Leave it out: --config.probe=False')
+  probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
   return Recipe(network, groups, inv, equivariances, wirings, tx, schedule,
-                config.batch, per_epoch, steps, config.size, canvas)
+                config.batch, per_epoch, steps, config.size, canvas, probe)

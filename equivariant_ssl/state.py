@@ -13,10 +13,22 @@ from equivariant_ssl.recipe import Recipe
 from equivariant_ssl.types import Array, Image, Key
 
 
+class Head(NamedTuple):
+  """A linear classifier: kernel [D K], bias [K]."""
+  kernel: Array
+  bias: Array
+
+
+class Probe(NamedTuple):
+  """An online probe: its head and its optimiser's memory."""
+  head: Head
+  memory: Any
+
+
 class TrainState(NamedTuple):
   """step: int32, steps done. params, stats: weights, BatchNorm statistics. target: (params, stats) of a moving
-  average of the encoder and the projector, its statistics its own, or (). opt_state: optax's. extras: for an online
-  probe, empty by default."""
+  average of the encoder and the projector, its statistics its own, or (). opt_state: optax's. extras: the Probe of a run
+  that has one, or ()."""
   step: Array
   params: dict
   stats: dict
@@ -47,7 +59,12 @@ def build(recipe: Recipe, key: Key) -> TrainState:
     target = its['params'], its.get('batch_stats', {})
     if recipe.invariance.update == 'before':
       target = subset(params, its['params']), target[1]
-  return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params))
+  extras = ()
+  if recipe.probe:
+    D = jax.eval_shape(lambda v: recipe.network.apply(v, images.pixels, method='encode'), variables).shape[-1]
+    head = Head(jnp.zeros((D, recipe.probe.classes)), jnp.zeros(recipe.probe.classes))
+    extras = Probe(head, recipe.probe.tx.init(head))
+  return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)
 
 
 def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callable[[Key], TrainState]:

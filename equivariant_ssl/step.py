@@ -11,16 +11,18 @@ from equivariant_ssl import augment, optim, shard
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import TrainState, subset
+from equivariant_ssl.state import Head, Probe, TrainState, subset
 from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
 
 
 class Batch(NamedTuple):
-  """images: uint8 [B S S C] canvases; sizes: float32 [B 2], their true (height, width)."""
+  """images: uint8 [B S S C] canvases; sizes: float32 [B 2], their true (height, width); labels: int32 [B], which an online
+  probe alone reads."""
   images: Array
   sizes: Array
+  labels: Array | None = None
 
 
 def views(recipe: Recipe, key: Key, step: Array, batch: Batch) -> dict[str, Views]:
@@ -30,8 +32,9 @@ def views(recipe: Recipe, key: Key, step: Array, batch: Batch) -> dict[str, View
 
 
 def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], target: Array | None = None
-         ) -> tuple[Array, tuple[dict, Metrics]]:
-  """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread).
+         ) -> tuple[Array, tuple[dict, Metrics, Array]]:
+  """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread, the features
+  [B D] of the first view).
 
   target: the embeddings [B V E] of a target network, where the invariance has one.
   """
@@ -44,13 +47,27 @@ def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], tar
   total = terms['invariance'] + sum(e.weight * terms[name] for name, e in recipe.equivariances.items())
   z = embeddings.projected
   metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
-  return total, (updated.get('batch_stats', {}), metrics)
+  return total, (updated.get('batch_stats', {}), metrics, next(iter(outputs.features.values()))[:, 0])
 
 
 def averaged(recipe: Recipe, step: Array, average: dict, params: dict) -> dict:
   """The target's weights a step further: tau average + (1 - tau) params, tau rising to 1 by a cosine."""
   tau = optim.decay_at(recipe.invariance.decay, step, recipe.steps)
   return jax.tree.map(lambda a, p: tau * a + (1. - tau) * p, average, subset(params, average))
+
+
+def probe_step(recipe: Recipe, extras: Probe, features: Array, labels: Array) -> tuple[Probe, Metrics]:
+  """A step of the online probe on `features` [B D] of augmented training images, which get no gradient of it; and its
+  loss and accuracy before the step. Some points off an evaluation of the frozen network: a monitor, not a result."""
+  logits = lambda head: jnp.matmul(jax.lax.stop_gradient(features), head.kernel, precision='highest') + head.bias[None]
+
+  def loss(head: Head) -> tuple[Array, Array]:
+    scores = logits(head)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean(), scores
+  (value, scores), grads = jax.value_and_grad(loss, has_aux=True)(extras.head)
+  updates, memory = recipe.probe.tx.update(grads, extras.memory, extras.head)
+  hits = (scores.argmax(1) == labels).astype(jnp.float32)
+  return Probe(optax.apply_updates(extras.head, updates), memory), {'probe_loss': value, 'probe_top1': hits.mean()}
 
 
 def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -64,13 +81,17 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tup
     aim, updated = recipe.network.apply({'params': average, 'batch_stats': target_stats}, {'views': shown['views']},
                                         recipe.equivariances, True, method='project', mutable=['batch_stats'])
     target_stats = updated.get('batch_stats', {})
-  grads, (stats, metrics) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown, aim)
+  grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown, aim)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   if state.target and recipe.invariance.update == 'after':
     average = averaged(recipe, state.step, average, params)
   metrics |= {'gradient': optax.tree.norm(grads), 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
-  return state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state,
+  extras = state.extras
+  if recipe.probe:
+    extras, seen = probe_step(recipe, extras, features, batch.labels)
+    metrics |= seen
+  return state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, extras=extras,
                         target=(average, target_stats) if state.target else ()), metrics
 
 
@@ -84,7 +105,7 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
     start = state.step % recipe.steps_per_epoch * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
-    batch = jax.lax.with_sharding_constraint(Batch(*(x[rows] for x in data)), shard.split(mesh))
+    batch = jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
     return train_step(recipe, key, state, batch)
 
   return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))

@@ -13,58 +13,26 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, data, distributed, modules, record, shard
+from equivariant_ssl import checkpoint, distributed, record, shard
 from equivariant_ssl import config as configs
-from equivariant_ssl import recipe as recipes
 from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
 from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
+from equivariant_ssl.evaluate.online import monitor
+from equivariant_ssl.runs import Run, abstract, initial, prepare
 
 COLLAPSED = .3  # of the spread of a uniform sphere
-
-
-class Run(NamedTuple):
-  """What a run is made of, before its first step: enough to train it, resume it, or read its checkpoint."""
-  config: ConfigDict
-  source: Source
-  recipe: recipes.Recipe
-  mesh: Mesh
-  key: jax.Array
 
 
 Hook = Callable[[Run, states.TrainState, int], None]  # called after a step with its number; must not keep the state
 
 
-def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
-  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
-  mesh = mesh or shard.mesh()
-  shard.check_batch(config.batch, mesh.devices.size)
-  source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
-  for line in source.problems[:10]:
-    log(line)
-  if len(source.problems) > 10:
-    log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
-  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], source.mean, source.std)
-  return Run(config, source, recipe, mesh, jax.random.key(config.seed))
-
-
-def initial(run: Run) -> states.TrainState:
-  """The run's state at step 0, a copy on every device."""
-  return states.init(run.recipe, run.key, shard.replicated(run.mesh))
-
-
-def abstract(run: Run) -> states.TrainState:
-  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)),
-                      jax.eval_shape(lambda: states.build(run.recipe, run.key)))
-
-
 def compiled(run: Run):
   """The one jitted step of the run, (key, state, data, order) -> (state, metrics), and its data on the devices."""
   train = run.source.train
-  placed = shard.place(steps.Batch(train.images, train.sizes), shard.replicated(run.mesh))
+  labels = train.labels if run.recipe.probe else None
+  placed = shard.place(steps.Batch(train.images, train.sizes, labels), shard.replicated(run.mesh))
   return steps.resident(run.recipe, run.mesh), placed
 
 
@@ -95,8 +63,10 @@ class _Log(NamedTuple):
   since: list  # [time, step, seconds waited, whether collapse was said]
 
 
-def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, last_good: Callable) -> None:
-  """Fetch the pending metrics, stop on the first that is not finite, write one row, and warn of a collapse."""
+def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, last_good: Callable,
+           measured: dict[str, float]) -> None:
+  """Fetch the pending metrics, stop on the first that is not finite, write one row with what was `measured` beside them,
+  and warn of a collapse."""
   fetched = jax.device_get([m for _, m in log.pending])
   for (n, _), metrics in zip(log.pending, fetched, strict=True):
     bad = [k for k, v in metrics.items() if not math.isfinite(v)]
@@ -107,7 +77,7 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
           'Try a lower --config.optimizer.lr, a longer warm-up, or --config.dtype=float32, in a new --workdir.',
           NOT_FINITE)
   n = log.pending[-1][0]
-  values = {k: float(v) for k, v in fetched[-1].items()}
+  values = {k: float(v) for k, v in fetched[-1].items()} | measured
   now = time.perf_counter()
   elapsed = max(now - log.since[0], 1e-9)
   values['images_per_s'] = run.recipe.batch * (n - log.since[1]) / elapsed
@@ -117,7 +87,8 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   if memory:
     values['memory_gib'] = memory['peak_bytes_in_use'] / 2 ** 30
   write(n, values)
-  show(n, {k: values[k] for k in ('loss', 'invariance', *run.recipe.equivariances, 'std')}, values['images_per_s'],
+  shown = ('loss', 'invariance', *run.recipe.equivariances, 'std', 'probe_top1', 'knn_top1')
+  show(n, {k: values[k] for k in shown if k in values}, values['images_per_s'],
        values['data_wait'])
   if values['std'] < COLLAPSED and n > 10 and not log.since[3]:
     line = (f'step {n}: the embeddings are collapsing: their spread is {values["std"]:.2f} of a full sphere\'s '
@@ -161,6 +132,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       flag = stack.enter_context(record.stop_on_signal())
       asked = lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
+    knn_every = max(round(config.knn_every * run.recipe.steps_per_epoch), 1) if config.knn_every else 0
+    measure = monitor(run) if knn_every else None
     log = _Log([], [time.perf_counter(), start, 0., False])
     stopped = []
 
@@ -169,8 +142,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       log.since[2] += waited
       stop = asked(n)
       due = n % every == 0 or n == total or stop
-      if n % config.log_every == 0 or due:
-        _flush(run, log, write, show, say, saved.latest)
+      measured = measure(state) if knn_every and n % knn_every == 0 else {}
+      if n % config.log_every == 0 or due or measured:
+        _flush(run, log, write, show, say, saved.latest, measured)
       if due:
         saved.save(n, state, {}, wait=stop)
       for hook in hooks:

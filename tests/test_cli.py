@@ -160,7 +160,7 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   (tmp_path / 'some' / '08.png').write_bytes(whole[:len(whole) // 2])  # indexed by its header, unreadable later
   code, _, err = eqssl('train', '--workdir', tmp_path / 'b', *folder(tmp_path / 'some'), capsys=capsys)
   assert code == 0 and '07.png' in err and '08.png' in err
-  code, _, err = eqssl('eval', tmp_path / 'b', '--knn', capsys=capsys)
+  code, _, err = eqssl('eval', tmp_path / 'b', '--protocol', 'knn', capsys=capsys)
   assert code == 2 and 'no labels' in err
 
 
@@ -198,7 +198,7 @@ def test_a_collapse_is_said_once_or_stops(what):
 
   def flush(n, std):
     log.pending.append((n, {**metrics, 'std': np.float32(std)}))
-    train._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None)
+    train._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None, {})
   flush(20, .9)
   assert not said
   if what == 'stop':
@@ -225,14 +225,16 @@ def test_a_torn_last_checkpoint_falls_back(straight, tmp_path, capsys):
 def test_eval_prints_trained_untrained_and_chance(straight, capsys, tmp_path):
   import shutil
   shutil.copytree(straight[1], tmp_path / 'run')
-  code, out, err = eqssl('eval', tmp_path / 'run', capsys=capsys)
+  code, out, err = eqssl('eval', tmp_path / 'run', '--protocol', 'knn,cached,gains', capsys=capsys)
   assert code == 0, err
-  names = {p.stem for p in (tmp_path / 'run' / 'eval').glob('*.json')}
-  assert names == {'knn-k200-T0.1', 'linear-cached', 'equivariance-equimod'}
-  knn = json.loads((tmp_path / 'run' / 'eval' / 'knn-k200-T0.1.json').read_text())
-  assert knn['protocol'] == 'knn k=200 T=0.1' and 0 < knn['chance'] < .2 and 'untrained' in knn
-  gain = json.loads((tmp_path / 'run' / 'eval' / 'equivariance-equimod.json').read_text())['actions']
-  assert set(gain) == {'all', 'crop', 'rotate'} and gain['all']['trained']['identity']['absolute']['mean'] == 0
+  of = {p.stem: json.loads(p.read_text()) for p in (tmp_path / 'run' / 'eval').glob('*.json')}
+  assert set(of) == {'knn', 'cached', 'gains'}
+  trained, untrained = of['knn']['trained'][0], of['knn']['untrained'][0]
+  assert trained['name'] == 'knn k=200 T=0.1' and 0 < trained['controls']['top1']['chance'] < .2
+  assert trained['numbers'] != untrained['numbers']
+  gain = of['gains']['trained'][0]['detail']
+  assert set(gain) == {f'equimod {op}' for op in ('all', 'crop', 'crop beyond', 'rotate')}
+  assert gain['equimod all']['identity']['absolute']['mean'] == 0
   assert 'untrained' in out and 'chance' in out and 'shuffled' in out
 
 

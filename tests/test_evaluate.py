@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from PIL import Image as Pillow
 from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -12,10 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from equivariant_ssl import errors, shard
-from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.evaluate import equivariance, fewshot, knn, linear, statistics
 from equivariant_ssl.evaluate.features import features, in_batches
-from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Pair
 
 K = 10
@@ -247,78 +244,6 @@ def test_real_scans():
   data = x[:1000], y[:1000], x[1000:], y[1000:], K
   assert linear.cached(*data).top1 > .94 and knn.evaluate(*data).top1 > .85
   assert fewshot.few_labels(*data, jax.random.key(0)).mean > .7
-
-
-# -- linear, on augmented images
-
-def plain(N, seed):
-  """uint8 images of one colour each, which crops and flips leave alone, and three classes of them."""
-  random = np.random.RandomState(seed)
-  labels = random.randint(0, 3, N)
-  colours = random.randint(0, 120, (N, 3)) + 120 * np.eye(3, dtype=int)[labels]
-  return np.broadcast_to(colours[:, None, None, :], (N, 8, 8, 3)).astype(np.uint8), labels
-
-
-def colour(scale, images):
-  return images.mean((1, 2)) * scale
-
-
-ENCODE = Partial(colour, jnp.float32(2.))
-
-
-def reference_equimod(features, labels, key, epochs, batch):
-  """Torch's SGD with Nesterov momentum and CosineAnnealingLR in float64, on features that no augmentation moves."""
-  key, per_epoch = key_for(key, 'probe'), len(labels) // batch
-  head = linear.torch_linear(key_for(key, 'init'), features.shape[1], 3)
-  w = np.concatenate([head.kernel, head.bias[None]]).astype(np.float64)
-  memory, step = np.zeros_like(w), 0
-  for epoch in range(epochs):
-    for rows in np.asarray(epoch_order(key, epoch, len(labels)))[:per_epoch * batch].reshape(per_epoch, batch):
-      h = np.concatenate([features[rows], np.ones((batch, 1))], axis=1)
-      p = np.exp(h @ w)
-      gradient = h.T @ (p / p.sum(1, keepdims=True) - np.eye(3)[labels[rows]]) / batch
-      memory = .9 * memory + gradient
-      lr = 1e-4 + (.2 - 1e-4) * (1 + np.cos(np.pi * step / (epochs * per_epoch))) / 2
-      w, step = w - lr * (gradient + .9 * memory), step + 1
-  return w
-
-
-@pytest.mark.parametrize('devices', [None, 4])
-def test_equimod_is_torchs_sgd_on_augmented_images(key, devices):
-  mesh = None if devices is None else shard.mesh(jax.devices()[:devices])
-  images, labels = plain(45, 0)
-  train = lambda images: linear.equimod_head(ENCODE, images, labels, 3, key, epochs=4, batch=16, mesh=mesh)
-  want = lambda images: reference_equimod(images.mean((1, 2)) / 255 * 2, labels, key, 4, 16)
-  joined = lambda head: np.concatenate([head.kernel, head.bias[None]])
-  np.testing.assert_allclose(joined(train(images)), want(images), atol=1e-4)
-  half = images.copy()
-  half[:, :, :4] = 255  # now a crop changes the mean colour
-  assert np.abs(joined(train(half)) - want(half)).max() > .01
-
-
-def test_torch_linear(key):
-  head = linear.torch_linear(key, 400, 50)
-  assert head.kernel.shape == (400, 50) and head.bias.shape == (50,)
-  for part in head:
-    assert .9 / 20 < np.abs(part).max() <= 1 / 20 and abs(np.mean(part)) < .01
-
-
-def test_equimod_learns_is_named_and_is_the_same_twice(key):
-  images, labels = plain(45, 0)
-  test = plain(30, 1)
-  found = linear.equimod(ENCODE, images, labels, *test, 3, key, epochs=20, batch=16)
-  again = linear.equimod(ENCODE, images, labels, *test, 3, key, epochs=20, batch=16)
-  assert found.protocol == 'equimod epochs=20 batch=16' and found.top1 >= .9 and found.top5 is None
-  np.testing.assert_array_equal(found.predictions, again.predictions)
-  with pytest.raises(errors.UserError, match='30 of the 30 test images have no label'):
-    linear.equimod(ENCODE, images, labels, test[0], np.full(30, -1), 3, key)
-
-
-def test_centre_is_pillows():
-  image = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
-  want = np.asarray(Pillow.fromarray(image).resize((36, 36), Pillow.Resampling.BICUBIC))[2:34, 2:34]
-  found = np.asarray(jax.jit(linear.centre)(jnp.asarray(image[None], jnp.float32) / 255))[0]
-  assert np.abs(np.round(found * 255) - want).max() <= 1
 
 
 # -- few labels

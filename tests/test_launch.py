@@ -59,8 +59,8 @@ def test_two_processes_train_as_one_and_one_goes_on_from_them(two, tmp_path, mon
   train.train(config, tmp_path / 'on', mesh=mesh, quiet=True)  # steps 4 and 5, by one process
   agree(tmp_path / 'one', tmp_path / 'on')
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  assert cli.main(['eval', str(two), '--knn']) == 0, capsys.readouterr().err
-  assert json.loads((two / 'eval' / 'knn-k200-T0.1.json').read_text())['checkpoint'] == 5
+  assert cli.main(['eval', str(two), '--protocol', 'knn']) == 0, capsys.readouterr().err
+  assert json.loads((two / 'eval' / 'knn.json').read_text())['checkpoint'] == 5
 
 
 def test_an_error_in_one_process_ends_the_other(two):

@@ -67,13 +67,13 @@ for arm in "${arms[@]}"; do
 done
 for arm in "${arms[@]}"; do
   dir=$OUT_DIR/$arm
-  evaluations=(--knn --linear)
-  if grep -q '"equimod"' "$dir/config.json"; then evaluations+=(--equivariance); fi
+  evaluations=(knn "$PROTOCOL")
+  if grep -q '"equimod"' "$dir/config.json"; then evaluations+=(gains); fi
   for what in "${evaluations[@]}"; do
-    [ ! -f "$dir/evaluated$what" ] || continue
+    [ ! -f "$dir/evaluated-$what" ] || continue
     [ "$(left)" -gt "$EVAL_SECONDS" ] || [ "$SECONDS" -lt 10 ] || more "evaluate $arm $what"
-    eqssl eval "$dir" "$what" --protocol "$PROTOCOL"
-    touch "$dir/evaluated$what"
+    eqssl eval "$dir" --protocol "$what"
+    touch "$dir/evaluated-$what"
   done
 done
 summary

@@ -19,11 +19,12 @@ def line(run: pathlib.Path) -> str:
            'device memory not reported (CPU)' if memory is None else f'{memory:.2f} GiB of device memory (peak)']
   results = [json.loads(path.read_text()) for path in sorted((run / 'eval').glob('*.json'))]
   for result in results:
-    if 'trained' in result:
-      words.append(f'{result["protocol"]} {100 * result["trained"]["top1"]:.2f} % '
-                   f'(untrained {100 * result["untrained"]["top1"]:.2f})')
-    else:
-      gain = result['actions']['all']['trained']['over_shuffled']
+    trained, untrained = result['trained'][0], result['untrained'][0]
+    if 'top1' in trained['numbers']:
+      words.append(f'{trained["name"]} {100 * trained["numbers"]["top1"]:.2f} % '
+                   f'(untrained {100 * untrained["numbers"]["top1"]:.2f})')
+    elif result['protocol'] == 'gains':
+      gain = next(iter(trained['detail'].values()))['over_shuffled']
       words.append(f'gain over shuffled actions {gain["mean"]:.4f} [{gain["low"]:.4f}, {gain["high"]:.4f}]')
   return ', '.join(words if results else [*words, 'not evaluated yet'])
 

@@ -89,7 +89,7 @@ def check_labels(labels: np.ndarray, N: int, classes: int, what: str) -> None:
     raise errors.UserError(f'There are no {what} images.')
   if labels.min() < 0:
     raise errors.UserError(f'{int((labels < 0).sum())} of the {N} {what} images have no label.',
-                           'kNN, linear and few-label evaluation need labels; --equivariance does not.')
+                           'kNN, linear and few-label evaluation need labels; --protocol equivariance does not.')
   if labels.max() >= classes:
     raise errors.UserError(f'A {what} image has label {labels.max()}, but the data set has {classes} classes.',
                            'Labels count from 0.')

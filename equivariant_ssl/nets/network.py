@@ -89,14 +89,18 @@ class Network(nn.Module):
   def pair(self, name: str, objectives: dict[str, Equivariance], features: Features, actions: dict, train: bool) -> Pair:
     """The pairs of objective `name`: its groups embedded (in one pass, for a joint BatchNorm), then paired."""
     objective = objectives[name]
-    shared = objective.shares and self.projector is not None and not any(o.feeds for o in objectives.values())
-    embed = lambda h: self.projector(h, train) if shared else self.heads[name].embed(h, train)
+    embed = lambda h: self.embed(name, objectives, h, train)
     if self.joint:
       together = jnp.concatenate([features[g] for g in objective.uses], axis=1)
       embedded = split(embed(together), {g: features[g].shape[1] for g in objective.uses})
     else:
       embedded = {g: self.by_view(embed, features[g], apart=g == 'views') for g in objective.uses}
     return objective.pairs(embedded, actions)
+
+  def embed(self, name: str, objectives: dict[str, Equivariance], features: Array, train: bool) -> Array:
+    """Embeddings [B V E] of features [B V D] as objective `name` embeds: by its head, or by the invariance's projector."""
+    shared = objectives[name].shares and self.projector is not None and not any(o.feeds for o in objectives.values())
+    return self.projector(features, train) if shared else self.heads[name].embed(features, train)
 
   def answer(self, name: str, pair: Pair, train: bool = False):
     """What head `name` answers to a pair, for evaluation."""

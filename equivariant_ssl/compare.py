@@ -1,0 +1,134 @@
+"""Compare evaluated runs: mean and spread over seeds, and differences paired by seed with their intervals."""
+import csv
+import json
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.protocols import PROTOCOLS
+from equivariant_ssl.evaluate.run import WIDTH
+from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, show
+
+
+class Row(NamedTuple):
+  """One number of one group of runs. seeds: {seed: its value}; difference: to the first group, paired by seed (None: of the
+  first itself, or no seed in common)."""
+  protocol: str
+  number: str
+  group: str
+  seeds: dict[int, float]
+  untrained: float
+  difference: Interval | None
+
+
+def method(config: Any) -> str:
+  """'simclr + equimod': what a run's objectives are called."""
+  given = config.equivariance if isinstance(config.equivariance, (list, tuple)) else [config.equivariance]
+  return ' + '.join([config.invariance.name, *(e.name for e in given if e.name != 'none')])
+
+
+def group(config: Any, by: str) -> str:
+  """The group of a run: its method, or the value of the config's field `by` ('augment.rotate.role')."""
+  if by == 'method':
+    return method(config)
+  node = config
+  for part in by.split('.'):
+    if not hasattr(node, 'get') or part not in node:
+      raise UserError(f'config has no {by!r} to group by.', 'e.g. --group-by method or --group-by augment.rotate.role')
+    node = node[part]
+  return str(node)
+
+
+def _value(number: Any) -> float:
+  return number['mean'] if isinstance(number, dict) else number
+
+
+def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str], tuple[float, float]]]:
+  """(group, seed, {(protocol, number): (trained, untrained)}) of a run, each a mean over the evaluation's seeds."""
+  config = configs.read(workdir / 'config.json')
+  found = {}
+  for path in sorted((workdir / 'eval').glob('*.json')):
+    content = json.loads(path.read_text())
+    if content.get('protocol') not in PROTOCOLS or 'trained' not in content:
+      continue
+    for number in content['trained'][0]['numbers']:
+      found[path.stem, number] = tuple(mean_std([_value(f['numbers'][number]) for f in content[who]])[0]
+                                       for who in ('trained', 'untrained'))
+  if not found:
+    raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {workdir}')
+  return group(config, by), config.seed, found
+
+
+def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = ()) -> list[Row]:
+  """Every number that the runs share, a row a group, in the order of the runs; UserError where two runs of a group have
+  one seed."""
+  groups: dict[str, dict[int, dict]] = {}
+  for workdir in workdirs:
+    name, seed, found = read(workdir, by)
+    if seed in groups.setdefault(name, {}):
+      raise UserError(f'{str(workdir)!r} is a second run of {name!r} with seed {seed}.',
+                      'Give one run a seed, or --group-by a field in which they differ.')
+    groups[name][seed] = found
+  shared = set.intersection(*(set(found) for seeds in groups.values() for found in seeds.values()))
+  first, out = next(iter(groups)), []
+  every = [k for k in next(iter(groups[first].values())) if k in shared and (not protocols or k[0] in protocols)]
+  if not every:
+    raise UserError('These runs share no result.', 'Evaluate all of them alike: eqssl eval DIR... --protocol NAME')
+  for key in every:
+    for name, seeds in groups.items():
+      values = {seed: found[key][0] for seed, found in sorted(seeds.items())}
+      common = [s for s in values if s in groups[first]]
+      difference = paired([values[s] for s in common], [groups[first][s][key][0] for s in common]) if common else None
+      out.append(Row(*key, name, values, mean_std([found[key][1] for found in seeds.values()])[0],
+                     None if name == first else difference))
+  return out
+
+
+def _scale(row: Row) -> float:
+  return 100. if PROTOCOLS[row.protocol.split('-epochs')[0].split('-batch')[0]].percent else 1.
+
+
+def table(found: list[Row]) -> Table:
+  """A row a number and group."""
+  first = found[0].group
+  out = Table(title=f'mean ± standard deviation over seeds; difference from {first} paired by seed [95 %]')
+  for column in ('protocol', 'number', 'group', 'seeds', 'trained', 'untrained', 'difference'):
+    out.add_column(column, justify='left' if column in ('protocol', 'number', 'group') else 'right')
+  before = None
+  for r in found:
+    mean, std = mean_std(list(r.seeds.values()))
+    s, here = _scale(r), (r.protocol, r.number)
+    out.add_row(*(here if here != before else ('', '')), r.group, str(len(r.seeds)),
+                f'{s * mean:.2f}' + (f' ± {s * std:.2f}' if std is not None else ''), f'{s * r.untrained:.2f}',
+                show(r.difference, s) if r.difference else '')
+    before = here
+  return out
+
+
+def write(found: list[Row], path: pathlib.Path) -> None:
+  """The same as CSV, unscaled: one line a number and group, with every seed's value."""
+  seeds = sorted({s for r in found for s in r.seeds})
+  with open(path, 'w', newline='') as file:
+    out = csv.writer(file)
+    out.writerow(['protocol', 'number', 'group', 'n', 'mean', 'std', 'untrained', 'difference', 'low', 'high',
+                  *(f'seed {s}' for s in seeds)])
+    for r in found:
+      d = r.difference or Interval(None, None, None, 0)
+      out.writerow([r.protocol, r.number, r.group, len(r.seeds), *mean_std(list(r.seeds.values())), r.untrained,
+                    d.mean, d.low, d.high, *(r.seeds.get(s, '') for s in seeds)])
+
+
+def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = (),
+            out: pathlib.Path = pathlib.Path('compare.csv'), console: Console | None = None) -> list[Row]:
+  """Print the table of evaluated runs and write it to `out`."""
+  found = rows(workdirs, by, protocols)
+  console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+  console.print(table(found))
+  write(found, out)
+  console.print(f'Written to {out}')
+  return found

@@ -1,0 +1,178 @@
+"""Linear classification by SGD on the frozen features of augmented images, under the field's named protocols."""
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from equivariant_ssl import augment, modules, shard
+from equivariant_ssl.augment.pixels import resample
+from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.errors import NOT_FINITE, UserError
+from equivariant_ssl.evaluate.features import as_partial, check_labels, features
+from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.statistics import Result, accuracy, result
+from equivariant_ssl.keys import key_for
+from equivariant_ssl.types import Array, Group, Image, Key
+
+HELD_OUT = .1  # of the training images, to choose a rate on
+
+
+class Protocol(NamedTuple):
+  """SGD, momentum .9, no weight decay, on torch's default Linear; random resized crop (.08, 1) and flip.
+
+  rates: several are trained side by side on one pass of features, chosen on a tenth of the training images (of equal
+  ones the lowest), then the head is trained anew on all of them. per: rates are for this batch and scale with it
+  (None: they do not). end: the rate at the end of a cosine a step. centred: tested on `centre`, else on whole images.
+  whole: an epoch's last batch is what is left, else images that do not fill a batch are left out of an epoch.
+  """
+  rates: tuple[float, ...]
+  epochs: int
+  batch: int
+  per: int | None = None
+  nesterov: bool = True
+  end: float = 0.
+  centred: bool = True
+  whole: bool = False
+
+
+PROTOCOLS = {
+    'equimod': Protocol((.2,), 90, 256, end=1e-4),                      # Devillers & Lefort 2022, official code
+    'essl': Protocol((30.,), 100, 256, nesterov=False),                 # Dangovski et al. 2022, official code, CIFAR-10
+    'simclr': Protocol((.1,), 100, 512, per=256, centred=False),        # Chen et al. 2020, official code, CIFAR-10
+    'byol': Protocol((.05, .1, .2, .3, .4), 80, 1024, per=None),        # Grill et al. 2020, appendix: batch 1024
+    'linear': Protocol((.003, .01, .03, .1, .2, .3, 1., 3., 10., 30.), 90, 256, whole=True),  # ours: equimod's, any rate
+}
+
+
+class Head(NamedTuple):
+  """kernel [R D K], bias [R K], of R heads; of one head without the R."""
+  kernel: Array
+  bias: Array
+
+
+def centre(images: Array) -> Array:
+  """Resize to 36/32 of the side (bicubic), then the central crop of the side: [B S S 3] -> [B S S 3]."""
+  side = images.shape[1]
+  big = round(side * 36 / 32)
+  start = round((big - side) / 2)
+  zero, one = jnp.zeros(()), jnp.ones(())
+  large = jax.vmap(lambda image: resample(image, zero, zero, one, one, big, 'bicubic'))(images)
+  return large[:, start:start + side, start:start + side]
+
+
+def _encode_centre(encode: Callable[[Array], Array], images: Array) -> Array:
+  return encode(centre(images))
+
+
+def torch_linear(key: Key, D: int, K: int) -> Head:
+  """A Linear as torch draws it by default: kernel [D K] and bias [K] uniform within 1 / sqrt(D)."""
+  bound = 1 / math.sqrt(D)
+  draw = lambda name, *shape: jax.random.uniform(key_for(key, name), shape, minval=-bound, maxval=bound)
+  return Head(draw('kernel', D, K), draw('bias', K))
+
+
+def logits(head: Head, features: Array) -> Array:
+  """[R B K] of R heads on features [B D]."""
+  return jnp.einsum('bd,rdk->rbk', features, head.kernel, precision='highest') + head.bias[:, None, :]
+
+
+@functools.lru_cache
+def _step(side: int, batch: int, steps_per_epoch: int, steps: int, nesterov: bool, mesh: Mesh | None):
+  """(the momentum, one jitted step of every head)."""
+  trace = optax.trace(.9, nesterov)
+  op = augment.chain(modules.make(augment, 'crop', size=side, scale=(.08, 1.), method='bicubic'),
+                     modules.make(augment, 'flip', p=.5))
+
+  @functools.partial(jax.jit, donate_argnums=(1,))
+  def step(encode, state, key, images, labels, order, index, rates, end):
+    heads, memory = state
+    start = index % steps_per_epoch * batch
+    rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
+    if mesh is not None:
+      rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
+    real = (start + jnp.arange(batch) < len(images)).astype(jnp.float32)
+    shown = Image(images[rows].astype(jnp.float32) / 255., jnp.full((batch, 2), side, jnp.float32))
+    views = augment.views({'probe': Group((op,), side)}, key_for(key, 'augment', index), shown)['probe'].images
+    h = encode(views[:, 0]).astype(jnp.float32)
+
+    def loss(heads: Head) -> Array:
+      each = optax.softmax_cross_entropy_with_integer_labels(logits(heads, h), labels[rows][None, :])
+      return (each * real[None, :]).sum() / real.sum()  # a sum over heads: each has its own gradient
+    directions, memory = trace.update(jax.grad(loss)(heads), memory)
+    rate = end + (rates - end) * .5 * (1. + jnp.cos(math.pi * index.astype(jnp.float32) / steps))
+    move = lambda p, d: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * d
+    return jax.tree.map(move, heads, directions), memory
+
+  return trace, step
+
+
+def train(protocol: Protocol, encode: Callable[[Array], Array], images: np.ndarray, labels: np.ndarray, classes: int,
+          key: Key, mesh: Mesh | None = None) -> Head:
+  """The heads [R ...] that `protocol` trains, one a rate, on uint8 `images` [N S S 3] and `labels` [N]."""
+  N, side = len(images), images.shape[1]
+  B = min(protocol.batch, N)
+  if mesh is not None:
+    B = -(-B // mesh.size) * mesh.size if protocol.whole else B
+    shard.check_batch(B, mesh.size)
+  per_epoch = -(-N // B) if protocol.whole else N // B
+  place = (lambda tree: shard.place(tree, shard.replicated(mesh))) if mesh is not None else jax.device_put
+  encode, key = place(as_partial(encode)), key_for(key, 'probe')
+  D = jax.eval_shape(encode, jax.ShapeDtypeStruct((B, side, side, images.shape[3]), jnp.float32)).shape[-1]
+  rates = np.array(protocol.rates, np.float32) * (B / protocol.per if protocol.per else 1.)
+  heads = jax.tree.map(lambda a: jnp.repeat(a[None], len(rates), 0), torch_linear(key_for(key, 'init'), D, classes))
+  trace, step = _step(side, B, per_epoch, protocol.epochs * per_epoch, protocol.nesterov, mesh)
+  state = place((heads, trace.init(heads)))
+  *resident, rates, end = place((images, labels.astype(np.int32), rates.astype(np.float32), np.float32(protocol.end)))
+  for epoch in range(protocol.epochs):
+    order = place(np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B)))
+    for index in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+      state = step(encode, state, key, *resident, order, index, rates, end)
+  return state[0]
+
+
+def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, images: np.ndarray, mesh: Mesh | None
+            ) -> np.ndarray:
+  """[R M K] of un-augmented images [M ...], in float64 so that no rounding decides."""
+  encode = as_partial(encode)
+  h = features(Partial(_encode_centre, encode) if protocol.centred else encode, images, protocol.batch, mesh)
+  kernel, bias = (np.asarray(a, np.float64) for a in heads)
+  return np.einsum('md,rdk->rmk', h, kernel) + bias[:, None, :]
+
+
+def evaluate(name: str, encode: Callable[[Array], Array], train_images: np.ndarray, train_labels: np.ndarray,
+             test_images: np.ndarray, test_labels: np.ndarray, classes: int, key: Key, epochs: int = 0, batch: int = 0,
+             mesh: Mesh | None = None) -> Result:
+  """The accuracy of a head under protocol `name` of PROTOCOLS; epochs, batch: where > 0, other than the protocol's.
+
+  encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches).
+  images: uint8 [N S S 3]. The last epoch counts. Fewer images than a batch are one batch. The protocol is named with
+  the epochs and batch where they are not its own. `mesh` splits the batch over devices. Raises UserError where
+  labels are missing or the head diverged.
+  """
+  for images, labels, what in ((train_images, train_labels, 'training'), (test_images, test_labels, 'test')):
+    check_labels(labels, len(images), classes, what)
+  published = PROTOCOLS[name]
+  protocol = published._replace(epochs=epochs or published.epochs, batch=min(batch or published.batch, len(train_images)))
+  chosen = {'epochs': protocol.epochs, 'batch': protocol.batch}
+  out = held_out(train_labels, HELD_OUT)
+  if len(protocol.rates) > 1 and out.any():
+    heads = train(protocol, encode, train_images[~out], train_labels[~out], classes, key, mesh)
+    scores = _scores(protocol, encode, heads, train_images[out], mesh)
+    held = [accuracy(s.argmax(1), train_labels[out]) if np.isfinite(s).all() else -1. for s in scores]
+    best = int(np.argmax(held))
+    protocol = protocol._replace(rates=protocol.rates[best:best + 1])
+    chosen['held_out_top1'] = held[best]
+  scores = _scores(protocol, encode, train(protocol, encode, train_images, train_labels, classes, key, mesh), test_images,
+                   mesh)[0]
+  if not np.isfinite(scores).all():
+    raise UserError(f'The linear probe of protocol {name} diverged at rate {protocol.rates[0]:g}.',
+                    'Use the protocol linear, which chooses a rate, or cached, which has none.', NOT_FINITE)
+  changed = '' if protocol[1:3] == published[1:3] else f' epochs={protocol.epochs} batch={protocol.batch}'
+  return result(name + changed, scores, test_labels, {'lr': protocol.rates[0], **chosen})

@@ -1,0 +1,253 @@
+"""The named protocols: what each measures of one network, and the controls that stand beside its numbers."""
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from equivariant_ssl import augment, runs
+from equivariant_ssl.evaluate import care as cares
+from equivariant_ssl.evaluate import (
+  episodes,
+  fewshot,
+  finetune,
+  frozen,
+  health,
+  knn,
+  linear,
+  logistic,
+  probe,
+  profile,
+  regression,
+  retrieval,
+)
+from equivariant_ssl.evaluate import transfer as transfers
+from equivariant_ssl.evaluate.features import features, in_batches
+from equivariant_ssl.evaluate.statistics import Interval, Result
+from equivariant_ssl.state import TrainState
+from equivariant_ssl.types import Key
+
+PANEL_TRAIN, PANEL_TEST, BANK, SHARED = 2000, 1000, 200, 8  # images; actions that all images share
+
+
+class Options(NamedTuple):
+  """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. targets: data sets of transfer, () all."""
+  epochs: int = 0
+  batch: int = 0
+  targets: tuple[str, ...] = ()
+  root: str = ''
+  cache: str = ''
+
+
+class Subject(NamedTuple):
+  """A network to evaluate. arrays: its (training features, labels, test features, labels, classes), computed once.
+  key: of the evaluation's own draws."""
+  run: runs.Run
+  fixed: frozen.Frozen
+  state: TrainState
+  arrays: Callable[[], tuple]
+  key: Key
+  options: Options
+
+  @property
+  def encode(self) -> Partial:
+    return Partial(self.fixed.encode, frozen.variables(self.state))
+
+  @property
+  def held_out(self) -> np.ndarray:
+    """The images to measure equivariance on: of the test split, or of the training split where there is none."""
+    return (self.run.source.test or self.run.source.train).images
+
+
+class Found(NamedTuple):
+  """numbers: {row: a value, or an Interval}. controls: {row: {control: value or Interval}}. detail: the rest, for the
+  result file. name: the protocol, with what was used where it is not the default."""
+  name: str
+  numbers: dict[str, Any]
+  controls: dict[str, dict[str, Any]]
+  detail: Any = None
+
+
+class Protocol(NamedTuple):
+  """find: Subject -> Found. needs: 'labels', 'target' (an objective that predicts where an embedding goes) or ''.
+  percent: whether its numbers are shown times 100. seeded: whether it draws anything of its own."""
+  find: Callable[[Subject], Found]
+  about: str
+  needs: str = ''
+  percent: bool = True
+  seeded: bool = False
+
+
+def arrays(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> tuple:
+  """(training features, labels, test features, labels, classes): what a classifier of frozen features reads."""
+  source, encode = run.source, Partial(fixed.encode, frozen.variables(state))
+  of = lambda split: features(encode, split.images, mesh=run.mesh)
+  return of(source.train), source.train.labels, of(source.test), source.test.labels, len(source.classes)
+
+
+def _accuracy(found: Result, labels: np.ndarray) -> Found:
+  """Of a Result: chance is the share of the commonest class (of the five commonest)."""
+  share = np.sort(np.bincount(labels) / len(labels))[::-1]
+  numbers = {k: v for k, v in (('top1', found.top1), ('top5', found.top5)) if v is not None}
+  chance = {k: float(share[:5 if k == 'top5' else 1].sum()) for k in numbers}
+  return Found(found.protocol, numbers, {k: {'chance': v} for k, v in chance.items()}, found)
+
+
+def _of_arrays(f: Callable[..., Result]) -> Callable[[Subject], Found]:
+  return lambda s: _accuracy(f(*s.arrays()), s.run.source.test.labels)
+
+
+def _of_images(name: str) -> Callable[[Subject], Found]:
+  def find(s: Subject) -> Found:
+    a, b = s.run.source.train, s.run.source.test
+    return _accuracy(probe.evaluate(name, s.encode, a.images, a.labels, b.images, b.labels, len(s.run.source.classes), s.key,
+                                    s.options.epochs, s.options.batch, s.run.mesh), b.labels)
+  return find
+
+
+def _few_labels(s: Subject) -> Found:
+  found = fewshot.few_labels(*s.arrays(), s.key)
+  return Found(found.protocol, {'top1': found.mean}, {'top1': {'chance': 1. / len(s.run.source.classes)}}, found)
+
+
+def _episodes(s: Subject) -> Found:
+  *_, h, labels, K = s.arrays()
+  ways = min(5, K)
+  found = {f'{ways}-way {shots}-shot': episodes.episodes(h, labels, K, s.key, ways, shots) for shots in (1, 5)}
+  return Found('episodes', {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()},
+               {k: {'chance': 1. / ways} for k in found}, found)
+
+
+def _finetune(fraction: float) -> Callable[[Subject], Found]:
+  def find(s: Subject) -> Found:
+    return _accuracy(finetune.evaluate(s.run, s.state, fraction, s.key, s.options.epochs, s.options.batch),
+                     s.run.source.test.labels)
+  return find
+
+
+def _gains(s: Subject) -> Found:
+  numbers, controls, detail = {}, {}, {}
+  for name, by_op in s.fixed.pairs.items():
+    for op in by_op:
+      m = detail[f'{name} {op}'] = frozen.gains(s.run.recipe, s.fixed, s.state, name, s.held_out, op)
+      numbers[f'{name} {op}'] = m.true.absolute
+      controls[f'{name} {op}'] = {'shuffled': m.shuffled.absolute, 'zeroed': m.zeroed.absolute, 'identity': 0.,
+                                  'true - shuffled': m.over_shuffled, 'ratio of means': m.true.ratio}
+  return Found('gains', numbers, controls, detail)
+
+
+def _retrieval(s: Subject) -> Found:
+  numbers, controls, detail = {}, {}, {}
+  for name, by_op in s.fixed.banks.items():
+    for op in by_op:
+      embeddings, actions = frozen.bank(s.fixed, s.state, name, s.held_out[:BANK], op)
+      predict = Partial(s.fixed.answer[name], frozen.variables(s.state))
+      found = retrieval.measure(predict, embeddings[:, 0], embeddings, actions, frozen.identity(s.run.recipe, name),
+                                jax.random.key(frozen.SEED))
+      detail[f'{name} {op}'] = found
+      for k, chance in zip(('mrr', 'h1', 'h5'), found.chance, strict=True):
+        row = f'{name} {op} {k}'
+        numbers[row] = getattr(found.true, k)
+        controls[row] = {c: getattr(getattr(found, c), k) for c in ('shuffled', 'zeroed', 'identity')} | {'chance': chance}
+  return Found(f'retrieval of {BANK} images', numbers, controls, detail)
+
+
+def _panel(s: Subject, images: np.ndarray, p: float, views: int, shared: int = 0, batch: int = 16):
+  """(features [N P 1 + V D], {op: actions [N V ...]}, the ops)."""
+  ops = frozen.panel(s.run.recipe.canvas, p)
+  f = Partial(_panel_program(s.fixed.encode, s.run.recipe.canvas, p, views, shared), frozen.variables(s.state))
+  h, actions = in_batches(f, (np.arange(len(images), dtype=np.int32), images), batch)
+  return h, actions, ops
+
+
+_programs = {}  # a jitted program is found by its function: the same function for every checkpoint
+
+
+def _panel_program(encode: Callable, side: int, *how) -> Callable:
+  if (encode, side, how) not in _programs:
+    p, views, shared = how
+    _programs[encode, side, how] = frozen.panel_views(encode, frozen.panel(side, p), views, shared)
+  return _programs[encode, side, how]
+
+
+def _profile(s: Subject) -> Found:
+  h, _, ops = _panel(s, s.held_out[:PANEL_TEST], 1., 1)
+  found = {op: profile.drift(h[:, i, 0], h[:, i, 1:], jax.random.key(frozen.SEED)) for i, op in enumerate(ops)}
+  return Found('profile', {op: d.view for op, d in found.items()},
+               {op: {'to another image': d.other, 'ratio': d.ratio} for op, d in found.items()}, found)
+
+
+def _regression(kind: str) -> Callable[[Subject], Found]:
+  def find(s: Subject) -> Found:
+    source = s.run.source
+    tests = s.held_out[-PANEL_TEST:] if source.test is None else source.test.images[:PANEL_TEST]
+    trains = source.train.images[:PANEL_TRAIN]
+    (h, a, ops), (ht, at, _) = (_panel(s, images, .5, 2) for images in (trains, tests))
+    numbers, controls, detail = {}, {}, {}
+    for i, (name, op) in enumerate(ops.items()):
+      x, y = _targets(op, h[:, i], a[name])
+      xt, yt = _targets(op, ht[:, i], at[name])
+      for form in x:
+        found = regression.with_controls(x[form], y[form], xt[form], yt[form], kind, s.key)
+        detail[f'{name} {form}'] = found
+        for how in ('pooled', 'averaged'):
+          numbers[f'{name} {form} {how}'] = getattr(found['true'], how)
+          chance = found['true'].pooled_chance if how == 'pooled' else 0.
+          controls[f'{name} {form} {how}'] = {'shuffled': getattr(found['shuffled'], how), 'chance': chance}
+    return Found(f'regression {kind}', numbers, controls, detail)
+  return find
+
+
+def _targets(op, h: np.ndarray, actions: Any) -> tuple[dict, dict]:
+  """({form: inputs [N ...]}, {form: what to read off them [N A]}): the action of one view, and that between two."""
+  first, second = (jax.tree.map(lambda a, v=v: a[:, v], actions) for v in (0, 1))
+  alone = np.asarray(jax.jit(jax.vmap(op.encode))(second))
+  between = np.asarray(jax.jit(jax.vmap(lambda a, b: augment.relative(op, a, b)))(first, second))
+  return ({'absolute': h[:, 2], 'relative': h[:, 1:].reshape(len(h), -1)}, {'absolute': alone, 'relative': between})
+
+
+def _care(s: Subject) -> Found:
+  h, _, ops = _panel(s, s.held_out[:256], 1., SHARED, shared=1)
+  found = {op: cares.over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2)) for i, op in enumerate(ops)}
+  numbers = {f'{op} {k}': getattr(f, k) for op, f in found.items() for k in ('gamma', 'relative')}
+  worst = {k: {'ignores it': 1.} for k in numbers if k.endswith('gamma')}
+  return Found(f'care: {SHARED} actions, 256 images', numbers, worst, found)
+
+
+def _health(s: Subject) -> Found:
+  h, _, _ = _panel(s, s.held_out[:PANEL_TEST], 1., 1)
+  crops = h[:, frozen.PANEL.index('crop')]
+  found = health.health(crops[:, 0], crops)
+  return Found('health', {k: v for k, v in found._asdict().items() if np.ndim(v) == 0 and v is not None}, {}, found)
+
+
+def _transfer(s: Subject) -> Found:
+  rows, missing = transfers.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh, s.options.root,
+                                     s.options.cache)
+  for m in missing:
+    print(f'transfer to {m.name} left out: it is not on disk. {m.command}')
+  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, {'rows': rows, 'missing': missing})
+
+
+PROTOCOLS = {
+    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200, T=.1', 'labels'),
+    'cached': Protocol(_of_arrays(linear.cached), 'logistic regression on un-augmented features', 'labels'),
+    **{name: Protocol(_of_images(name), f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True)
+       for name in probe.PROTOCOLS},
+    'logistic': Protocol(_of_arrays(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels'),
+    'few_labels': Protocol(_few_labels, 'ridge on five labels a class', 'labels', seeded=True),
+    'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True),
+    **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True)
+       for f in (.01, .1, 1.)},
+    'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target'),
+    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target'),
+    'regression': Protocol(_regression('linear'), 'R^2 of actions read from features, linear', percent=False),
+    'regression-mlp': Protocol(_regression('mlp'), 'R^2 of actions read from features, MLP', percent=False),
+    'care': Protocol(_care, 'CARE\'s gamma and Wahba error, no predictor needed', percent=False),
+    'profile': Protocol(_profile, '1 - cosine between an image and itself after one augmentation', percent=False),
+    'health': Protocol(_health, 'RankMe, LiDAR, alignment, uniformity, spread of features', percent=False),
+    'transfer': Protocol(_transfer, 'logistic regression on other data sets'),
+}
+GROUPS = {'equivariance': ('gains', 'retrieval', 'regression', 'care', 'profile')}
+DEFAULT = ('knn', 'cached', 'few_labels', 'gains', 'profile', 'health')

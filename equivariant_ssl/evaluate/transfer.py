@@ -1,0 +1,289 @@
+"""Protocol 'transfer': logistic regression on the frozen features of other data sets, one row each."""
+import functools
+import hashlib
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from rich.table import Table
+
+from equivariant_ssl import data, fingerprint, modules
+from equivariant_ssl.augment.pixels import resample
+from equivariant_ssl.data import folder, source, tfds
+from equivariant_ssl.data.source import Records, Split
+from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
+from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.logistic import logistic
+from equivariant_ssl.types import Array
+
+VERSION = 1   # raise it when reading or cropping changes what the features are
+CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
+BUILD = 'tfds build {dataset} --file_format=array_record --data_dir={root}   (where TensorFlow is installed)'
+MIT67 = r'''bash -c 'mkdir -p {root} && cd {root} || exit;
+ curl -LO http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar; tar xf indoorCVPR_09.tar;
+ for s in Train Test; do curl -L http://web.mit.edu/torralba/www/${{s}}Images.txt | tr -d "\r" |
+ while read -r p || [ -n "$p" ]; do d=mit67/${{s,,}}/${{p%/*}}; mkdir -p $d; cp "Images/$p" $d; done; done' '''
+AIRCRAFT = r'''bash -c 'mkdir -p {root} && cd {root} || exit; n=fgvc-aircraft-2013b;
+ curl -L https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/$n.tar.gz | tar xz; for s in train val test; do
+ while read -r i c; do d="aircraft/$s/${{c//\//-}}"; mkdir -p "$d"; cp $n/data/images/$i.jpg "$d";
+ done < $n/data/images_variant_$s.txt; done' '''
+GONE = 'its own address, which TFDS knows, is gone. '
+CARS = GONE + ('kaggle datasets download cyizhuo/stanford-cars-by-classes-folder --unzip -p {root}/cars   (then move '
+               'what it holds to {root}/cars/train/CLASS/ and {root}/cars/test/CLASS/)')
+SUN397 = GONE + ('From a copy of SUN397 put what Training_01.txt lists into {root}/sun397/train/CLASS/, and what '
+                 'Testing_01.txt lists into {root}/sun397/test/CLASS/')
+
+
+class Target(NamedTuple):
+  """dataset: TFDS's name, '': not in TFDS. train, valid, test: its splits; valid '': the share `held` of each training
+  class. metric: 'top1' or 'per_class'. note: the published images. prepare: what to type where it is not on disk."""
+  dataset: str
+  train: str = 'train'
+  valid: str = ''
+  test: str = 'test'
+  held: float = .1
+  metric: str = 'top1'
+  note: str = ''
+  prepare: str = BUILD
+
+
+DATASETS = {  # splits and metrics of Lee et al. 2021, official code: training + validation / test images
+    'cifar10': Target('cifar10', note='45,000 + 5,000 / 10,000', prepare='eqssl data prepare cifar10 --root {root}'),
+    'cifar100': Target('cifar100', note='45,000 + 5,000 / 10,000'),
+    'food101': Target('food101', test='validation', note='68,175 + 7,575 / 25,250'),
+    'mit67': Target('', held=.125, note='4,690 + 670 / 1,340', prepare=MIT67),
+    'pets': Target('oxford_iiit_pet', held=.2, metric='per_class', note='2,940 + 740 / 3,669'),
+    'flowers': Target('oxford_flowers102', valid='validation', metric='per_class', note='1,020 + 1,020 / 6,149'),
+    'caltech101': Target('caltech101', held=1 / 6, metric='per_class', note='2,525 + 505 / 5,647, not TFDS\'s split'),
+    'cars': Target('cars196', held=1650 / 8144, note='6,494 + 1,650 / 8,041', prepare=CARS),
+    'aircraft': Target('', valid='val', metric='per_class', note='3,334 + 3,333 / 3,333', prepare=AIRCRAFT),
+    'dtd': Target('dtd', valid='validation', note='1,880 + 1,880 / 1,880, split 1'),
+    'sun397': Target('sun397/standard-part1-120k', held=.2, note='15,880 + 3,970 / 19,850, split 1', prepare=SUN397),
+    'stl10': Target('stl10', note='4,500 + 500 / 8,000'),
+}
+
+
+class Row(NamedTuple):
+  """value: of `metric`, a fraction; top1: the same of top-1. note: images used, and those published."""
+  name: str
+  metric: str
+  value: float
+  top1: float
+  protocol: str
+  note: str
+
+
+class Missing(NamedTuple):
+  """A data set that is not on disk, and what to type."""
+  name: str
+  command: str
+
+
+class Part(NamedTuple):
+  """A split not yet read: `read(size)` gives it in pieces. mark: changes where its images do."""
+  mark: str
+  read: Callable[[int], Iterable[Split]]
+
+
+class Opened(NamedTuple):
+  """parts: {'train', 'test', and 'valid' where it has one of its own}."""
+  target: Target
+  classes: int
+  parts: dict[str, Part]
+
+
+def square(images: Array, sizes: Array, size: int) -> Array:
+  """Resize of the shorter side to `size` and the central crop of `size`, bicubic: [B S S C] -> [B size size C].
+
+  images: canvases, which show whole images of true `sizes` [B 2] (height, width). Cut first, then resized.
+  """
+  def one(pixels: Array, true: Array) -> Array:
+    h, w = jnp.min(true) / true
+    return resample(pixels, (1. - h) / 2., (1. - w) / 2., h, w, size, 'bicubic')
+  return jax.vmap(one)(images, sizes)
+
+
+@functools.lru_cache
+def _squared(size: int):
+  def f(encode: Callable[[Array], Array], rows: tuple[Array, Array]) -> Array:
+    return encode(square(rows[0].astype(jnp.float32) / 255., rows[1], size)).astype(jnp.float32)
+  return f
+
+
+def central(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256, mesh: Mesh | None = None
+            ) -> np.ndarray:
+  """Features [N D] of the central squares of a split, at `size` pixels; otherwise as `features.features`."""
+  found = in_batches(Partial(_squared(size), as_partial(encode)), (split.images, split.sizes), batch, mesh)
+  check_finite(found)
+  return found
+
+
+def _digest(*lines: object) -> str:
+  return hashlib.sha256('\n'.join(map(str, lines)).encode()).hexdigest()
+
+
+def _stamps(files: Iterable[pathlib.Path]) -> list[tuple]:
+  return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+
+
+def _decoded(records: Records, size: int) -> Iterator[Split]:
+  """The canvases of `records`, CHUNK at a time. Raises UserError (BAD_DATA) where more than 1 % cannot be read."""
+  bad = 0
+  for start in range(0, records.count, CHUNK):
+    count = min(CHUNK, records.count - start)
+    labels = None if records.labels is None else records.labels[start:start + count]
+    read = lambda rows, start=start: records.read(range(start + rows.start, start + rows.stop))
+    split, wrong = source.fill(Records(records.names, read, labels, count), size)
+    bad += len(wrong)
+    if bad > max(1, .01 * records.count) or len(wrong) == count:
+      raise UserError(f'more than 1 % cannot be decoded: {records.names(start + wrong[0][0])}: {wrong[0][1]}.',
+                      'Run `eqssl data check` to list them, and remove or repair them.', BAD_DATA)
+    yield split
+
+
+def _in_memory(target: Target, found: source.Source) -> Opened:
+  splits = {'train': found.train, 'test': found.test}
+  if any(s is None or s.labels is None for s in splits.values()):
+    raise UserError('it has no labelled test images.', 'Transfer needs labels.')
+  return Opened(target, len(found.classes), {k: Part(_digest(fingerprint.of(s._asdict())), lambda size, s=s: (s,))
+                                             for k, s in splits.items()})
+
+
+def _of_folder(target: Target, base: pathlib.Path) -> Opened:
+  """Class folders, with train/ and test/, and val/ beside them to choose on; else as `data.folder` splits them."""
+  names = {'train': 'train', 'valid': 'val', 'test': 'test'}
+  if all((base / n).is_dir() for n in names.values()):
+    parts = {k: folder.Part(str(base / n), folder.index(str(base / n)).paths) for k, n in names.items()}
+  else:
+    parts = dict(zip(('train', 'test'), folder.splits(base, .1)[:2], strict=True))
+  classes, _ = folder.class_names(*parts.values())
+  if classes is None:
+    raise UserError('some images are in no class folder, so there are no labels.', 'Make train/CLASS/ and test/CLASS/.')
+  mark = lambda p: _digest(_stamps(pathlib.Path(p.root, path) for path in p.paths), classes)
+  return Opened(target, len(classes), {k: Part(mark(p), lambda size, p=p: _decoded(folder.records(p, classes), size))
+                                       for k, p in parts.items()})
+
+
+def _of_tfds(target: Target, path: pathlib.Path) -> Opened:
+  builder = tfds.open_directory(path)
+  image, label = tfds.keys(target.dataset, builder.info)
+  if label is None:
+    raise UserError('it has no class label among its features.', 'Transfer needs labels.')
+  test = target.test if target.test in builder.info.splits else 'validation'
+  splits = {'train': target.train, 'test': test, **({'valid': target.valid} if target.valid else {})}
+  stamps = _stamps(f for f in path.iterdir() if f.is_file())
+  read = lambda size, split: _decoded(tfds.records(builder, split, image, label), size)
+  return Opened(target, len(builder.info.features[label].names), {
+      k: Part(_digest(stamps, s, image, label), functools.partial(read, split=s)) for k, s in splits.items()})
+
+
+def find(name: str, root: str = '') -> Opened | Missing:
+  """Data set `name`, not read yet: of DATASETS (from TFDS, or root/NAME/train/CLASS/ and so on), a module of `data`, a
+  folder of class folders, or TFDS's. Raises UserError where it has no labels."""
+  base, target = tfds.default_root(root), DATASETS.get(name, Target(name))
+  place = base / name if name in DATASETS else pathlib.Path(name).expanduser()
+  given = name not in DATASETS and place.is_dir() and not (place / 'dataset_info.json').is_file()
+  if given or (place / 'train').is_dir():
+    return _of_folder(target, place)
+  if name not in DATASETS and name in modules.names(data):
+    return _in_memory(target, modules.make(data, name))
+  if name.startswith(('.', '/', '~')) and not place.is_dir():
+    return Missing(name, f'make {name}/train/CLASS/ and {name}/test/CLASS/')
+  try:
+    path = tfds.find(target.dataset or name, root)
+  except UserError as e:
+    if 'is not prepared' not in str(e):  # it has configurations, and none is named
+      raise
+    return Missing(name, ' '.join(target.prepare.format(dataset=target.dataset, root=base).split()))
+  return _of_tfds(target, path)
+
+
+def mark(encode: Callable[[Array], Array], size: int) -> str:
+  """A digest of what `encode` does to images of `size`: of its program and its weights."""
+  encode = as_partial(encode)
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), encode)
+  program = jax.jit(lambda f, x: f(x)).lower(abstract, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).as_text()
+  return _digest(program, fingerprint.of(encode))
+
+
+def _kept(path: pathlib.Path | None, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays in `path`, or computed and put there, all or nothing; a damaged file is computed again."""
+  if path is None:
+    return compute()
+  try:
+    with open(path, 'rb') as file, np.load(file) as stored:  # a CRC of each array is checked
+      return {k: stored[k] for k in ('features', 'labels')}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    arrays = compute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    np.savez(os.path.join(scratch, 'new.npz'), **arrays)
+    os.replace(os.path.join(scratch, 'new.npz'), path)
+  return arrays
+
+
+def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dict[str, np.ndarray]:
+  found = [(central(encode, split, size, mesh=mesh), split.labels) for split in part.read(size)]
+  if not found or any(labels is None for _, labels in found):
+    raise UserError('some images have no label.' if found else 'a split has no images.', 'Transfer needs labels.')
+  return {k: np.concatenate(arrays) for k, arrays in zip(('features', 'labels'), zip(*found, strict=True), strict=True)}
+
+
+def _row(name: str, opened: Opened, arrays: dict[str, tuple[np.ndarray, np.ndarray]], size: int) -> Row:
+  (x, y), valid, target = arrays['train'], arrays.get('valid'), opened.target
+  if len(np.unique(y)) < 2:
+    raise UserError('all of its training images are of one class.', 'A classifier needs two classes or more.')
+  found = logistic(x, y, *arrays['test'], opened.classes, valid, metric=target.metric, held=target.held)
+  carved = int(held_out(y, target.held).sum()) if valid is None else 0
+  used = f'{len(y) - carved:,} + {carved if valid is None else len(valid[1]):,} / {len(arrays["test"][1]):,}'
+  note = used if target.note in ('', used) else f'{used}; published {target.note}'
+  return Row(name, found.chosen['metric'], found.chosen['value'], found.top1, f'{found.protocol}, centre {size}', note)
+
+
+def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int, mesh: Mesh | None = None,
+             root: str = '', cache: str = '') -> tuple[list[Row], list[Missing]]:
+  """The accuracy of `logistic.logistic` on the frozen features of each of `names` (see `find`; (): all of DATASETS).
+
+  encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches). size:
+  pixels of the central square. root: TFDS's folder. cache: a folder for features, kept by the encoder's weights and
+  program and by the images. What is not on disk is returned beside the rows. Raises UserError, the data set's name
+  first, where one has no labels, one class or unreadable images, or a feature is not finite.
+  """
+  rows, missing, by = [], [], mark(encode, size) if cache else ''
+  for name in names or tuple(DATASETS):
+    try:
+      opened = find(name, root)
+      if isinstance(opened, Missing):
+        missing.append(opened)
+        continue
+      arrays = {}
+      for split, part in opened.parts.items():
+        stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, by, part.mark)[:32]}.npz'
+        kept = _kept(pathlib.Path(cache).expanduser() / stem if cache else None,
+                     functools.partial(_features, encode, part, size, mesh))
+        arrays[split] = kept['features'], kept['labels']
+      rows.append(_row(name, opened, arrays, size))
+    except UserError as e:
+      raise UserError(f'{name}: {e}', code=e.code) from e
+  return rows, missing
+
+
+def table(rows: list[Row], missing: list[Missing] = ()) -> Table:
+  """`rows` in per cent, and what is `missing` with what to type."""
+  found = Table(title='transfer: logistic regression on frozen features')
+  for column in Row._fields:
+    found.add_column(column, justify='right' if column in ('value', 'top1') else 'left', overflow='fold')
+  for row in rows:
+    found.add_row(*row[:2], f'{100 * row.value:.2f}', f'{100 * row.top1:.2f}', *row[4:])
+  for one in missing:
+    found.add_row(one.name, 'not on disk', '', '', '', one.command)
+  return found

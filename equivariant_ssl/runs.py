@@ -1,0 +1,46 @@
+"""A run before its first step: its data, its recipe, and the shape of its state."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from equivariant_ssl import data, modules, shard
+from equivariant_ssl import recipe as recipes
+from equivariant_ssl import state as states
+from equivariant_ssl.data.source import Source
+
+
+class Run(NamedTuple):
+  """What a run is made of, before its first step: enough to train it, resume it, or read its checkpoint."""
+  config: ConfigDict
+  source: Source
+  recipe: recipes.Recipe
+  mesh: Mesh
+  key: jax.Array
+
+
+def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
+  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
+  mesh = mesh or shard.mesh()
+  shard.check_batch(config.batch, mesh.devices.size)
+  source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+  for line in source.problems[:10]:
+    log(line)
+  if len(source.problems) > 10:
+    log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
+  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], source.mean, source.std,
+                        len(source.classes or ()) if source.train.labels is not None else 0)
+  return Run(config, source, recipe, mesh, jax.random.key(config.seed))
+
+
+def initial(run: Run) -> states.TrainState:
+  """The run's state at step 0, a copy on every device."""
+  return states.init(run.recipe, run.key, shard.replicated(run.mesh))
+
+
+def abstract(run: Run) -> states.TrainState:
+  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)),
+                      jax.eval_shape(lambda: states.build(run.recipe, run.key)))

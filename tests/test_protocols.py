@@ -1,0 +1,124 @@
+"""`eqssl eval` and `eqssl compare` on real runs: what is written, read again, left alone and put side by side."""
+import csv
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from equivariant_ssl import checkpoint, compare, runs, shard, train
+from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import frozen, protocols, run, statistics
+
+CHEAP = ['knn', 'few_labels', 'retrieval', 'regression', 'care', 'profile', 'health']
+
+
+def trained(folder, **overrides) -> pathlib.Path:
+  config = configs.load('smoke', {'steps': '3', 'checkpoint_every': '3', **overrides})
+  train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+  return folder
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small():
+  """Few ops, views and images, so that programs are few and small."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(frozen, 'PANEL', ('crop', 'flip'))
+    patch.setattr(frozen, 'OUTSIDE', {})
+    for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('BANK', 16), ('SHARED', 2)):
+      patch.setattr(protocols, name, value)
+    yield
+
+
+@pytest.fixture(scope='module')
+def evaluated(tmp_path_factory):
+  """(folder of a run, what its evaluation returned, the checkpoint's files before)."""
+  folder = trained(tmp_path_factory.mktemp('run') / 'a')
+  before = {p: p.read_bytes() for p in (folder / 'checkpoints').rglob('*') if p.is_file()}
+  return folder, run.evaluate(folder, CHEAP), before
+
+
+def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
+  folder, found, _ = evaluated
+  assert set(found) == set(CHEAP) == {p.stem for p in (folder / 'eval').glob('*.json')}
+  for name, result in found.items():
+    after, before = result['trained'][0], result['untrained'][0]
+    assert after['numbers'].keys() == before['numbers'].keys() and after['numbers'], name
+    assert after['numbers'] != before['numbers'], name
+    values = [v['mean'] if isinstance(v, dict) else v for v in after['numbers'].values()]
+    assert np.isfinite(values).all(), name
+  beside = found['retrieval']['trained'][0]['controls']['equimod all mrr']
+  assert set(beside) == {'shuffled', 'zeroed', 'identity', 'chance'}
+  assert beside['identity']['mean'] == pytest.approx(beside['chance']) == pytest.approx(.08998, abs=1e-5)
+  regression = found['regression']['trained'][0]
+  assert {'crop absolute averaged', 'flip relative pooled'} <= set(regression['numbers'])
+  assert regression['detail']['crop absolute']['true']['components'] and regression['detail']['crop absolute']['shuffled']
+  json.dumps(found, allow_nan=False)
+
+
+def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch):
+  folder, found, before = evaluated
+  assert {p: p.read_bytes() for p in (folder / 'checkpoints').rglob('*') if p.is_file()} == before
+  called = []
+  counted = {n: p._replace(find=lambda s, n=n, p=p: called.append(n) or p.find(s)) for n, p in protocols.PROTOCOLS.items()}
+  monkeypatch.setattr(run, 'PROTOCOLS', counted)
+  assert run.evaluate(folder, ['knn', 'profile']) == {n: found[n] for n in ('knn', 'profile')} and not called
+  (folder / 'eval' / 'knn.json').write_text('{"torn')
+  again = run.evaluate(folder, ['knn', 'profile'])
+  assert called == ['knn', 'knn'] and again['knn']['trained'] == found['knn']['trained']  # computed anew: the same
+  other = run.evaluate(folder, ['few_labels'], seeds=(0, 1))['few_labels']
+  assert [len(other[who]) for who in ('trained', 'untrained')] == [2, 2] and called[2:] == ['few_labels'] * 4
+  assert other['trained'][0] == found['few_labels']['trained'][0] != other['trained'][1]
+
+
+def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):
+  folder, found, _ = evaluated
+  loaded = runs.prepare(configs.read(folder / 'config.json'), shard.mesh(jax.devices()[:1]))
+  state = checkpoint.load(folder / 'checkpoints', runs.abstract(loaded), None, print)[1]
+  other = jax.tree.map(lambda a: a, state)
+  leaf = other.params['encoder']['conv1']['kernel']
+  other.params['encoder']['conv1']['kernel'] = leaf.at[0, 0, 0, 0].add(1e-6)
+  assert run.digest(state) == found['knn']['digest'] != run.digest(other)
+
+
+def test_asked_for_what_it_cannot_have(evaluated, tmp_path):
+  folder = evaluated[0]
+  with pytest.raises(UserError, match="protocol has no 'kmn'.*\n.*Did you mean 'knn'"):
+    run.evaluate(folder, ['kmn'])
+  alone = configs.load('smoke', {'equivariance': 'none'})
+  (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(alone)))
+  with pytest.raises(UserError, match='gains: the run has no objective that predicts an embedding'):
+    run.evaluate(tmp_path, ['gains'])
+  assert run.lacks(runs.prepare(alone, shard.mesh(jax.devices()[:1])), 'labels') is None
+
+
+def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
+  dirs, values = [], {'simclr': [.5, .6, .4], 'simclr + equimod': [.55, .68, .49]}
+  result = json.loads((evaluated[0] / 'eval' / 'knn.json').read_text())
+  for name, tops in values.items():
+    for seed, top in enumerate(tops):
+      folder = tmp_path / f'{name}{seed}'
+      (folder / 'eval').mkdir(parents=True)
+      config = configs.load('smoke', {'seed': str(seed), 'equivariance': 'equimod' if '+' in name else 'none'})
+      (folder / 'config.json').write_text(json.dumps(configs.as_json(config)))
+      result['trained'][0]['numbers'] = {'top1': top}
+      (folder / 'eval' / 'knn.json').write_text(json.dumps(result))
+      dirs.append(folder)
+  found = compare.compare(dirs, out=tmp_path / 'c.csv')
+  want = statistics.paired(values['simclr + equimod'], values['simclr'])
+  assert [r.group for r in found] == list(values) and found[0].difference is None and found[1].difference == want
+  assert '50.00 ± 10.00' in (out := capsys.readouterr().out) and f'+{100 * want.mean:.2f}' in out
+  with open(tmp_path / 'c.csv') as file:
+    lines = list(csv.DictReader(file))
+  assert float(lines[1]['low']) == want.low and float(lines[1]['seed 2']) == .49 and lines[0]['low'] == ''
+  with pytest.raises(UserError, match="second run of 'simclr' with seed 0"):
+    compare.compare([dirs[0], dirs[0]], out=tmp_path / 'd.csv')
+  with pytest.raises(UserError, match='no results to compare'):
+    (tmp_path / 'e').mkdir()
+    (tmp_path / 'e' / 'config.json').write_text((dirs[0] / 'config.json').read_text())
+    compare.compare([tmp_path / 'e'], out=tmp_path / 'd.csv')
+  with pytest.raises(UserError, match="no 'augment.spin' to group by"):
+    compare.compare(dirs, 'augment.spin', out=tmp_path / 'd.csv')
+  assert {r.group for r in compare.rows(dirs[:1], 'augment.rotate.role')} == {'both'}
