@@ -88,6 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--group-by', default='method', help='or a field of the config, e.g. augment.rotate.role (default: method)')
   p.add_argument('--protocol', default='', help='only these, joined by commas (default: all that the runs share)')
   p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
+  p = add('export', export, 'write the encoder of a run for torch and timm: safetensors under torchvision\'s names')
+  p.add_argument('dir')
+  p.add_argument('--out', default='', metavar='FOLDER', help='of model.safetensors and config.json (default: DIR/export)')
+  p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
+  p = add('import', import_, 'make a run of the weights of a torchvision ResNet: eqssl import FILE --workdir DIR')
+  p.add_argument('file', help='.safetensors; .pth or .pt where torch is installed')
+  p.add_argument('--workdir', required=True, help='folder of the run; new, or empty')
+  p.add_argument('--config', default='cifar10_quick', help='data, views and objective of the run (default: %(default)s)')
   p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
   data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
   p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
@@ -184,6 +192,18 @@ def evaluate(args) -> None:
 def compare(args) -> None:
   from equivariant_ssl import compare as compares
   compares.compare([pathlib.Path(d) for d in args.dirs], args.group_by, tuple(_split(args.protocol)), pathlib.Path(args.csv))
+
+
+def export(args) -> None:
+  _cache()
+  from equivariant_ssl.export import run
+  run.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step)
+
+
+def import_(args) -> None:
+  _cache()
+  from equivariant_ssl.export import run
+  run.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
 
 
 def doctor(args) -> int:

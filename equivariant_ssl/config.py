@@ -21,6 +21,8 @@ TOP = {
     'epochs': 100.,
     'steps': 0,             # > 0: this many steps, whatever the epochs
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
+    'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
+    'std': (),              # the same
     'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
     'log_every': 10,        # steps
     'checkpoint_every': 0,  # steps; 0: ten times in the run
@@ -258,6 +260,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for k in ('size', 'batch', 'log_every', 'keep'):
     if out[k] < 1:
       raise UserError(f'config.{k} is {out[k]}; it must be at least 1.', f'e.g. --config.{k}={TOP[k]}')
+  given = {k: tuple(_fit(f'config.{k}', v, 0.) for v in out[k]) for k in ('mean', 'std')}
+  if {len(v) for v in given.values()} not in ({0}, {3}) or min(given['std'], default=1.) <= 0:
+    raise UserError(f'config.mean is {given["mean"]} and config.std {given["std"]}; they need three numbers each, or none.',
+                    'e.g. --config.mean=.485,.456,.406 --config.std=.229,.224,.225')
+  out.update(given)
   if out.steps < 0 or out.epochs <= 0 and not out.steps:
     raise UserError(f'config.epochs is {out.epochs} and config.steps {out.steps}: nothing to train.',
                     'e.g. --config.epochs=10')

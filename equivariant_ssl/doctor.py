@@ -19,7 +19,8 @@ def run() -> int:
   lines = []
   say = lambda good, text, fix='': lines.append((good, text + ('' if good or not fix else f'\n         {fix}')))
   say(sys.version_info >= (3, 11), f'Python {sys.version.split()[0]}', 'Python 3.11 or newer is needed')
-  for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix', 'ml-collections', 'tensorflow-datasets'):
+  for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix', 'ml-collections', 'tensorflow-datasets',
+               'safetensors'):
     try:
       say(True, f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:

@@ -30,7 +30,8 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], N
     log(line)
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
-  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], source.mean, source.std,
+  mean, std = config.mean or source.mean, config.std or source.std
+  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], mean, std,
                         len(source.classes or ()) if source.train.labels is not None else 0)
   return Run(config, source, recipe, mesh, jax.random.key(config.seed))
 

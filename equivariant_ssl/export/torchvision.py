@@ -1,0 +1,201 @@
+"""Torchvision's ResNets: their weights as files have them, what they are, and how torch builds and computes them."""
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.nets.resnet import DEPTHS, STEMS, to_torch
+
+State = dict[str, np.ndarray]  # {torchvision's name: array in torch's layout}
+
+COUNTER = 'num_batches_tracked'  # torch counts steps with it; nothing here reads it
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar')
+INSIDE = ('state_dict', 'model', 'model_state_dict', 'net')  # where training scripts keep the state dict
+AVERAGES = ('encoder_k', 'momentum', 'teacher', 'target', 'ema')  # a second copy of the network, not the trained one
+OWN = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')  # the modules of the encoder
+SAFE_TORCH = (2, 6)  # before it, weights_only=True could run code (CVE-2025-32434)
+BUILD = '''import torch
+from safetensors.torch import load_file
+from torchvision.models.resnet import {block}, ResNet
+{narrow}
+net = {net}({block}, {blocks})
+{changes}net.fc = torch.nn.Identity()
+net.load_state_dict(load_file('{path}'))
+net.eval()'''
+NARROW = '''
+class Narrow(ResNet):
+  def _make_layer(self, block, planes, *rest, **more):
+    if planes == 64:
+      self.inplanes = {width}
+    return super()._make_layer(block, planes * {width} // 64, *rest, **more)
+'''
+
+
+class Architecture(NamedTuple):
+  """A ResNet: the arguments of `nets.resnet.make`."""
+  depth: int
+  stem: str
+  width: int
+
+  @property
+  def standard(self) -> bool:
+    """Whether torchvision and timm have it, as 'resnet18' and so on."""
+    return self.depth != 10 and self.stem == 'imagenet' and self.width == 64
+
+  @property
+  def name(self) -> str:
+    return f'resnet{self.depth}' + ('' if self.standard else f'-{self.stem}-width{self.width}')
+
+
+def read(path: pathlib.Path) -> State:
+  """The tensors of a .safetensors file, or of a state dict that torch saved; floating ones as float32.
+
+  Raises UserError where there is no such file, it is damaged or of another kind, or torch is needed and missing.
+  """
+  if not path.is_file():
+    raise UserError(f'there is no file {path}.', 'Give that of a torchvision ResNet, e.g. model.safetensors.')
+  if path.suffix not in SUFFIXES:
+    raise UserError(f'{path} is not a file of weights.', f'It ends in one of: {", ".join(SUFFIXES)}.')
+  state = _safetensors(path) if path.suffix == '.safetensors' else _pickled(path)
+  return {k: v.astype(np.float32) if jax.dtypes.issubdtype(v.dtype, np.floating) else v for k, v in state.items()}
+
+
+def _safetensors(path: pathlib.Path) -> State:
+  try:
+    return load_file(path)
+  except SafetensorError as e:
+    raise UserError(f'{path} is damaged or no safetensors file: {e}.', 'Copy or download it again.') from e
+
+
+def _pickled(path: pathlib.Path) -> State:
+  try:
+    import torch
+  except ImportError:
+    raise UserError(f'{path.name} is a file of torch, which is not installed.',
+                    'pip install -e ".[torch]", or give the weights as .safetensors.') from None
+  if tuple(int(n) for n in torch.__version__.split('.')[:2]) < SAFE_TORCH:
+    raise UserError(f'torch {torch.__version__} can be made to run what a file of weights says.',
+                    'pip install "torch>=2.6", or give the weights as .safetensors.')
+  try:
+    found = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as e:  # it raises many kinds
+    raise UserError(f'{path} is damaged, or more than a state dict: {type(e).__name__}: {str(e).splitlines()[0][:100]}',
+                    'Save it again: torch.save(net.state_dict(), FILE)') from e
+  while isinstance(found, dict) and (inner := next((n for n in INSIDE if isinstance(found.get(n), dict)), None)):
+    found = found[inner]
+  tensors = found.items() if isinstance(found, dict) else ()
+  return {k: (v.float() if v.is_floating_point() else v).detach().numpy() for k, v in tensors
+          if isinstance(v, torch.Tensor)}
+
+
+def backbone(state: State) -> tuple[State, str, list[str]]:
+  """(the encoder's tensors, the prefix that they had, the names of all others) of a state dict.
+
+  Raises UserError where there is no ResNet in it, or there are several.
+  """
+  mark = 'layer1.0.conv1.weight'
+  found = sorted(k.removesuffix(mark) for k in state if k == mark or k.endswith('.' + mark))
+  trained = [p for p in found if not any(word in p for word in AVERAGES)] or found
+  if not found:
+    raise UserError(f'none of its {len(state)} tensors is called {mark}: it is no ResNet of torchvision.',
+                    'Give a resnet18, 34, 50, 101 or 152 under torchvision\'s names.')
+  if len(trained) > 1:
+    raise UserError(f'it holds {len(trained)} ResNets: {", ".join(map(repr, trained[:4]))}.', 'Save one of them alone.')
+  prefix = trained[0]
+  own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+  own = {k: v for k, v in own.items() if k.partition('.')[0] in OWN}
+  return own, prefix, [k for k in state if not k.startswith(prefix) or k.removeprefix(prefix) not in own]
+
+
+def blocks(state: State) -> tuple[int, ...]:
+  """The number of blocks of each stage."""
+  return tuple(len({k.split('.')[1] for k in state if k.startswith(f'layer{stage}.')}) for stage in range(1, 5))
+
+
+def architecture(state: State, small: str) -> Architecture:
+  """What the encoder's tensors are, from their names and shapes. small: the stem of a 3x3 one, whose stride they do not
+  tell. Raises UserError where it is none that `nets.resnet` has."""
+  counts, deep = blocks(state), 'layer1.0.conv3.weight' in state
+  depth = next((d for d, known in DEPTHS.items() if known == (counts, deep)), None)
+  if depth is None:
+    raise UserError(f'its stages have {counts} {"bottleneck" if deep else "basic"} blocks: no ResNet has these.',
+                    f'Known depths: {", ".join(map(str, DEPTHS))}.')
+  first = state.get('conv1.weight')
+  if first is None:
+    raise UserError('conv1.weight is missing.', 'Give the whole of a torchvision ResNet.')
+  kernel = first.shape[-1] if first.ndim == 4 else 0
+  if kernel not in (3, 7):
+    raise UserError(f'its conv1.weight is {list(first.shape)}.', 'A first convolution of 7x7 or 3x3 pixels is known.')
+  return Architecture(depth, 'imagenet' if kernel == 7 else small, first.shape[0])
+
+
+def from_torch(state: State, like: Any) -> tuple[Any, int]:
+  """The inverse of `to_torch`: (params, stats) with the values of `state`, and the number of tensors that were matched.
+
+  like: (params, stats) of a ResNet, arrays or their shapes. `state` is all of it and no more, counters apart; else
+  UserError.
+  """
+  leaves, form = jax.tree.flatten(jax.tree.map(lambda a: np.zeros(a.shape, np.float32), like))
+  wanted = {k: v.shape for k, v in to_torch(*jax.tree.unflatten(form, leaves)).items() if not k.endswith(COUNTER)}
+  there = {k: v for k, v in state.items() if not k.endswith(COUNTER)}
+  wrong = [f'{k} is missing' if k not in there else f'{k} is {list(there[k].shape)}, not {list(shape)}'
+           for k, shape in wanted.items() if k not in there or there[k].shape != shape]
+  wrong += [f'{k} is not one of them' for k in there if k not in wanted]
+  if wrong:
+    raise UserError(f'{len(wrong)} tensors do not fit the {len(wanted)} of the encoder: {"; ".join(wrong[:3])}'
+                    + (f'; and {len(wrong) - 3} more.' if len(wrong) > 3 else '.'),
+                    'Nothing was loaded: give the whole of a torchvision ResNet.')
+  broken = [k for k in wanted if not np.isfinite(there[k]).all()]
+  if broken:
+    raise UserError(f'{len(broken)} of its tensors are not finite: {", ".join(broken[:3])}.', 'Give other weights.')
+  back = [there[k].transpose(2, 3, 1, 0) if len(shape) == 4 else there[k] for k, shape in wanted.items()]
+  return jax.tree.unflatten(form, [np.array(a, np.float32, order='C') for a in back]), len(wanted)
+
+
+def building(a: Architecture, path: str) -> str:
+  """Python that builds the network in torch and loads `path`: as timm does where it is a standard one."""
+  if a.standard:
+    return f"import timm\nnet = timm.create_model('local-dir:{pathlib.PurePath(path).parent}', pretrained=True).eval()"
+  counts, deep = DEPTHS[a.depth]
+  kernel, stride, padding = STEMS[a.stem]
+  changes = f'net.conv1 = torch.nn.Conv2d(3, {a.width}, {kernel}, {stride}, {padding}, bias=False)\n'
+  changes += f'net.bn1 = torch.nn.BatchNorm2d({a.width})\n' if a.width != 64 else ''
+  changes += 'net.maxpool = torch.nn.Identity()\n' if a.stem != 'imagenet' else ''
+  narrow = NARROW.format(width=a.width) if a.width != 64 else ''
+  return BUILD.format(block='Bottleneck' if deep else 'BasicBlock', narrow=narrow, net='Narrow' if narrow else 'ResNet',
+                      blocks=list(counts), changes=changes, path=path)
+
+
+def torch_features(stem: str) -> Callable[[State, np.ndarray], np.ndarray]:
+  """(state, normalised images [N H W 3] float32) -> features [N D], by plain torch. ImportError where it is missing."""
+  import torch
+  import torch.nn.functional as F  # noqa: N812
+
+  def conv(state: dict, x, name: str, norm: str, stride: int):
+    kernel = state[f'{name}.weight']
+    x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+    return F.batch_norm(x, *(state[f'{norm}.{w}'] for w in ('running_mean', 'running_var', 'weight', 'bias')))
+
+  def block(state: dict, x, name: str, stride: int):
+    strides, h = (1, stride, 1) if f'{name}.conv3.weight' in state else (stride, 1), x
+    for i, s in enumerate(strides, 1):
+      h = conv(state, F.relu(h) if i > 1 else h, f'{name}.conv{i}', f'{name}.bn{i}', s)
+    if f'{name}.downsample.0.weight' in state:
+      x = conv(state, x, f'{name}.downsample.0', f'{name}.downsample.1', stride)
+    return F.relu(x + h)
+
+  @torch.no_grad()
+  def features(state: State, images: np.ndarray) -> np.ndarray:
+    values = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
+    x = F.relu(conv(values, torch.from_numpy(images).permute(0, 3, 1, 2), 'conv1', 'bn1', STEMS[stem][1]))
+    x = F.max_pool2d(x, 3, 2, 1) if stem == 'imagenet' else x
+    for stage, count in enumerate(blocks(state), 1):
+      for i in range(count):
+        x = block(values, x, f'layer{stage}.{i}', 2 if stage > 1 and i == 0 else 1)
+    return x.mean((2, 3)).numpy()
+  return features
