@@ -68,7 +68,11 @@ def differences(stored: dict[str, str], wanted: dict[str, Any], part: bool) -> s
   there, here = {k: v.partition(':')[0] for k, v in stored.items()}, {k: kind(v) for k, v in wanted.items()}
   wrong = [f'{k} is {there.get(k, "not")} there and {here.get(k, "not")} here'
            for k in {**here, **there} if there.get(k) != here.get(k) and not (part and k not in here)]
-  return '; '.join(wrong[:3]) + (f'; and {len(wrong) - 3} more' if len(wrong) > 3 else '')
+  if not wrong:
+    return ''
+  matched = sum(there.get(k) == v for k, v in here.items())
+  return f'{matched} of {len(here)} tensors match: ' + '; '.join(wrong[:3]) + (
+      f'; and {len(wrong) - 3} more' if len(wrong) > 3 else '')
 
 
 def seal(step: int, prints: dict[str, str], meta: dict) -> dict:
