@@ -20,27 +20,28 @@ def weights(state):
   return jax.tree.leaves(jax.tree.map(np.asarray, (state.params, state.stats, state.opt_state)))
 
 
+def run(folder, **more):
+  """(state, rows) of ten steps of the smoke config."""
+  config = configs.load('smoke', QUICK | more)
+  return train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True), record.read_metrics(folder)
+
+
 @pytest.fixture(scope='module')
-def both(tmp_path_factory):
-  """(state, rows) of the smoke config without and with an online probe and kNN."""
-  found = []
-  for more in ({}, {'probe': 'True', 'knn_every': '.08'}):
-    folder = tmp_path_factory.mktemp('online')
-    state = train.train(configs.load('smoke', QUICK | more), folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True)
-    found.append((state, record.read_metrics(folder)))
-  return found
+def watched(tmp_path_factory):
+  return run(tmp_path_factory.mktemp('online'), probe='True', knn_every='.08')
 
 
-def test_what_is_trained_is_bitwise_the_same(both):
-  (without, rows), (with_, more) = both
+@pytest.mark.slow
+def test_what_is_trained_is_bitwise_the_same(watched, tmp_path):
+  (without, rows), (with_, more) = run(tmp_path), watched
   for a, b in zip(weights(without), weights(with_), strict=True):
     np.testing.assert_array_equal(a, b)
   assert [r['loss'] for r in rows] == [r['loss'] for r in more]
   assert without.extras == () and 'probe_top1' not in rows[0]
 
 
-def test_both_are_logged_when_due(both):
-  rows = both[1][1]
+def test_both_are_logged_when_due(watched):
+  rows = watched[1]
   assert rows[0]['probe_loss'] == pytest.approx(np.log(10), rel=1e-5)  # it starts at zero: the uniform answer
   assert all(0 <= r['probe_top1'] <= 1 for r in rows)
   per_epoch = round(rows[-1]['step'] / rows[-1]['epoch'])

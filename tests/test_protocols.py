@@ -12,7 +12,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import frozen, protocols, run, statistics
 
-CHEAP = ['knn', 'few_labels', 'retrieval', 'regression', 'care', 'profile', 'health']
+CHEAP = ['knn', 'few_labels', 'gains', 'regression', 'profile', 'health']
 
 
 def trained(folder, **overrides) -> pathlib.Path:
@@ -26,7 +26,7 @@ def small():
   """Few ops, views and images, so that programs are few and small."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(frozen, 'PANEL', ('crop', 'flip'))
-    patch.setattr(frozen, 'OUTSIDE', {})
+    patch.setattr(frozen, 'OUTSIDE', {'crop': frozen.OUTSIDE['crop']})
     for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('BANK', 16), ('SHARED', 2)):
       patch.setattr(protocols, name, value)
     yield
@@ -49,13 +49,22 @@ def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
     assert after['numbers'] != before['numbers'], name
     values = [v['mean'] if isinstance(v, dict) else v for v in after['numbers'].values()]
     assert np.isfinite(values).all(), name
-  beside = found['retrieval']['trained'][0]['controls']['equimod all mrr']
-  assert set(beside) == {'shuffled', 'zeroed', 'identity', 'chance'}
-  assert beside['identity']['mean'] == pytest.approx(beside['chance']) == pytest.approx(.08998, abs=1e-5)
+  gains = found['gains']['trained'][0]
+  assert set(gains['numbers']) == {f'equimod {op}' for op in ('all', 'crop', 'crop beyond', 'rotate')}
+  assert gains['controls']['equimod all']['identity'] == 0 and 'shuffled' in gains['controls']['equimod all']
   regression = found['regression']['trained'][0]
   assert {'crop absolute averaged', 'flip relative pooled'} <= set(regression['numbers'])
   assert regression['detail']['crop absolute']['true']['components'] and regression['detail']['crop absolute']['shuffled']
   json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_retrieval_and_care_have_their_controls_too(evaluated):
+  found = run.evaluate(evaluated[0], ['retrieval', 'care'])
+  beside = found['retrieval']['trained'][0]['controls']['equimod all mrr']
+  assert set(beside) == {'shuffled', 'zeroed', 'identity', 'chance'}
+  assert beside['identity']['mean'] == pytest.approx(beside['chance']) == pytest.approx(.08998, abs=1e-5)
+  assert {'crop gamma', 'flip relative'} <= set(found['care']['trained'][0]['numbers'])
 
 
 def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch):

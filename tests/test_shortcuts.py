@@ -27,7 +27,10 @@ def check(name, kinds):
         f'{name}: an untrained network reads {question!r} off {kind} noise: {answer.right:.1%}, chance {answer.chance:.1%}'
 
 
-@pytest.mark.parametrize('name', shortcuts.cases())
+FAST = ('crop, flip, vflip', 'crop, rotate', 'jigsaw 2 x 2', 'turn')  # the rest under `make test-all`
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in shortcuts.cases()])
 def test_nothing_is_read_off_noise(name):
   check(name, ('1/f',) if 'jigsaw' in name else KINDS)
 

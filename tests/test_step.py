@@ -10,7 +10,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import shard, step, train
 from equivariant_ssl.recipe import Recipe
 
-DEVICES = (1, 2, 4, 8)
+DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
 
 
 @functools.cache
