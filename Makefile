@@ -9,11 +9,11 @@ demo: $(VENV)/installed
 	$(BIN)/eqssl demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[test,torch]"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbmake notebooks
 
 lint: $(VENV)/installed

@@ -80,7 +80,7 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize('overrides', [
     {'augment.order': 'crop,flip,rotate,mytint', 'augment.mytint': "{'role': 'both', 'most': .3}"},
-    {'invariance': "{'name': 'myinvariance', 'margin': 2.}"},
+    pytest.param({'invariance': "{'name': 'myinvariance', 'margin': 2.}"}, marks=pytest.mark.slow),
     {'equivariance': "{'name': 'myequivariance', 'width': 4}"},
 ], ids=list(FILES))
 def test_one_new_file_trains(overrides, tmp_path):

@@ -192,6 +192,7 @@ def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
     tune(fraction=.01, mesh=shard.mesh())
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_on_its_own_data(key):
   run = runs.prepare(configs.load('smoke', {'equivariance': 'none'}), shard.mesh(jax.devices()[:1]))
   run = run._replace(source=run.source._replace(test=Split(*(a[:100] for a in run.source.test))))

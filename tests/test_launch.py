@@ -48,7 +48,7 @@ def agree(one, two):
   np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
-def test_two_processes_train_as_one_and_one_goes_on_from_them(two, tmp_path, monkeypatch, capsys):
+def test_two_processes_train_as_one_and_one_goes_on_from_them(two, tmp_path):
   config, mesh = configs.load('smoke', STEPS), shard.mesh(jax.devices()[:2])
   train.train(config, tmp_path / 'one', mesh=mesh, quiet=True)
   agree(tmp_path / 'one', two)
@@ -58,6 +58,10 @@ def test_two_processes_train_as_one_and_one_goes_on_from_them(two, tmp_path, mon
   shutil.rmtree(tmp_path / 'on' / 'checkpoints' / '5')
   train.train(config, tmp_path / 'on', mesh=mesh, quiet=True)  # steps 4 and 5, by one process
   agree(tmp_path / 'one', tmp_path / 'on')
+
+
+@pytest.mark.slow
+def test_one_process_evaluates_what_two_trained(two, monkeypatch, capsys):
   monkeypatch.setattr(cli, '_cache', lambda: None)
   assert cli.main(['eval', str(two), '--protocol', 'knn']) == 0, capsys.readouterr().err
   assert json.loads((two / 'eval' / 'knn.json').read_text())['checkpoint'] == 5
