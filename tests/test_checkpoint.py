@@ -2,6 +2,7 @@
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,7 @@ def test_another_config_is_an_error_and_nothing_is_moved(like, workdir):
   with pytest.raises(errors.UserError, match='eqssl resume') as error:
     restore(workdir, like, lines)
   assert error.value.code == errors.OTHER_CONFIG and not lines
+  assert re.search(r'of another config: \d+ of \d+ tensors match: ', str(error.value))
   assert checkpoint.steps(workdir / 'checkpoints') == [20, 15, 10, 5] and not (workdir / 'quarantine').exists()
 
 
