@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('dir')
   p.add_argument('--quiet', action='store_true', help='no progress')
   p = add('eval', evaluate, 'evaluate the newest checkpoint of each DIR under named protocols')
-  p.add_argument('dirs', nargs='+', metavar='DIR')
+  p.add_argument('dirs', nargs='*', metavar='DIR')
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
                  help='one or several, joined by commas; "list" says what there is (default: those that are quick)')
   p.add_argument('--seeds', default='0', help='of the protocols\' own draws, joined by commas (default: %(default)s)')
@@ -180,6 +180,8 @@ def evaluate(args) -> None:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
     print('\n'.join(f'{name:15} {", ".join(of)}' for name, of in {**protocols.GROUPS, 'default': protocols.DEFAULT}.items()))
     return
+  if not args.dirs:
+    raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)
   seeds = _split(args.seeds)
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
