@@ -93,6 +93,23 @@ def _answer(predict: Callable[[Pair], Array], pair: Pair) -> Array:
   return predict(pair).astype(jnp.float32)
 
 
+def answers(predict: Callable[[Pair], Array], pair: Pair, batch: int) -> np.ndarray:
+  """What a head `predict` says of N pairs, `batch` at a time: an estimate [N E] of their target."""
+  found = in_batches(Partial(_answer, as_partial(predict)), pair, batch)
+  if found.shape != pair.target.shape:
+    raise ValueError(f'an estimate of the target is {pair.target.shape}, got {found.shape}')
+  return found
+
+
+def controls(pair: Pair, identity: Action, key: Key, image: np.ndarray) -> tuple[Pair, Pair]:
+  """The same N embeddings with the actions of other images, shuffled by `key`, and with `identity` (of one image or
+  [N ...]); both `before` and `after` are changed. image: int [N], the image of each pair."""
+  moved = shuffle(key, image)
+  take = lambda action: jax.tree.map(lambda a: a[moved], action)
+  still = jax.tree.map(lambda a, like: np.broadcast_to(np.asarray(a, like.dtype), like.shape), identity, pair.after)
+  return pair._replace(before=take(pair.before), after=take(pair.after)), pair._replace(before=still, after=still)
+
+
 def measure(predict: Callable[[Pair], Array], pair: Pair, identity: Action, key: Key,
             image: np.ndarray | None = None, batch: int = 256) -> Measured:
   """The gains of `predict` and of its controls on N pairs.
@@ -104,19 +121,8 @@ def measure(predict: Callable[[Pair], Array], pair: Pair, identity: Action, key:
   """
   N = pair.target.shape[0]
   pair = jax.tree.map(np.asarray, pair)
-  moved = shuffle(key, np.arange(N) if image is None else image)
-  still = jax.tree.map(lambda a, like: np.broadcast_to(np.asarray(a, like.dtype), like.shape), identity, pair.after)
-  take = lambda action: jax.tree.map(lambda a: a[moved], action)
-
-  def of(asked: Pair) -> PerPair:
-    answer = in_batches(Partial(_answer, as_partial(predict)), asked, batch)
-    if answer.shape != pair.target.shape:
-      raise ValueError(f'a gain needs an estimate of the target {pair.target.shape}, got {answer.shape}')
-    return per_pair(pair.source, pair.target, answer)
-
-  true = of(pair)
-  shuffled = of(pair._replace(before=take(pair.before), after=take(pair.after)))
-  zeroed = of(pair._replace(before=still, after=still))
+  asked = (pair, *controls(pair, identity, key, np.arange(N) if image is None else image))
+  true, shuffled, zeroed = (per_pair(pair.source, pair.target, answers(predict, a, batch)) for a in asked)
   over = lambda other: interval(over_images(true.absolute - other.absolute, image))
   return Measured(gains(true, image), gains(shuffled, image), gains(zeroed, image),
                   gains(per_pair(pair.source, pair.target, pair.source), image), over(shuffled), over(zeroed))

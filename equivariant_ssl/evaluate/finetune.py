@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, fingerprint, modules, shard
+from equivariant_ssl import augment, fingerprint, shard
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
 from equivariant_ssl.evaluate.features import check_labels, in_batches
-from equivariant_ssl.evaluate.probe import Head, centre
+from equivariant_ssl.evaluate.linear import rank_in_class
+from equivariant_ssl.evaluate.probe import Head, centre, crop_and_flip
 from equivariant_ssl.evaluate.statistics import Result, result
 from equivariant_ssl.evaluate.transfer import square
 from equivariant_ssl.keys import key_for
@@ -50,9 +51,7 @@ def subset(labels: np.ndarray, classes: int, key: Key, fraction: float) -> np.nd
   count = np.bincount(labels, minlength=classes)
   if not count.all():
     raise UserError(f'Class {count.argmin()} has no training image; fine-tuning needs at least 1 of each class.')
-  order = np.lexsort((np.asarray(jax.random.uniform(key_for(key, 'subset'), labels.shape)), labels))
-  rank = np.empty(len(labels), np.int64)
-  rank[order] = np.concatenate([np.arange(c) for c in count])
+  rank = rank_in_class(labels, np.asarray(jax.random.uniform(key_for(key, 'subset'), labels.shape)))
   return np.flatnonzero(rank < np.maximum(np.floor(fraction * count + 1e-9), 1.)[labels])
 
 
@@ -103,8 +102,7 @@ def _step(network: Network, size: int, batch: int, mesh: Mesh | None):
 
 def _build(network: Network, size: int, batch: int, mesh: Mesh | None):
   trace = optax.trace(.9)
-  op = augment.chain(modules.make(augment, 'crop', size=size, scale=(.08, 1.), method='bicubic'),
-                     modules.make(augment, 'flip', p=.5))
+  op = crop_and_flip(size)
 
   @functools.partial(jax.jit, donate_argnums=(0,))
   def step(state, key: Key, data: Split, order: Array, index: Array, start: Array, rates: dict):

@@ -30,14 +30,18 @@ def standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
   return lambda values: (values - mean) * scale
 
 
-def held_out(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
-  """A mask [N]: floor(fraction x its size) of every class, by a fixed seed: the same for every network and run."""
-  noise = np.random.RandomState(0).rand(len(labels))
+def rank_in_class(labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+  """The place [N], from 0, of each image among those of its class, by rising `noise` [N]."""
   order = np.lexsort((noise, labels))
   rank = np.empty(len(labels), np.int64)
-  count = np.bincount(labels)
-  rank[order] = np.concatenate([np.arange(c) for c in count])
-  return rank < np.floor(count * fraction)[labels]
+  rank[order] = np.concatenate([np.arange(c) for c in np.bincount(labels)])
+  return rank
+
+
+def held_out(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
+  """A mask [N]: floor(fraction x its size) of every class, by a fixed seed: the same for every network and run."""
+  rank = rank_in_class(labels, np.random.RandomState(0).rand(len(labels)))
+  return rank < np.floor(np.bincount(labels) * fraction)[labels]
 
 
 def _fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]):

@@ -19,7 +19,7 @@ from equivariant_ssl.evaluate.features import as_partial, check_labels, features
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.types import Array, Group, Image, Key
+from equivariant_ssl.types import Array, Group, Image, Key, Op
 
 HELD_OUT = .1  # of the training images, to choose a rate on
 
@@ -83,12 +83,17 @@ def logits(head: Head, features: Array) -> Array:
   return jnp.einsum('bd,rdk->rbk', features, head.kernel, precision='highest') + head.bias[:, None, :]
 
 
+def crop_and_flip(side: int) -> Op:
+  """What training images of a labelled protocol go through: random resized crop (.08, 1) to `side`, and flip."""
+  return augment.chain(modules.make(augment, 'crop', size=side, scale=(.08, 1.), method='bicubic'),
+                       modules.make(augment, 'flip', p=.5))
+
+
 @functools.lru_cache
 def _step(side: int, batch: int, steps_per_epoch: int, steps: int, nesterov: bool, mesh: Mesh | None):
   """(the momentum, one jitted step of every head)."""
   trace = optax.trace(.9, nesterov)
-  op = augment.chain(modules.make(augment, 'crop', size=side, scale=(.08, 1.), method='bicubic'),
-                     modules.make(augment, 'flip', p=.5))
+  op = crop_and_flip(side)
 
   @functools.partial(jax.jit, donate_argnums=(1,))
   def step(encode, state, key, images, labels, order, index, rates, end):

@@ -1,4 +1,5 @@
 """The named protocols: what each measures of one network, and the controls that stand beside its numbers."""
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -161,14 +162,9 @@ def _panel(s: Subject, images: np.ndarray, p: float, views: int, shared: int = 0
   return h, actions, ops
 
 
-_programs = {}  # a jitted program is found by its function: the same function for every checkpoint
-
-
-def _panel_program(encode: Callable, side: int, *how) -> Callable:
-  if (encode, side, how) not in _programs:
-    p, views, shared = how
-    _programs[encode, side, how] = frozen.panel_views(encode, frozen.panel(side, p), views, shared)
-  return _programs[encode, side, how]
+@functools.lru_cache  # a jitted program is found by its function: the same function for every checkpoint
+def _panel_program(encode: Callable, side: int, p: float, views: int, shared: int) -> Callable:
+  return frozen.panel_views(encode, frozen.panel(side, p), views, shared)
 
 
 def _profile(s: Subject) -> Found:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from equivariant_ssl.evaluate.equivariance import shuffle
-from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
+from equivariant_ssl.evaluate.equivariance import answers, controls
+from equivariant_ssl.evaluate.features import check_finite, in_batches
 from equivariant_ssl.evaluate.statistics import Interval, interval, paired
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Action, Array, Key, Pair
@@ -92,10 +91,6 @@ def chance(M: int) -> tuple[float, float, float]:
   return float(np.sum(1. / np.arange(1, M + 1)) / M), 1. / M, min(5., M) / M
 
 
-def _answer(predict: Callable[[Pair], Array], pair: Pair) -> Array:
-  return predict(pair).astype(jnp.float32)
-
-
 def measure(predict: Callable[[Pair], Array], source: np.ndarray, bank: np.ndarray, actions: Action, identity: Action,
             key: Key, batch: int = 256) -> Retrieved:
   """Retrieval of `predict` and of its controls on M views of each of N images, each view a target once (SIE's code).
@@ -113,19 +108,10 @@ def measure(predict: Callable[[Pair], Array], source: np.ndarray, bank: np.ndarr
   each = lambda a: flat(np.repeat(a[:, None], M, axis=1))
   after, before = jax.tree.map(flat, actions), jax.tree.map(lambda a: each(a[:, 0]), actions)
   pair = Pair(each(source), flat(bank), before, after)
-  moved = shuffle(key, np.repeat(np.arange(N), M))
-  take = lambda action: jax.tree.map(lambda a: a[moved], action)
-  still = jax.tree.map(lambda a, like: np.broadcast_to(np.asarray(a, like.dtype), like.shape), identity, after)
-
-  def of(asked: Pair) -> np.ndarray:
-    answer = in_batches(Partial(_answer, as_partial(predict)), asked, batch)
-    if answer.shape != (N * M, E):
-      raise ValueError(f'retrieval needs an estimate of the target {(N * M, E)}, got {answer.shape}')
-    return ranks(answer.reshape(N, M, E), bank, np.arange(M))
-
-  true, shuffled = of(pair), of(pair._replace(before=take(before), after=take(after)))
-  zeroed = of(pair._replace(before=still, after=still))
-  alone = ranks(pair.source.reshape(N, M, E), bank, np.arange(M))
+  rank = lambda found: ranks(found.reshape(N, M, E), bank, np.arange(M))
+  asked = (pair, *controls(pair, identity, key, np.repeat(np.arange(N), M)))
+  true, shuffled, zeroed = (rank(answers(predict, a, batch)) for a in asked)
+  alone = rank(pair.source)
   mean = lambda found: (1. / found).mean(1)
   return Retrieved(retrieval(true), retrieval(shuffled), retrieval(zeroed), retrieval(alone), chance(M),
                    paired(mean(true), mean(shuffled)))
