@@ -42,12 +42,13 @@ class Options(NamedTuple):
 
 
 class Subject(NamedTuple):
-  """A network to evaluate. arrays: its (training features, labels, test features, labels, classes), computed once.
-  key: of the evaluation's own draws."""
+  """A network to evaluate. arrays: its (training features, labels, test features, labels, classes); alone: its `applied`;
+  each computed once. key: of the evaluation's own draws."""
   run: runs.Run
   fixed: frozen.Frozen
   state: TrainState
   arrays: Callable[[], tuple]
+  alone: Callable[[], np.ndarray]
   key: Key
   options: Options
 
@@ -57,8 +58,7 @@ class Subject(NamedTuple):
 
   @property
   def held_out(self) -> np.ndarray:
-    """The images to measure equivariance on: of the test split, or of the training split where there is none."""
-    return (self.run.source.test or self.run.source.train).images
+    return held_out(self.run)
 
 
 class Found(NamedTuple):
@@ -154,12 +154,21 @@ def _retrieval(s: Subject) -> Found:
   return Found(f'retrieval of {BANK} images', numbers, controls, detail)
 
 
-def _panel(s: Subject, images: np.ndarray, p: float, views: int, shared: int = 0, batch: int = 16):
-  """(features [N P 1 + V D], {op: actions [N V ...]}, the ops)."""
-  ops = frozen.panel(s.run.recipe.canvas, p)
-  f = Partial(_panel_program(s.fixed.encode, s.run.recipe.canvas, p, views, shared), frozen.variables(s.state))
-  h, actions = in_batches(f, (np.arange(len(images), dtype=np.int32), images), batch)
-  return h, actions, ops
+def held_out(run: runs.Run) -> np.ndarray:
+  """The images to measure equivariance on: of the test split, or of the training split where there is none."""
+  return (run.source.test or run.source.train).images
+
+
+def _panel(run: runs.Run, fixed: frozen.Frozen, state: TrainState, images: np.ndarray, p: float, views: int,
+           shared: int = 0, batch: int = 16) -> tuple[np.ndarray, Any]:
+  """(features [N P 1 + V D], {op: actions [N V ...]}) of the ops of frozen.PANEL."""
+  f = Partial(_panel_program(fixed.encode, run.recipe.canvas, p, views, shared), frozen.variables(state))
+  return in_batches(f, (np.arange(len(images), dtype=np.int32), images), batch)
+
+
+def applied(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> np.ndarray:
+  """Features [N P 2 D] of held-out images before and after each op of frozen.PANEL alone, always applied."""
+  return _panel(run, fixed, state, held_out(run)[:PANEL_TEST], 1., 1)[0]
 
 
 @functools.lru_cache  # a jitted program is found by its function: the same function for every checkpoint
@@ -168,8 +177,8 @@ def _panel_program(encode: Callable, side: int, p: float, views: int, shared: in
 
 
 def _profile(s: Subject) -> Found:
-  h, _, ops = _panel(s, s.held_out[:PANEL_TEST], 1., 1)
-  found = {op: profile.drift(h[:, i, 0], h[:, i, 1:], jax.random.key(frozen.SEED)) for i, op in enumerate(ops)}
+  h = s.alone()
+  found = {op: profile.drift(h[:, i, 0], h[:, i, 1:], jax.random.key(frozen.SEED)) for i, op in enumerate(frozen.PANEL)}
   return Found('profile', {op: d.view for op, d in found.items()},
                {op: {'to another image': d.other, 'ratio': d.ratio} for op, d in found.items()}, found)
 
@@ -179,9 +188,9 @@ def _regression(kind: str) -> Callable[[Subject], Found]:
     source = s.run.source
     tests = s.held_out[-PANEL_TEST:] if source.test is None else source.test.images[:PANEL_TEST]
     trains = source.train.images[:PANEL_TRAIN]
-    (h, a, ops), (ht, at, _) = (_panel(s, images, .5, 2) for images in (trains, tests))
+    (h, a), (ht, at) = (_panel(s.run, s.fixed, s.state, images, .5, 2) for images in (trains, tests))
     numbers, controls, detail = {}, {}, {}
-    for i, (name, op) in enumerate(ops.items()):
+    for i, (name, op) in enumerate(frozen.panel(s.run.recipe.canvas, .5).items()):
       x, y = _targets(op, h[:, i], a[name])
       xt, yt = _targets(op, ht[:, i], at[name])
       for form in x:
@@ -204,16 +213,15 @@ def _targets(op, h: np.ndarray, actions: Any) -> tuple[dict, dict]:
 
 
 def _care(s: Subject) -> Found:
-  h, _, ops = _panel(s, s.held_out[:256], 1., SHARED, shared=1)
-  found = {op: cares.over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2)) for i, op in enumerate(ops)}
+  h, _ = _panel(s.run, s.fixed, s.state, s.held_out[:256], 1., SHARED, shared=1)
+  found = {op: cares.over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2)) for i, op in enumerate(frozen.PANEL)}
   numbers = {f'{op} {k}': getattr(f, k) for op, f in found.items() for k in ('gamma', 'relative')}
   worst = {k: {'ignores it': 1.} for k in numbers if k.endswith('gamma')}
   return Found(f'care: {SHARED} actions, 256 images', numbers, worst, found)
 
 
 def _health(s: Subject) -> Found:
-  h, _, _ = _panel(s, s.held_out[:PANEL_TEST], 1., 1)
-  crops = h[:, frozen.PANEL.index('crop')]
+  crops = s.alone()[:, frozen.PANEL.index('crop')]
   found = health.health(crops[:, 0], crops)
   return Found('health', {k: v for k, v in found._asdict().items() if np.ndim(v) == 0 and v is not None}, {}, found)
 

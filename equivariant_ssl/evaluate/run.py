@@ -16,7 +16,7 @@ from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, arrays
+from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, show
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.state import TrainState
@@ -139,7 +139,9 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   number, state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step, console.print)[:2]
   fixed, base = frozen(run.recipe, run.config), functools.cache(lambda: runs.initial(run))
   of = {'trained': lambda: state, 'untrained': base}
-  read = {who: functools.cache(lambda who=who: arrays(run, fixed, of[who]())) for who in of}
+  # What several protocols read is computed once.
+  read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
+                 for f in (arrays, applied))
   about = {'checkpoint': number, 'digest': digest(state), 'options': options._asdict() | {'targets': list(options.targets)}}
   results = {}
   for name in [n for n in which if not missing[n]]:
@@ -148,7 +150,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
     path, here = _path(workdir, name, options), {**about, 'protocol': name, 'seeds': drawn}
     found = _cached(path, here)
     if found is None:
-      subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], jax.random.key(seed), options)
+      subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
       found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
                        **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
       _write(path, found)
