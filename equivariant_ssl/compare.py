@@ -17,13 +17,14 @@ from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, show
 
 class Row(NamedTuple):
   """One number of one group of runs. seeds: {seed: its value}; difference: to the first group, paired by seed (None: of the
-  first itself, or no seed in common)."""
+  first itself, or no seed in common). scale: 100 where it is shown in per cent."""
   protocol: str
   number: str
   group: str
   seeds: dict[int, float]
   untrained: float
   difference: Interval | None
+  scale: float
 
 
 def method(config: Any) -> str:
@@ -48,17 +49,19 @@ def _value(number: Any) -> float:
   return number['mean'] if isinstance(number, dict) else number
 
 
-def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str], tuple[float, float]]]:
-  """(group, seed, {(protocol, number): (trained, untrained)}) of a run, each a mean over the evaluation's seeds."""
+def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str], tuple[float, float, float]]]:
+  """(group, seed, {(protocol, number): (trained, untrained, what to show them times)}) of a run, each a mean over the
+  evaluation's seeds. The protocol is named as its file, which says what epochs and batch it was given."""
   config = configs.read(workdir / 'config.json')
   found = {}
   for path in sorted((workdir / 'eval').glob('*.json')):
     content = json.loads(path.read_text())
     if content.get('protocol') not in PROTOCOLS or 'trained' not in content:
       continue
+    scale = 100. if PROTOCOLS[content['protocol']].percent else 1.
     for number in content['trained'][0]['numbers']:
-      found[path.stem, number] = tuple(mean_std([_value(f['numbers'][number]) for f in content[who]])[0]
-                                       for who in ('trained', 'untrained'))
+      mean = lambda who, number=number, of=content: mean_std([_value(f['numbers'][number]) for f in of[who]])[0]
+      found[path.stem, number] = mean('trained'), mean('untrained'), scale
   if not found:
     raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {workdir}')
   return group(config, by), config.seed, found
@@ -85,12 +88,8 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
       common = [s for s in values if s in groups[first]]
       difference = paired([values[s] for s in common], [groups[first][s][key][0] for s in common]) if common else None
       out.append(Row(*key, name, values, mean_std([found[key][1] for found in seeds.values()])[0],
-                     None if name == first else difference))
+                     None if name == first else difference, next(iter(seeds.values()))[key][2]))
   return out
-
-
-def _scale(row: Row) -> float:
-  return 100. if PROTOCOLS[row.protocol.split('-epochs')[0].split('-batch')[0]].percent else 1.
 
 
 def table(found: list[Row]) -> Table:
@@ -102,7 +101,7 @@ def table(found: list[Row]) -> Table:
   before = None
   for r in found:
     mean, std = mean_std(list(r.seeds.values()))
-    s, here = _scale(r), (r.protocol, r.number)
+    s, here = r.scale, (r.protocol, r.number)
     out.add_row(*(here if here != before else ('', '')), r.group, str(len(r.seeds)),
                 f'{s * mean:.2f}' + (f' ± {s * std:.2f}' if std is not None else ''), f'{s * r.untrained:.2f}',
                 show(r.difference, s) if r.difference else '')
