@@ -260,6 +260,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for k in ('size', 'batch', 'log_every', 'keep'):
     if out[k] < 1:
       raise UserError(f'config.{k} is {out[k]}; it must be at least 1.', f'e.g. --config.{k}={TOP[k]}')
+  if out.knn_every < 0:
+    raise UserError(f'config.knn_every is {out.knn_every}; it must be 0 (never) or epochs.', 'e.g. --config.knn_every=10')
   given = {k: tuple(_fit(f'config.{k}', v, 0.) for v in out[k]) for k in ('mean', 'std')}
   if {len(v) for v in given.values()} not in ({0}, {3}) or min(given['std'], default=1.) <= 0:
     raise UserError(f'config.mean is {given["mean"]} and config.std {given["std"]}; they need three numbers each, or none.',

@@ -45,6 +45,7 @@ def test_overrides():
     ('optimizer.lr', '(1, 2)', 'config.optimizer.lr is (1, 2)', 'float'),
     ('dtype', 'float16', "config.dtype has no 'float16'", 'bfloat16'),
     ('augment.order', 'crop,flip', 'config.augment.order names', 'order'),
+    ('knn_every', '-1', 'config.knn_every is -1', '--config.knn_every=10'),
     ('mean', '.5,.5', 'config.mean is (0.5, 0.5)', '--config.std'),
     ('std', '1,1,0', 'config.mean is ()', 'three numbers'),
     ('encoder', '3', 'config.encoder is 3', '--config.encoder.name'),

@@ -10,7 +10,7 @@ import pytest
 from equivariant_ssl import checkpoint, compare, runs, shard, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import frozen, protocols, run, statistics
+from equivariant_ssl.evaluate import frozen, protocols, run, statistics, transfer
 
 CHEAP = ['knn', 'few_labels', 'gains', 'profile', 'health']
 BEYOND = {'crop': frozen.OUTSIDE['crop']}
@@ -83,6 +83,17 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
   other = run.evaluate(folder, ['few_labels'], seeds=(0, 1))['few_labels']
   assert [len(other[who]) for who in ('trained', 'untrained')] == [2, 2] and called[2:] == ['few_labels'] * 4
   assert other['trained'][0] == found['few_labels']['trained'][0] != other['trained'][1]
+
+
+def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
+  called = []
+  def nothing(*args):
+    called.append(args[1])
+    return [], [transfer.Missing('nosuch', 'type this')]
+  monkeypatch.setattr(transfer, 'transfer', nothing)
+  for _ in range(2):
+    run.evaluate(evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
+  assert called == [('nosuch',)] * 4 and 'nosuch left out: it is not on disk. type this' in capsys.readouterr().out
 
 
 def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):

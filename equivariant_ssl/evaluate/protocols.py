@@ -63,11 +63,13 @@ class Subject(NamedTuple):
 
 class Found(NamedTuple):
   """numbers: {row: a value, or an Interval}. controls: {row: {control: value or Interval}}. detail: the rest, for the
-  result file. name: the protocol, with what was used where it is not the default."""
+  result file. name: the protocol, with what was used where it is not the default. complete: whether nothing that was asked
+  for was missing; else the result is not read again, but sought anew."""
   name: str
   numbers: dict[str, Any]
   controls: dict[str, dict[str, Any]]
   detail: Any = None
+  complete: bool = True
 
 
 class Protocol(NamedTuple):
@@ -231,7 +233,8 @@ def _transfer(s: Subject) -> Found:
                                      s.options.cache)
   for m in missing:
     print(f'transfer to {m.name} left out: it is not on disk. {m.command}')
-  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, {'rows': rows, 'missing': missing})
+  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, {'rows': rows, 'missing': missing},
+               complete=not missing)
 
 
 PROTOCOLS = {

@@ -70,12 +70,13 @@ def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
 
 
 def _cached(path: pathlib.Path, about: dict) -> dict | None:
-  """The result in `path` where it is of the same checkpoint, under the same conditions."""
+  """The result in `path` where it is complete and of the same checkpoint, under the same conditions."""
   try:
     found = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError):
     return None
-  return found if all(found.get(k) == v for k, v in about.items()) else None
+  whole = all(f.get('complete', True) for f in found.get('trained', ()))
+  return found if whole and all(found.get(k) == v for k, v in about.items()) else None
 
 
 def _write(path: pathlib.Path, content: dict) -> None:
