@@ -81,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
   p.add_argument('--epochs', type=int, default=0, help='of SGD probes and fine-tuning (default: the protocol\'s own)')
   p.add_argument('--batch', type=int, default=0, help='the same')
+  p.add_argument('--images', default='', metavar='FILE',
+                 help='fine-tune on the training images that a file lists, a name a line, instead of a share')
   p.add_argument('--targets', default='', help='data sets of --protocol transfer, with commas (default: the usual twelve)')
   p.add_argument('--root', default='', help='TFDS folder of the targets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   p = add('compare', compare, 'put the results of evaluated runs beside each other, paired by seed')
@@ -186,7 +188,7 @@ def evaluate(args) -> None:
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
                     'e.g. --seeds 0,1,2 --epochs 90')
-  options = protocols.Options(args.epochs, args.batch, tuple(_split(args.targets)), args.root)
+  options = protocols.Options(args.epochs, args.batch, args.images, tuple(_split(args.targets)), args.root)
   for folder in args.dirs:
     run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options)
 

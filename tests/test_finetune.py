@@ -44,6 +44,12 @@ class Stub(NamedTuple):
   size: int = 16
 
 
+class Stubbed(NamedTuple):
+  recipe: Stub
+  source: Source
+  mesh: None
+
+
 @pytest.fixture(scope='module')
 def recipe():
   return Stub(Network(Tiny(), None, None, {}))
@@ -173,6 +179,14 @@ def test_published_rates_and_a_list_of_images(recipe, state, colours, key):
                             names=[f'a/{i}.png' for i in range(120)])
   assert named.protocol == 'finetune 12 listed images epochs=1 batch=6' and named.chosen == found.chosen
   np.testing.assert_array_equal(named.predictions, found.predictions)
+
+
+def test_a_run_is_fine_tuned_on_the_files_of_a_list(recipe, state, colours, key, tmp_path):
+  (tmp_path / 'list.txt').write_text('\n'.join(f'{i}.png' for i in range(12)))
+  source = colours._replace(names=tuple(f'a/{i}.png' for i in range(120)))
+  run = Stubbed(recipe, source, None)
+  found = finetune.evaluate(run, state, .1, key, 1, 6, str(tmp_path / 'list.txt'))
+  assert found.protocol == 'finetune 12 listed images epochs=1 batch=6' and found.chosen['images'] == 12
 
 
 def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):

@@ -153,6 +153,18 @@ def test_prediction_errors():
     retrieval.stl_error(q, other[:2])
 
 
+def test_prediction_errors_against_chance():
+  told = np.random.RandomState(0).randn(3, 7, 2)
+  right, other = np.tile(np.arange(7), (3, 1)), np.tile(np.roll(np.arange(7), 1), (3, 1))
+  found = retrieval.errors(retrieval.stl_error, told, {'true': right, 'shuffled': other})
+  each = ((told[:, :, None] - told[:, None]) ** 2).mean(-1)
+  assert found['true'] == 0 and found['chance'] == pytest.approx(each.mean())
+  assert found['shuffled'] == pytest.approx(np.take_along_axis(each, other[..., None], 2).mean())
+  q = retrieval.quaternion(np.array([[0., 90., 180., 270.]]))
+  found = retrieval.errors(retrieval.sie_error, q, {'true': np.array([[1, 1, 1, 1]])})
+  assert found == {'true': pytest.approx((.5 + 0. + .5 + 1.) / 4), 'chance': pytest.approx(.5)}
+
+
 # -- regression
 
 @pytest.fixture(scope='module')
@@ -421,4 +433,5 @@ def test_measures_of_a_key_are_repeatable(world, key):
   source, bank, actions, scale = world
   once, again, other = (retrieval.measure(Partial(rotated, scale), source, bank, actions, {'turn': jnp.zeros(())}, k)
                         for k in (key, key, jax.random.key(1)))
-  assert once == again and once.shuffled != other.shuffled and once.true == other.true
+  same = lambda a, b: jax.tree.map(np.array_equal, a, b) == jax.tree.map(lambda _: True, a)
+  assert same(once, again) and once.shuffled != other.shuffled and once.true == other.true

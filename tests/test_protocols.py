@@ -67,6 +67,10 @@ def test_what_costs_more_has_its_controls_too(evaluated, monkeypatch):
   beside = found['retrieval']['trained'][0]['controls']['equimod all mrr']
   assert set(beside) == {'shuffled', 'zeroed', 'identity', 'chance'}
   assert beside['identity']['mean'] == pytest.approx(beside['chance']) == pytest.approx(.08998, abs=1e-5)
+  errors = found['retrieval']['trained'][0]['controls']['equimod crop STL error']
+  assert set(errors) == {'shuffled', 'zeroed', 'identity', 'chance'} and 0 < errors['chance']
+  assert 0 < errors['identity'] < 2 * errors['chance']  # it picks the reference, whose encoding is 0
+  assert not any('SIE' in row for row in found['retrieval']['trained'][0]['numbers'])  # it is told no turn
   assert {'crop gamma', 'flip relative'} <= set(found['care']['trained'][0]['numbers'])
 
 
@@ -93,7 +97,8 @@ def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
   monkeypatch.setattr(transfer, 'transfer', nothing)
   for _ in range(2):
     run.evaluate(evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
-  assert called == [('nosuch',)] * 4 and 'nosuch left out: it is not on disk. type this' in capsys.readouterr().out
+  assert called == [('nosuch',)] * 4
+  assert capsys.readouterr().out.count('nosuch left out: it is not on disk. type this') == 2  # once an evaluation
 
 
 def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):

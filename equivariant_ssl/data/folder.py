@@ -54,7 +54,7 @@ def make(path: str = '', size: int = 64, test: float = .1) -> Source:
   parts = [records(part, classes) if part.paths else None for part in (train, held)]
   train_split, test_split, replaced = load(str(base), *parts, size)
   problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose + replaced
-  return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems)
+  return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems, train.paths)
 
 
 def index(root: str) -> Index:

@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 class Source(NamedTuple):
   """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
-  what was left out or replaced."""
+  what was left out or replaced. names: the file of each training image, where they have one, else None."""
   name: str
   train: Split
   test: Split | None
@@ -33,6 +33,7 @@ class Source(NamedTuple):
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   problems: tuple[str, ...] = ()
+  names: tuple[str, ...] | None = None
 
 
 class Records(NamedTuple):

@@ -221,7 +221,9 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
                                                    'lr_backbone': rates[0], 'lr_head': rates[1]})
 
 
-def evaluate(run: Run, state: TrainState, fraction: float, key: Key, epochs: int = 0, batch: int = 0) -> Result:
-  """`finetune` of a run's `state` on its own data and devices; epochs, batch: 0: the protocol's own."""
-  return finetune(run.recipe, state, run.source, key, fraction, epochs=epochs or EPOCHS, batch=batch or BATCH,
-                  mesh=run.mesh)
+def evaluate(run: Run, state: TrainState, fraction: float, key: Key, epochs: int = 0, batch: int = 0, images: str = ''
+             ) -> Result:
+  """`finetune` of a run's `state` on its own data and devices; epochs, batch: 0: the protocol's own. images: a file that
+  lists those to train on, in place of a `fraction`."""
+  return finetune(run.recipe, state, run.source, key, fraction, read_list(images) if images else None, run.source.names,
+                  epochs=epochs or EPOCHS, batch=batch or BATCH, mesh=run.mesh)

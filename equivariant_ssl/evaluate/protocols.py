@@ -33,9 +33,11 @@ PANEL_TRAIN, PANEL_TEST, BANK, SHARED = 2000, 1000, 200, 8  # images; actions th
 
 
 class Options(NamedTuple):
-  """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. targets: data sets of transfer, () all."""
+  """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. images: a file, the list of those to fine-tune
+  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept."""
   epochs: int = 0
   batch: int = 0
+  images: str = ''
   targets: tuple[str, ...] = ()
   root: str = ''
   cache: str = ''
@@ -69,7 +71,7 @@ class Found(NamedTuple):
   numbers: dict[str, Any]
   controls: dict[str, dict[str, Any]]
   detail: Any = None
-  complete: bool = True
+  missing: tuple[str, ...] = ()
 
 
 class Protocol(NamedTuple):
@@ -124,8 +126,8 @@ def _episodes(s: Subject) -> Found:
 
 def _finetune(fraction: float) -> Callable[[Subject], Found]:
   def find(s: Subject) -> Found:
-    return _accuracy(finetune.evaluate(s.run, s.state, fraction, s.key, s.options.epochs, s.options.batch),
-                     s.run.source.test.labels)
+    return _accuracy(finetune.evaluate(s.run, s.state, fraction, s.key, s.options.epochs, s.options.batch,
+                                       s.options.images), s.run.source.test.labels)
   return find
 
 
@@ -148,12 +150,26 @@ def _retrieval(s: Subject) -> Found:
       predict = Partial(s.fixed.answer[name], frozen.variables(s.state))
       found = retrieval.measure(predict, embeddings[:, 0], embeddings, actions, frozen.identity(s.run.recipe, name),
                                 jax.random.key(frozen.SEED))
-      detail[f'{name} {op}'] = found
+      detail[f'{name} {op}'] = found._replace(picked={})
       for k, chance in zip(('mrr', 'h1', 'h5'), found.chance, strict=True):
         row = f'{name} {op} {k}'
         numbers[row] = getattr(found.true, k)
         controls[row] = {c: getattr(getattr(found, c), k) for c in ('shuffled', 'zeroed', 'identity')} | {'chance': chance}
+      for k, error in _errors(s, name, actions, found.picked).items():
+        numbers[f'{name} {op} {k}'], controls[f'{name} {op} {k}'] = error.pop('true'), error
   return Found(f'retrieval of {BANK} images', numbers, controls, detail)
+
+
+def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+  """{'STL error', and 'SIE error' where a turn is told: {'true' or a control: the value}}."""
+  told = s.run.recipe.wirings[name].told
+  encoded = jax.jit(jax.vmap(jax.vmap(told.encode)))({n: actions[n] for n in told.name.split('+')})
+  found = {'STL error': retrieval.errors(retrieval.stl_error, np.asarray(encoded), picked)}
+  angles = {'turn': lambda a: a.angle, 'rotate': lambda a: 90. * a.turns}
+  for n in angles:
+    if n in told.name.split('+'):
+      found[f'SIE error of {n}'] = retrieval.errors(retrieval.sie_error, retrieval.quaternion(angles[n](actions[n])), picked)
+  return found
 
 
 def held_out(run: runs.Run) -> np.ndarray:
@@ -231,10 +247,8 @@ def _health(s: Subject) -> Found:
 def _transfer(s: Subject) -> Found:
   rows, missing = transfers.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh, s.options.root,
                                      s.options.cache)
-  for m in missing:
-    print(f'transfer to {m.name} left out: it is not on disk. {m.command}')
-  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, {'rows': rows, 'missing': missing},
-               complete=not missing)
+  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, rows,
+               tuple(f'transfer to {m.name} left out: it is not on disk. {m.command}' for m in missing))
 
 
 PROTOCOLS = {
@@ -248,7 +262,7 @@ PROTOCOLS = {
     **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True)
        for f in (.01, .1, 1.)},
     'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target'),
-    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target'),
+    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False),
     'regression': Protocol(_regression('linear'), 'R^2 of actions read from features, linear', percent=False),
     'regression-mlp': Protocol(_regression('mlp'), 'R^2 of actions read from features, MLP', percent=False),
     'care': Protocol(_care, 'CARE\'s gamma and Wahba error, no predictor needed', percent=False),

@@ -24,13 +24,15 @@ class Retrieval(NamedTuple):
 
 class Retrieved(NamedTuple):
   """Retrieval with the true actions; with those of other images and views; with identity actions ("zeroed"); of the
-  predictor that answers the source. chance: (mrr, h1, h5). over_shuffled: the mrr's paired difference over images."""
+  predictor that answers the source. chance: (mrr, h1, h5). over_shuffled: the mrr's paired difference over images. picked:
+  {one of the four: the entry int [N M] at rank 1 of each}."""
   true: Retrieval
   shuffled: Retrieval
   zeroed: Retrieval
   identity: Retrieval
   chance: tuple[float, float, float]
   over_shuffled: Interval
+  picked: dict[str, np.ndarray]
 
 
 def _cosines(predicted: Array, bank: Array) -> Array:
@@ -108,13 +110,13 @@ def measure(predict: Callable[[Pair], Array], source: np.ndarray, bank: np.ndarr
   each = lambda a: flat(np.repeat(a[:, None], M, axis=1))
   after, before = jax.tree.map(flat, actions), jax.tree.map(lambda a: each(a[:, 0]), actions)
   pair = Pair(each(source), flat(bank), before, after)
-  rank = lambda found: ranks(found.reshape(N, M, E), bank, np.arange(M))
   asked = (pair, *controls(pair, identity, key, np.repeat(np.arange(N), M)))
-  true, shuffled, zeroed = (rank(answers(predict, a, batch)) for a in asked)
-  alone = rank(pair.source)
+  guesses = dict(zip(('true', 'shuffled', 'zeroed'), (answers(predict, a, batch) for a in asked), strict=True))
+  guesses = {k: guess.reshape(N, M, E) for k, guess in (guesses | {'identity': pair.source}).items()}
+  found = {k: ranks(guess, bank, np.arange(M)) for k, guess in guesses.items()}
   mean = lambda found: (1. / found).mean(1)
-  return Retrieved(retrieval(true), retrieval(shuffled), retrieval(zeroed), retrieval(alone), chance(M),
-                   paired(mean(true), mean(shuffled)))
+  return Retrieved(*map(retrieval, found.values()), chance(M), paired(mean(found['true']), mean(found['shuffled'])),
+                   {k: top(guess, bank) for k, guess in guesses.items()})
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,3 +141,20 @@ def stl_error(a: np.ndarray, a_found: np.ndarray) -> float:
   encoded actions [N A] of the asked and the top-ranked entry, in the units of the encoding."""
   a, a_found = _squares(a, a_found)
   return float(np.mean((a - a_found) ** 2))
+
+
+def errors(error: Callable[[np.ndarray, np.ndarray], float], told: np.ndarray, picked: dict[str, np.ndarray]
+           ) -> dict[str, float]:
+  """`error` (`sie_error`, `stl_error`) of what was asked for, every entry of told [N M A] once, and what was `picked`
+  ({name: int [N M]}); and under 'chance' that of an entry drawn evenly, exactly."""
+  N, M, A = told.shape
+  flat = lambda a: a.reshape(-1, A)
+  of = {k: error(flat(told), flat(np.take_along_axis(told, rows[..., None], axis=1))) for k, rows in picked.items()}
+  drawn = np.broadcast_to(told[:, None], (N, M, M, A))
+  return of | {'chance': error(flat(drawn.swapaxes(1, 2)), flat(drawn))}
+
+
+def quaternion(degrees: np.ndarray) -> np.ndarray:
+  """[... 2]: the (cos, sin) of half an angle, what is not zero in the quaternion of a plane's turn."""
+  half = np.deg2rad(np.asarray(degrees, np.float64)) / 2
+  return np.stack([np.cos(half), np.sin(half)], axis=-1)

@@ -65,7 +65,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
 
 
 def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
-  changed = ''.join(f'-{k}{v}' for k, v in (('epochs', options.epochs), ('batch', options.batch)) if v)
+  listed = pathlib.Path(options.images).stem
+  changed = ''.join(f'-{k}{v}' for k, v in (('epochs', options.epochs), ('batch', options.batch), ('', listed)) if v)
   return workdir / 'eval' / f'{name}{changed}.json'
 
 
@@ -75,7 +76,7 @@ def _cached(path: pathlib.Path, about: dict) -> dict | None:
     found = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError):
     return None
-  whole = all(f.get('complete', True) for f in found.get('trained', ()))
+  whole = not any(f.get('missing') for f in found.get('trained', ()))
   return found if whole and all(found.get(k) == v for k, v in about.items()) else None
 
 
@@ -144,6 +145,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
                  for f in (arrays, applied))
   about = {'checkpoint': number, 'digest': digest(state), 'options': options._asdict() | {'targets': list(options.targets)}}
+  options = options._replace(cache=options.cache or str(workdir / 'eval' / 'features'))
   results = {}
   for name in [n for n in which if not missing[n]]:
     protocol = PROTOCOLS[name]
@@ -156,6 +158,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
                        **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
       _write(path, found)
     results[name] = found
+    for line in found['trained'][0]['missing']:
+      console.print(line)
     console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}'))
   console.print(f'Written to {workdir / "eval"}')
   return results

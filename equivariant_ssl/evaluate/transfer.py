@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from rich.table import Table
 
 from equivariant_ssl import data, fingerprint, modules
 from equivariant_ssl.augment.pixels import resample
@@ -23,53 +22,11 @@ from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.logistic import logistic
+from equivariant_ssl.evaluate.targets import DATASETS, Target
 from equivariant_ssl.types import Array
 
 VERSION = 1   # raise it when reading or cropping changes what the features are
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
-BUILD = 'tfds build {dataset} --file_format=array_record --data_dir={root}   (where TensorFlow is installed)'
-MIT67 = r'''bash -c 'mkdir -p {root} && cd {root} || exit;
- curl -LO http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar; tar xf indoorCVPR_09.tar;
- for s in Train Test; do curl -L http://web.mit.edu/torralba/www/${{s}}Images.txt | tr -d "\r" |
- while read -r p || [ -n "$p" ]; do d=mit67/${{s,,}}/${{p%/*}}; mkdir -p $d; cp "Images/$p" $d; done; done' '''
-AIRCRAFT = r'''bash -c 'mkdir -p {root} && cd {root} || exit; n=fgvc-aircraft-2013b;
- curl -L https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/$n.tar.gz | tar xz; for s in train val test; do
- while read -r i c; do d="aircraft/$s/${{c//\//-}}"; mkdir -p "$d"; cp $n/data/images/$i.jpg "$d";
- done < $n/data/images_variant_$s.txt; done' '''
-GONE = 'its own address, which TFDS knows, is gone. '
-CARS = GONE + ('kaggle datasets download cyizhuo/stanford-cars-by-classes-folder --unzip -p {root}/cars   (then move '
-               'what it holds to {root}/cars/train/CLASS/ and {root}/cars/test/CLASS/)')
-SUN397 = GONE + ('From a copy of SUN397 put what Training_01.txt lists into {root}/sun397/train/CLASS/, and what '
-                 'Testing_01.txt lists into {root}/sun397/test/CLASS/')
-
-
-class Target(NamedTuple):
-  """dataset: TFDS's name, '': not in TFDS. train, valid, test: its splits; valid '': the share `held` of each training
-  class. metric: 'top1' or 'per_class'. note: the published images. prepare: what to type where it is not on disk."""
-  dataset: str
-  train: str = 'train'
-  valid: str = ''
-  test: str = 'test'
-  held: float = .1
-  metric: str = 'top1'
-  note: str = ''
-  prepare: str = BUILD
-
-
-DATASETS = {  # splits and metrics of Lee et al. 2021, official code: training + validation / test images
-    'cifar10': Target('cifar10', note='45,000 + 5,000 / 10,000', prepare='eqssl data prepare cifar10 --root {root}'),
-    'cifar100': Target('cifar100', note='45,000 + 5,000 / 10,000'),
-    'food101': Target('food101', test='validation', note='68,175 + 7,575 / 25,250'),
-    'mit67': Target('', held=.125, note='4,690 + 670 / 1,340', prepare=MIT67),
-    'pets': Target('oxford_iiit_pet', held=.2, metric='per_class', note='2,940 + 740 / 3,669'),
-    'flowers': Target('oxford_flowers102', valid='validation', metric='per_class', note='1,020 + 1,020 / 6,149'),
-    'caltech101': Target('caltech101', held=1 / 6, metric='per_class', note='2,525 + 505 / 5,647, not TFDS\'s split'),
-    'cars': Target('cars196', held=1650 / 8144, note='6,494 + 1,650 / 8,041', prepare=CARS),
-    'aircraft': Target('', valid='val', metric='per_class', note='3,334 + 3,333 / 3,333', prepare=AIRCRAFT),
-    'dtd': Target('dtd', valid='validation', note='1,880 + 1,880 / 1,880, split 1'),
-    'sun397': Target('sun397/standard-part1-120k', held=.2, note='15,880 + 3,970 / 19,850, split 1', prepare=SUN397),
-    'stl10': Target('stl10', note='4,500 + 500 / 8,000'),
-}
 
 
 class Row(NamedTuple):
@@ -275,15 +232,3 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
     except UserError as e:
       raise UserError(f'{name}: {e}', code=e.code) from e
   return rows, missing
-
-
-def table(rows: list[Row], missing: list[Missing] = ()) -> Table:
-  """`rows` in per cent, and what is `missing` with what to type."""
-  found = Table(title='transfer: logistic regression on frozen features')
-  for column in Row._fields:
-    found.add_column(column, justify='right' if column in ('value', 'top1') else 'left', overflow='fold')
-  for row in rows:
-    found.add_row(*row[:2], f'{100 * row.value:.2f}', f'{100 * row.top1:.2f}', *row[4:])
-  for one in missing:
-    found.add_row(one.name, 'not on disk', '', '', '', one.command)
-  return found
