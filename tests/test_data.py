@@ -181,7 +181,8 @@ def test_a_folder_with_splits_and_one_without_classes(tmp_path):
   album(tmp_path / 'train', ('b', 'a'), 3)
   album(tmp_path / 'test', ('a', 'c'), 2)
   made = folder.make(str(tmp_path), size=4)
-  assert made.classes == ('a', 'b', 'c') and len(made.train.images) == 6
+  assert made.classes == ('a', 'b', 'c') and len(made.train.images) == len(made.names) == 6
+  assert all(name.startswith(('a/', 'b/')) for name in made.names)
   assert made.test.labels.tolist() == [0, 0, 2, 2]
   album(tmp_path / 'val', ('a',), 1)
   assert len(folder.make(str(tmp_path), size=4).test.images) == 1
