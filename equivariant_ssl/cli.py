@@ -6,6 +6,8 @@ import shlex
 import sys
 
 from equivariant_ssl.errors import BAD_DATA, OK, USAGE, UserError
+from equivariant_ssl.study import command as studies
+from equivariant_ssl.study.command import split
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,6 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--group-by', default='method', help='or a field of the config, e.g. augment.rotate.role (default: method)')
   p.add_argument('--protocol', default='', help='only these, joined by commas (default: all that the runs share)')
   p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
+  p = add('study', studies.run, 'which augmentations should features be sensitive to?')
+  studies.arguments(p)
+  p = add('report', report, 'one HTML page of a run, of several compared, or of a study')
+  p.add_argument('dirs', nargs='+', metavar='DIR')
+  p.add_argument('--out', default='', metavar='FILE', help='default: report.html in DIR; of several, in this folder')
+  p.add_argument('--group-by', default='method', help='of several: as in compare (default: method)')
+  p.add_argument('--no-images', action='store_true', help='leave out what reads the data and the checkpoint')
   p = add('export', export, 'write the encoder of a run for torch and timm: safetensors under torchvision\'s names')
   p.add_argument('dir')
   p.add_argument('--out', default='', metavar='FOLDER', help='of model.safetensors and config.json (default: DIR/export)')
@@ -128,12 +137,8 @@ def _overrides(rest: list[str], takes: bool) -> dict[str, str]:
 
 
 def _cache() -> None:
-  """Keep compiled programs between runs; $EQSSL_CACHE moves them, an empty one turns this off."""
-  import jax
-  root = os.environ.get('EQSSL_CACHE', str(pathlib.Path.home() / '.cache' / 'equivariant_ssl' / 'xla'))
-  if root:
-    jax.config.update('jax_compilation_cache_dir', root)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.)
+  from equivariant_ssl.runs import keep_programs
+  keep_programs()
 
 
 def demo(args) -> None:
@@ -170,32 +175,34 @@ def _train(config, workdir: str, args) -> None:
     print(f'Next: eqssl eval {workdir}')
 
 
-def _split(text: str) -> list[str]:
-  return [part.strip() for part in text.split(',') if part.strip()]
-
-
 def evaluate(args) -> None:
   _cache()
   from equivariant_ssl.evaluate import protocols, run
-  names = [n for text in args.protocol for n in _split(text)]
+  names = [n for text in args.protocol for n in split(text)]
   if 'list' in names:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
     print('\n'.join(f'{name:15} {", ".join(of)}' for name, of in {**protocols.GROUPS, 'default': protocols.DEFAULT}.items()))
     return
   if not args.dirs:
     raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)
-  seeds = _split(args.seeds)
+  seeds = split(args.seeds)
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
                     'e.g. --seeds 0,1,2 --epochs 90')
-  options = protocols.Options(args.epochs, args.batch, args.images, tuple(_split(args.targets)), args.root)
+  options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root)
   for folder in args.dirs:
     run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options)
 
 
 def compare(args) -> None:
   from equivariant_ssl import compare as compares
-  compares.compare([pathlib.Path(d) for d in args.dirs], args.group_by, tuple(_split(args.protocol)), pathlib.Path(args.csv))
+  compares.compare([pathlib.Path(d) for d in args.dirs], args.group_by, tuple(split(args.protocol)), pathlib.Path(args.csv))
+
+
+def report(args) -> None:
+  _cache()
+  from equivariant_ssl import report as reports
+  print(f'Report: {reports.report(args.dirs, args.out or None, args.group_by, not args.no_images)}')
 
 
 def export(args) -> None:

@@ -56,7 +56,7 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
   found = {}
   for path in sorted((workdir / 'eval').glob('*.json')):
     content = json.loads(path.read_text())
-    if content.get('protocol') not in PROTOCOLS or 'trained' not in content:
+    if content.get('protocol') not in PROTOCOLS or not {'trained', 'untrained'} <= content.keys():
       continue
     scale = 100. if PROTOCOLS[content['protocol']].percent else 1.
     for number in content['trained'][0]['numbers']:

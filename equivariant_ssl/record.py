@@ -27,7 +27,7 @@ Path = str | pathlib.Path
 PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
   """Write a file whole: a kill leaves the old one or the new one."""
   part = path.with_name(path.name + '.tmp')
   part.write_text(text)
@@ -141,9 +141,9 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   earlier = before.pop('earlier', [])
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
-  _write(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')
-  _write(workdir / 'env.json', json.dumps({**env, **({'earlier': earlier} if earlier else {})}, indent=1) + '\n')
-  _write(workdir / 'command.txt', commands + command.strip() + '\n')
+  write_whole(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')
+  write_whole(workdir / 'env.json', json.dumps({**env, **({'earlier': earlier} if earlier else {})}, indent=1) + '\n')
+  write_whole(workdir / 'command.txt', commands + command.strip() + '\n')
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   board = _board(workdir, resume_step) if tensorboard else None
   kept = ''.join(_row(row) for row in read_metrics(workdir) if row['step'] <= resume_step)
   if path.exists() and kept != path.read_text(errors='replace'):
-    _write(path, kept)
+    write_whole(path, kept)
   with path.open('a') as file:
     def write(step: int, values: dict[str, Any]) -> None:
       numbers = {k: float(v) for k, v in values.items()}

@@ -1,4 +1,6 @@
 """A run before its first step: its data, its recipe, and the shape of its state."""
+import os
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,3 +47,11 @@ def abstract(run: Run) -> states.TrainState:
   """The shapes, dtypes and placement of the run's state: what a checkpoint is read into."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)),
                       jax.eval_shape(lambda: states.build(run.recipe, run.key)))
+
+
+def keep_programs() -> None:
+  """Keep compiled programs between processes; $EQSSL_CACHE moves them, an empty one turns this off."""
+  root = os.environ.get('EQSSL_CACHE', str(pathlib.Path.home() / '.cache' / 'equivariant_ssl' / 'xla'))
+  if root:
+    jax.config.update('jax_compilation_cache_dir', root)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -70,14 +71,14 @@ def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
   return workdir / 'eval' / f'{name}{changed}.json'
 
 
-def _cached(path: pathlib.Path, about: dict) -> dict | None:
-  """The result in `path` where it is complete and of the same checkpoint, under the same conditions."""
+def _cached(path: pathlib.Path, about: dict, who: Iterable[str]) -> dict | None:
+  """The result in `path` where it is complete, of `who`, and of the same checkpoint under the same conditions."""
   try:
     found = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError):
     return None
   whole = not any(f.get('missing') for f in found.get('trained', ()))
-  return found if whole and all(found.get(k) == v for k, v in about.items()) else None
+  return found if whole and set(who) <= found.keys() and all(found.get(k) == v for k, v in about.items()) else None
 
 
 def _write(path: pathlib.Path, content: dict) -> None:
@@ -109,23 +110,26 @@ def table(found: dict, title: str) -> Table:
   scale = 100. if percent else 1.
   controls = list(dict.fromkeys(c for row in found['trained'][0]['controls'].values() for c in row))
   out = Table(title=f'{title}: {found["trained"][0]["name"]}{", %" if percent else ""}')
-  for column in ('', 'trained', 'untrained', *controls):
+  who = [w for w in ('trained', 'untrained') if w in found]
+  for column in ('', *who, *controls):
     out.add_column(column, justify='right' if column else 'left')
   for row in found['trained'][0]['numbers']:
     beside = found['trained'][0]['controls'].get(row, {})
     mean = lambda value: value['mean'] if isinstance(value, dict) else value  # their intervals are in the file
-    out.add_row(row, *(_over_seeds(found[who], row, scale) for who in ('trained', 'untrained')),
+    out.add_row(row, *(_over_seeds(found[w], row, scale) for w in who),
                 *(_number(mean(beside[c]), 1. if c.startswith('ratio') else scale) if c in beside else '' for c in controls))
   return out
 
 
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, seeds: tuple[int, ...] = (0,),
-             options: Options = Options(), console: Console | None = None) -> dict[str, dict]:
+             options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True
+             ) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols, print tables, write
   eval/PROTOCOL.json; {protocol: what was written}. A result of the same checkpoint and options is read, not computed again.
 
   names: of PROTOCOLS or GROUPS; [] the default ones that the run can have (what it cannot is said). seeds: of the
-  protocols' own draws. Raises UserError where a protocol that was asked for cannot be.
+  protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be; else it is left out.
+  untrained: measure the network at its initialisation too.
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
@@ -134,13 +138,13 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   run = runs.prepare(config, shard.mesh(devices if config.batch % len(devices) == 0 else devices[:1]), console.print)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
-    if why and n in names:
+    if why and n in names and strict:
       raise UserError(f'{n}: {why[0]}.', why[1])
     if why:
       console.print(f'{n} left out: {why[0]}')
   number, state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step, console.print)[:2]
   fixed, base = frozen(run.recipe, run.config), functools.cache(lambda: runs.initial(run))
-  of = {'trained': lambda: state, 'untrained': base}
+  of = {'trained': lambda: state} | ({'untrained': base} if untrained else {})
   # What several protocols read is computed once.
   read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
                  for f in (arrays, applied))
@@ -151,7 +155,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
     protocol = PROTOCOLS[name]
     drawn = list(seeds if protocol.seeded else seeds[:1])
     path, here = _path(workdir, name, options), {**about, 'protocol': name, 'seeds': drawn}
-    found = _cached(path, here)
+    found = _cached(path, here, of)
     if found is None:
       subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
       found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),

@@ -1,0 +1,31 @@
+"""The study's recipe on scikit-learn's bundled digits: SimCLR with crops, of which EquiMod is told; four augmentations that are off
+until `eqssl study` gives them a role. The half turn makes a 6 of a 9.
+
+Command:   eqssl study --config digits_study --augs rotate,flip,blur,erase --out runs/study
+Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
+Measured:  docs/results.md, section "A study of digits".
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 16,
+      'batch': 125,
+      'epochs': 30.,
+      'data': {'name': 'digits'},
+      'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 12, 'zero_init': False},
+      'augment': {
+          'order': ('crop', 'flip', 'blur', 'erase', 'rotate'),
+          'crop': {'role': 'both', 'scale': (.3, 1.), 'method': 'bilinear'},
+          'flip': {'role': 'off'},
+          'blur': {'role': 'off'},
+          'erase': {'role': 'off'},
+          'rotate': {'role': 'off', 'fold': 2},
+      },
+      'invariance': {'name': 'simclr', 'temperature': .2, 'projector': {'hidden': (128,), 'out': 64}},
+      'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2, 'hidden': (128,), 'dim': 64,
+                       'action_dim': 64},
+      'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 4.},
+  })

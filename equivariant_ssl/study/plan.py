@@ -1,0 +1,200 @@
+"""A study on disk: its plan, its runs in the order in which they tell most, and what they have found so far."""
+import csv
+import io
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from equivariant_ssl import augment, record, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl import runs as prepared
+from equivariant_ssl.errors import OTHER_CONFIG, UserError
+from equivariant_ssl.evaluate.statistics import mean_std
+from equivariant_ssl.study import design, effects
+from equivariant_ssl.types import Image
+
+READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}  # read-out: the protocol whose top1 it is
+PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # of every run; more where they are asked for
+FREE = ('command', 'environment', 'seeds', 'proxies')  # what a second command in the same folder may change
+
+
+class Settings(NamedTuple):
+  """What `eqssl study` was asked; see its --help. budget: epochs, 0: the config's. proxies: shares of it. protocols: of the
+  evaluation, beside PROTOCOLS."""
+  config: str
+  augs: tuple[str, ...]
+  overrides: dict[str, str]
+  arms: tuple[str, ...] = ('off', 'invariant', 'sensitive', 'both')
+  objective: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = (0, 1, 2)
+  design: str = 'one-at-a-time'
+  interactions: tuple[tuple[str, str], ...] = ()
+  budget: float = 0.
+  equal: str = 'images'
+  proxies: tuple[float, ...] = ()
+  protocols: tuple[str, ...] = ()
+  transfer: tuple[str, ...] = ()
+  root: str = ''
+
+
+class Run(NamedTuple):
+  """share: of the study's budget. workdir: within the study's folder."""
+  name: str
+  arm: str
+  seed: int
+  share: float
+  workdir: str
+
+
+def cost(config: ConfigDict) -> float:
+  """Pixels of the views of one image: what the encoder reads in a step, whose compute is nearly in proportion."""
+  run = prepared.prepare(config, shard.mesh(jax.devices()[:1]))
+  image = Image(jnp.zeros((1, *run.source.train.images.shape[1:])), jnp.ones((1, 2)))
+  shown = jax.eval_shape(lambda key: augment.views(run.recipe.groups, key, image), run.key)
+  return float(sum(np.prod(v.images.shape[1:4]) for v in shown.values()))
+
+
+def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
+  """The plan, as study.json holds it. Raises UserError for a setting that cannot be."""
+  if s.equal not in ('images', 'compute'):
+    raise UserError(f'--equal {s.equal} is neither.', 'Give images (seen by every arm) or compute.')
+  if not s.seeds or len(set(s.seeds)) < len(s.seeds) or s.budget < 0 or not all(0 < p < 1 for p in s.proxies):
+    raise UserError(f'--seeds {s.seeds} --budget {s.budget} --proxies {s.proxies}: not what they can be.',
+                    'e.g. --seeds 0,1,2 --budget 40 --proxies 1/8,1/4,1/2')
+  if not s.augs or len(set(s.augs)) < len(s.augs):
+    raise UserError('--augs names no augmentation, or one twice.', 'e.g. --augs rotate,jitter')
+  config = design.base(configs.load(s.config, s.overrides), s.augs)
+  sections = design.objectives(config, s.objective)
+  arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
+  made = [{**arm._asdict(), 'config': design.configured(config, arm, sections)} for arm in arms]
+  epochs = s.budget or (config.epochs if not config.steps else 0.)
+  if s.equal == 'compute':
+    costs = [cost(configs.resolve(ConfigDict(arm['config']))) for arm in made]
+    for arm, own in zip(made, costs, strict=True):
+      arm['scale'] = costs[0] / own
+  plan = s._asdict() | {'epochs': epochs, 'made': made, 'command': command, 'environment': environment}
+  return json.loads(json.dumps(plan))
+
+
+def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
+  """study.json; UserError where the folder holds another study."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'study.json'
+  if path.exists():
+    old = read(folder)
+    changed = [k for k in plan if k not in FREE and old.get(k) != plan[k]]
+    if changed:
+      raise UserError(f'{folder} holds a study with another {", ".join(changed)}.',
+                      f'Use another --out; or go on with that one as it was: eqssl study --resume {folder}', OTHER_CONFIG)
+  record.write_whole(path, json.dumps(plan, indent=1) + '\n')
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+  """The plan in `folder`."""
+  try:
+    return json.loads((folder / 'study.json').read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
+                    'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
+
+
+def runs(plan: dict[str, Any]) -> list[Run]:
+  """Every run: the full budget first, seed by seed, so that the first hour has every arm once; then the proxies."""
+  found = []
+  for share in (1., *plan['proxies']):
+    for seed in plan['seeds']:
+      for arm in plan['made']:
+        name = f'{arm["name"]}/{seed}' + (f'@{share:g}' if share < 1 else '')
+        found.append(Run(name, arm['name'], seed, share, f'runs/{name}'))
+  return found
+
+
+def config(plan: dict[str, Any], run: Run) -> ConfigDict:
+  """The resolved config of a run: its arm's, with its seed, and the whole schedule squeezed into its budget."""
+  arm = next(a for a in plan['made'] if a['name'] == run.arm)
+  given = json.loads(json.dumps(arm['config']))
+  share = run.share * arm.get('scale', 1.)
+  squeeze = share * (plan['budget'] / given['epochs'] if plan['budget'] else 1.)
+  if plan['budget']:
+    given['steps'] = 0
+  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(given['steps'] * squeeze)}
+  given['optimizer']['warmup_epochs'] *= squeeze
+  return configs.resolve(ConfigDict(given))
+
+
+def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) -> dict[str, Any]:
+  """What the runs have found so far, the effects and the proxies: results.json. failed: {run: why}."""
+  found, untrained, chance = {}, [], {}
+  arms = {a['name']: a for a in plan['made']}
+  for run in runs(plan):
+    kept = _found(folder / run.workdir)
+    status = 'done' if kept else 'failed' if run.name in failed else 'waiting'
+    found[run.name] = {**run._asdict(), 'roles': arms[run.arm]['roles'], 'objective': arms[run.arm]['objective'],
+                       'status': status, 'error': failed.get(run.name, ''),
+                       **{k: v for k, v in kept.items() if k not in ('untrained', 'chance')}}
+    chance |= kept.get('chance', {})
+    untrained += [kept['untrained']] if kept.get('untrained') and run.share == 1 else []
+  of = lambda name, share: [(r['arm'], r['seed'], r['readouts'][name]) for r in found.values()
+                            if r['status'] == 'done' and r['share'] == share and name in r['readouts']]
+  names = list(dict.fromkeys(n for r in found.values() for n in r.get('readouts', ())))
+  table = [{'arm': arm, 'readout': name, 'n': len(values), **dict(zip(('mean', 'std'), mean_std(values), strict=True))}
+           for name in names for arm in arms if (values := [v for a, _, v in of(name, 1.) if a == arm])]
+  said = {name: fitted(plan, of(name, 1.), name) for name in names}
+  before = {n: mean_std([u[n] for u in untrained])[0] for n in (untrained[0] if untrained else ())}
+  return {'runs': found, 'untrained': before, 'chance': chance, 'table': table,
+          'effects': [e._asdict() for name in names for e in said[name]],
+          'proxies': [p._asdict() for share in plan['proxies'] for name in names
+                      if (p := _proxy(plan, share, name, of(name, share), of(name, 1.), said[name]))]}
+
+
+def fitted(plan: dict[str, Any], values: list[tuple[str, int, float]], readout: str) -> list[effects.Effect]:
+  """The study's effects on a read-out, each with its sentence. values: (arm, seed, value)."""
+  arms = [design.Arm(a['name'], a['roles'], a['objective']) for a in plan['made']]
+  if plan['design'] == 'factorial':
+    found = effects.crossed(arms, tuple(plan['arms']), tuple(map(tuple, plan['interactions'])), values, readout)
+  else:
+    found = effects.single(arms, values, readout)
+  return [e._replace(sentence=effects.sentence(e)) for e in found]
+
+
+def _proxy(plan: dict, share: float, readout: str, short: list, full: list, said: list[effects.Effect]
+           ) -> effects.Proxy | None:
+  mean = lambda values: {arm: mean_std([v for a, _, v in values if a == arm])[0] for arm, *_ in values}
+  early = {(e.aug, e.contrast): e.mean for e in fitted(plan, short, readout)}
+  signs = [(early[e.aug, e.contrast] > 0) == (e.mean > 0) for e in said
+           if e.low is not None and not e.low <= 0 <= e.high and (e.aug, e.contrast) in early]
+  return effects.proxy(share, readout, mean(short), mean(full), signs)
+
+
+def done(folder: pathlib.Path, run: Run) -> bool:
+  """Whether a run has been trained and read out."""
+  return bool(_found(folder / run.workdir))
+
+
+def _found(workdir: pathlib.Path) -> dict:
+  try:
+    return json.loads((workdir / 'found.json').read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def table(found: dict[str, Any]) -> str:
+  """The study as CSV: a line an arm and read-out with its n, mean, std and every seed; nothing that a clock measured."""
+  out = io.StringIO()
+  done = [r for r in found['runs'].values() if r['status'] == 'done' and r['share'] == 1]
+  seeds = sorted({r['seed'] for r in done})
+  write = csv.writer(out, lineterminator='\n')
+  write.writerow(['arm', 'readout', 'n', 'mean', 'std', *(f'seed {s}' for s in seeds)])
+  for row in found['table']:
+    of = {r['seed']: r['readouts'].get(row['readout'], '') for r in done if r['arm'] == row['arm']}
+    write.writerow([row['arm'], row['readout'], row['n'], row['mean'], row['std'], *(of.get(s, '') for s in seeds)])
+  write.writerow([])
+  write.writerow(['augmentation', 'contrast', 'readout', 'difference', 'low', 'high', 'n', 'smallest'])
+  for e in found['effects']:
+    write.writerow([e[k] for k in ('aug', 'contrast', 'readout', 'mean', 'low', 'high', 'n', 'smallest')])
+  return out.getvalue()

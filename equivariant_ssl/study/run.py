@@ -1,0 +1,181 @@
+"""The open question as one command: runs side by side, each done once, and a table, a CSV, sentences and a page."""
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from equivariant_ssl import record
+from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.study import plan as plans
+from equivariant_ssl.study.plan import Settings
+
+BUSY = .2  # seconds between looks at the processes
+SLURM = '''#!/bin/bash
+#SBATCH --job-name=eqssl-study
+#SBATCH --array=0-{last}%{most}
+#SBATCH --output={folder}/slurm-%a.txt
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+# Site-specific: partition, account, time, and what a run needs of a node.
+##SBATCH --partition=gpu --gres=gpu:1 --cpus-per-task=8 --time=12:00:00
+srun {python} -m equivariant_ssl.study.worker {folder} $SLURM_ARRAY_TASK_ID
+'''
+
+
+class Worker(NamedTuple):
+  """A process that does `run` on device `slot`."""
+  process: subprocess.Popen
+  run: plans.Run
+  slot: int
+
+
+def devices() -> tuple[dict[str, Any], int]:
+  """(record.environment, how many runs fit side by side): one a GPU, one a core of a CPU; a TPU's chips work on one run
+  together. Asked of another process: this one must not hold what its workers need."""
+  code = 'import jax, json; from equivariant_ssl import record; print(json.dumps(record.environment()))'
+  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+  return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
+
+
+def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int) -> Worker:
+  flags = os.environ.get('XLA_FLAGS', '')
+  own = {'gpu': {'CUDA_VISIBLE_DEVICES': str(slot)}} if workers > 1 else {}
+  if kind == 'cpu' and workers > 1:  # a thread each: runs side by side must not wait for each other's cores
+    own = {'cpu': {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}}
+  (folder / run.workdir).mkdir(parents=True, exist_ok=True)
+  with open(folder / run.workdir / 'log.txt', 'a') as out:
+    process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
+                               stdin=subprocess.PIPE, stdout=out, stderr=out,
+                               env={**os.environ, **own.get(kind, {}), 'EQSSL_STUDY': 'local'})
+  return Worker(process, run, slot)
+
+
+def _why(folder: pathlib.Path, run: plans.Run, code: int) -> str:
+  """The line of a run's log that says why it ended with `code`."""
+  lines = (folder / run.workdir / 'log.txt').read_text(errors='replace').splitlines()
+  said = [line for line in lines if line.startswith('eqssl: ')] or [line for line in lines if line.strip()]
+  return said[-1].removeprefix('eqssl: ') if said else f'ended with code {code} and said nothing'
+
+
+def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say) -> dict[str, str]:
+  """Do every run that is not done, `workers` at a time on devices of `kind`; {run: why it failed}. After each, results.json
+  and table.csv say all that is known. Raises UserError PREEMPTED where it was asked to stop."""
+  every = plans.runs(plan)
+  todo = [(i, r) for i, r in enumerate(every) if not plans.done(folder, r)]
+  failed, running = {}, []
+  if not todo:
+    return failed
+  workers = min(workers, len(todo))
+  free, total, start = list(range(workers)), len(todo), time.perf_counter()
+  say(f'{len(every) - total} of {len(every)} runs are done; {workers} side by side.')
+  with record.stop_on_signal() as asked:
+    while (todo or running) and not asked():
+      while todo and free:
+        number, run = todo.pop(0)
+        running.append(_start(folder, number, run, kind, free.pop(0), workers))
+      time.sleep(BUSY)
+      for w in [w for w in running if w.process.poll() is not None]:
+        running.remove(w)
+        free.append(w.slot)
+        if not plans.done(folder, w.run):
+          failed[w.run.name] = _why(folder, w.run, w.process.returncode)
+        over = total - len(todo) - len(running)
+        spent = time.perf_counter() - start
+        say(f'{over}/{total} {w.run.name}: {failed.get(w.run.name) or "done"}; '
+            f'{spent / 60:.1f} min, about {spent / over * (total - over) / 60:.0f} left')
+        _keep(folder, plans.results(folder, plan, failed))
+    for w in running:
+      w.process.terminate()
+    for w in running:
+      w.process.wait()
+  if todo or running:
+    raise UserError(f'stopped; {sum(plans.done(folder, r) for r in every)} of {len(every)} runs are done.',
+                    f'Go on: eqssl study --resume {folder}', PREEMPTED)
+  return failed
+
+
+def _keep(folder: pathlib.Path, found: dict[str, Any]) -> None:
+  record.write_whole(folder / 'results.json', json.dumps(found, indent=1) + '\n')
+  record.write_whole(folder / 'table.csv', plans.table(found))
+
+
+def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
+  """Write slurm.sh, an array of the runs, and submit it where there is sbatch."""
+  script = folder / 'slurm.sh'
+  script.write_text(SLURM.format(last=len(plans.runs(plan)) - 1, most=most or 32, folder=shlex.quote(str(folder)),
+                                 python=shlex.quote(sys.executable)))
+  after = f'Then, for the table and the report: eqssl study --resume {folder} --workers 1'
+  if shutil.which('sbatch'):
+    done = subprocess.run(['sbatch', str(script)], capture_output=True, text=True)
+    if done.returncode:
+      raise UserError(f'sbatch: {done.stderr.strip() or done.stdout.strip()}', f'Edit {script}, and sbatch it.')
+    say(done.stdout.strip())
+  else:
+    say(f'There is no sbatch here. Edit {script} for your site, and: sbatch {script}')
+  say(after)
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+  """The table of arms, and a sentence a contrast of the first read-out."""
+  names = list(dict.fromkeys(row['readout'] for row in found['table']))
+  cells = {(row['arm'], row['readout']): row for row in found['table']}
+  table = Table(title='accuracy, %: mean ± standard deviation over seeds')
+  for column in ('arm', *names, 'n'):
+    table.add_column(column, justify='left' if column == 'arm' else 'right', overflow='fold')
+  for name in ('chance', 'untrained'):
+    table.add_row(name, *(f'{100 * found[name][n]:.1f}' if n in found[name] else '' for n in names), '')
+  for arm in dict.fromkeys(row['arm'] for row in found['table']):
+    of = [cells.get((arm, n)) for n in names]
+    spread = lambda c: f' ± {100 * c["std"]:.1f}' if c['std'] is not None else ''
+    table.add_row(arm, *(f'{100 * c["mean"]:.1f}{spread(c)}' if c else '' for c in of), str(max(c['n'] for c in of if c)))
+  if names:
+    console.print(table)
+  for e in found['effects']:
+    if e['readout'] == names[0]:
+      console.print(e['sentence'])
+  for p in found['proxies']:
+    if p['readout'] == names[0]:
+      within = f' [{p["low"]:.2f}, {p["high"]:.2f}]' if p['low'] is not None else ''
+      console.print(f'{p["budget"]:g} of the budget ranks the {p["n"]} arms as all of it does with a correlation of '
+                    f'{p["rank"]:.2f}{within}.')
+
+
+def study(folder: pathlib.Path, settings: Settings | None, command: str, launcher: str = 'local', workers: int = 0,
+          console: Console | None = None) -> dict[str, Any]:
+  """Do the study that `settings` ask for in `folder` (None: the one that is there), print what it found and write
+  results.json, table.csv and report.html; what is done already is not done again. Returns the results."""
+  console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+  if launcher not in ('local', 'slurm'):
+    raise UserError(f'--launcher {launcher} is not known.', 'Give local or slurm.')
+  start, folder = time.perf_counter(), pathlib.Path(folder).absolute()
+  jax.config.update('jax_platforms', 'cpu')  # the devices are the workers'
+  environment, fit = devices()
+  plan = plans.make(settings, command, environment) if settings else plans.read(folder)
+  with record.lock(folder):
+    plans.write(folder, plan)
+    console.print(f'{len(plan["made"])} arms x {len(plan["seeds"])} seeds, {plan["epochs"]:g} epochs, equal '
+                  f'{plan["equal"]}: {len(plans.runs(plan))} runs')
+    if launcher == 'slurm':
+      slurm(folder, plan, workers, console.print)
+      return plans.results(folder, plan, {})
+    failed = execute(folder, plan, environment['backend'], workers or fit, console.print)
+    found = plans.results(folder, plan, failed)
+    _keep(folder, found)
+  show(found, console)
+  for name, why in failed.items():
+    console.print(f'failed: {name}: {why}')
+  from equivariant_ssl import report
+  page = report.report([folder])
+  console.print(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
+  if failed and len(failed) == len(found['runs']):
+    raise UserError(f'every run failed, {next(iter(failed))} so: {next(iter(failed.values()))}', f'The logs: {folder}/runs/')
+  return found

@@ -1,0 +1,82 @@
+"""One run of a study in a process of its own: python -m equivariant_ssl.study.worker FOLDER NUMBER."""
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+from equivariant_ssl.errors import OK, UserError
+from equivariant_ssl.study import plan as plans
+
+
+def _end_with_parent() -> None:
+  """Stop, with everything saved, when the study that started this process is gone: its end of stdin closes."""
+  def watch() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def readouts(found: dict[str, dict], who: str) -> dict[str, float]:
+  """{read-out: fraction} of results of `evaluate.run`, of the 'trained' or 'untrained' network."""
+  value = lambda number: number['mean'] if isinstance(number, dict) else number
+  out = {}
+  for name, protocol in plans.READOUTS.items():
+    if protocol in found and who in found[protocol]:
+      out[name] = value(found[protocol][who][0]['numbers']['top1'])
+  for row, number in found.get('transfer', {}).get(who, [{'numbers': {}}])[0]['numbers'].items():
+    out[f'transfer {row}'] = value(number)
+  return out
+
+
+def read(found: dict[str, dict]) -> dict:
+  """What the study keeps of a run's results: read-outs and chance, drifts, gains and retrieval with their controls."""
+  mean = lambda number: number['mean'] if isinstance(number, dict) else number
+  of = lambda name: found.get(name, {}).get('trained', [{'numbers': {}, 'controls': {}}])[0]
+  controlled = lambda name: {row: {'true': mean(v), **{k: mean(c) for k, c in of(name)['controls'][row].items()}}
+                             for row, v in of(name)['numbers'].items()}
+  chance = {name: found[p]['trained'][0]['controls']['top1']['chance'] for name, p in plans.READOUTS.items() if p in found}
+  return {'readouts': readouts(found, 'trained'), 'untrained': readouts(found, 'untrained'), 'chance': chance,
+          'profile': {op: mean(v) for op, v in of('profile')['numbers'].items()}, 'gains': controlled('gains'),
+          'retrieval': {k: v for k, v in controlled('retrieval').items() if k.endswith('mrr')}}
+
+
+def run(folder: pathlib.Path, number: int) -> None:
+  """Train and read out run `number` of the study in `folder`, from where it was; what it found, in found.json."""
+  from rich.console import Console
+
+  from equivariant_ssl import record
+  from equivariant_ssl.evaluate import run as evaluations
+  from equivariant_ssl.evaluate.protocols import Options
+  from equivariant_ssl.runs import keep_programs
+  from equivariant_ssl.train import train
+  keep_programs()
+  plan = plans.read(folder)
+  mine, start = plans.runs(plan)[number], time.perf_counter()
+  workdir = folder / mine.workdir
+  train(plans.config(plan, mine), workdir, f'{plan["command"]} # run {mine.name}', quiet=True)
+  options = Options(targets=tuple(plan['transfer']), root=plan['root'])
+  asked = [*plans.PROTOCOLS, *plan['protocols'], *(['transfer'] if plan['transfer'] else [])]
+  found = evaluations.evaluate(workdir, asked, options=options, console=Console(quiet=True), strict=False,
+                               untrained=mine.arm == plan['made'][0]['name'])
+  kept = read(found) | {'seconds': time.perf_counter() - start}
+  record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
+
+
+def main() -> int:
+  if os.environ.get('EQSSL_STUDY') == 'local':
+    _end_with_parent()
+  try:
+    run(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+  except UserError as e:
+    print(f'eqssl: {e}', file=sys.stderr)
+    return e.code
+  return OK
+
+
+if __name__ == '__main__':
+  code = main()
+  sys.stdout.flush()
+  os._exit(code)  # the thread that reads stdin would keep a clean exit waiting

@@ -1,0 +1,268 @@
+"""The study: its designs, what its least squares say, and that a killed one ends as if left alone."""
+import csv
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import statistics
+from equivariant_ssl.study import command, design, effects, plan
+from equivariant_ssl.study.design import Arm
+from equivariant_ssl.types import ROLES
+
+AUGS = ('rotate', 'blur', 'flip', 'erase')
+BASE = configs.load('digits_study')
+
+
+def settings(**kw):
+  return plan.Settings(**{'config': 'digits_study', 'augs': ('rotate', 'blur'), 'overrides': {}, **kw})
+
+
+def planned(**kw):
+  return plan.make(settings(**kw), 'eqssl study', {})
+
+
+# -- designs
+
+def test_one_at_a_time_is_the_base_and_each_augmentation_in_each_other_role():
+  arms = design.make(BASE, AUGS, ROLES, ('equimod',), 'one-at-a-time')
+  assert len(arms) == 1 + 4 * 3 and arms[0] == Arm('base', dict.fromkeys(AUGS, 'off'), 'equimod')
+  assert [a.name for a in arms[1:5]] == [f'{a}=invariant' for a in AUGS]
+  assert all(sum(r != 'off' for r in a.roles.values()) == 1 for a in arms[1:])
+  several = design.make(BASE, ('rotate',), ROLES, ('equimod', 'essl'), 'one-at-a-time')
+  assert 'rotate=both:essl' in [a.name for a in several] and len(several) == 8  # crop is told in the base too
+  silent = configs.load('digits_simclr')
+  arms = design.make(design.base(silent, ('rotate',)), ('rotate',), ROLES, ('equimod',), 'one-at-a-time')
+  assert {a.name: a.objective for a in arms} == {'base': '', 'rotate=invariant': '', 'rotate=sensitive': 'equimod',
+                                                 'rotate=both': 'equimod'}
+
+
+def test_an_arm_is_the_base_in_other_roles_and_nothing_else():
+  config = design.base(configs.load('digits_simclr'), ('rotate', 'jitter'))
+  sections = design.objectives(config, ())
+  arm = Arm('rotate=both', {'rotate': 'both', 'jitter': 'off'}, 'equimod')
+  made, plain = design.configured(config, arm, sections), configs.as_json(config)
+  assert made['augment'].pop('rotate')['role'] == 'both' and plain['augment'].pop('rotate')['role'] == 'off'
+  assert made.pop('equivariance')['name'] == 'equimod' and plain.pop('equivariance')['name'] == 'none'
+  assert made == plain and made['augment']['order'] == ['crop', 'rotate', 'jitter']
+  tuned = design.objectives(BASE, ('equimod', 'essl'))
+  assert tuned['equimod'][0]['dim'] == 64 and tuned['essl'] == [{'name': 'essl'}]
+
+
+@pytest.mark.parametrize('augs, roles, runs', [(AUGS, ROLES, 16), (AUGS, ('off', 'invariant'), 8), (AUGS[:1], ROLES, 4),
+                                               (AUGS[:3], ROLES, 16)])
+def test_a_factorial_is_balanced_and_small(augs, roles, runs):
+  found = design.factorial(augs, roles)
+  assert len(found) == len({tuple(f.values()) for f in found}) == runs
+  bits = np.array([[b for a in augs for b in design.BITS[f[a]]] for f in found]) - .5
+  bits = bits[:, bits.std(0) > 0]
+  assert np.allclose(bits.T @ bits, runs / 4 * np.eye(bits.shape[1]))  # each factor half on, and no two go together
+  for i, j in zip(*np.triu_indices(bits.shape[1], 1), strict=True):    # nor one with the interaction of two others
+    assert np.allclose(bits.T @ (bits[:, i] * bits[:, j]), 0.)
+
+
+def test_chosen_interactions_are_told_apart():
+  pairs = tuple((f'{a}.seen', f'{a}.told') for a in AUGS)
+  arms = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES, pairs))]
+  truth = lambda r: .1 * (r['rotate'] == 'both') + .02 * (r['blur'] in ('invariant', 'both'))
+  runs = [(a.name, s, .5 + truth(a.roles) + .01 * s) for a in arms for s in (0, 1)]
+  found = {(e.aug, e.contrast): e.mean for e in effects.crossed(arms, ROLES, pairs, runs, 'linear')}
+  assert found['rotate', 'rotate.seen x rotate.told'] == pytest.approx(.1)
+  assert found['rotate', 'seen - unseen'] == pytest.approx(.05)   # half the time it is told too
+  assert found['blur', 'seen - unseen'] == pytest.approx(.02)
+  for none in (('erase', 'told - untold'), ('rotate', 'sensitive - invariant')):
+    assert found[none] == pytest.approx(0., abs=1e-12)
+
+
+@pytest.mark.parametrize('change, match', [
+    ({'augs': ('nope',)}, 'nope'), ({'augs': ()}, 'no augmentation'), ({'arms': ('of',)}, "no 'of'"),
+    ({'arms': ('off', 'sensitive', 'both'), 'design': 'factorial'}, 'no factorial'), ({'design': 'latin'}, 'latin'),
+    ({'equal': 'time'}, 'neither'), ({'seeds': (0, 0)}, 'seeds'), ({'proxies': (1.,)}, 'proxies'),
+    ({'interactions': (('blur.seen', 'blur.told'),)}, 'of a factorial'), ({'objective': ('nope',)}, 'nope'),
+    ({'interactions': (('blur.seen', 'blur.tol'),), 'design': 'factorial'}, "blur.tol"),
+    ({'config': 'nowhere'}, 'not found')])
+def test_what_no_study_can_be(change, match):
+  with pytest.raises(UserError, match=match):
+    planned(**change)
+
+
+# -- effects
+
+ARMS = [Arm('base', {'rotate': 'off'}), *(Arm(f'rotate={r}', {'rotate': r}, 'equimod') for r in ROLES[1:])]
+
+
+def noisy(arms, seeds, mean, noise=.01):
+  random, own = np.random.RandomState(0), np.random.RandomState(1).randn(9) * .1
+  return [(a.name, s, mean(a.roles) + own[s] + noise * random.randn()) for s in range(seeds) for a in arms]
+
+
+def test_two_arms_are_the_paired_interval():
+  runs = noisy(ARMS[:2], 4, lambda r: .1 * (r['rotate'] == 'invariant'))
+  e, = effects.single(ARMS[:2], runs, 'linear')
+  a, b = ([v for n, _, v in runs if n == arm.name] for arm in ARMS[1::-1])
+  want = statistics.paired(a, b)
+  assert (e.aug, e.contrast, e.n) == ('rotate', 'invariant - off', 4)
+  assert (e.mean, e.low, e.high) == pytest.approx((want.mean, want.low, want.high))
+  # what it sees four times in five: of noncentral t, nearly
+  error = (want.high - want.low) / 2 / stats.t.ppf(.975, 3)
+  assert e.smallest == pytest.approx((stats.t.ppf(.975, 3) + stats.t.ppf(.8, 3)) * error)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+  hits = 0
+  for i in range(400):
+    random = np.random.RandomState(i)
+    runs = [(a.name, s, .1 * (a.name == 'base') + random.randn()) for a in ARMS for s in range(3)]
+    hits += sum(e.low <= {'invariant - off': -.1, 'sensitive - off': -.1}.get(e.contrast, 0.) <= e.high
+                for e in effects.single(ARMS, runs, 'linear'))
+  assert .93 < hits / 1600 < .97
+
+
+def test_a_failed_run_leaves_the_rest_and_one_seed_no_interval():
+  runs = noisy(ARMS, 3, lambda r: .05 * (r['rotate'] == 'sensitive'), 1e-3)
+  found = {e.contrast: e for e in effects.single(ARMS, [r for r in runs if r[:2] != ('rotate=sensitive', 1)], 'knn')}
+  assert found['sensitive - invariant'].n == 2 and found['both - invariant'].n == 3
+  assert found['sensitive - invariant'].low > .04 and found['both - invariant'].low < 0 < found['both - invariant'].high
+  one, *_ = effects.single(ARMS, runs[:4], 'knn')
+  assert one.low is None and 'no interval' in effects.sentence(one)
+  assert effects.single(ARMS, runs[:1], 'knn') == []
+  crossed = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES))]
+  assert effects.crossed(crossed, ROLES, (), [(a.name, 0, .5) for a in crossed[:5]], 'knn') == []  # too few to tell
+
+
+def test_sentences():
+  of = lambda mean, half: effects.sentence(effects.Effect('rotate', 'sensitive - invariant', 'linear', mean, mean - half,
+                                                          mean + half, 3, .04))
+  assert of(.05, .02) == 'rotate: sensitive beats invariant by 5.0 ± 2.0 points of linear accuracy (3 seeds)'
+  assert of(-.05, .02).startswith('rotate: invariant beats sensitive by 5.0 ± 2.0 points')
+  assert of(.01, .02) == ('rotate: no difference seen between sensitive and invariant; the smallest that this study could '
+                          'have seen is 4.0 points of linear accuracy (3 seeds)')
+
+
+def test_a_proxys_rank_is_scipys():
+  full = dict(zip('abcdef', [.1, .4, .2, .5, .3, .6], strict=True))
+  short = dict(zip('abcdef', [.1, .3, .2, .5, .4, .35], strict=True))
+  found = effects.proxy(.125, 'linear', short, full, [True, False])
+  assert found.rank == pytest.approx(stats.spearmanr(list(full.values()), list(short.values())).statistic)
+  assert found.low < found.rank < found.high and (found.n, found.signs) == (6, .5)
+  assert effects.proxy(.5, 'linear', {'a': 1.}, full, []) is None
+
+
+# -- plans
+
+def test_the_full_budget_comes_first_seed_by_seed():
+  made = planned(proxies=(.5,), seeds=(0, 3))
+  runs = plan.runs(made)
+  assert len(runs) == 7 * 2 * 2 and [r.seed for r in runs[:14]] == [0] * 7 + [3] * 7
+  assert runs[0].name == 'base/0' and runs[14].name == 'base/0@0.5' and len({r.workdir for r in runs}) == 28
+  full, half = plan.config(made, runs[8]), plan.config(made, runs[22])
+  assert (full.epochs, full.seed, full.optimizer.warmup_epochs) == (30., 3, 4.)
+  assert (half.epochs, half.optimizer.warmup_epochs) == (15., 2.) and half.augment == full.augment
+  short = plan.config(planned(budget=6.), runs[0])
+  assert (short.epochs, short.optimizer.warmup_epochs) == (6., pytest.approx(.8))
+
+
+def test_equal_compute_counts_the_views():
+  made = planned(equal='compute', augs=('rotate',), overrides={'augment.crop.role': 'invariant'})
+  epochs = {r.arm: plan.config(made, r).epochs for r in plan.runs(made)}
+  assert epochs['base'] == epochs['rotate=invariant'] == 30.       # two views
+  assert epochs['rotate=both'] == pytest.approx(20.)               # and the reference
+  assert epochs['rotate=sensitive'] == pytest.approx(30. * 2 / 5)  # and EquiMod's own two
+
+
+def found_json(value):
+  return json.dumps({'readouts': {'linear': value, 'knn': value / 2}, 'untrained': {'linear': .3, 'knn': .2},
+                     'chance': {'linear': .1, 'knn': .1}, 'profile': {'rotate': .1}, 'gains': {}, 'retrieval': {},
+                     'seconds': 1.})
+
+
+def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
+  made = planned(augs=('rotate',))
+  plan.write(tmp_path, made)
+  assert plan.read(tmp_path) == made
+  for i, run in enumerate(plan.runs(made)[:6]):
+    (tmp_path / run.workdir).mkdir(parents=True)
+    (tmp_path / run.workdir / 'found.json').write_text(found_json(.5 + .01 * i))
+  found = plan.results(tmp_path, made, {'base/2': 'it was killed'})
+  assert [r['status'] for r in found['runs'].values()] == ['done'] * 6 + ['waiting'] * 2 + ['failed'] + ['waiting'] * 3
+  assert found['runs']['base/2']['error'] == 'it was killed'
+  assert found['untrained'] == pytest.approx({'linear': .3, 'knn': .2})
+  rows = list(csv.reader(plan.table(found).splitlines()))
+  assert rows[0] == ['arm', 'readout', 'n', 'mean', 'std', 'seed 0', 'seed 1']
+  assert rows[1][:3] == ['base', 'linear', '2'] and float(rows[1][3]) == pytest.approx(.52) and float(rows[1][6]) == .54
+  assert 'rotate: ' in found['effects'][0]['sentence']
+
+
+def test_a_folder_holds_one_study(tmp_path):
+  plan.write(tmp_path, planned())
+  plan.write(tmp_path, planned(seeds=(0, 1, 2, 3)))  # more seeds of the same one
+  assert len(plan.read(tmp_path)['seeds']) == 4
+  with pytest.raises(UserError, match='another study|another .*budget'):
+    plan.write(tmp_path, planned(budget=7.))
+  with pytest.raises(UserError, match='study.json is missing'):
+    plan.read(tmp_path / 'none')
+
+
+def test_shares_of_a_budget():
+  assert [command._share(t) for t in ('1/8', '.25')] == [.125, .25]
+  with pytest.raises(UserError, match='1/0'):
+    command._share('1/0')
+
+
+# -- runs
+
+TINY = ['--config.encoder.width=4', '--config.size=16', '--config.log_every=1', '--config.checkpoint_every=1']
+
+
+def start(folder, *more, steps=6):
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'EQSSL_CACHE': os.environ.get('EQSSL_TEST_CACHE', str(
+      pathlib.Path(__file__).parent.parent / '.cache' / 'xla-tests'))}
+  args = [sys.executable, '-m', 'equivariant_ssl.cli', 'study', '--out', str(folder), '--config', 'digits_simclr', *more,
+          f'--config.steps={steps}', *TINY]
+  return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process):
+  out = process.communicate(timeout=900)[0]
+  assert process.returncode == 0, out
+  return out
+
+
+def killed(folder, after, *more, how=signal.SIGKILL):
+  """Start, wait for `after()`, kill the study; its workers end by themselves."""
+  process = start(folder, *more)
+  while not after() and process.poll() is None:
+    time.sleep(.02)
+  process.send_signal(how)
+  out = process.communicate()[0]
+  locked = [p for p in folder.rglob('run.lock')]
+  until = time.time() + 60
+  while any(subprocess.run(['flock', '-n', str(p), 'true']).returncode for p in locked):
+    assert time.time() < until, 'a worker outlives its study'
+    time.sleep(.1)
+  return process.returncode, out
+
+
+def test_a_killed_study_ends_as_if_left_alone(tmp_path):
+  asked = ('--augs', 'flip', '--arms', 'off,invariant', '--seeds', '0')
+  out = finished(start(tmp_path / 'whole', *asked))
+  assert re.search(r'flip: invariant and off differ by .* no interval', out) and 'Report:' in out
+  torn = tmp_path / 'torn'
+  code, _ = killed(torn, lambda: any(p.stat().st_size for p in torn.rglob('metrics.jsonl')), *asked)
+  assert code == -signal.SIGKILL and not (torn / 'table.csv').exists()
+  out = finished(start(torn, *asked))
+  assert (torn / 'table.csv').read_bytes() == (tmp_path / 'whole' / 'table.csv').read_bytes()
+  before = {p: p.stat().st_mtime_ns for p in torn.rglob('found.json')}
+  assert len(before) == 2 and 'base,linear,1,' in (torn / 'table.csv').read_text()
+  (torn / 'runs' / 'base' / '0' / 'log.txt').unlink()
+  assert (torn / 'report.html').stat().st_size < 6e6
