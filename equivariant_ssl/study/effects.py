@@ -135,6 +135,21 @@ def sentence(e: Effect) -> str:
   return f'{e.aug}: {first} beats {second} by {100 * abs(e.mean):.1f} ± {50 * (e.high - e.low):.1f} {points} ({seeds})'
 
 
+def verdict(found: list[Effect]) -> list[str]:
+  """What being an invariance does, worst first, in a line each: of the augmentations that cost, that help, and that show no
+  difference. found: the effects on one read-out."""
+  seen = sorted((e for e in found if e.contrast in ('invariant - off', 'seen - unseen') and e.low is not None),
+                key=lambda e: e.mean)
+  kinds = (('Should not be invariances, for as such they cost', lambda e: e.high < 0),
+           ('May be invariances, for as such they add to', lambda e: e.low > 0),
+           ('No difference seen, as invariances, to', lambda e: e.low <= 0 <= e.high))
+  out = []
+  for words, of in kinds:
+    named = [f'{e.aug} ({100 * e.mean:+.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}])' for e in seen if of(e)]
+    out += [f'{words} {POINTS.get(seen[0].readout, seen[0].readout)}: {", ".join(named)}'] if named else []
+  return out
+
+
 class Proxy(NamedTuple):
   """What a share `budget` of the full one would have told: Spearman's rank correlation over `n` arms of their mean read-out,
   with its 95 % interval (Bonett & Wright 2000), and of the effects that exclude zero at the full budget the share whose sign

@@ -139,6 +139,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     table.add_row(arm, *(f'{100 * c["mean"]:.1f}{spread(c)}' if c else '' for c in of), str(max(c['n'] for c in of if c)))
   if names:
     console.print(table)
+  for line in found['verdict']:
+    console.print(line)
   for e in found['effects']:
     if e['readout'] == names[0]:
       console.print(e['sentence'])

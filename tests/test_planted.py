@@ -1,0 +1,70 @@
+"""Planted worlds: the class is carried by exactly one factor, and the study names the augmentation that destroys it."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image as Pil
+
+SIDE = 16
+DESTROYS = {'colour': 'jitter', 'orientation': 'rotate', 'position': 'crop'}
+
+
+def picture(random, colour, turned, centred):
+  """A grating, across or along, with a disc at the centre or by the border, in a hue."""
+  y, x = np.mgrid[:SIDE, :SIDE]
+  wave = .5 + .3 * np.sin(2 * np.pi * ((y if turned else x) / random.uniform(4, 6) + random.uniform()))
+  radius, angle = (0., 0.) if centred else (5.5, random.uniform(0, 2 * np.pi))
+  away = np.hypot(y - 7.5 - radius * np.sin(angle), x - 7.5 - radius * np.cos(angle))
+  grey = np.where(away < 2.5, 1., wave) * random.uniform(.8, 1.)
+  tint = np.array([1., .35, .35]) if colour else np.array([.35, .35, 1.])
+  return np.uint8(255 * np.clip(grey[..., None] * tint + .03 * random.randn(SIDE, SIDE, 3), 0, 1))
+
+
+def world(folder, carrier, count=(480, 480)):
+  """Class folders of images in which the factor `carrier` alone is the class, and the others are drawn by a coin."""
+  random = np.random.RandomState(0)
+  for split, n in zip(('train', 'test'), count, strict=True):
+    for i in range(n):
+      factors = {f: random.randint(2) for f in DESTROYS}
+      path = folder / split / f'{"ab"[factors[carrier]]}' / f'{i:04d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Pil.fromarray(picture(random, *factors.values())).save(path)
+  return folder
+
+
+CONFIG = '''
+from ml_collections import ConfigDict
+
+
+def get_config():
+  return ConfigDict({{
+      'size': 16, 'batch': 120, 'epochs': 20., 'data': {{'name': 'folder', 'path': '{path}', 'size': 16}},
+      'encoder': {{'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 8, 'zero_init': False}},
+      'augment': {{'order': ('crop', 'jitter', 'blur', 'rotate'),
+                  'crop': {{'role': 'off', 'scale': (.2, .6), 'method': 'bilinear'}},
+                  'jitter': {{'role': 'off', 'p': 1., 'hue': .5, 'saturation': .8, 'brightness': .2, 'contrast': .2}},
+                  'blur': {{'role': 'invariant'}}, 'rotate': {{'role': 'off'}}}},
+      'invariance': {{'name': 'simclr', 'temperature': .2, 'projector': {{'hidden': (64,), 'out': 32}}}},
+      'optimizer': {{'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 3.}}}})
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('carrier', DESTROYS)
+def test_the_study_names_what_must_not_be_an_invariance(carrier, tmp_path):
+  config = tmp_path / 'planted.py'
+  config.write_text(CONFIG.format(path=world(tmp_path / 'images', carrier)))
+  done = subprocess.run(
+      [sys.executable, '-m', 'equivariant_ssl.cli', 'study', '--config', str(config), '--augs', 'jitter,rotate,crop',
+       '--arms', 'off,invariant', '--out', str(tmp_path / 'study')], capture_output=True, text=True,
+      env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  found = json.loads((tmp_path / 'study' / 'results.json').read_text())
+  effects = {e['aug']: e for e in found['effects'] if e['readout'] == 'linear' and e['contrast'] == 'invariant - off'}
+  named = f'Should not be invariances, for as such they cost linear accuracy: {DESTROYS[carrier]} ('
+  assert found['verdict'][0].startswith(named)
+  other = max(effects[a]['high'] - effects[a]['mean'] for a in effects)
+  assert all(effects[DESTROYS[carrier]]['mean'] < e['mean'] - other for a, e in effects.items() if a != DESTROYS[carrier])
