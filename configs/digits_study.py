@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'size': 16,
       'batch': 125,
-      'epochs': 30.,
+      'epochs': 20.,
       'data': {'name': 'digits'},
       'encoder': {'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 12, 'zero_init': False},
       'augment': {
@@ -27,5 +27,6 @@ def get_config() -> ConfigDict:
       'invariance': {'name': 'simclr', 'temperature': .2, 'projector': {'hidden': (128,), 'out': 64}},
       'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2, 'hidden': (128,), 'dim': 64,
                        'action_dim': 64},
-      'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 4.},
+      'optimizer': {'name': 'adamw', 'lr': 3e-3, 'weight_decay': 1e-4, 'warmup_epochs': 3.},
+      'checkpoint_every': 80,  # a run takes a minute
   })
