@@ -99,6 +99,22 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--out', default='', metavar='FILE', help='default: report.html in DIR; of several, in this folder')
   p.add_argument('--group-by', default='method', help='of several: as in compare (default: method)')
   p.add_argument('--no-images', action='store_true', help='leave out what reads the data and the checkpoint')
+  p = add('show-augs', show_augs, 'a page of the views of a config, under each what was done to it')
+  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
+  p.add_argument('--image', default='', metavar='FILE', help='of this image (default: of test images of the config\'s data)')
+  p.add_argument('--out', default='augs.html', help='(default: %(default)s)')
+  p.add_argument('--count', type=int, default=4, help='rows (default: %(default)s)')
+  p = add('embed', embed, 'the features of images by the encoder of a run: eqssl embed DIR IMAGES --out FILE')
+  p.add_argument('dir')
+  p.add_argument('images', help='an image, or a folder of them, whatever its folders')
+  p.add_argument('--out', required=True, metavar='FILE', help='.npz, .parquet or .csv')
+  p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
+  p = add('neighbours', neighbours, 'the images of an embedding file nearest to one: eqssl neighbours FILE QUERY')
+  p.add_argument('file', help='what eqssl embed wrote')
+  p.add_argument('query', help='a path in it; with --run any image')
+  p.add_argument('--run', dest='workdir', metavar='DIR', help='the run that embedded them')
+  p.add_argument('--k', type=int, default=10, help='(default: %(default)s)')
+  p.add_argument('--html', metavar='FILE', help='a page with the pictures too')
   p = add('export', export, 'write the encoder of a run for torch and timm: safetensors under torchvision\'s names')
   p.add_argument('dir')
   p.add_argument('--out', default='', metavar='FOLDER', help='of model.safetensors and config.json (default: DIR/export)')
@@ -203,6 +219,27 @@ def report(args) -> None:
   _cache()
   from equivariant_ssl import report as reports
   print(f'Report: {reports.report(args.dirs, args.out or None, args.group_by, not args.no_images)}')
+
+
+def show_augs(args) -> None:
+  from equivariant_ssl import config as configs
+  from equivariant_ssl.report import gallery
+  if args.count < 1:
+    raise UserError(f'--count {args.count}: nothing to show.', 'Give at least 1.')
+  shown = gallery.show(configs.load(args.config, args.overrides), args.image, pathlib.Path(args.out), args.count)
+  print(f'Views: {shown}')
+
+
+def embed(args) -> None:
+  _cache()
+  from equivariant_ssl.report import embed as embeds
+  embeds.embed(args.dir, args.images, args.out, args.step)
+
+
+def neighbours(args) -> None:
+  _cache()
+  from equivariant_ssl.report import embed as embeds
+  embeds.neighbours(args.file, args.query, args.k, args.workdir, args.html)
 
 
 def export(args) -> None:
