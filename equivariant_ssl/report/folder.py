@@ -1,0 +1,115 @@
+"""What a run left in its folder, read for a report: config, commands, environment, log and results."""
+import contextlib
+import json
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from equivariant_ssl import config as configs
+from equivariant_ssl import record
+from equivariant_ssl.compare import method
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.protocols import PROTOCOLS
+
+ROWS = 500  # of the log, in a page's data
+
+
+class Left(NamedTuple):
+  """rows: of the log. results: {its file's stem: a protocol's result file}. unread: result files of another form."""
+  workdir: pathlib.Path
+  config: ConfigDict
+  env: dict[str, Any]
+  commands: list[str]
+  rows: list[dict[str, Any]]
+  results: dict[str, dict]
+  unread: list[str]
+
+  @property
+  def name(self) -> str:
+    return self.workdir.absolute().name
+
+  @property
+  def method(self) -> str:
+    return method(self.config)
+
+  def command(self, verb: str, rest: str = '') -> str:
+    """'eqssl VERB WORKDIR REST'."""
+    return f'eqssl {verb} {shlex.quote(str(self.workdir))} {rest}'.strip()
+
+
+def _json(path: pathlib.Path) -> Any:
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads(path.read_text(errors='replace'))
+
+
+def _whole(found: Any) -> bool:
+  """Whether a file's JSON is a result as `eqssl eval` writes it; a study's runs leave the untrained network out."""
+  if not isinstance(found, dict) or found.get('protocol') not in PROTOCOLS or 'trained' not in found:
+    return False
+  return all(isinstance(found[who], list) and found[who] and all('numbers' in one for one in found[who])
+             for who in ('trained', 'untrained') if who in found)
+
+
+def read(workdir: pathlib.Path) -> Left:
+  """What the run in `workdir` left; UserError where there is no config.json, or none that can be read."""
+  config, results, unread = configs.read(workdir / 'config.json'), {}, []
+  for path in sorted((workdir / 'eval').glob('*.json')):
+    found = _json(path)
+    if _whole(found):
+      results[path.stem] = found
+    else:
+      unread.append(path.name)
+  order = list(PROTOCOLS)
+  results = dict(sorted(results.items(), key=lambda item: order.index(item[1]['protocol'])))
+  commands = workdir / 'command.txt'
+  return Left(workdir, config, _json(workdir / 'env.json') or {},
+              commands.read_text(errors='replace').splitlines() if commands.exists() else [],
+              record.read_metrics(workdir), results, unread)
+
+
+def leaves(value: Any, path: str = '') -> dict[str, str]:
+  """{dotted key: its value as text} of a config as JSON."""
+  if isinstance(value, Mapping) and value:
+    return {k: v for name, part in value.items() for k, v in leaves(part, f'{path}.{name}' if path else name).items()}
+  return {path: value if isinstance(value, str) else json.dumps(value)}
+
+
+def base(left: Left) -> tuple[str, dict[str, str]] | None:
+  """(the config file that the run was started from, its leaves as shipped), None where its command names none that can
+  be read."""
+  words = []
+  with contextlib.suppress(ValueError, IndexError):
+    words = shlex.split(left.commands[0])
+  names = [word.removeprefix('--config=') for word in words if word.startswith('--config=')]
+  names += [after for word, after in zip(words, words[1:], strict=False) if word == '--config']
+  for name in names[:1]:
+    with contextlib.suppress(UserError):
+      return name, leaves(configs.as_json(configs.load(name)))
+
+
+def changed(left: Left) -> list[tuple[str, str, str]]:
+  """(field, as shipped, of the run) where they differ; 'absent' where one has no such field. [] without a base too."""
+  found, own = base(left), leaves(configs.as_json(left.config))
+  if not found:
+    return []
+  return [(k, found[1].get(k, 'absent'), own.get(k, 'absent')) for k in sorted({**found[1], **own})
+          if found[1].get(k) != own.get(k)]
+
+
+def thinned(rows: Sequence[Any]) -> list[Any]:
+  """At most ROWS + 1 of them, evenly, the last among them."""
+  every = -(-len(rows) // ROWS) or 1
+  return [*rows[:-1:every], *rows[-1:]]
+
+
+def data(left: Left) -> dict[str, Any]:
+  """The run as JSON, for a page: its log thinned, its results without what is one value an image."""
+  brief = lambda found: {k: found.get(k) for k in ('name', 'numbers', 'controls', 'missing')}
+  results = {stem: {**{k: f.get(k) for k in ('protocol', 'checkpoint', 'steps', 'seeds', 'options', 'environment')},
+                    **{who: [brief(one) for one in f.get(who, ())] for who in ('trained', 'untrained')}}
+             for stem, f in left.results.items()}
+  return {'workdir': str(left.workdir), 'method': left.method, 'config': configs.as_json(left.config),
+          'commands': left.commands, 'environment': left.env, 'metrics': thinned(left.rows), 'results': results}

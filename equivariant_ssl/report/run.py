@@ -1,0 +1,156 @@
+"""The report of one run: what came of it, what ran, what its views and features look like, how to run it again."""
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from equivariant_ssl import checkpoint, runs, shard
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.frozen import frozen
+from equivariant_ssl.report import charts, folder, page, panels, results
+from equivariant_ssl.report.folder import Left
+from equivariant_ssl.report.page import Chart, Charts, Missing, Picture, Pictures, Section, Text
+
+SIDE = 96    # of a picture in the page, pixels: a hundred of them are 3 MB
+SHARP = 64   # of fewer pixels, a picture is shown as squares
+
+
+def _picture(tile: Any) -> Picture:
+  from equivariant_ssl.report.pictures import png  # needs the whole of training; pages of other kinds do not
+  pixels = np.asarray(tile.pixels)
+  longest = max(pixels.shape[:2])
+  if longest > SIDE:
+    size = [max(round(n * SIDE / longest), 1) for n in (pixels.shape[1], pixels.shape[0])]
+    pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+  return Picture(png(pixels), tuple(tile.lines), longest <= SHARP)
+
+
+def _rows(title: str, about: str, rows: Sequence[Sequence[Any]]) -> Pictures:
+  return Pictures(title, about, [[_picture(tile) for tile in row] for row in rows])
+
+
+def _why(error: UserError) -> Missing:
+  """A mistake as a block: its cause, and its fix."""
+  cause, _, fix = str(error).partition('\n')
+  return Missing(cause, fix.strip())
+
+
+def _views(run: runs.Run) -> list[Any]:
+  from equivariant_ssl.report import pictures
+  found = []
+  for name, rows in pictures.gallery(run).items():
+    group = run.recipe.groups[name]
+    chain = ' or '.join(dict.fromkeys(c.name.replace('+', ', ') for c in group.chains)) or 'nothing'
+    found.append(_rows(f'Group {name}', f'A row an image: the original, then its views of {group.size} pixels with '
+                       f'what was done to each, drawn as in the first step. Chain: {chain}.', rows))
+  return found
+
+
+def _of_features(run: runs.Run, left: Left, say) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+  """({panel: its blocks}, maps as data) of the newest checkpoint."""
+  from equivariant_ssl.report import maps, pictures
+  number, state = checkpoint.load(left.workdir / 'checkpoints', runs.abstract(run), None, say)[:2]
+  fixed, at = frozen(run.recipe, run.config), f'of the checkpoint of step {number}'
+  found = maps.maps(run, fixed, state)
+  drawn = [Chart(k, charts.scatter(k, m.points, m.labels, m.names, m.about), m.about) for k, m in found.items()]
+  strips = [_rows(f'Objective {name}', f'A row an image, {at}: the query, the view asked for with its action, then the '
+                  'views nearest to where the predictor moves the query\'s embedding, best first.', rows)
+            for name, rows in pictures.strips(run, fixed, state).items()]
+  near = _rows('Nearest training images', 'A row a test image: the query, then its neighbours by cosine of the '
+               f'features {at}.', pictures.neighbours(run, fixed, state))
+  data = {k: {'points': np.round(np.asarray(m.points, float), 4).tolist(), 'labels': np.asarray(m.labels).tolist(),
+              'names': list(m.names)} for k, m in found.items()}
+  nothing = Missing('No objective of this run predicts where an embedding goes; train with',
+                    '--config.equivariance=equimod')
+  few = Text('Too few images, or features that are all the same, make no map.')
+  return {'map': [Charts(drawn) if drawn else few], 'neighbours': [near], 'strips': strips or [nothing]}, data
+
+
+def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+  """The panels that need the images or the network, and the maps as data; a line where one cannot be."""
+  every = lambda block: {panel: [block] for panel in ('views', 'map', 'neighbours', 'strips')}
+  if not images:
+    return every(Missing('Left out as asked.', left.command('report'))), {}
+  # Features are split over the devices; a run of a batch that these do not divide is read on one.
+  devices = jax.devices()
+  mesh = shard.mesh(devices if left.config.batch % len(devices) == 0 else devices[:1])
+  try:
+    run = runs.prepare(left.config, mesh, say)
+  except UserError as error:
+    return every(_why(error)), {}
+  try:
+    found, data = _of_features(run, left, say)
+  except UserError as error:
+    found, data = every(_why(error)), {}
+  return found | {'views': _views(run)}, data
+
+
+def _equivariance(left: Left) -> list[Any]:
+  blocks, there = results.heats(left, results.OF_ACTIONS), {f['protocol'] for f in left.results.values()}
+  if left.method == left.config.invariance.name:
+    blocks.append(Text('The run has no equivariance objective, so nothing predicts: no gain and no retrieval.'))
+  elif 'gains' not in there:  # eval leaves it out by itself where the objective predicts something else
+    blocks.append(Missing('No gain was measured yet; an objective that predicts where an embedding goes has one.',
+                          left.command('eval')))
+  wanted = [p for p in ('retrieval', 'regression', 'care') if p not in there and (p != 'retrieval' or 'gains' in there)]
+  if wanted:
+    blocks.append(Missing(f'Not evaluated yet: {", ".join(wanted)}.',
+                          left.command('eval', f'--protocol {",".join(wanted)}')))
+  return blocks
+
+
+def _monitors(left: Left) -> list[Any]:
+  made = panels.charted(
+      panels.curve('kNN accuracy on test images, %', left.rows, {'knn_top1': 'kNN'}, 100.,
+                   'A monitor: to choose a checkpoint by it is to choose on test images.'),
+      panels.curve('Online probe: accuracy on augmented training images, %', left.rows, {'probe_top1': 'probe'}, 100.),
+      panels.curve('Online probe: loss', left.rows, {'probe_loss': 'probe loss'}))
+  missing = [flag for name, flag in (('knn_top1', '--config.knn_every=1'), ('probe_top1', '--config.probe=True'))
+             if not any(name in r for r in left.rows)]
+  return made + ([Missing('Not logged while this run trained (both need labels); train with', ' '.join(missing))]
+                 if missing else [])
+
+
+def sections(left: Left, pictured: dict[str, list[Any]]) -> list[Section]:
+  """The sections of a run's page, without how to run it again."""
+  profile = results.heats(left, ['profile']) or [
+      Missing('The sensitivity profile was not measured yet.', left.command('eval', '--protocol profile'))]
+  spectrum, health = results.health(left)
+  return [
+      Section('Results', 'results', results.accuracy(left)), panels.ran(left), panels.training(left),
+      Section('Collapse', 'collapse', [*panels.charted(panels.spread(left.rows), spectrum), health]),
+      Section('Accuracy while training', 'monitors', _monitors(left)),
+      Section('Views', 'views', pictured['views']), Section('Sensitivity', 'sensitivity', profile),
+      Section('Equivariance', 'equivariance', _equivariance(left)),
+      Section('Map of the features', 'map', pictured['map']),
+      Section('Neighbours', 'neighbours', pictured['neighbours']),
+      Section('What a prediction retrieves', 'strips', pictured['strips']), panels.throughput(left)]
+
+
+def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None
+          ) -> pathlib.Path:
+  """Write the page of the run in `workdir` to `out` (None: report.html in it) and return its path; what is not there
+  becomes a line that says which command makes it. images: with the panels that read the data and the newest checkpoint.
+
+  Raises UserError where `workdir` holds no run.
+  """
+  say = console.print if console else lambda line: None
+  left = folder.read(pathlib.Path(workdir))
+  pictured, maps = _pictured(left, images, say)
+  found = sections(left, pictured)
+  if left.unread:
+    found[0] = found[0]._replace(blocks=[*found[0].blocks, Text(
+        f'Of another form, and not shown: {", ".join(f"eval/{name}" for name in left.unread)}.')])
+  done = sorted({f['protocol'] for f in left.results.values()})
+  evals = [left.command('eval', f'--protocol {",".join(done)}')] if done else []
+  found.append(panels.again(left.env, [*left.commands, *evals, left.command('report')],
+                            'config, environment, log and results'))
+  about = f'{left.method} on {left.config.data.name}, started {left.env.get("time", "at an unknown time")}'
+  text = page.render(f'Run {left.name}', about, found, {'kind': 'run', **folder.data(left), 'maps': maps})
+  path = page.save(out or left.workdir / 'report.html', text)
+  say(f'Written to {path}')
+  return path

@@ -1,0 +1,193 @@
+"""The report of a study: what each augmentation's role does, with intervals, and everything that was run for it."""
+import json
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.report import charts, page, panels, results
+from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
+
+READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f'{str(path.parent)!r} has no {path.name}, so there is no study to report.',
+                    f'Run it first, or go on with it: eqssl study --resume {shlex.quote(str(path.parent))}') from None
+  except ValueError as error:
+    raise UserError(f'{str(path)!r} is not JSON: {error}',
+                    'Run the same eqssl study again: it writes the file anew.') from None
+  return found
+
+
+def _name(readout: str) -> str:
+  return READOUTS.get(readout, readout)
+
+
+def _points(value: float | None) -> str:
+  return 'none' if value is None else f'{100 * value:+.1f}'
+
+
+def _percent(mean: float, std: float | None, n: int) -> str:
+  """'91.0 ± 1.0, n=3'; '91.0, n=1'."""
+  return f'{100 * mean:.1f}' + (f' ± {100 * std:.1f}' if std is not None else '') + f', n={n}'
+
+
+def _answer(study: dict, found: dict) -> Section:
+  """What the study found, in sentences, an augmentation at a time; and from how much of it."""
+  runs, blocks = list(found['runs'].values()), []
+  done = sum(r['status'] == 'done' for r in runs)
+  blocks.append(Text(f'{done} of {len(runs)} runs are done; seeds {", ".join(map(str, study["seeds"]))}; '
+                     f'{study["design"]}; equal {study["equal"]} in every arm.'))
+  if found.get('verdict'):
+    blocks.append(Points(tuple(found['verdict'])))
+  for aug in dict.fromkeys(e['aug'] for e in found['effects']):
+    own = [e for e in found['effects'] if e['aug'] == aug]
+    blocks.append(Points(tuple(e['sentence'] for e in own)))
+  if not found['effects']:
+    blocks.append(Missing('No contrast can be made yet: it needs two finished arms.', study['command']))
+  if any(e['low'] is None for e in found['effects']):
+    blocks.append(Text('Where n = 1, no interval exists: one seed cannot say whether a difference is noise.'))
+  return Section('Answer', 'answer', blocks)
+
+
+def _effects(found: dict) -> Section:
+  """A dot plot a read-out, and the same as a table."""
+  effects, made = found['effects'], []
+  if not effects:
+    return Section('Effects', 'effects', [Text('None yet.')])
+  percent = lambda v: None if v is None else 100 * v
+  for readout in dict.fromkeys(e['readout'] for e in effects):
+    dots = [charts.Dot(e['contrast'], *(percent(e[k]) for k in ('mean', 'low', 'high')), group=e['aug'])
+            for e in effects if e['readout'] == readout]
+    title = f'Effects on {_name(readout)} accuracy'
+    made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
+                      '95 % intervals over seeds, paired; a ring has n = 1 and none.'))
+  rows = [(e['aug'], e['contrast'], _name(e['readout']), _points(e['mean']),
+           'none (n = 1)' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
+           'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in effects]
+  columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'n', 'smallest')
+  table = Table('Effects in percentage points. Smallest: what as many seeds of this spread could show', columns, rows,
+                3, folded=len(rows) > 12)
+  return Section('Effects', 'effects', [Charts(made), table])
+
+
+def _arms(found: dict) -> Section:
+  """Arm x read-out, the untrained network and chance beside it, as dots and as a table."""
+  table, untrained, chance = found['table'], found['untrained'], found['chance']
+  readouts = list(dict.fromkeys([*(r['readout'] for r in table), *untrained]))
+  cells = {(r['arm'], r['readout']): r for r in table}
+  arms = list(dict.fromkeys(r['arm'] for r in table))
+  of = lambda c: _percent(c['mean'], c['std'], c['n']) if c else 'not done'
+  plain = lambda row: [f'{100 * row[r]:.1f}' if row.get(r) is not None else 'unknown' for r in readouts]
+  rows = [(arm, *(of(cells.get((arm, r))) for r in readouts)) for arm in arms]
+  rows += [('untrained', *plain(untrained)), ('chance', *plain(chance))]
+  return Section('Arms', 'arms', [Table('Accuracy, %: mean ± standard deviation over seeds (none where n = 1)',
+                                        ('arm', *(_name(r) for r in readouts)), rows)])
+
+
+def _over(runs: Sequence[dict], pick) -> dict[str, dict[str, list[float]]]:
+  """{arm: {name: a value a run}} of `pick(run)`, a dict or None; ratios, of another scale, left out."""
+  out: dict[str, dict[str, list[float]]] = {}
+  for run in runs:
+    for k, v in (pick(run) or {}).items():
+      if not k.startswith('ratio'):
+        out.setdefault(run['arm'], {}).setdefault(k, []).append(v)
+  return out
+
+
+def _heat(title: str, of: Mapping[str, Mapping[str, Sequence[float]]], scale: float, form: str, note: str) -> Chart:
+  columns = list(dict.fromkeys(k for row in of.values() for k in row))
+  values = [[scale * float(np.mean(row[c])) if c in row else None for c in columns] for row in of.values()]
+  return Chart(title, charts.heat(title, list(of), columns, values, form), note)
+
+
+def _actions(found: dict) -> list[Section]:
+  """How far each augmentation moves each arm's features, and whether predictors use what they are told."""
+  done = [r for r in found['runs'].values() if r['status'] == 'done' and r.get('share', 1) == 1]
+  profile, none = _over(done, lambda r: r.get('profile')), Text('No finished run has any.')
+  drift = Charts([_heat('Drift: arm x augmentation', profile, 1., '.2f',
+                        f'Mean over seeds. {results.MEANS["profile", ""]}')]) if profile else none
+  blocks: list[Any] = []
+  for kind, of, scale, form in (('gains', '', 100., '.1f'), ('retrieval', 'mrr', 1., '.2f')):
+    whats = dict.fromkeys(w for r in done for w in r.get(kind) or ())
+    made = [_heat(f'{kind}: {what}', _over(done, lambda r, k=kind, w=what: (r.get(k) or {}).get(w)), scale, form, '')
+            for what in whats]
+    blocks += [Text(f'Mean over seeds. {results.MEANS[kind, of]}'), Charts(made)] if made else []
+  return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
+
+
+def _state(study: dict, found: dict) -> Section:
+  """What failed and why, what still waits, what every run took."""
+  runs = found['runs']
+  failed = [(k, r['error']) for k, r in runs.items() if r['status'] == 'failed']
+  waiting = [k for k, r in runs.items() if r['status'] == 'waiting']
+  took = [r['seconds'] for r in runs.values() if r.get('seconds')]
+  blocks: list[Any] = [Table('Failed, and why', ('run', 'error'), failed, 2) if failed else Text('No run failed.')]
+  blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {", ".join(waiting)}.', study['command'])
+                if waiting else Text('No run is waiting.'))
+  blocks.append(Text(f'{panels.duration(sum(took))} in all, {panels.duration(float(np.median(took)))} a run (median of '
+                     f'{len(took)}).' if took else 'No time was recorded yet.'))
+  names = list(dict.fromkeys(x for r in runs.values() for x in r.get('readouts') or ()))
+  read = lambda r, x: f'{100 * r["readouts"][x]:.1f}' if x in (r.get('readouts') or {}) else ''
+  rows = [(k, r['status'], *(read(r, x) for x in names), panels.duration(r.get('seconds') or None), r['workdir'])
+          for k, r in runs.items()]
+  columns = ('run', 'status', *map(_name, names), 'time', 'folder')
+  blocks.append(Table('Every run, accuracies in %', columns, rows, 2, True))
+  return Section('Runs', 'runs', blocks)
+
+
+def _proxies(found: dict) -> Section:
+  """What a smaller budget would have said."""
+  proxies = found.get('proxies') or []
+  if not proxies:
+    return Section('Smaller budgets', 'proxies', [Text('No smaller budget was compared with the whole one.')])
+  rows = [(f'{100 * p["budget"]:g} %', _name(p['readout']), f'{p["rank"]:.2f}',
+           'none' if p['low'] is None else f'[{p["low"]:.2f}, {p["high"]:.2f}]', p['n'],
+           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %') for p in proxies]
+  shown = {}
+  for readout in dict.fromkeys(p['readout'] for p in proxies):
+    own = sorted((p['budget'], p['rank']) for p in proxies if p['readout'] == readout)
+    shown[_name(readout)] = [100 * b for b, _ in own], [r for _, r in own]
+  chart = Chart('Rank agreement with the whole budget', charts.lines('Rank agreement', shown, '% of the budget',
+                                                                     rules={'the same order': 1.}))
+  return Section('Smaller budgets', 'proxies', [
+      Text('How well the order of the arms after part of the training agrees with that after all of it: 1 is the same '
+           'order, 0 no relation.'), Charts([chart]),
+      Table('Rank correlation of the arms, and how many of the clear effects had the same sign',
+            ('budget', 'read-out', 'rank', '95 % interval', 'arms', 'same sign'), rows, 2)])
+
+
+def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Path | None = None) -> pathlib.Path:
+  """Write the page of the study in `folder` (study.json, results.json) to `out` (None: report.html in it); its path.
+
+  Raises UserError where either is missing or is not JSON.
+  """
+  study, found = (_read(pathlib.Path(folder) / name) for name in ('study.json', 'results.json'))
+  env = study.get('environment', {})
+  objective, epochs = ' or '.join(study['objective']), f'{study["epochs"]:g}' if study['epochs'] else ''
+  settings = [('augmentations', ', '.join(study['augs'])), ('arms', ', '.join(study['arms'])),
+              ('objective', objective or 'the config\'s'), ('config', study['config']),
+              ('overrides', ', '.join(f'{k}={v}' for k, v in study['overrides'].items()) or 'none'),
+              ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
+              ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']), ('devices', panels.devices(env)),
+              ('commit', panels.commit(env)), ('started', env.get('time', 'unknown'))]
+  ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
+  again = panels.again(env, [study['command'], f'eqssl report {shlex.quote(str(folder))}'],
+                       'the study and its results')
+  parts = [_answer(study, found), _effects(found), _arms(found), *_actions(found), _proxies(found),
+           _state(study, found), ran, again]
+  title = f'Study of {", ".join(study["augs"])}'
+  about = f'Config {study["config"]}, {len(study["seeds"])} seeds' + (f', {epochs} epochs' if epochs else '')
+  text = page.render(title, about, parts, {'kind': 'study', 'study': study, 'results': found})
+  path = page.save(out or pathlib.Path(folder) / 'report.html', text)
+  if console:
+    console.print(f'Written to {path}')
+  return path

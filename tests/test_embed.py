@@ -1,0 +1,222 @@
+"""Embedding files: the evaluation's features in every form, what cannot be read said, nearest by brute force."""
+import functools
+import html
+import importlib.util
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from PIL import Image as Pillow
+
+from equivariant_ssl import checkpoint, record, runs, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl.data import source
+from equivariant_ssl.data.decode import decode
+from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.evaluate.frozen import frozen, variables
+from equivariant_ssl.evaluate.transfer import central
+from equivariant_ssl.report import embed, embeddings
+from equivariant_ssl.report.embeddings import Embeddings
+
+ENCODER = functools.cache(embed._encoder)  # a second each
+FORMS = ('npz', 'csv', 'parquet')
+NAMES = ('a/0.png', 'a/1.png', 'a/2.jpg', 'b/3.png', 'b/4, "5".png', 'b/6\n.png', 'top.gif')
+
+
+@pytest.fixture(autouse=True)
+def one_encoder(monkeypatch):
+  monkeypatch.setattr(embed, '_encoder', ENCODER)
+
+
+def started(workdir):
+  """A run on the digits that has a checkpoint of its first state."""
+  config = configs.load('smoke')
+  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  record.start(workdir, configs.as_json(config), 'eqssl train')
+  with checkpoint.open(workdir / 'checkpoints') as saved:
+    saved.save(0, runs.initial(run), {}, wait=True)
+  return run
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  """(folder of a run, the run, folder of seven images wide and high, and of three that cannot be read)."""
+  root = tmp_path_factory.mktemp('world')
+  run = started(root / 'run')
+  photos, random = root / 'photos', np.random.RandomState(0)
+  for i, name in enumerate(NAMES):
+    (photos / name).parent.mkdir(parents=True, exist_ok=True)
+    noise = random.randint(0, 256, (4, 4 + i, 3)).astype(np.uint8).repeat(6, 0).repeat(6, 1)
+    Pillow.fromarray(noise if i % 2 else noise.swapaxes(0, 1)).save(photos / name)
+  (photos / 'a' / 'no.png').write_bytes(b'no')
+  whole = (photos / 'a' / '0.png').read_bytes()
+  (photos / 'b' / 'torn.png').write_bytes(whole[:len(whole) // 2])
+  (photos / 'b' / 'notes.txt').write_text('not an image')
+  os.symlink(root / 'run', photos / 'away')
+  return root / 'run', run, photos
+
+
+@pytest.fixture(scope='module')
+def written(world):
+  """The same embeddings in each form: {form: file}."""
+  workdir, _, photos = world
+  files = {form: workdir.parent / f'all.{form}' for form in FORMS}
+  embed.embed(workdir, str(photos), str(files['npz']))
+  for form in FORMS[1:]:
+    embeddings.save(files[form], embeddings.read(files['npz']))
+  return files
+
+
+def by_evaluation(world, paths):
+  workdir, run, photos = world
+  canvases = [decode((photos / p).read_bytes(), run.recipe.size) for p in paths]
+  split = source.Split(np.stack([c for c, _ in canvases]), np.array([s for _, s in canvases], np.float32), None)
+  state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run))[1]
+  return central(Partial(frozen(run.recipe).encode, variables(state)), split, run.recipe.size)
+
+
+def test_features_are_the_evaluations(world, written):
+  found = embeddings.read(written['npz'])
+  assert found.paths == [str(world[2] / name) for name in sorted(NAMES)] and found.features.dtype == np.float32
+  np.testing.assert_allclose(found.features, by_evaluation(world, sorted(NAMES)), rtol=1e-4, atol=1e-5)
+  assert np.ptp(found.features, axis=0).max() > .01
+
+
+def test_every_form_says_the_same(written):
+  found = [embeddings.read(written[form]) for form in FORMS]
+  for one in found:
+    assert one.paths == found[0].paths
+    np.testing.assert_array_equal(one.features, found[0].features)  # bitwise
+  with np.load(written['npz']) as stored:
+    assert set(stored) == {'paths', 'features'}
+  assert written['csv'].read_text().startswith('path,f0,f1,')
+  import pyarrow.parquet
+  column = pyarrow.parquet.read_table(written['parquet']).schema.field('features').type
+  assert str(column).startswith('fixed_size_list<') and column.list_size == found[0].features.shape[1]
+
+
+def test_in_pieces_and_what_cannot_be_read_is_said(world, written, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(embed, 'CHUNK', 3)
+  monkeypatch.setattr(embed, 'BATCH', 4)
+  workdir, _, photos = world
+  asked, real = [], source.fill
+  monkeypatch.setattr(source, 'fill', lambda records, size: (asked.append(records.count), real(records, size))[1])
+  assert embed.embed(workdir, str(photos), str(tmp_path / 'e.csv')) == 3
+  assert max(asked) == 3 and len(asked) == 3  # canvases at a time
+  out, err = capsys.readouterr()
+  lines = err.splitlines()
+  assert len(lines) == 3 and all(any(name in line for line in lines) for name in ('a/no.png', 'b/torn.png', 'away'))
+  assert '3 left out' in out and '7 images' in out and '6 of 8 images' in out
+  whole, pieces = embeddings.read(written['npz']), embeddings.read(tmp_path / 'e.csv')
+  assert pieces.paths == whole.paths
+  np.testing.assert_allclose(pieces.features, whole.features, rtol=1e-4, atol=1e-5)
+
+
+def test_one_image(world, tmp_path):
+  workdir, _, photos = world
+  os.symlink(photos / 'a' / '1.png', tmp_path / 'link.png')
+  assert embed.embed(workdir, str(tmp_path / 'link.png'), str(tmp_path / 'one.npz')) == 0
+  found = embeddings.read(tmp_path / 'one.npz')
+  assert found.paths == [str(tmp_path / 'link.png')]
+  np.testing.assert_allclose(found.features, by_evaluation(world, ['a/1.png']), rtol=1e-4, atol=1e-5)
+  with pytest.raises(UserError, match='no image that can be read') as e:
+    embed.embed(workdir, str(photos / 'b' / 'torn.png'), str(tmp_path / 'none.npz'))
+  assert e.value.code == BAD_DATA and not (tmp_path / 'none.npz').exists()
+
+
+def test_mistakes_are_found_before_anything_is_computed(world, tmp_path, monkeypatch):
+  workdir, _, photos = world
+  monkeypatch.setattr(embed, '_encoder', lambda *args: pytest.fail('it began to compute'))
+  (tmp_path / 'empty').mkdir()
+  real = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == 'pyarrow' else real(name, *a))
+  for images, out, match in ((photos, 'e.json', r"'\.json'"), (photos, 'e', 'form of embeddings'),
+                             (photos, 'e.parquet', 'pip install pyarrow'), (photos, 'nowhere/e.npz', 'mkdir -p'),
+                             (tmp_path / 'empty', 'e.npz', 'no image'), (tmp_path / 'nowhere', 'e.npz', 'no folder')):
+    with pytest.raises(UserError, match=match) as e:
+      embed.embed(workdir, str(images), str(tmp_path / out))
+    assert len(str(e.value).splitlines()) == 2
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['empty']
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
+  path, old = tmp_path / f'e.{form}', Embeddings(['a'], np.ones((1, 2), np.float32))
+  embeddings.save(path, old)
+  before, kind = path.read_bytes(), embeddings.FORMS[f'.{form}']
+
+  def torn(target, found):
+    kind.write(target, found)
+    target.write_bytes(target.read_bytes()[:10])
+    raise OSError('disk full')
+  monkeypatch.setitem(embeddings.FORMS, f'.{form}', kind._replace(write=torn))
+  for target in (path, tmp_path / f'new.{form}'):
+    with pytest.raises(OSError, match='disk full'):
+      embeddings.save(target, old)
+  assert [p.name for p in tmp_path.iterdir()] == [f'e.{form}'] and path.read_bytes() == before
+  path.write_bytes(before[:len(before) // 2])
+  with pytest.raises(UserError, match=f'e.{form}'):
+    embeddings.read(path)
+
+
+def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
+  name = embed._text('b\udce9.png')
+  for form in FORMS:
+    embeddings.save(tmp_path / f'e.{form}', Embeddings([name], np.ones((1, 2), np.float32)))
+    assert embeddings.read(tmp_path / f'e.{form}').paths == ['b\\xe9.png']
+
+
+@pytest.fixture
+def drawn(tmp_path):
+  """A file of 30 random embeddings, two of them parallel."""
+  h = np.random.RandomState(0).randn(30, 5).astype(np.float32)
+  h[20] = 3 * h[7]
+  found = Embeddings([f'photos/{i}.png' for i in range(30)], h)
+  embeddings.save(tmp_path / 'e.npz', found)
+  return str(tmp_path / 'e.npz'), found
+
+
+def test_neighbours_are_brute_force(drawn, capsys, monkeypatch):
+  file, (paths, h) = drawn
+  x = h.astype(np.float64) / np.linalg.norm(h.astype(np.float64), axis=1, keepdims=True)
+  for query in (7, 20, 3):
+    cosines = x @ x[query]
+    cosines[query] = -2.
+    wanted = np.argsort(-cosines, kind='stable')[:29]
+    near = embed.neighbours(file, paths[query], 29)
+    assert [p for p, _ in near] == [paths[i] for i in wanted]
+    np.testing.assert_allclose([c for _, c in near], cosines[wanted], atol=1e-12)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ['1', f'{cosines[wanted[0]]:.3f}', paths[wanted[0]]] and len(lines) == 29
+  assert embed.neighbours(file, paths[20], 1)[0] == (paths[7], pytest.approx(1.))
+  assert embed.neighbours(file, './photos/../photos/20.png', 1)[0][0] == paths[7]
+
+
+def test_mistakes_of_a_query_are_one_line(drawn, world, tmp_path):
+  file, (paths, _) = drawn
+  (tmp_path / 'no.png').write_bytes(b'no')
+  for args, match in (((file, 'photos/x.png'), 'not among the 30 images'), ((file, paths[0], 30), 'has 29 other images'),
+                      ((file, paths[0], 0), 'Give 1 to 29'), ((file, 'photos/x.png', 3, world[0]), 'is no file'),
+                      ((file, str(tmp_path / 'no.png'), 3, world[0]), 'not a JPEG'),
+                      ((file, str(world[2] / 'top.gif'), 3, world[0]), 'has 5 features an image'),
+                      ((str(tmp_path / 'none.npz'), 'x'), 'cannot be read')):
+    with pytest.raises(UserError, match=match) as e:
+      embed.neighbours(*args)
+    assert len(str(e.value).splitlines()) == 2, e.value
+
+
+def test_any_image_may_be_asked_with_the_run(world, written, tmp_path, capsys):
+  workdir, _, photos = world
+  (tmp_path / 'copy.png').write_bytes((photos / 'b' / '3.png').read_bytes())
+  near = embed.neighbours(str(written['csv']), str(tmp_path / 'copy.png'), 7, workdir, str(tmp_path / 'near.html'))
+  assert near[0] == (str(photos / 'b' / '3.png'), pytest.approx(1., abs=1e-5)) and len(near) == 7
+  text = html.unescape((tmp_path / 'near.html').read_text())
+  assert text.count('<img ') == 8 and '://' not in text and f'1. cosine {near[0][1]:.3f}; {near[0][0]}"' in text
+  assert str(tmp_path / 'near.html') in capsys.readouterr().out
+
+
+def test_a_picture_that_is_gone_is_said_on_the_page(drawn, tmp_path):
+  embed.neighbours(drawn[0], 'photos/3.png', 2, out=str(tmp_path / 'near.html'))
+  assert html.unescape((tmp_path / 'near.html').read_text()).count('not shown: cannot be opened') == 6  # alt and line

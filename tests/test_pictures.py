@@ -1,0 +1,300 @@
+"""Pictures: the step's own views, every op named and no other, the right view first, neighbours by brute force."""
+import html
+import io
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from PIL import Image as Pillow
+
+from equivariant_ssl import augment, checkpoint, data, modules, recipe, runs, shard, step
+from equivariant_ssl import config as configs
+from equivariant_ssl.augment.blur import Blur
+from equivariant_ssl.augment.crop import Crop
+from equivariant_ssl.augment.jitter import Jitter
+from equivariant_ssl.augment.rotate import Rotate
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import retrieval
+from equivariant_ssl.evaluate.equivariance import answers
+from equivariant_ssl.evaluate.features import features
+from equivariant_ssl.evaluate.frozen import bank, frozen, variables
+from equivariant_ssl.report import gallery, maps, pictures
+from equivariant_ssl.train import train
+from equivariant_ssl.types import Pair
+
+M = 12  # views of a bank
+VIEW = pictures.to_uint8
+
+
+@pytest.fixture(scope='module')
+def digits():
+  """(a run on the digits, its frozen functions, its state), untrained: what is asserted holds for any weights."""
+  run = runs.prepare(configs.load('smoke'), shard.mesh(jax.devices()[:1]))
+  return run, frozen(run.recipe, views=M), runs.initial(run)
+
+
+def shown_by_the_step(made, key, batch):
+  return jax.device_get(jax.jit(lambda k, b: step.views(made, k, 0, b))(key, batch))
+
+
+def test_the_gallery_is_the_first_step(digits):
+  run, tests = digits[0], digits[0].source.test
+  found = pictures.gallery(run, 3)
+  wanted = shown_by_the_step(run.recipe, run.key, step.Batch(tests.images[:3], tests.sizes[:3]))
+  assert list(found) == list(run.recipe.groups) and set(found) == {'views', 'reference'}
+  for name, rows in found.items():
+    assert len(rows) == 3
+    for i, (original, *views) in enumerate(rows):
+      np.testing.assert_array_equal(original.pixels, tests.images[i])
+      np.testing.assert_array_equal([t.pixels for t in views], VIEW(wanted[name].images[i]))  # bitwise
+  assert all(row[1].lines == (pictures.PLAIN,) for row in found['reference'])
+
+
+def test_a_group_of_every_choice_is_shown_whole():
+  made = recipe.make(configs.load('smoke', {'equivariance': 'essl', 'augment.rotate.role': 'sensitive'}), 64, 16)
+  batch = step.Batch(np.arange(2 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 16, 16, 3),
+                     np.full((2, 2), 16, np.float32))
+  found, wanted = pictures.rows(made, jax.random.key(3), batch), shown_by_the_step(made, jax.random.key(3), batch)
+  for row, views in zip(found['essl'], VIEW(wanted['essl'].images), strict=True):
+    np.testing.assert_array_equal([t.pixels for t in row[1:]], views)
+    turns = [''.join(re.findall(r'rotate (\d+)°', ' '.join(t.lines))) for t in row[1:]]
+    assert turns == ['', '90', '180', '270']
+
+
+@pytest.fixture(scope='module')
+def everything():
+  """(chain of all ops that there are, 60 of its actions, what each op tells of each)."""
+  make = lambda name: modules.make(augment, name, **{k: v for k, v in (('size', 32), ('p', .5)) if k in modules.schema(
+      augment, name)})
+  ops = [make(name) for name in modules.names(augment)]
+  chain, size = augment.chain(*ops), jnp.full(2, 40.)
+  actions = jax.device_get(jax.jit(jax.vmap(lambda k: chain.sample(k, size)))(jax.random.split(jax.random.key(0), 60)))
+  told = jax.device_get(jax.jit(jax.vmap(lambda a: {op.name: op.encode(a[op.name]) for op in ops}))(actions))
+  return chain, actions, told
+
+
+def test_exactly_the_ops_that_did_something_are_named(everything):
+  """Did something: what a network is told of it is not 0."""
+  chain, actions, told = everything
+  nothing, met = pictures.still(chain, 40), set()
+  for i in range(60):
+    did = [name for name in chain.name.split('+') if np.any(told[name][i] != 0)]
+    lines = pictures.describe(pictures.at(actions, i), nothing)
+    assert [line.split()[0] for line in lines] == did  # in the order of application
+    met |= set(did)
+  assert met == set(chain.name.split('+'))
+  assert pictures.describe(nothing, nothing) == (pictures.PLAIN,)
+
+
+def test_actions_in_words():
+  f = np.float32
+  nothing = {'crop': Crop(*map(f, (0, 0, 1, 1))), 'jitter': Jitter(np.False_, np.arange(4), f(1), f(1), f(1), f(0)),
+             'rotate': Rotate(np.int32(0)), 'blur': Blur(np.False_, f(0))}
+  action = {'blur': Blur(np.True_, f(1.256)), 'crop': Crop(f(.1), f(.25), f(.8), f(.775)), 'rotate': Rotate(np.int32(3)),
+            'jitter': Jitter(np.True_, np.array([3, 0, 2, 1]), f(1.3), f(.805), f(1), f(-.05))}
+  assert pictures.describe(action, nothing) == (
+      'crop 62 % of the area, at (.1, .25)', 'jitter hue -.05 turns → brightness ×1.3 → contrast ×.81',
+      'rotate 270° counter-clockwise', 'blur sigma 1.26 px')
+  assert [pictures.number(v) for v in (0., 1., -.3, 12.34, .0034, 180.)] == ['0', '1', '-.3', '12.3', '.0034', '180']
+
+
+def test_pixels_survive_a_file_and_a_canvas_is_set_upright():
+  pixels = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).astype(np.uint8)
+  np.testing.assert_array_equal(np.asarray(Pillow.open(io.BytesIO(pictures.png(pixels)))), pixels)
+  assert pictures.upright(pixels, np.array([9., 9.])) is pixels
+  assert pictures.upright(pixels, np.array([300., 600.])).shape == (6, 12, 3)
+
+
+def test_a_perfect_predictor_finds_the_right_one_first(digits):
+  run, fixed, state = digits
+  perfect = fixed._replace(answer={'equimod': lambda values, pair: pair.target})
+  rows = pictures.strips(run, perfect, state, 3)['equimod']
+  assert len(rows) == 3
+  for i, (query, asked, best, *others) in enumerate(rows):
+    np.testing.assert_array_equal(query.pixels, run.source.test.images[i])
+    assert query.lines == ('query', pictures.PLAIN) and asked.lines[:2] == ('asked for', f'found at rank 1 of {M}')
+    assert best.lines[:2] == ('1. cosine 1.000', '✓ the right one') and best.lines[2:] == asked.lines[2:]
+    np.testing.assert_array_equal(best.pixels, asked.pixels)
+    assert len(others) == 4 and not any('✓' in line for t in others for line in t.lines)
+  blind = fixed._replace(answer={'equimod': lambda values, pair: -pair.target})
+  assert all(row[1].lines[1] == f'found at rank {M} of {M}' for row in pictures.strips(run, blind, state, 3)['equimod'])
+  assert pictures.strips(run, fixed._replace(banks={}), state) == {}
+
+
+def test_a_strip_ranks_as_the_protocol_does(digits):
+  run, fixed, state = digits
+  images = run.source.test.images[:4]
+  h, actions = bank(fixed, state, 'equimod', images, batch=4)
+  before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
+  guess = answers(Partial(fixed.answer['equimod'], variables(state)), Pair(h[:, 0], h[:, 1], before, after), 4)
+  wanted = retrieval.ranks(guess[:, None], h, 1)[:, 0]
+  rows = pictures.strips(run, fixed, state, 4)['equimod']
+  assert [int(row[1].lines[1].split()[3]) for row in rows] == wanted.tolist()
+  for row in rows:
+    cosines = [float(t.lines[0].split()[-1]) for t in row[2:]]
+    assert cosines == sorted(cosines, reverse=True) and len(cosines) == 5
+
+
+def test_a_view_of_the_same_action_is_right_too():
+  actions = {'rotate': Rotate(np.array([0, 1, 1, 2]))}
+  view = lambda a: np.stack([np.full((2, 2, 3), t / 4) for t in a['rotate'].turns])
+  row = pictures._strip(actions, np.array([3, 2, 1, 0]), np.array([.9, .5, .4, .1]), view, {'rotate': Rotate(np.array(0))})
+  assert row[1].lines[1] == 'found at rank 2 of 4'
+  assert [len(t.lines) == 3 for t in row[2:]] == [False, True, True, False]  # marked
+  assert [int(t.pixels[0, 0, 0]) for t in row] == [0, 64, 128, 64, 64, 0]
+
+
+def brute(queries, bank):
+  """Cosines [Q N] in float64, one pair at a time."""
+  return np.array([[np.dot(q, b) / np.sqrt(np.dot(q, q) * np.dot(b, b)) for b in bank.astype(np.float64)]
+                   for q in queries.astype(np.float64)])
+
+
+def test_nearest_is_brute_force(monkeypatch):
+  monkeypatch.setattr(pictures, 'CHUNK', 7)
+  random = np.random.RandomState(0)
+  queries, bank_ = random.randn(5, 6).astype(np.float32), random.randn(40, 6).astype(np.float32)
+  bank_[30] = 2 * bank_[3]  # as near, later in the bank
+  order, cosines = pictures.nearest(queries, bank_, 40)
+  wanted = brute(queries, bank_)
+  np.testing.assert_array_equal(order, np.argsort(-wanted.round(12), axis=1, kind='stable'))
+  np.testing.assert_allclose(cosines, -np.sort(-wanted, axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize('held', [True, False])
+def test_neighbours_are_brute_force(digits, held):
+  run, fixed, state = digits
+  run = run if held else run._replace(source=run.source._replace(test=None))
+  train_, tests = run.source.train, run.source.test or run.source.train
+  encode = Partial(fixed.encode, variables(state))
+  h, ht = (features(encode, part.images, mesh=run.mesh) for part in (train_, tests))
+  found = pictures.neighbours(run, fixed, state, 4, 5)
+  assert len(found) == 4
+  for (query, *near), i in zip(found, pictures.some(len(tests.images), 4), strict=True):
+    assert query.lines == ('query', str(tests.labels[i]))
+    np.testing.assert_array_equal(query.pixels, tests.images[i])
+    cosines = brute(ht[i:i + 1], h)[0]
+    if not held:
+      cosines[i] = -2.  # itself
+    for tile, j in zip(near, np.argsort(-cosines, kind='stable'), strict=False):
+      assert tile.lines == (f'cosine {cosines[j]:.3f}', str(train_.labels[j]))
+      np.testing.assert_array_equal(tile.pixels, train_.images[j])
+    assert len(near) == 5
+
+
+@pytest.fixture
+def small(monkeypatch):
+  monkeypatch.setattr(maps, 'BY_CLASS', 60)
+  monkeypatch.setattr(maps, 'BY_ACTION', 48)
+
+
+def test_maps_are_finite(digits, small):
+  run, fixed, state = digits
+  found = maps.maps(run, fixed, state)
+  by = [k.removeprefix('PCA ').removeprefix('t-SNE ') for k in found]
+  assert by[:2] == ['by class'] * 2 and by[2::2] == by[3::2] and 'by action: rotate' in by
+  for name, m in found.items():
+    N = 60 if 'class' in name else 48
+    assert m.points.shape == (N, 2) and m.points.dtype == np.float32 and np.isfinite(m.points).all()
+    assert m.labels.shape == (N,) and m.labels.min() >= 0 and m.labels.max() < len(m.names) and str(N) in m.about
+    assert np.ptp(m.points, axis=0).min() > 0
+  turned = found['PCA by action: rotate']
+  assert np.bincount(turned.labels).tolist() == [12] * 4 and turned.names[1] == 'rotate 90° counter-clockwise'
+
+
+def test_views_of_an_op_alone_are_of_their_colour(digits, small):
+  run = digits[0]
+  chain, tests = maps._ops(run)['rotate'], run.source.test.images
+  actions, views = maps._alone(run, chain, 'rotate')
+  _, labels, names = maps._colours(views.reshape(48, -1) / 255, chain, 'rotate', actions, 16)
+  np.testing.assert_array_equal(labels, actions.turns)
+  for i, image in enumerate(tests[pictures.some(len(tests), 12)]):
+    np.testing.assert_array_equal(views[4 * i:4 * i + 4], [np.rot90(image, k) for k in range(4)])
+
+
+def test_a_map_is_the_same_twice():
+  h, labels = np.random.RandomState(0).randn(200, 8).astype(np.float32), np.zeros(200, int)
+  first, again = (maps._both(h, labels, ('',), 'of noise', '200 images') for _ in range(2))
+  for name, m in first.items():
+    np.testing.assert_array_equal(again[name].points, m.points)
+    assert again[name].about == m.about
+  assert maps._both(h[:4], labels[:4], ('',), 'of noise', '4 images') == {}
+
+
+def test_maps_without_labels_of_many_classes_and_of_nothing(digits, small, monkeypatch):
+  run, fixed, state = digits
+  one = fixed._replace(encode=lambda values, images: jnp.ones((images.shape[0], 4)))  # collapsed
+  assert maps.maps(run, one, state) == {}
+  monkeypatch.setattr(maps, '_by_action', lambda *args: {})
+  source = run.source
+  bare = run._replace(source=source._replace(test=source.test._replace(labels=None)))
+  found = maps.maps(bare, fixed, state)
+  assert list(found)[:2] == ['PCA of images', 't-SNE of images'] and found['PCA of images'].names == ('test images',)
+  many = run._replace(source=source._replace(
+      test=source.test._replace(labels=np.arange(797) % 40), classes=tuple(f'c{k}' for k in range(40))))
+  m = maps.maps(many, fixed, state)['PCA by class']
+  assert len(m.names) == 10 == len(np.unique(m.labels)) and '10 of the 40 classes' in m.about
+
+
+def test_a_map_shows_the_field_that_moves_the_features():
+  random = np.random.RandomState(0)
+  action = Jitter(np.ones(200, bool), random.rand(200, 4), *random.rand(4, 200).astype(np.float32))
+  h = np.outer(action.saturation, random.randn(5)) + .01 * random.randn(200, 5)
+  chain = augment.chain(modules.make(augment, 'jitter'))
+  share, labels, names = maps._colours(h, chain, 'jitter', action, 8)
+  assert share > .8 and [n.split()[0] for n in names] == ['saturation'] * 4
+  assert np.bincount(labels).tolist() == [50] * 4
+  for k in range(3):
+    assert action.saturation[labels == k].max() <= action.saturation[labels == k + 1].min()
+  still = jax.tree.map(np.ones_like, action)
+  assert maps._colours(h, chain, 'jitter', still, 8)[0] == 0.
+
+
+def test_the_page_shows_the_config(digits, tmp_path, capsys):
+  out = gallery.show(configs.load('smoke'), out=tmp_path / 'augs.html', count=2)
+  text = html.unescape(out.read_text())
+  assert str(out) in capsys.readouterr().out
+  tiles = [t for rows in pictures.gallery(digits[0], 2).values() for row in rows for t in row]
+  assert text.count('<img ') == len(tiles)
+  assert all(f'alt="{"; ".join(t.lines)}"' in text for t in tiles)
+  assert all(line in text for t in tiles for line in t.lines)
+  for line in ('Chain: crop, then flip, then rotate.', 'read by the invariance and equimod', 'flip: p 0.5.',
+               'equimod is told of crop, rotate.', 'seen by the invariance, told to the equivariance'):
+    assert line in text, line
+  assert '://' not in text and '<script src' not in text
+
+
+def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypatch):
+  pixels = np.random.RandomState(0).randint(0, 256, (40, 80, 3)).astype(np.uint8)
+  Pillow.fromarray(pixels).save(tmp_path / 'wide.png')
+  config = configs.load('smoke', {'probe': 'True'})
+  monkeypatch.setattr(modules, 'make', lambda package, *a, real=modules.make, **kw: 1 / (package is not data) and real(
+      package, *a, **kw))
+  made, batch = gallery._of_file(config, str(tmp_path / 'wide.png'), 2)
+  assert batch.sizes.tolist() == [[40, 80]] * 2 and batch.images.shape == (2, 16, 16, 3)
+  text = gallery.show(config, str(tmp_path / 'wide.png'), tmp_path / 'a.html', 2).read_text()
+  assert 'the image, 80 x 40 pixels' in text
+  crops = shown_by_the_step(made, jax.random.key(0), batch)['views'].actions['crop']
+  assert all(pictures._box('crop', pictures.at(crops, i, v)) in text for i in range(2) for v in range(2))
+  (tmp_path / 'no.png').write_bytes(b'no')
+  for name in ('no.png', 'nowhere.png'):
+    with pytest.raises(UserError, match=name):
+      gallery.show(config, str(tmp_path / name), tmp_path / 'b.html')
+  assert not (tmp_path / 'b.html').exists()
+
+
+@pytest.mark.slow
+def test_of_a_run_that_was_trained(tmp_path):
+  config = configs.load('smoke', {'steps': '100', 'encoder.width': '8'})
+  train(config, tmp_path / 'run', quiet=True)
+  run = runs.prepare(config)  # on all devices
+  fixed, state = frozen(run.recipe), checkpoint.load(tmp_path / 'run' / 'checkpoints', runs.abstract(run))[1]
+  assert [len(row) for row in pictures.strips(run, fixed, state)['equimod']] == [7] * 4
+  near = pictures.neighbours(run, fixed, state, 40, 5)
+  assert np.mean([tile.lines[-1] == row[0].lines[-1] for row in near for tile in row[1:]]) > .3  # by chance .1
+  found = maps.maps(run, fixed, state)
+  assert {n: len(m.points) for n, m in found.items() if 'crop' not in n} == {
+      'PCA by class': 797, 't-SNE by class': 797, 'PCA by action: rotate': 600, 't-SNE by action: rotate': 600}

@@ -1,0 +1,216 @@
+"""Reports: pages whose numbers are the inputs, a text for every figure, a command for what is missing, no escape."""
+import json
+import pathlib
+import re
+
+import pytest
+import reports
+from reports import HOSTILE, SVG, Parsed
+
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import statistics
+from equivariant_ssl.report import page, report
+
+
+def read(path: pathlib.Path) -> Parsed:
+  """A page taken apart; what holds for every page is checked on the way."""
+  text = path.read_text()
+  assert len(text) < 6e6 and not path.with_name(path.name + '.tmp').exists()
+  parsed = Parsed(text)
+  names = [name for name, _ in parsed.elements]
+  for name, attributes in parsed.elements:
+    assert name != 'img' or attributes['alt'].strip() and attributes['src'].startswith('data:image/png;base64,')
+    assert not any(k.startswith('on') for k in attributes) and attributes.get('src') != 'x'
+    assert name != 'th' or attributes['scope'] in ('row', 'col')
+  for one in parsed.svgs:
+    assert one.get('role') == 'img' and [c.tag for c in one[:2]] == [f'{SVG}title', f'{SVG}desc']
+    assert one[0].text.strip() and re.search(r'\d', one[1].text)
+  ids = [a['id'] for _, a in parsed.elements if 'id' in a]
+  links = [a['href'] for name, a in parsed.elements if name == 'a' and a['href'].startswith('#')]
+  assert len(set(ids)) == len(ids) and {link[1:] for link in links} <= set(ids) and links[0] == '#main'
+  assert names.count('table') == names.count('caption') and names.count('svg') == len(parsed.svgs)
+  assert names.count('script') == 1
+  assert not re.search(r'(src|href)="(https?:)?//|url\(|@import', text)
+  return parsed
+
+
+def test_a_run(tmp_path):
+  folder = reports.run(tmp_path / 'mine', **{'optimizer.lr': '.07'})
+  parsed = read(report([folder], images=False))
+  table = {(r[0], r[1]): r[2:] for r in parsed.table('Accuracies')[1:]}
+  assert table['knn', 'top1'] == ['43.21', '21.61', '10.00', '1']
+  assert table['episodes', '5-way 1-shot'] == ['30.00 [29.00, 31.00]', '15.00 [14.50, 15.50]', '20.00', '2000']
+  assert parsed.table('What differs from the config smoke')[1:] == [['optimizer.lr', '0.05', '0.07']]
+  gains = next(s for s in parsed.svgs if s[0].text == 'gains')[1].text
+  assert 'equimod all: trained 5.7, untrained 2.8, shuffled -10.0, zeroed -3.0, identity 0.0;' in gains
+  assert 'ratio' not in gains
+  profile = next(s for s in parsed.svgs if s[0].text == 'profile')[1].text
+  assert 'rotate: trained 1.25, untrained 0.62, to another image 0.99' in profile
+  curve = next(s for s in parsed.svgs if s[0].text == 'Loss and its terms')[1].text
+  assert 'loss: 8 at 2, 0.4 at 40' in curve and 'equimod: 3 at 2' in curve
+  for said in ('n = 1, so no interval over training exists', 'abcdef012345', '2 x cpu (cpu)',
+               'loss = invariance + 1 x equimod', 'git checkout abcdef0123456789', 'jax==0.10.2',
+               f'eqssl train --config smoke --workdir {folder} --config.seed=0 --config.optimizer.lr=.07',
+               'collapsing under 0.3', 'Median 32 images a second', 'checkpoint of step 40'):
+    assert said in parsed.text, said
+  data = parsed.data()
+  assert data['results']['knn']['trained'][0]['numbers'] == {'top1': .4321, 'top5': .9}
+  assert data['metrics'] == [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  assert data['config'] == json.loads((folder / 'config.json').read_text()) and data['environment'] == reports.ENV
+
+
+def test_what_is_missing_says_its_command(tmp_path):
+  folder = reports.run(tmp_path / 'bare', found={}, rows=0, equivariance='none')
+  parsed = read(report([folder], images=False))
+  for command in (f'eqssl eval {folder} ', '--protocol health', '--protocol profile', '--protocol regression,care',
+                  f'eqssl report {folder}', f'eqssl resume {folder}', '--config.knn_every=1 --config.probe=True'):
+    assert command in parsed.text, command
+  assert 'no equivariance objective' in parsed.text
+  for name in ('env.json', 'command.txt', 'metrics.jsonl'):
+    (folder / name).unlink()
+  (folder / 'eval' / 'torn.json').write_text('{"torn')
+  (folder / 'eval' / 'old.json').write_text(json.dumps({'protocol': 'knn', 'trained': {'top1': .5}}))
+  parsed = read(report([folder], images=False))
+  assert 'eval/old.json, eval/torn.json' in parsed.text and 'names no config file' in parsed.text
+  reports.run(tmp_path / 'new', found={})
+  assert 'eqssl eval' in read(report([tmp_path / 'new'], images=False)).text
+  failed = read(report([tmp_path / 'new']))  # no checkpoint: the views are there, the features are not
+  assert 'has no checkpoint' in failed.text and sum(name == 'img' for name, _ in failed.elements) > 8
+  reports.run(tmp_path / 'gone', **{'data': "{'name': 'folder', 'path': '/nowhere'}"})
+  assert '/nowhere' in read(report([tmp_path / 'gone'])).text
+
+
+def test_a_run_of_a_study_has_no_untrained_network(tmp_path):
+  found = reports.results()
+  for one in found.values():
+    del one['untrained']
+  folder = reports.run(tmp_path / 'run', found=found)
+  parsed = read(report([folder], images=False))
+  assert parsed.table('Accuracies')[1] == ['knn', 'top1', '43.21', '', '10.00', '1']
+  assert 'untrained network was not measured' in parsed.text and 'eval/' not in parsed.table('Accuracies')[0]
+  assert 'equimod all: trained 5.7, shuffled' in next(s for s in parsed.svgs if s[0].text == 'gains')[1].text
+
+
+def test_pictures_have_words_and_fit(tmp_path, monkeypatch):
+  reports.fake_panels(monkeypatch, 224)
+  parsed = read(report([reports.run(tmp_path / 'run')]))
+  images = [a for name, a in parsed.elements if name == 'img']
+  assert len(images) == 4 * (3 + 2 + 5) + 4 * 7 + 6 * 9
+  assert all(a['alt'] == f'crop 62 % {HOSTILE}; flip' and 'class' not in a for a in images)
+  scatters = [s for s in parsed.svgs if s[0].text == 't-SNE by action']
+  assert len(scatters) == 1 and f'class 3 {HOSTILE} 60' in scatters[0][1].text
+  points = parsed.data()['maps']['PCA by class']
+  assert len(points['points']) == 600 and points['names'][0] == f'class 0 {HOSTILE}'
+  reports.fake_panels(monkeypatch, 16)
+  assert 'class="sharp"' in report([tmp_path / 'run']).read_text()
+
+
+def test_hostile_text_stays_text(tmp_path, monkeypatch):
+  found = reports.results()
+  found['knn']['trained'][0]['name'] = HOSTILE
+  found['gains'] = reports.result('gains', {f'{HOSTILE} all': .1}, {f'{HOSTILE} all': {HOSTILE: .1}})
+  reports.fake_panels(monkeypatch)
+  name = HOSTILE.replace('/', '')
+  folders = [reports.run(tmp_path / f'{name}{seed}', seed, found) for seed in range(2)]
+  for folder in folders:
+    (folder / 'command.txt').write_text(f'eqssl train --config {HOSTILE}\n')
+    with open(folder / 'metrics.jsonl', 'a') as file:
+      file.write(json.dumps({'step': 99, HOSTILE: 1., 'loss': float('nan')}) + '\n')
+    parsed = read(report([folder]))
+    assert HOSTILE in parsed.text and parsed.data()['metrics'][-1] == {'step': 99, HOSTILE: 1., 'loss': None}
+  parsed = read(report(folders, tmp_path / 'c.html'))
+  assert name in parsed.text
+  read(report([reports.study(tmp_path / 'study')]))
+
+
+def test_a_comparison(tmp_path):
+  values = {'none': [.40, .45, .38], 'equimod': [.45, .52, .41]}
+  folders = [reports.run(tmp_path / f'{name}{seed}', seed, reports.results(top1), equivariance=name)
+             for name, tops in values.items() for seed, top1 in enumerate(tops)]
+  (folders[0] / 'report.html').write_text('')
+  parsed = read(report(folders, tmp_path / 'out' / 'c.html'))
+  rows = {(r[0], r[1]): r[2:] for r in parsed.table('Mean ± standard deviation')[1:]}
+  want = statistics.paired(values['equimod'], values['none'])
+  mean, std = statistics.mean_std(values['equimod'])
+  assert rows['knn top1', 'simclr + equimod'] == ['3', f'{100 * mean:.2f} ± {100 * std:.2f}', f'{50 * mean:.2f}',
+                                                  '10.00', statistics.show(want, 100.)]
+  assert rows['knn top1', 'simclr'][-1] == ''
+  accuracies = next(s for s in parsed.svgs if s[0].text == 'Accuracies: difference from simclr')[1].text
+  assert f'knn top1: {100 * want.mean:+.1f} [{100 * want.low:.1f}, {100 * want.high:.1f}]' in accuracies
+  differ = {r[0]: r[1:] for r in parsed.table('Config fields in which they differ')[1:]}
+  assert differ['seed'] == ['0', '1', '2'] * 2 and differ['equivariance.name'] == ['none'] * 3 + ['equimod'] * 3
+  assert not any(k.startswith(('optimizer', 'augment')) for k in differ)
+  assert [a['href'] for n, a in parsed.elements if n == 'a' and 'report.html' in a['href']] == ['../none0/report.html']
+  loss = next(s for s in parsed.svgs if s[0].text == 'loss')[1].text
+  assert 'simclr (n=3): 9 at 2, 1.4 at 40' in loss and 'simclr + equimod (n=3)' in loss  # 8 + mean of seeds 0, 1, 2
+  profile = next(s for s in parsed.svgs if s[0].text == 'profile')[1].text
+  assert 'crop: simclr 0.25, simclr + equimod 0.25, untrained 0.12' in profile
+  assert 'no interval' not in parsed.text and set(parsed.data()['runs']) == {f.name for f in folders}
+  assert 'n = 1: no interval' in read(report([folders[0], folders[3]], tmp_path / 'one.html')).text
+
+
+def test_a_comparison_without_results(tmp_path):
+  folders = [reports.run(tmp_path / 'a' / 'run', 0, {}), reports.run(tmp_path / 'b' / 'run', 1, {})]
+  parsed = read(report(folders, tmp_path / 'c.html'))
+  assert f'eqssl eval {folders[0]}' in parsed.text and 'Curves' in parsed.text and 'a/run' in parsed.text
+  with pytest.raises(UserError, match="no 'augment.spin' to group by"):
+    report(folders, tmp_path / 'd.html', 'augment.spin')
+
+
+def test_a_study(tmp_path):
+  folder = reports.study(tmp_path / 'study')
+  parsed = read(report([folder]))
+  for sentence in reports.SENTENCES:
+    assert sentence in parsed.text
+  assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index('Effects on kNN accuracy')
+  effects = next(s for s in parsed.svgs if s[0].text == 'Effects on kNN accuracy')[1].text
+  for said in ('rotate, sensitive - invariant: +5.0 [3.0, 7.0].', 'crop, sensitive - invariant: +5.0.'):
+    assert said in effects
+  assert parsed.table('Effects')[2] == ['crop', 'sensitive - invariant', 'kNN', '+5.0', 'none (n = 1)', '1', 'unknown']
+  arms = {r[0]: r[1:] for r in parsed.table('Accuracy, %')}
+  columns = arms.pop('arm')
+  cell = lambda arm: arms[arm][columns.index('kNN')]
+  assert [cell(a) for a in arms] == ['91.2 ± 1.5, n=2', '95.0, n=1', '64.0', '10.0']
+  assert list(arms)[2:] == ['untrained', 'chance']
+  drift = next(s for s in parsed.svgs if s[0].text.startswith('Drift'))[1].text
+  assert drift == 'rotate=invariant: rotate 0.35, crop 0.22.'  # finished runs alone
+  gain, mrr = (next(s for s in parsed.svgs if s[0].text == t)[1].text for t in ('gains: equimod all',
+                                                                                'retrieval: equimod all mrr'))
+  assert gain == 'rotate=invariant: true 5.0, shuffled -10.0, zeroed -2.0, identity 0.0.'
+  assert mrr == 'rotate=invariant: true 0.38, chance 0.09.'
+  assert parsed.table('Failed')[1] == ['rotate=sensitive/0', f'the loss {HOSTILE} is not finite']
+  assert parsed.table('Every run')[1][:5] == ['rotate=invariant/0', 'done', '93.0', '91.0', '80.0']
+  assert parsed.table('Every run')[4][1:5] == ['waiting', '', '', '']
+  for said in ('3 of 5 runs are done', '1 of 5 runs still wait: rotate=sensitive/1', f'eqssl study --workdir {folder}',
+               '3.0 min in all, 60 s a run', 'No difference seen, as invariances: crop',
+               'Where n = 1, no interval exists'):
+    assert said in parsed.text, said
+  assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '75 %'],
+                                      ['50 %', 'kNN', '0.97', 'none', '2', 'none to compare']]
+  stored = {k: json.loads((folder / f'{k}.json').read_text()) for k in ('study', 'results')}
+  assert parsed.data() == {'kind': 'study', **stored}
+  early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}
+  (folder / 'results.json').write_text(json.dumps(early))
+  assert 'needs two finished arms' in read(report([folder])).text  # nothing is done yet
+
+
+def test_only_runs_and_studies(tmp_path):
+  run, study = reports.run(tmp_path / 'run'), reports.study(tmp_path / 'study')
+  for dirs, said in (([tmp_path], 'neither a run nor a study'), ([run, study], 'reported alone'), ([], 'no folder')):
+    with pytest.raises(UserError, match=said):
+      report(dirs)
+  (study / 'results.json').unlink()
+  with pytest.raises(UserError, match='has no results.json'):
+    report([study])
+  (study / 'results.json').write_text('{"torn')
+  with pytest.raises(UserError, match='is not JSON'):
+    report([study])
+
+
+def test_a_page_is_written_whole(tmp_path, monkeypatch):
+  path = page.save(tmp_path / 'a' / 'page.html', 'old \udcff')
+  assert path.read_text() == 'old ?'
+  monkeypatch.setattr(page.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('full')))
+  with pytest.raises(OSError):
+    page.save(path, 'new')
+  assert path.read_text() == 'old ?'
