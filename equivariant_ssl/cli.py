@@ -94,6 +94,21 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
   p = add('study', studies.run, 'which augmentations should features be sensitive to?')
   studies.arguments(p)
+  _first_uses(add)
+  p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
+  data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
+  p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
+  p.add_argument('name', help='cifar10')
+  p.add_argument('--archive', help='the official binary archive, instead of downloading it')
+  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p = add('check', check, 'read every record of a data set or folder of images and list what is wrong', data)
+  p.add_argument('name', help='a folder of images, or the name of a prepared data set')
+  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  return parser
+
+
+def _first_uses(add) -> None:
+  """What people do with a trained encoder."""
   p = add('report', report, 'one HTML page of a run, of several compared, or of a study')
   p.add_argument('dirs', nargs='+', metavar='DIR')
   p.add_argument('--out', default='', metavar='FILE', help='default: report.html in DIR; of several, in this folder')
@@ -123,16 +138,6 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('file', help='.safetensors; .pth or .pt where torch is installed')
   p.add_argument('--workdir', required=True, help='folder of the run; new, or empty')
   p.add_argument('--config', default='cifar10_quick', help='data, views and objective of the run (default: %(default)s)')
-  p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
-  data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
-  p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
-  p.add_argument('name', help='cifar10')
-  p.add_argument('--archive', help='the official binary archive, instead of downloading it')
-  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
-  p = add('check', check, 'read every record of a data set or folder of images and list what is wrong', data)
-  p.add_argument('name', help='a folder of images, or the name of a prepared data set')
-  p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
-  return parser
 
 
 def _overrides(rest: list[str], takes: bool) -> dict[str, str]:

@@ -41,6 +41,9 @@ def test_a_run(tmp_path):
   assert table['knn', 'top1'] == ['43.21', '21.61', '10.00', '1']
   assert table['episodes', '5-way 1-shot'] == ['30.00 [29.00, 31.00]', '15.00 [14.50, 15.50]', '20.00', '2000']
   assert parsed.table('What differs from the config smoke')[1:] == [['optimizer.lr', '0.05', '0.07']]
+  dots = next(s for s in parsed.svgs if s[0].text == 'Accuracy')[1].text
+  assert 'knn top1: 43.2, untrained 21.6, chance 10.0. ' in dots
+  assert 'episodes 5-way 1-shot: 30.0 [29.0, 31.0], untrained 15.0, chance 20.0.' in dots
   gains = next(s for s in parsed.svgs if s[0].text == 'gains')[1].text
   assert 'equimod all: trained 5.7, untrained 2.8, shuffled -10.0, zeroed -3.0, identity 0.0;' in gains
   assert 'ratio' not in gains
@@ -48,7 +51,9 @@ def test_a_run(tmp_path):
   assert 'rotate: trained 1.25, untrained 0.62, to another image 0.99' in profile
   curve = next(s for s in parsed.svgs if s[0].text == 'Loss and its terms')[1].text
   assert 'loss: 8 at 2, 0.4 at 40' in curve and 'equimod: 3 at 2' in curve
-  for said in ('n = 1, so no interval over training exists', 'abcdef012345', '2 x cpu (cpu)',
+  ran = dict(parsed.table('The run'))
+  assert (ran['commit'], ran['seed'], ran['time in training steps']) == ('abcdef012345', '0', '20 s')
+  for said in ('n = 1, so no interval over training exists', '2 x cpu (cpu)',
                'loss = invariance + 1 x equimod', 'git checkout abcdef0123456789', 'jax==0.10.2',
                f'eqssl train --config smoke --workdir {folder} --config.seed=0 --config.optimizer.lr=.07',
                'collapsing under 0.3', 'Median 32 images a second', 'checkpoint of step 40'):
@@ -163,6 +168,7 @@ def test_a_study(tmp_path):
   for sentence in reports.SENTENCES:
     assert sentence in parsed.text
   assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index('Effects on kNN accuracy')
+  assert 'rotate: 1 of 2 contrasts in which no difference was seen' in parsed.text
   effects = next(s for s in parsed.svgs if s[0].text == 'Effects on kNN accuracy')[1].text
   for said in ('rotate, sensitive - invariant: +5.0 [3.0, 7.0].', 'crop, sensitive - invariant: +5.0.'):
     assert said in effects
@@ -183,7 +189,7 @@ def test_a_study(tmp_path):
   assert parsed.table('Every run')[4][1:5] == ['waiting', '', '', '']
   for said in ('3 of 5 runs are done', '1 of 5 runs still wait: rotate=sensitive/1', f'eqssl study --workdir {folder}',
                '3.0 min in all, 60 s a run', 'No difference seen, as invariances: crop',
-               'Where n = 1, no interval exists'):
+               'Where no interval exists (n = 1'):
     assert said in parsed.text, said
   assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '75 %'],
                                       ['50 %', 'kNN', '0.97', 'none', '2', 'none to compare']]

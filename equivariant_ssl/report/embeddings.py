@@ -76,7 +76,7 @@ def form(path: pathlib.Path) -> Form:
   if kind not in FORMS:
     raise UserError(f'{path} ends in {kind!r}, which is no form of embeddings.', f'End it in {", ".join(FORMS)}.')
   if kind == '.parquet' and importlib.util.find_spec('pyarrow') is None:
-    raise UserError('a .parquet file needs pyarrow, which is not installed.', 'pip install pyarrow, or use .npz or .csv.')
+    raise UserError('a .parquet file needs pyarrow, which is not there.', 'pip install pyarrow, or use .npz or .csv.')
   return FORMS[kind]
 
 

@@ -19,8 +19,8 @@ from equivariant_ssl.step import Batch
 
 SHARP = 64  # of fewer pixels, a picture is shown as squares
 MEANING = {
-    'off': 'not used', 'invariant': 'seen by the invariance', 'both': 'seen by the invariance, told to the equivariance',
-    'sensitive': 'told to the equivariance, in its own views'}
+    'off': 'not used', 'invariant': 'seen by the invariance',
+    'sensitive': 'told to the equivariance, in its own views', 'both': 'seen by the invariance, told to the equivariance'}
 
 
 def opened(path: str, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,5 +109,4 @@ def show(config: ConfigDict, image: str = '', out: pathlib.Path = pathlib.Path('
   roles = page.Section('Roles and settings', 'roles', _roles(config, recipe))
   page.save(pathlib.Path(out), page.render('What the augmentations do', about, [*sections, roles],
                                            {'config': configs.as_json(config)}))
-  print(f'Written to {out}')
   return pathlib.Path(out)

@@ -18,8 +18,9 @@ class Text(NamedTuple):
 
 
 class Points(NamedTuple):
-  """Sentences, one under the other."""
+  """Sentences, one under the other. folded: what to say in their place until they are asked for."""
   items: tuple[str, ...]
+  folded: str = ''
 
 
 class Missing(NamedTuple):

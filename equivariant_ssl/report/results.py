@@ -12,8 +12,8 @@ from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Tab
 # What kind of number it is: its last words.
 KINDS = re.compile(r' ?(mrr|h1|h5|STL error|SIE error.*|gamma|relative|pooled|averaged)$')
 MEANS = {  # (protocol, kind): how to read it
-    ('profile', ''): '1 - cosine between an image\'s features and those after the augmentation alone: 0 ignores it; '
-                     '"to another image" is how far a stranger lies.',
+    ('profile', ''): '1 - cosine between an image\'s features and those after the augmentation alone: 0 where they '
+                     'ignore it, near 1 where the view is a stranger.',
     ('gains', ''): 'Absolute gain x 100: by how much (cosine) the prediction is nearer than the un-augmented '
                    'embedding. Doing nothing is 0; shuffled is told another image\'s action, zeroed none.',
     ('retrieval', 'mrr'): 'Mean reciprocal rank of the view asked for among 50 of its image; 1 is best.',

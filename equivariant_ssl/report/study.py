@@ -12,6 +12,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.report import charts, page, panels, results
 from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
 
+NAMED = 10  # runs that wait
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
 
 
@@ -50,11 +51,16 @@ def _answer(study: dict, found: dict) -> Section:
     blocks.append(Points(tuple(found['verdict'])))
   for aug in dict.fromkeys(e['aug'] for e in found['effects']):
     own = [e for e in found['effects'] if e['aug'] == aug]
-    blocks.append(Points(tuple(e['sentence'] for e in own)))
+    unseen = [e for e in own if e['low'] is not None and e['low'] <= 0 <= e['high']]
+    seen = [e for e in own if e not in unseen]
+    blocks.append(Points(tuple(e['sentence'] for e in seen)) if seen else Text(f'{aug}: no difference seen.'))
+    if unseen:
+      blocks.append(Points(tuple(e['sentence'] for e in unseen),
+                           f'{aug}: {len(unseen)} of {len(own)} contrasts in which no difference was seen'))
   if not found['effects']:
     blocks.append(Missing('No contrast can be made yet: it needs two finished arms.', study['command']))
   if any(e['low'] is None for e in found['effects']):
-    blocks.append(Text('Where n = 1, no interval exists: one seed cannot say whether a difference is noise.'))
+    blocks.append(Text('Where no interval exists (n = 1, or too few runs), a difference cannot be told from noise.'))
   return Section('Answer', 'answer', blocks)
 
 
@@ -69,13 +75,13 @@ def _effects(found: dict) -> Section:
             for e in effects if e['readout'] == readout]
     title = f'Effects on {_name(readout)} accuracy'
     made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
-                      '95 % intervals over seeds, paired; a ring has n = 1 and none.'))
+                      '95 % intervals, paired by seed; a ring has none: n = 1, or too few runs.'))
   rows = [(e['aug'], e['contrast'], _name(e['readout']), _points(e['mean']),
-           'none (n = 1)' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
+           f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
            'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in effects]
   columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'n', 'smallest')
-  table = Table('Effects in percentage points. Smallest: what as many seeds of this spread could show', columns, rows,
-                3, folded=len(rows) > 12)
+  table = Table('Effects in percentage points. Smallest: the difference that such a study sees four times in five',
+                columns, rows, 3, folded=len(rows) > 12)
   return Section('Effects', 'effects', [Charts(made), table])
 
 
@@ -131,7 +137,9 @@ def _state(study: dict, found: dict) -> Section:
   waiting = [k for k, r in runs.items() if r['status'] == 'waiting']
   took = [r['seconds'] for r in runs.values() if r.get('seconds')]
   blocks: list[Any] = [Table('Failed, and why', ('run', 'error'), failed, 2) if failed else Text('No run failed.')]
-  blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {", ".join(waiting)}.', study['command'])
+  more = f' and {len(waiting) - NAMED} more' if len(waiting) > NAMED else ''
+  blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {", ".join(waiting[:NAMED])}{more}.',
+                        study['command'])
                 if waiting else Text('No run is waiting.'))
   blocks.append(Text(f'{panels.duration(sum(took))} in all, {panels.duration(float(np.median(took)))} a run (median of '
                      f'{len(took)}).' if took else 'No time was recorded yet.'))

@@ -146,8 +146,8 @@ def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) 
            for name in names for arm in arms if (values := [v for a, _, v in of(name, 1.) if a == arm])]
   said = {name: fitted(plan, of(name, 1.), name) for name in names}
   before = {n: mean_std([u[n] for u in untrained])[0] for n in (untrained[0] if untrained else ())}
-  return {'verdict': [line for name in names for line in effects.verdict(said[name])], 'runs': found, 'untrained': before, 'chance': chance,
-          'table': table,
+  verdict = [line for name in names for line in effects.verdict(said[name])]
+  return {'verdict': verdict, 'runs': found, 'untrained': before, 'chance': chance, 'table': table,
           'effects': [e._asdict() for name in names for e in said[name]],
           'proxies': [p._asdict() for share in plan['proxies'] for name in names
                       if (p := _proxy(plan, share, name, of(name, share), of(name, 1.), said[name]))]}

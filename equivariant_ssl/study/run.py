@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -62,7 +63,9 @@ def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: i
 def _why(folder: pathlib.Path, run: plans.Run, code: int) -> str:
   """The line of a run's log that says why it ended with `code`."""
   lines = (folder / run.workdir / 'log.txt').read_text(errors='replace').splitlines()
-  said = [line for line in lines if line.startswith('eqssl: ')] or [line for line in lines if line.strip()]
+  said = [line for line in lines if line.startswith('eqssl: ')]
+  said = said or [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Exit)\b', line)]
+  said = said or [line for line in lines if line.strip()]
   return said[-1].removeprefix('eqssl: ') if said else f'ended with code {code} and said nothing'
 
 
