@@ -1,5 +1,5 @@
-"""The recipe of a study on scikit-learn's bundled digits: SimCLR with crops, of which EquiMod is told; four augmentations that are
-off until `eqssl study` gives them a role. The half turn makes a 6 of a 9.
+"""The recipe of a study on scikit-learn's bundled digits: SimCLR with crops, of which EquiMod is told; four
+augmentations are off until `eqssl study` gives them a role. The half turn makes a 6 of a 9.
 
 Command:   eqssl study --config digits_study --augs rotate,flip,blur,erase --out runs/study
 Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
