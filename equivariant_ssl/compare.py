@@ -22,7 +22,7 @@ class Row(NamedTuple):
   number: str
   group: str
   seeds: dict[int, float]
-  untrained: float
+  untrained: float | None
   difference: Interval | None
   scale: float
 
@@ -56,15 +56,21 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
   found = {}
   for path in sorted((workdir / 'eval').glob('*.json')):
     content = json.loads(path.read_text())
-    if content.get('protocol') not in PROTOCOLS or not {'trained', 'untrained'} <= content.keys():
+    if content.get('protocol') not in PROTOCOLS or 'trained' not in content:
       continue
     scale = 100. if PROTOCOLS[content['protocol']].percent else 1.
     for number in content['trained'][0]['numbers']:
-      mean = lambda who, number=number, of=content: mean_std([_value(f['numbers'][number]) for f in of[who]])[0]
+      mean = lambda who, number=number, of=content: mean_std([_value(f['numbers'][number]) for f in of[who]])[0] if (
+          who in of) else None  # a study measures the untrained network once a seed, not in every arm
       found[path.stem, number] = mean('trained'), mean('untrained'), scale
   if not found:
     raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {workdir}')
   return group(config, by), config.seed, found
+
+
+def _mean(values: list[float | None]) -> float | None:
+  known = [v for v in values if v is not None]
+  return mean_std(known)[0] if known else None
 
 
 def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = ()) -> list[Row]:
@@ -87,7 +93,7 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
       values = {seed: found[key][0] for seed, found in sorted(seeds.items())}
       common = [s for s in values if s in groups[first]]
       difference = paired([values[s] for s in common], [groups[first][s][key][0] for s in common]) if common else None
-      out.append(Row(*key, name, values, mean_std([found[key][1] for found in seeds.values()])[0],
+      out.append(Row(*key, name, values, _mean([found[key][1] for found in seeds.values()]),
                      None if name == first else difference, next(iter(seeds.values()))[key][2]))
   return out
 
@@ -103,7 +109,8 @@ def table(found: list[Row]) -> Table:
     mean, std = mean_std(list(r.seeds.values()))
     s, here = r.scale, (r.protocol, r.number)
     out.add_row(*(here if here != before else ('', '')), r.group, str(len(r.seeds)),
-                f'{s * mean:.2f}' + (f' ± {s * std:.2f}' if std is not None else ''), f'{s * r.untrained:.2f}',
+                f'{s * mean:.2f}' + (f' ± {s * std:.2f}' if std is not None else ''),
+                f'{s * r.untrained:.2f}' if r.untrained is not None else '',
                 show(r.difference, s) if r.difference else '')
     before = here
   return out
