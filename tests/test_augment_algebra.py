@@ -121,6 +121,14 @@ def test_all_of_takes_every_choice_of_one_draw():
     assert np.array_equal(views[:, k], np.rot90(views[:, 0], k, axes=(1, 2)))
 
 
+def test_a_chain_of_nothing_shows_the_image_as_it_is():
+  groups = {'views': Group((augment.chain(),) * 2, 16)}
+  shown = augment.views(groups, jax.random.key(0), images())['views']
+  same = augment.views({'reference': Group((augment.reference(augment.chain()),), 16)}, jax.random.key(0), images())
+  assert shown.actions == {} and shown.images.shape[1] == 2
+  np.testing.assert_array_equal(shown.images, np.repeat(same['reference'].images, 2, axis=1))
+
+
 def test_neighbours_share_a_draw():
   _, found, _ = grouped()
   actions = found['shared'].actions

@@ -125,13 +125,14 @@ def _group(group: Group, key: Key, images: Image) -> Views:
   """The views of one group; see `views`."""
   def view(op: Op, v: Array, index: Array, image: Image) -> tuple[Array, Action]:
     action = op.sample(key_for(key, v, index // group.share), image.size)
-    actions = jax.tree.map(lambda a: a[None], action)
+    actions, K = jax.tree.map(lambda a: a[None], action), 1
     if group.all_of:
       choices = op.choices[group.all_of]
       K = jax.tree.leaves(choices)[0].shape[0]
       actions = jax.tree.map(lambda a: jnp.broadcast_to(a, (K, *a.shape[1:])), actions)
       actions = {**actions, group.all_of: choices}
-    return jax.vmap(lambda a: resize(op.apply(a, image), group.size).pixels)(actions), actions
+    # A chain of no ops has an action without arrays, which does not say how many views there are.
+    return jax.vmap(lambda a: resize(op.apply(a, image), group.size).pixels, axis_size=K)(actions), actions
 
   def of_one(index: Array, image: Image) -> tuple[Array, Action]:
     first, V = group.chains[0], len(group.chains)
