@@ -213,10 +213,19 @@ def test_only_runs_and_studies(tmp_path):
     report([study])
 
 
+def test_arms_of_a_study_are_compared_without_their_untrained_network(tmp_path):
+  bare = {k: {n: v for n, v in f.items() if n != 'untrained'} for k, f in reports.results(.5).items()}
+  folders = [reports.run(tmp_path / 'base'), reports.run(tmp_path / 'arm', found=bare, **{'invariance.temperature': '.3'})]
+  text = report(folders, tmp_path / 'c.html', by='invariance.temperature').read_text()
+  assert '+6.79 (n=1)' in text and '21.61' in text and '50.00' in text
+  text = report(folders[::-1], tmp_path / 'd.html', by='invariance.temperature').read_text()
+  assert '-6.79 (n=1)' in text and '21.61' in text
+
+
 def test_a_page_is_written_whole(tmp_path, monkeypatch):
   path = page.save(tmp_path / 'a' / 'page.html', 'old \udcff')
   assert path.read_text() == 'old ?'
-  monkeypatch.setattr(page.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('full')))
+  monkeypatch.setattr(pathlib.Path, 'replace', lambda *_: (_ for _ in ()).throw(OSError('full')))
   with pytest.raises(OSError):
     page.save(path, 'new')
   assert path.read_text() == 'old ?'

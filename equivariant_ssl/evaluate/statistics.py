@@ -30,6 +30,11 @@ class Result(NamedTuple):
   chosen: dict[str, Any]
 
 
+def plain(value) -> float:
+  """A number of a result file without its interval."""
+  return value['mean'] if isinstance(value, dict) else value
+
+
 def mean_std(values) -> tuple[float, float | None]:
   """The mean and the sample standard deviation (n - 1; None where n is 1) of `values` [n]."""
   values = np.asarray(values, np.float64)

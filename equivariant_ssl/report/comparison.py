@@ -13,7 +13,7 @@ from equivariant_ssl import compare
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import mean_std, show
+from equivariant_ssl.evaluate.statistics import mean_std, plain, show
 from equivariant_ssl.report import charts, folder, page, panels, results
 from equivariant_ssl.report.folder import Left
 from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
@@ -61,7 +61,7 @@ def _protocol(stem: str) -> str:
 def _chance(lefts: Sequence[Left], r: compare.Row) -> str:
   """What guessing gets of a number, where that is known."""
   found = lefts[0].results[r.protocol]['trained'][0]['controls'].get(r.number, {}).get('chance')
-  return '' if found is None else f'{r.scale * results.mean(found):.2f}'
+  return '' if found is None else f'{r.scale * plain(found):.2f}'
 
 
 def _table(lefts: Sequence[Left], rows: Sequence[compare.Row]) -> Table:
@@ -69,7 +69,8 @@ def _table(lefts: Sequence[Left], rows: Sequence[compare.Row]) -> Table:
   for r in rows:
     mean, std = mean_std(list(r.seeds.values()))
     own = f'{r.scale * mean:.2f}' + (f' ± {r.scale * std:.2f}' if std is not None else '')
-    out.append((f'{r.protocol} {r.number}', r.group, len(r.seeds), own, f'{r.scale * r.untrained:.2f}',
+    out.append((f'{r.protocol} {r.number}', r.group, len(r.seeds), own,
+                '' if r.untrained is None else f'{r.scale * r.untrained:.2f}',
                 _chance(lefts, r), show(r.difference, r.scale) if r.difference else ''))
   columns = ('number', 'group', 'seeds', 'trained', 'untrained', 'chance', 'difference')
   caption = f'Mean ± standard deviation over seeds; difference from {first}, paired by seed [95 %]'
@@ -105,8 +106,9 @@ def _heats(rows: Sequence[compare.Row]) -> list[Chart]:
     about_actions = name in ('profile', *results.OF_ACTIONS)
     for kind, numbers in results.kinds(dict.fromkeys(n for n, _ in own)).items() if about_actions else ():
       scale = next(iter(own.values())).scale
-      values = [[*(scale * float(np.mean(list(own[n, g].seeds.values()))) for g in groups),
-                 scale * own[n, groups[0]].untrained] for n in numbers]
+      before = lambda n, own=own, scale=scale: next(
+          (scale * own[n, g].untrained for g in groups if own[n, g].untrained is not None), None)
+      values = [[*(scale * float(np.mean(list(own[n, g].seeds.values()))) for g in groups), before(n)] for n in numbers]
       title = f'{protocol}{f": {kind}" if kind else ""}'
       made.append(Chart(title, charts.heat(title, list(numbers.values()), [*groups, 'untrained'], values,
                                            '.1f' if PROTOCOLS[name].percent else '.2f'), results.meaning(name, kind)))

@@ -2,7 +2,6 @@
 import base64
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
+
+from equivariant_ssl import record
 
 
 class Text(NamedTuple):
@@ -133,7 +134,5 @@ def render(title: str, about: str, sections: Sequence[Section], data: Any) -> st
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Write a page whole: a kill leaves the old one or the new one."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.tmp')
-  part.write_bytes(text.encode('utf-8', 'replace'))  # a file's name can hold what UTF-8 cannot
-  os.replace(part, path)
+  record.write_whole(path, text.encode('utf-8', 'replace').decode())  # a file's name can hold what UTF-8 cannot
   return path
