@@ -229,8 +229,6 @@ def report(args) -> None:
 def show_augs(args) -> None:
   from equivariant_ssl import config as configs
   from equivariant_ssl.report import gallery
-  if args.count < 1:
-    raise UserError(f'--count {args.count}: nothing to show.', 'Give at least 1.')
   shown = gallery.show(configs.load(args.config, args.overrides), args.image, pathlib.Path(args.out), args.count)
   print(f'Views: {shown}')
 

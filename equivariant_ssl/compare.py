@@ -12,7 +12,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.run import WIDTH
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, show
+from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
 
 
 class Row(NamedTuple):
@@ -45,10 +45,6 @@ def group(config: Any, by: str) -> str:
   return str(node)
 
 
-def _value(number: Any) -> float:
-  return number['mean'] if isinstance(number, dict) else number
-
-
 def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str], tuple[float, float, float]]]:
   """(group, seed, {(protocol, number): (trained, untrained, what to show them times)}) of a run, each a mean over the
   evaluation's seeds. The protocol is named as its file, which says what epochs and batch it was given."""
@@ -60,7 +56,7 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
       continue
     scale = 100. if PROTOCOLS[content['protocol']].percent else 1.
     for number in content['trained'][0]['numbers']:
-      mean = lambda who, number=number, of=content: mean_std([_value(f['numbers'][number]) for f in of[who]])[0] if (
+      mean = lambda who, number=number, of=content: mean_std([plain(f['numbers'][number]) for f in of[who]])[0] if (
           who in of) else None  # a study measures the untrained network once a seed, not in every arm
       found[path.stem, number] = mean('trained'), mean('untrained'), scale
   if not found:

@@ -97,21 +97,22 @@ def lock(workdir: Path) -> Iterator[None]:
     yield
 
 
-def _leaves(value: Any, path: str = '') -> dict[str, str]:
-  """{dotted key: JSON text} of a config."""
+def leaves(value: Any, path: str = '') -> dict[str, Any]:
+  """{dotted key: value} of a config as JSON."""
   if isinstance(value, dict) and value:
-    parts = (_leaves(part, f'{path}.{name}' if path else name) for name, part in value.items())
+    parts = (leaves(part, f'{path}.{name}' if path else name) for name, part in value.items())
     return {k: v for part in parts for k, v in part.items()}
-  return {path: json.dumps(value, sort_keys=True)}
+  return {path: value}
 
 
 def _compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   """UserError OTHER_CONFIG where `workdir`'s config differs from `config` in a key that is not free."""
+  text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
   try:
-    old = _leaves(json.loads((workdir / 'config.json').read_text()))
+    old = text(json.loads((workdir / 'config.json').read_text()))
   except ValueError as error:
     raise UserError(f'{workdir}/config.json is not JSON: {error}.', 'Use a new --workdir.', OTHER_CONFIG) from error
-  new = _leaves(json.loads(json.dumps(config)))
+  new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
   if changed:

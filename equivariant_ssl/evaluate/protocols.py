@@ -162,12 +162,12 @@ def _retrieval(s: Subject) -> Found:
 
 def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
   """{'STL error', and 'SIE error' where a turn is told: {'true' or a control: the value}}."""
-  told = s.run.recipe.wirings[name].told
-  encoded = jax.jit(jax.vmap(jax.vmap(told.encode)))({n: actions[n] for n in told.name.split('+')})
+  told = frozen.told(s.run.recipe, name)
+  encoded = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].told.encode)))({n: actions[n] for n in told})
   found = {'STL error': retrieval.errors(retrieval.stl_error, np.asarray(encoded), picked)}
   angles = {'turn': lambda a: a.angle, 'rotate': lambda a: 90. * a.turns}
   for n in angles:
-    if n in told.name.split('+'):
+    if n in told:
       found[f'SIE error of {n}'] = retrieval.errors(retrieval.sie_error, retrieval.quaternion(angles[n](actions[n])), picked)
   return found
 

@@ -2,7 +2,6 @@
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, show
+from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.state import TrainState
 
@@ -81,13 +80,6 @@ def _cached(path: pathlib.Path, about: dict, who: Iterable[str]) -> dict | None:
   return found if whole and set(who) <= found.keys() and all(found.get(k) == v for k, v in about.items()) else None
 
 
-def _write(path: pathlib.Path, content: dict) -> None:
-  path.parent.mkdir(exist_ok=True)
-  part = path.with_suffix('.tmp')
-  part.write_text(json.dumps(content, indent=1) + '\n')
-  os.replace(part, path)
-
-
 def _number(value: Any, scale: float) -> str:
   """A value of a result file: '46.10', or with its interval."""
   if isinstance(value, dict):
@@ -100,7 +92,7 @@ def _over_seeds(found: list[dict], row: str, scale: float) -> str:
   values = [f['numbers'][row] for f in found]
   if len(values) == 1:
     return _number(values[0], scale)
-  mean, std = mean_std([v['mean'] if isinstance(v, dict) else v for v in values])
+  mean, std = mean_std([plain(v) for v in values])
   return f'{scale * mean:.2f} ± {scale * std:.2f}'
 
 
@@ -115,9 +107,9 @@ def table(found: dict, title: str) -> Table:
     out.add_column(column, justify='right' if column else 'left')
   for row in found['trained'][0]['numbers']:
     beside = found['trained'][0]['controls'].get(row, {})
-    mean = lambda value: value['mean'] if isinstance(value, dict) else value  # their intervals are in the file
     out.add_row(row, *(_over_seeds(found[w], row, scale) for w in who),
-                *(_number(mean(beside[c]), 1. if c.startswith('ratio') else scale) if c in beside else '' for c in controls))
+                *(_number(plain(beside[c]), 1. if c.startswith('ratio') else scale) if c in beside else ''
+                  for c in controls))  # their intervals are in the file
   return out
 
 
@@ -133,9 +125,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
-  config, devices = configs.read(workdir / 'config.json'), jax.devices()
-  # Features are split over the devices; a run of a batch that these do not divide is evaluated on one.
-  run = runs.prepare(config, shard.mesh(devices if config.batch % len(devices) == 0 else devices[:1]), console.print)
+  config = configs.read(workdir / 'config.json')
+  run = runs.prepare(config, shard.mesh_of_batch(config.batch), console.print)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:
@@ -160,7 +151,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
       found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
                        **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
-      _write(path, found)
+      path.parent.mkdir(exist_ok=True)
+      record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
     for line in found['trained'][0]['missing']:
       console.print(line)

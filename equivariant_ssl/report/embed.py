@@ -4,7 +4,6 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -36,8 +35,8 @@ class Encoder(NamedTuple):
 
 def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
   """The encoder of a run's newest valid checkpoint, or that of `step`; its data say the mean and std of its inputs."""
-  config, devices = configs.read(workdir / 'config.json'), jax.devices()
-  run = runs.prepare(config, shard.mesh(devices if config.batch % len(devices) == 0 else devices[:1]))
+  config = configs.read(workdir / 'config.json')
+  run = runs.prepare(config, shard.mesh_of_batch(config.batch))
   number, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
                  f'step {number} of {workdir}')

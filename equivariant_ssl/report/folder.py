@@ -70,11 +70,9 @@ def read(workdir: pathlib.Path) -> Left:
               record.read_metrics(workdir), results, unread)
 
 
-def leaves(value: Any, path: str = '') -> dict[str, str]:
+def leaves(config: Mapping[str, Any]) -> dict[str, str]:
   """{dotted key: its value as text} of a config as JSON."""
-  if isinstance(value, Mapping) and value:
-    return {k: v for name, part in value.items() for k, v in leaves(part, f'{path}.{name}' if path else name).items()}
-  return {path: value if isinstance(value, str) else json.dumps(value)}
+  return {k: v if isinstance(v, str) else json.dumps(v) for k, v in record.leaves(config).items()}
 
 
 def base(left: Left) -> tuple[str, dict[str, str]] | None:

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image as Pillow
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import recipe as recipes
@@ -30,10 +31,18 @@ def opened(path: str, side: int) -> tuple[np.ndarray, np.ndarray]:
   return canvas, np.array(size, np.float32)
 
 
-def block(title: str, about: str, rows: list[list[Tile]]) -> page.Pictures:
-  """Rows of tiles as a block of a page."""
-  return page.Pictures(title, about, [[page.Picture(pictures.png(t.pixels), t.lines, max(t.pixels.shape) <= SHARP)
-                                       for t in row] for row in rows])
+def _picture(tile: Tile, most: int) -> page.Picture:
+  pixels = tile.pixels
+  longest = max(pixels.shape[:2])
+  if most and longest > most:
+    size = [max(round(n * most / longest), 1) for n in (pixels.shape[1], pixels.shape[0])]
+    pixels = np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BOX))
+  return page.Picture(pictures.png(pixels), tile.lines, longest <= SHARP)
+
+
+def block(title: str, about: str, rows: list[list[Tile]], most: int = 0) -> page.Pictures:
+  """Rows of tiles as a block of a page, each at most `most` pixels on its longer side (0: as it is)."""
+  return page.Pictures(title, about, [[_picture(tile, most) for tile in row] for row in rows])
 
 
 def _of_file(config: ConfigDict, image: str, count: int) -> tuple[Recipe, Batch]:

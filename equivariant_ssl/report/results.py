@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, show
+from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.folder import Left
 from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Table, Text
@@ -29,20 +29,15 @@ ZERO = 1e-8  # of the largest singular value: under it is rounding
 R2 = 'R² of the action read from frozen features; 1 is exact, chance beside it.'
 
 
-def mean(value: Any) -> float:
-  """A number of a result file without its interval."""
-  return value['mean'] if isinstance(value, Mapping) else value
-
-
 def over(found: dict, who: str, row: str) -> float:
   """The mean of a number over the evaluation's seeds."""
-  return mean_std([mean(one['numbers'][row]) for one in found[who]])[0]
+  return mean_std([plain(one['numbers'][row]) for one in found[who]])[0]
 
 
 def cell(values: Sequence[Any], scale: float) -> str:
   """'46.10'; '33.31 [32.98, 33.65]' of a value with its interval; '26.93 ± 0.41' of several seeds'."""
   if len(values) > 1:
-    centre, std = mean_std([mean(v) for v in values])
+    centre, std = mean_std([plain(v) for v in values])
     return f'{scale * centre:.2f} ± {scale * std:.2f}'
   value = values[0]
   return show(Interval(**value), scale, sign=False) if isinstance(value, Mapping) else f'{scale * value:.2f}'
@@ -53,7 +48,7 @@ def _scale(found: dict) -> float:
 
 
 def _controls(found: dict, row: str, scale: float, named: bool) -> str:
-  shown = {k: f'{(1. if k.startswith("ratio") else scale) * mean(v):.2f}'
+  shown = {k: f'{(1. if k.startswith("ratio") else scale) * plain(v):.2f}'
            for k, v in found['trained'][0]['controls'].get(row, {}).items()}
   return ', '.join(f'{k} {v}' if named else v for k, v in shown.items())
 
@@ -93,7 +88,7 @@ def _dot(found: dict, row: str, label: str) -> charts.Dot:
   chance = found['trained'][0]['controls'].get(row, {}).get('chance')
   beside = {'untrained': 100 * over(found, 'untrained', row)} if 'untrained' in found else {}
   if chance is not None:
-    beside['chance'] = 100 * mean(chance)
+    beside['chance'] = 100 * plain(chance)
   low, high = ((100 * own[0][k] for k in ('low', 'high')) if len(own) == 1 and isinstance(own[0], Mapping)
                and own[0]['low'] is not None else (None, None))
   return charts.Dot(label, 100 * over(found, 'trained', row), low, high, beside)
@@ -140,7 +135,7 @@ def _heat(stem: str, found: dict, kind: str, rows: dict[str, str]) -> Chart:
   for row in rows:
     beside = own['controls'].get(row, {})
     values.append([*(scale * over(found, who, row) for who in networks),
-                   *(scale * mean(beside[c]) if c in beside else None for c in controls)])
+                   *(scale * plain(beside[c]) if c in beside else None for c in controls)])
   title = f'{stem}{f": {kind}" if kind else ""}'
   # The untrained network may be far off: it does not set the colours.
   columns = [*networks, *controls]

@@ -1,36 +1,19 @@
 """The report of one run: what came of it, what ran, what its views and features look like, how to run it again."""
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from equivariant_ssl import checkpoint, runs, shard
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.report import charts, folder, page, panels, results
+from equivariant_ssl.report import charts, folder, maps, page, panels, pictures, results
 from equivariant_ssl.report.folder import Left
-from equivariant_ssl.report.page import Chart, Charts, Missing, Picture, Pictures, Section, Text
+from equivariant_ssl.report.gallery import block
+from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
 
-SIDE = 96    # of a picture in the page, pixels: a hundred of them are 3 MB
-SHARP = 64   # of fewer pixels, a picture is shown as squares
-
-
-def _picture(tile: Any) -> Picture:
-  from equivariant_ssl.report.pictures import png  # needs the whole of training; pages of other kinds do not
-  pixels = np.asarray(tile.pixels)
-  longest = max(pixels.shape[:2])
-  if longest > SIDE:
-    size = [max(round(n * SIDE / longest), 1) for n in (pixels.shape[1], pixels.shape[0])]
-    pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-  return Picture(png(pixels), tuple(tile.lines), longest <= SHARP)
-
-
-def _rows(title: str, about: str, rows: Sequence[Sequence[Any]]) -> Pictures:
-  return Pictures(title, about, [[_picture(tile) for tile in row] for row in rows])
+SIDE = 96  # of a picture in the page, pixels: a hundred of them are 3 MB
 
 
 def _why(error: UserError) -> Missing:
@@ -40,28 +23,26 @@ def _why(error: UserError) -> Missing:
 
 
 def _views(run: runs.Run) -> list[Any]:
-  from equivariant_ssl.report import pictures
   found = []
   for name, rows in pictures.gallery(run).items():
     group = run.recipe.groups[name]
     chain = ' or '.join(dict.fromkeys(c.name.replace('+', ', ') for c in group.chains)) or 'nothing'
-    found.append(_rows(f'Group {name}', f'A row an image: the original, then its views of {group.size} pixels with '
-                       f'what was done to each, drawn as in the first step. Chain: {chain}.', rows))
+    found.append(block(f'Group {name}', f'A row an image: the original, then its views of {group.size} pixels with '
+                       f'what was done to each, drawn as in the first step. Chain: {chain}.', rows, SIDE))
   return found
 
 
 def _of_features(run: runs.Run, left: Left, say) -> tuple[dict[str, list[Any]], dict[str, Any]]:
   """({panel: its blocks}, maps as data) of the newest checkpoint."""
-  from equivariant_ssl.report import maps, pictures
   number, state = checkpoint.load(left.workdir / 'checkpoints', runs.abstract(run), None, say)[:2]
   fixed, at = frozen(run.recipe, run.config), f'of the checkpoint of step {number}'
   found = maps.maps(run, fixed, state)
   drawn = [Chart(k, charts.scatter(k, m.points, m.labels, m.names, m.about), m.about) for k, m in found.items()]
-  strips = [_rows(f'Objective {name}', f'A row an image, {at}: the query, the view asked for with its action, then the '
-                  'views nearest to where the predictor moves the query\'s embedding, best first.', rows)
+  strips = [block(f'Objective {name}', f'A row an image, {at}: the query, the view asked for with its action, then the '
+                    'views nearest to where the predictor moves the query\'s embedding, best first.', rows, SIDE)
             for name, rows in pictures.strips(run, fixed, state).items()]
-  near = _rows('Nearest training images', 'A row a test image: the query, then its neighbours by cosine of the '
-               f'features {at}.', pictures.neighbours(run, fixed, state))
+  near = block('Nearest training images', 'A row a test image: the query, then its neighbours by cosine of the '
+               f'features {at}.', pictures.neighbours(run, fixed, state), SIDE)
   data = {k: {'points': np.round(np.asarray(m.points, float), 4).tolist(), 'labels': np.asarray(m.labels).tolist(),
               'names': list(m.names)} for k, m in found.items()}
   nothing = Missing('No objective of this run predicts where an embedding goes; train with',
@@ -75,11 +56,8 @@ def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict
   every = lambda block: {panel: [block] for panel in ('views', 'map', 'neighbours', 'strips')}
   if not images:
     return every(Missing('Left out as asked.', left.command('report'))), {}
-  # Features are split over the devices; a run of a batch that these do not divide is read on one.
-  devices = jax.devices()
-  mesh = shard.mesh(devices if left.config.batch % len(devices) == 0 else devices[:1])
   try:
-    run = runs.prepare(left.config, mesh, say)
+    run = runs.prepare(left.config, shard.mesh_of_batch(left.config.batch), say)
   except UserError as error:
     return every(_why(error)), {}
   try:

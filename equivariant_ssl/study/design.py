@@ -11,6 +11,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import ROLES
 
 BITS = {'off': (0, 0), 'invariant': (1, 0), 'sensitive': (0, 1), 'both': (1, 1)}  # (seen, told)
+FIELDS = ('seen', 'told')  # what they are called
 ROLE = {bits: role for role, bits in BITS.items()}
 DESIGNS = ('one-at-a-time', 'factorial')
 
@@ -69,7 +70,7 @@ def factors(augs: tuple[str, ...], arms: tuple[str, ...]) -> tuple[list[tuple[st
   if len(arms) < 2 or {BITS[a] for a in arms} != set(itertools.product(seen, told)):
     raise UserError(f'--arms {",".join(arms)} is no factorial: a design needs every combination of seen and told.',
                     'e.g. --arms off,invariant,sensitive,both or --arms off,invariant')
-  bits = [b for b, values in (('seen', seen), ('told', told)) if len(values) == 2]
+  bits = [b for b, values in zip(FIELDS, (seen, told), strict=True) if len(values) == 2]
   return [(a, b) for a in augs for b in bits], (min(seen), min(told))
 
 
@@ -101,7 +102,7 @@ def factorial(augs: tuple[str, ...], arms: tuple[str, ...], interactions: tuple[
   for row in design > 0:
     bits = {a: list(still) for a in augs}
     for (name, bit), on in zip(varying, row, strict=True):
-      bits[name]['seen told'.split().index(bit)] = int(on)
+      bits[name][FIELDS.index(bit)] = int(on)
     found.append({a: ROLE[tuple(b)] for a, b in bits.items()})
   return found
 

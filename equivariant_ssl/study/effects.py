@@ -5,7 +5,7 @@ import numpy as np
 from scipy import stats
 
 from equivariant_ssl.evaluate.statistics import CONFIDENCE
-from equivariant_ssl.study.design import BITS, Arm, factors, terms
+from equivariant_ssl.study.design import BITS, FIELDS, Arm, factors, terms
 
 POWER = .8  # of the smallest difference that a study could have seen
 PAIRS = (('invariant', 'off'), ('sensitive', 'off'), ('sensitive', 'invariant'), ('both', 'invariant'))
@@ -42,14 +42,14 @@ def fit(X: np.ndarray, y: np.ndarray) -> Fit:
   return Fit(coefficients, None if noise is None else noise * inverse, freedom)
 
 
-def contrast(of: Fit, weights: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
-  """(mean, low, high, smallest to be seen) of weights [P] times the coefficients."""
+def contrast(of: Fit, weights: np.ndarray, n: int) -> tuple[float, float | None, float | None, int, float | None]:
+  """(mean, low, high, n, smallest to be seen) of weights [P] times the coefficients: fields of an Effect over n seeds."""
   mean = float(weights @ of.coefficients)
   if of.covariance is None:
-    return mean, None, None, None
+    return mean, None, None, n, None
   error = float(np.sqrt(max(weights @ of.covariance @ weights, 0.)))
   sure, power = (float(stats.t.ppf(q, of.freedom)) for q in ((1 + CONFIDENCE) / 2, POWER))
-  return mean, mean - sure * error, mean + sure * error, (sure + power) * error
+  return mean, mean - sure * error, mean + sure * error, n, (sure + power) * error
 
 
 def _seeds(seeds: list[int]) -> np.ndarray:
@@ -81,13 +81,8 @@ def single(arms: list[Arm], runs: list[tuple[str, int, float]], readout: str) ->
         weights = np.zeros(len(found.coefficients))
         weights[names.index(first)], weights[names.index(second)] = 1., -1.
         what = f'{better} - {worse}' + (f' ({label})' if several and better != 'invariant' else '')
-        out.append(Effect(aug, what, readout, *_ordered(found, weights, len(shared))))
+        out.append(Effect(aug, what, readout, *contrast(found, weights, len(shared))))
   return list({(e.aug, e.contrast): e for e in out}.values())
-
-
-def _ordered(found: Fit, weights: np.ndarray, n: int) -> tuple:
-  mean, low, high, smallest = contrast(found, weights)
-  return mean, low, high, n, smallest
 
 
 def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[str, str], ...],
@@ -97,7 +92,7 @@ def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[s
   augs, by = tuple(arms[0].roles), {a.name: a for a in arms}
   varying, _ = factors(augs, roles)
   wanted = terms(varying, interactions)
-  bits = np.array([[BITS[by[arm].roles[a]]['seen told'.split().index(b)] - .5 for a, b in varying] for arm, _, _ in runs])
+  bits = np.array([[BITS[by[arm].roles[a]][FIELDS.index(b)] - .5 for a, b in varying] for arm, _, _ in runs])
   columns = [bits[:, t].prod(1) for t in wanted]
   X = np.concatenate([np.ones((len(runs), 1)), np.stack(columns, axis=1), _seeds([s for _, s, _ in runs])], axis=1)
   if len(runs) < X.shape[1] or np.linalg.matrix_rank(X) < X.shape[1]:
@@ -109,12 +104,12 @@ def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[s
   for aug in augs:
     for bit, words in (('seen', 'seen - unseen'), ('told', 'told - untold')):
       if (aug, bit) in place:
-        out.append(Effect(aug, words, readout, *_ordered(found, unit(place[aug, bit]), n)))
+        out.append(Effect(aug, words, readout, *contrast(found, unit(place[aug, bit]), n)))
     if (aug, 'seen') in place and (aug, 'told') in place:
       out.append(Effect(aug, 'sensitive - invariant', readout,
-                        *_ordered(found, unit(place[aug, 'told']) - unit(place[aug, 'seen']), n)))
+                        *contrast(found, unit(place[aug, 'told']) - unit(place[aug, 'seen']), n)))
   for pair, term in zip(interactions, wanted[len(varying):], strict=True):
-    out.append(Effect(pair[0].split('.')[0], ' x '.join(pair), readout, *_ordered(found, unit(term), n)))
+    out.append(Effect(pair[0].split('.')[0], ' x '.join(pair), readout, *contrast(found, unit(term), n)))
   return out
 
 

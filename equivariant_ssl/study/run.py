@@ -53,7 +53,7 @@ def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: i
   if kind == 'cpu' and workers > 1:  # a thread each: runs side by side must not wait for each other's cores
     own = {'cpu': {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}}
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
-  with open(folder / run.workdir / 'log.txt', 'a') as out:
+  with open(folder / run.workdir / 'log.txt', 'w') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
                                env={**os.environ, **own.get(kind, {}), 'EQSSL_STUDY': 'local'})
@@ -163,8 +163,9 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
     raise UserError(f'--launcher {launcher} is not known.', 'Give local or slurm.')
   start, folder = time.perf_counter(), pathlib.Path(folder).absolute()
   jax.config.update('jax_platforms', 'cpu')  # the devices are the workers'
+  plan = plans.make(settings, command, {}) if settings else plans.read(folder)  # a mistake is said before any wait
   environment, fit = devices()
-  plan = plans.make(settings, command, environment) if settings else plans.read(folder)
+  plan |= {'environment': environment} if settings else {}
   with record.lock(folder):
     plans.write(folder, plan)
     console.print(f'{len(plan["made"])} arms x {len(plan["seeds"])} seeds, {plan["epochs"]:g} epochs, equal '

@@ -8,6 +8,7 @@ import threading
 import time
 
 from equivariant_ssl.errors import OK, UserError
+from equivariant_ssl.evaluate.statistics import plain
 from equivariant_ssl.study import plan as plans
 
 
@@ -21,25 +22,23 @@ def _end_with_parent() -> None:
 
 def readouts(found: dict[str, dict], who: str) -> dict[str, float]:
   """{read-out: fraction} of results of `evaluate.run`, of the 'trained' or 'untrained' network."""
-  value = lambda number: number['mean'] if isinstance(number, dict) else number
   out = {}
   for name, protocol in plans.READOUTS.items():
     if protocol in found and who in found[protocol]:
-      out[name] = value(found[protocol][who][0]['numbers']['top1'])
+      out[name] = plain(found[protocol][who][0]['numbers']['top1'])
   for row, number in found.get('transfer', {}).get(who, [{'numbers': {}}])[0]['numbers'].items():
-    out[f'transfer {row}'] = value(number)
+    out[f'transfer {row}'] = plain(number)
   return out
 
 
 def read(found: dict[str, dict]) -> dict:
   """What the study keeps of a run's results: read-outs and chance, drifts, gains and retrieval with their controls."""
-  mean = lambda number: number['mean'] if isinstance(number, dict) else number
   of = lambda name: found.get(name, {}).get('trained', [{'numbers': {}, 'controls': {}}])[0]
-  controlled = lambda name: {row: {'true': mean(v), **{k: mean(c) for k, c in of(name)['controls'][row].items()}}
+  controlled = lambda name: {row: {'true': plain(v), **{k: plain(c) for k, c in of(name)['controls'][row].items()}}
                              for row, v in of(name)['numbers'].items()}
   chance = {name: found[p]['trained'][0]['controls']['top1']['chance'] for name, p in plans.READOUTS.items() if p in found}
   return {'readouts': readouts(found, 'trained'), 'untrained': readouts(found, 'untrained'), 'chance': chance,
-          'profile': {op: mean(v) for op, v in of('profile')['numbers'].items()}, 'gains': controlled('gains'),
+          'profile': {op: plain(v) for op, v in of('profile')['numbers'].items()}, 'gains': controlled('gains'),
           'retrieval': {k: v for k, v in controlled('retrieval').items() if k.endswith('mrr')}}
 
 
