@@ -123,10 +123,10 @@ def test_all_of_takes_every_choice_of_one_draw():
 
 def test_a_chain_of_nothing_shows_the_image_as_it_is():
   groups = {'views': Group((augment.chain(),) * 2, 16)}
-  shown = augment.views(groups, jax.random.key(0), images())['views']
-  same = augment.views({'reference': Group((augment.reference(augment.chain()),), 16)}, jax.random.key(0), images())
-  assert shown.actions == {} and shown.images.shape[1] == 2
-  np.testing.assert_array_equal(shown.images, np.repeat(same['reference'].images, 2, axis=1))
+  groups['reference'] = Group((augment.reference(augment.chain()),), 16)
+  shown = jax.jit(lambda images: augment.views(groups, jax.random.key(0), images))(images())
+  assert shown['views'].actions == {} and shown['views'].images.shape[1] == 2
+  np.testing.assert_array_equal(shown['views'].images, np.repeat(shown['reference'].images, 2, axis=1))
 
 
 def test_neighbours_share_a_draw():
@@ -152,6 +152,7 @@ def spread_over(devices: int):
   return jax.tree.map(np.asarray, run(jax.device_put(images(), shards(devices))))
 
 
-@pytest.mark.parametrize('devices', [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
+@pytest.mark.slow  # of every op; of a step's own chain `make test` has it in test_step.py
+@pytest.mark.parametrize('devices', [2, 4, 8])
 def test_views_are_bitwise_the_same_on_any_devices(devices):
   assert same(spread_over(1), spread_over(devices)), f'{devices} devices see other views than 1'

@@ -53,6 +53,7 @@ def test_the_gallery_is_the_first_step(digits):
   assert all(row[1].lines == (pictures.PLAIN,) for row in found['reference'])
 
 
+@pytest.mark.slow
 def test_a_group_of_every_choice_is_shown_whole():
   made = recipe.make(configs.load('smoke', {'equivariance': 'essl', 'augment.rotate.role': 'sensitive'}), 64, 16)
   batch = step.Batch(np.arange(2 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 16, 16, 3),
