@@ -69,9 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--steps', type=int, default=0, help='train this many steps instead of the config\'s epochs')
   p = add('train', train, 'train a config: eqssl train --config NAME --workdir DIR [--config.a.b=value ...]')
   p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
-  p.add_argument('--workdir', required=True, help='folder of the run; a run already in it is resumed')
+  p.add_argument('--workdir', default='', help='folder of the run; a run already in it is resumed')
   p.add_argument('--quiet', action='store_true', help='no progress')
   p.add_argument('--print-config', action='store_true', help='print the resolved config and stop')
+  p.add_argument('--plan', action='store_true', help='compile a step, print what it costs and what fits, and stop')
+  p.add_argument('--devices', type=int, default=0, help='of --plan: so many, the CPU in their place (default: what is here)')
   p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
   p.add_argument('--quiet', action='store_true', help='no progress')
@@ -177,6 +179,11 @@ def train(args) -> None:
   config = configs.load(args.config, args.overrides)
   if args.print_config:
     print(config.to_json(indent=2))
+  elif args.plan:
+    from equivariant_ssl import plan
+    plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
+  elif not args.workdir:
+    raise UserError('--workdir is missing.', f'e.g. --workdir runs/{pathlib.Path(args.config).stem}', USAGE)
   else:
     _train(config, args.workdir, args)
 

@@ -14,7 +14,7 @@ FLOORS = (
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
     {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'fingerprint', 'record', 'runs', 'train'},
-    {'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'cli'},
+    {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'cli'},
 )
 
 

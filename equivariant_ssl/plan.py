@@ -1,0 +1,203 @@
+"""`eqssl train --plan`: what a step of a config costs on so many devices, from its compiled program, not run."""
+import collections
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from equivariant_ssl import recipe as recipes
+from equivariant_ssl import runs, shard
+from equivariant_ssl import step as steps
+from equivariant_ssl.errors import UserError
+
+# Images to train on and classes of data sets as published, for a plan where they are not prepared.
+KNOWN = {('imagenet2012', 'train'): (1_281_167, 1000), ('cifar10', 'train'): (50_000, 10),
+         ('stl10', 'unlabelled'): (100_000, 0), ('stl10', 'unlabelled+train'): (105_000, 0)}
+MEMORIES = 16, 24, 32, 40, 80, 141  # GiB of accelerators that there are
+COLLECTIVES = 'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter', 'collective-permute'
+BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f32': 4, 's32': 4, 'u32': 4, 'f64': 8,
+         's64': 8, 'u64': 8}
+
+
+class Plan(NamedTuple):
+  """Of one step. flops: of the global batch, matrix products and convolutions alone. Bytes of one device: params,
+  optimizer (with a target network's copies), kept (activations saved for the gradient), arguments, temporaries (by the
+  compiler, kept and gradients included), need (in all; on the CPU, which keeps bfloat16 in twice the bytes, the least
+  that any device needs: arguments, gradients, kept). collectives: {kind: (how many, bytes of their results)}."""
+  devices: int
+  kind: str
+  parameters: int
+  flops: float
+  params: int
+  optimizer: int
+  kept: int
+  arguments: int
+  temporaries: int
+  need: int
+  collectives: dict[str, tuple[int, int]]
+  images: int
+  views: int
+  steps: int
+  steps_per_epoch: int
+
+
+def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda line: None) -> Plan:
+  """Compile the step of a resolved `config` for `mesh`. Raises UserError where the data are neither prepared nor known."""
+  run = described(config, mesh, log)
+  recipe, state = run.recipe, runs.abstract(run)
+  split = shard.split(mesh)
+  side, B = recipe.canvas, recipe.batch
+  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+  batch = steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
+                      of((B,), jnp.int32) if recipe.probe else None)
+  placed = jax.tree.map(lambda x: x.sharding, state)
+  step = jax.jit(lambda key, state, batch: steps.train_step(recipe, key, state, batch), donate_argnums=(1,),
+                 out_shardings=(placed, shard.replicated(mesh)))
+  traced = step.trace(run.key, state, batch)
+  compiled = traced.lower().compile(compiler_options=shard.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
+  memory = compiled.memory_analysis()
+  shown = jax.eval_shape(lambda: steps.views(recipe, run.key, jnp.zeros((), jnp.int32), zeros(batch)))
+  total = lambda tree: sum(own_bytes(x) for x in jax.tree.leaves(tree))
+  params, saved = total(state.params), kept(run, state, shown)
+  need = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+          + memory.temp_size_in_bytes)
+  if mesh.devices.flat[0].platform == 'cpu':
+    need = memory.argument_size_in_bytes + params + saved
+  return Plan(
+      mesh.size, mesh.devices.flat[0].device_kind, sum(x.size for x in jax.tree.leaves(state.params)),
+      flops(traced.jaxpr.jaxpr), params, total((state.opt_state, state.target)), saved, memory.argument_size_in_bytes,
+      memory.temp_size_in_bytes, need, collectives(compiled.as_text()), B,
+      sum(v.images.shape[1] for v in shown.values()), recipe.steps, recipe.steps_per_epoch)
+
+
+def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
+  """The run of `config`, without a source where it is known how many images that has."""
+  shard.check_batch(config.batch, mesh.size)
+  data = config.data
+  found = KNOWN.get((data.get('dataset', data.name).split(':')[0], data.get('train', 'train')))
+  if found is None:
+    return runs.prepare(config, mesh, log)
+  recipe = recipes.make(config, found[0], data.get('size') or config.size, classes=found[1])
+  return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed))
+
+
+def zeros(tree):
+  """`tree` of shapes as arrays; within `eval_shape` they are none."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+def own_bytes(x: jax.ShapeDtypeStruct) -> int:
+  """Bytes of `x` on one device."""
+  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def kept(run: runs.Run, state, shown: dict) -> int:
+  """Bytes a device of what the forward pass saves for the gradient, weights left out."""
+  recipe = run.recipe
+  aim = None
+  if state.target:
+    E = jax.eval_shape(lambda: recipe.network.apply(
+        {'params': zeros(state.target[0]), 'batch_stats': zeros(state.target[1])}, {'views': zeros(shown['views'])},
+        recipe.equivariances, True, method='project', mutable=['batch_stats']))[0]
+    aim = E
+
+  def saved():
+    views, target = zeros(shown), None if aim is None else zeros(aim)
+    return jax.vjp(lambda p: steps.loss(recipe, p, zeros(state.stats), views, target)[0], zeros(state.params))[1]
+  weights = {x.shape for x in jax.tree.leaves(state.params)}
+  leaves = [x for x in jax.tree.leaves(jax.eval_shape(saved)) if x.shape not in weights]
+  return sum(x.size * x.dtype.itemsize for x in leaves) // run.mesh.size
+
+
+def flops(jaxpr: Jaxpr) -> float:
+  """Floating-point operations of a jaxpr's matrix products and convolutions, a multiply-add as two; of the branches of
+  a condition the dearest, of a scan all rounds, of a loop without a known end one."""
+  total, live = 0., set(map(id, jaxpr.outvars))
+  for eqn in reversed(jaxpr.eqns):
+    if not any(id(v) in live for v in eqn.outvars):
+      continue  # a gradient's trace leaves the forward pass that it does not need
+    live |= set(map(id, eqn.invars))
+    name = eqn.primitive.name
+    if name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      total += 2. * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[d] for d in contract)
+    elif name == 'conv_general_dilated':
+      total += convolution(eqn)
+    elif name == 'cond':
+      total += max(flops(b.jaxpr) for b in eqn.params['branches'])
+    else:
+      rounds = eqn.params.get('length', 1) if name == 'scan' else 1
+      total += rounds * sum(flops(inner) for inner in inside(eqn.params))
+  return total
+
+
+def inside(params: dict) -> list[Jaxpr]:
+  """The jaxprs that an equation's parameters hold."""
+  found = []
+  for value in params.values():
+    for v in value if isinstance(value, (tuple, list)) else (value,):
+      found += [v.jaxpr] if isinstance(v, ClosedJaxpr) else [v] if isinstance(v, Jaxpr) else []
+  return found
+
+
+def convolution(eqn) -> float:
+  """The operations of one convolution that meet no zero of its padding and dilations."""
+  lhs, rhs = (v.aval.shape for v in eqn.invars)
+  p, out = eqn.params, eqn.outvars[0].aval.shape
+  numbers = p['dimension_numbers']
+  pairs = 1
+  for d, (low, _) in enumerate(p['padding']):
+    n, k, o = (shape[spec[2 + d]] for shape, spec in zip((lhs, rhs, out), numbers, strict=True))
+    at = np.arange(o)[:, None] * p['window_strides'][d] + np.arange(k) * p['rhs_dilation'][d] - low
+    pairs *= int(((at >= 0) & (at <= (n - 1) * p['lhs_dilation'][d]) & (at % p['lhs_dilation'][d] == 0)).sum())
+  return 2. * pairs * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+  """{kind: (how many, bytes of their results on a device)} of a compiled program's text."""
+  found = collections.defaultdict(lambda: (0, 0))
+  for shapes, kind in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text):
+    size = sum(BYTES.get(dtype, 4) * math.prod(int(d) for d in dims.split(',') if d)
+               for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes))
+    found[kind] = found[kind][0] + 1, found[kind][1] + size
+  return dict(found)
+
+
+def lines(config: ConfigDict, p: Plan) -> list[str]:
+  """The plan in words."""
+  mib = lambda n: f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
+  fit, least = [g for g in MEMORIES if p.need <= .9 * g * 2**30], 'at least ' * (p.kind == 'cpu')
+  fits = f'devices of {fit[0]} GiB and more' if fit else f'no device of {MEMORIES[-1]} GiB'
+  crossing = ', '.join(f'{n} {kind} of {mib(size)}' for kind, (n, size) in p.collectives.items())
+  return [
+      f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {p.images // p.devices}',
+      f'steps        {p.steps:,} = {p.steps / p.steps_per_epoch:g} epochs of {p.steps_per_epoch:,}',
+      f'a step       {p.images:,} images, {p.views} views of each, {p.flops / 1e12:,.3g} TFLOP (products and convolutions)',
+      f'the run      {p.flops * p.steps / 1e18:,.3g} EFLOP, {p.images * p.steps / 1e6:,.4g} million images',
+      f'parameters   {p.parameters / 1e6:,.2f} million',
+      f'a device     {mib(p.params)} parameters, {mib(p.optimizer)} optimiser and target, '
+      f'{mib(p.kept)} activations kept for the gradient',
+      f'             {mib(p.arguments)} arguments, {mib(p.temporaries)} temporaries by the compiler for {p.kind}; '
+      f'{least}{mib(p.need)} in all',
+      f'collectives  {crossing or "none"}, a step and device',
+      f'fits         {fits} (a tenth left free)',
+  ]
+
+
+def run(config: ConfigDict, devices: int, log: Callable[[str], None]) -> Plan:
+  """Plan `config` for the devices that are here, or for so many `devices`, which the CPU then stands in for; print it."""
+  if devices < 0:
+    raise UserError(f'--devices {devices}: not a number of devices.', 'e.g. --devices 8')
+  if devices:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', devices)
+  found = plan(config, shard.mesh(), log)
+  print('\n'.join(lines(config, found)))
+  return found

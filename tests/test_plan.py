@@ -1,0 +1,83 @@
+"""`eqssl train --plan`: FLOPs counted as by hand, collectives read off a program, bytes as the shapes have them."""
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from equivariant_ssl import cli, modules, nets, plan, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl.nets.conv import conv2d
+
+
+def count(f, *shapes: tuple[int, ...]) -> float:
+  return plan.flops(jax.make_jaxpr(f)(*(jnp.zeros(s) for s in shapes)).jaxpr)
+
+
+def by_hand(size: int, k: int, stride: int, padding: int) -> int:
+  """Multiply-adds of one channel of a convolution that meet a pixel."""
+  outs = range((size + 2 * padding - k) // stride + 1)
+  meets = sum(0 <= o * stride + i - padding < size for o, i in itertools.product(outs, range(k)))
+  return meets ** 2
+
+
+@pytest.mark.parametrize(('k', 'stride', 'padding'), [(3, 1, 1), (3, 2, 1), (7, 2, 3), (1, 2, 0)])
+def test_convolutions_and_their_gradients_count_what_meets_a_pixel(k, stride, padding):
+  x, kernel = (2, 9, 9, 5), (k, k, 5, 6)
+  one = 2. * 2 * 5 * 6 * by_hand(9, k, stride, padding)
+  f = lambda x, w: conv2d(x, w, stride, padding)
+  assert count(f, x, kernel) == one
+  gradient = jax.grad(lambda x, w: (f(x, w) ** 2).sum(), argnums=(0, 1))
+  # The CPU's branch for the weights is a product over whole patches, their padding counted: the dearest is taken.
+  out = (9 + 2 * padding - k) // stride + 1
+  patches = 2. * 2 * 5 * 6 * out ** 2 * k ** 2
+  assert count(gradient, x, kernel) == pytest.approx(2 * one + patches)
+
+
+def test_products_loops_and_dead_code():
+  product = 2. * 4 * 8 * 3
+  assert count(lambda a, b: a @ b, (4, 8), (8, 3)) == product
+  assert count(lambda a, b: jnp.stack([a @ b for _ in range(2)])[0] * 0 + a @ b, (4, 8), (8, 3)) == 3 * product
+  assert count(lambda a, b: jax.lax.scan(lambda c, _: (c + a @ b, None), jnp.zeros((4, 3)), length=5)[0],
+               (4, 8), (8, 3)) == 5 * product
+  dead = jax.make_jaxpr(lambda a, b: (a @ b, a.sum())[1])(jnp.zeros((4, 8)), jnp.zeros((8, 3)))
+  assert dead.eqns[0].primitive.name == 'dot_general' and plan.flops(dead.jaxpr) == 0
+  assert count(jax.jit(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((4, 3)))),
+               (4, 8), (8, 3)) == product
+
+
+def test_a_resnet_50_is_as_dear_as_published():
+  """4.09 G multiply-adds an image (torchvision), which count those on padding: 3.6 % more than meet a pixel."""
+  net = modules.make(nets, 'resnet', depth=50, stem='imagenet', width=64)
+  x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, False), x)
+  found = plan.flops(jax.make_jaxpr(lambda v, x: net.apply(v, x, False))(variables, x).jaxpr)
+  assert .95 < found / (2 * (4.09e9 - 2048e3)) < 1
+
+
+def test_collectives_of_a_program():
+  mesh = shard.mesh()
+  x = jax.device_put(jnp.zeros((16, 8)), shard.split(mesh))
+  f = jax.shard_map(lambda x: (jax.lax.psum(x.sum(0, keepdims=True), 'data'), jax.lax.all_gather(x, 'data', tiled=True)),
+                    mesh=mesh, in_specs=PartitionSpec('data'), out_specs=PartitionSpec(), check_vma=False)
+  found = plan.collectives(jax.jit(f).lower(x).compile().as_text())
+  assert found == {'all-reduce': (1, 8 * 4), 'all-gather': (1, 16 * 8 * 4)}
+  text = '%a = (bf16[4,2]{1,0}, f32[]) all-reduce-start(%x, %y), replica_groups={}\n%b = s32[3] add(%all-reduce.1, %c)'
+  assert plan.collectives(text) == {'all-reduce': (1, 4 * 2 * 2 + 4)}
+
+
+def test_the_plan_of_a_config_in_words_and_bytes(capsys):
+  found = plan.run(configs.load('smoke'), 0, print)
+  said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(' '))
+  assert said['devices'] == '8 x cpu, batch 16 = 8 x 2' and said['fits'].startswith('devices of 16 GiB')
+  assert said['steps'].startswith('8 = ') and said['collectives'].count('all-') >= 1
+  assert found.params == 4 * found.parameters and (found.images, found.views, found.steps) == (16, 3, 8)
+  assert found.kept > 16 * 3 * math.prod((8, 8)) * 4 / 8  # at the least some map of each view, an eighth on a device
+  assert found.arguments > found.params + found.optimizer and found.need >= found.arguments + found.kept
+
+
+def test_an_unknown_number_of_devices(capsys):
+  assert cli.main(['train', '--config', 'smoke', '--plan', '--devices', '-1']) == 2
+  assert 'not a number of devices' in capsys.readouterr().err
