@@ -55,7 +55,7 @@ def load(spec: Spec, steps: int):
 def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
   """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
   base = train.prepare(load(spec, steps), shard.mesh(jax.devices()[:1]))
-  recipe, (step, data), fixed = base.recipe, train.compiled(base), frozen.frozen(base.recipe)
+  recipe, fixed = base.recipe, frozen.frozen(base.recipe)
   initial = state.initialiser(recipe, shard.replicated(base.mesh))
   told = list(fixed.pairs.get('equimod', ()))
   arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
@@ -80,7 +80,7 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
       _tick()
       return False
 
-    trained = train.fit(seeded, first, on_step, step, data)
+    trained = train.fit(seeded, first, on_step)
     seen = jax.device_get(seen)
     arms[name].losses.append([float(m['loss']) for m in seen])
     arms[name].last.append({k: float(np.mean([m[k] for m in seen[-LAST:]])) for k in seen[0]})

@@ -43,6 +43,9 @@ class Recipe(NamedTuple):
   canvas: int
   probe: Monitor | None = None
 
+  # Itself alone: what is compiled for it is found again.
+  __hash__, __eq__ = object.__hash__, object.__eq__
+
 
 def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> dict[str, tuple[Op, str]]:
   """{name: (op, role)} of the invariance's view number `view`, in the order of application, those that are off left

@@ -1,4 +1,6 @@
 """A run before its first step: its data, its recipe, and the shape of its state."""
+import functools
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -8,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from equivariant_ssl import config as configs
 from equivariant_ssl import data, modules, shard
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import state as states
@@ -33,9 +36,16 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], N
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
   mean, std = config.mean or source.mean, config.std or source.std
-  recipe = recipes.make(config, len(source.train.images), source.train.images.shape[1], mean, std,
-                        len(source.classes or ()) if source.train.labels is not None else 0)
+  matters = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *configs.FREE)}
+  recipe = _recipe(json.dumps(matters), len(source.train.images), source.train.images.shape[1], tuple(mean), tuple(std),
+                   len(source.classes or ()) if source.train.labels is not None else 0)
   return Run(config, source, recipe, mesh, jax.random.key(config.seed))
+
+
+@functools.lru_cache(8)
+def _recipe(config: str, *of) -> recipes.Recipe:
+  """The recipe of a config's JSON: one object for runs that differ in their seed alone, whose step is traced once."""
+  return recipes.make(configs.resolve(ConfigDict(json.loads(config))), *of)
 
 
 def initial(run: Run) -> states.TrainState:

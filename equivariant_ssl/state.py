@@ -1,4 +1,5 @@
 """The state of a run: all that a checkpoint holds. There is no key in it: key_for(key, name, step) makes them."""
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,7 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)
 
 
+@functools.lru_cache(8)
 def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callable[[Key], TrainState]:
   """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed)."""
   return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)

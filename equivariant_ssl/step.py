@@ -1,5 +1,5 @@
 """One step of learning: views, one forward pass, every objective's loss, one update."""
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -95,6 +95,7 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tup
                         target=(average, target_stats) if state.target else ()), metrics
 
 
+@lru_cache(8)
 def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
   """The one jitted step of a run whose data live on the devices: (key, state, data, order) -> state, metrics.
 

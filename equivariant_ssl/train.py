@@ -36,14 +36,13 @@ def compiled(run: Run):
   return steps.resident(run.recipe, run.mesh), placed
 
 
-def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool],
-        step: Callable | None = None, placed: steps.Batch | None = None) -> states.TrainState:
+def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool]
+        ) -> states.TrainState:
   """Train from `state` to the recipe's last step, or until `on_step(state, number, metrics, waited)` is true.
 
-  waited: seconds that the step waited for its data. `step`, `placed`: of `compiled`, to share over runs.
+  waited: seconds that the step waited for its data.
   """
-  if step is None:
-    step, placed = compiled(run)
+  step, placed = compiled(run)
   recipe, order = run.recipe, None
   for n in range(int(state.step), recipe.steps):
     before = time.perf_counter()
