@@ -258,6 +258,51 @@ def same(folder, whole):
   assert said(folder) == said(whole)
 
 
+MINIATURE = '''
+import json, pathlib, subprocess, sys
+from equivariant_ssl.study import plan, run
+
+folder = pathlib.Path(sys.argv[1])
+WORK = """
+import json, pathlib, random, sys, time
+time.sleep(.3)
+values = dict(zip(('linear', 'knn'), (random.Random(f'{sys.argv[2]} {n}').random() for n in range(2))))
+pathlib.Path(sys.argv[1]).write_text(json.dumps({'readouts': values, 'untrained': {}, 'chance': {}, 'seconds': time.time()}))
+"""
+
+def start(folder, number, asked, kind, slot, workers):
+  (folder / asked.workdir).mkdir(parents=True, exist_ok=True)
+  found = folder / asked.workdir / 'found.json'
+  return run.Worker(subprocess.Popen([sys.executable, '-c', WORK, str(found), asked.name]), asked, slot)
+
+run._start, run.devices = start, lambda: ({'backend': 'cpu', 'cores': 2, 'devices': []}, 2)
+made = plan.make(plan.Settings('digits_study', ('rotate', 'blur'), {}, seeds=(0, 1)), 'eqssl study', {})
+plan.write(folder, made)
+run._keep(folder, plan.results(folder, made, run.execute(folder, made, 'cpu', 2, print)))
+'''
+
+
+def test_in_miniature_a_killed_study_ends_as_if_left_alone(tmp_path):
+  """The study's own process, with runs of a third of a second that find what their name says: killed after the third."""
+  def begin(folder):
+    return subprocess.Popen([sys.executable, '-c', MINIATURE, str(folder)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  whole, torn = tmp_path / 'whole', tmp_path / 'torn'
+  alone, process = begin(whole), begin(torn)
+  while len(list(torn.rglob('found.json'))) < 3 and process.poll() is None:
+    time.sleep(.02)
+  process.kill()
+  process.communicate()
+  time.sleep(1.)  # what it had started may end
+  before = {p: p.stat().st_mtime_ns for p in torn.rglob('found.json')}
+  assert 3 <= len(before) < 14, 'it was not killed half-way'
+  out = finished(begin(torn))
+  assert f'{len(before)} of 14 runs are done' in out
+  finished(alone)
+  same(torn, whole)
+  assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # a finished run is not repeated
+
+
 @pytest.mark.slow
 def test_a_killed_study_ends_as_if_left_alone(tmp_path):
   asked = ('--augs', 'flip', '--arms', 'off', '--seeds', '0')
