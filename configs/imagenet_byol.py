@@ -5,11 +5,10 @@ Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
 Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
            byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
            .99, weight decay 1e-6.
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. Colours are torchvision's: brightness multiplied (the code adds), contrast about the mean grey
-           (each channel's), saturation as a blend with grey (in HSV); crops are antialiased. bfloat16.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. Colours are torchvision's: brightness multiplied (the code
+           adds), contrast about the mean grey (each channel's), saturation as a blend with grey (in HSV); crops are
+           antialiased. bfloat16.
 """
 from ml_collections import ConfigDict
 

@@ -5,12 +5,10 @@ Command:   eqssl train --config imagenet_byol_equimod --workdir runs/in_byol_equ
 Published: linear top-1 73.22 %, against 74.03 % without: worse, at 1000 epochs (EquiMod's README;
            github.com/ADevillers/EquiMod, arXiv 2211.01244). The baseline is this file with
            --config.equivariance=none, not imagenet_byol.
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The crop is told in fractions of the image; what the head is told is in units measured for
-           these augmentations (the code's BYOL branch keeps the constants of other strengths and chances). bfloat16
-           in place of float16 with loss scaling.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image; what the head
+           is told is in units measured for these augmentations (the code's BYOL branch keeps the constants of other
+           strengths and chances). bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 

@@ -4,10 +4,8 @@ Command:   eqssl train --config imagenet_simclr --workdir runs/in_simclr
            eqssl eval runs/in_simclr --protocol equimod
 Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244). SimCLR's own
            code, at other settings: 64.5 % after 100 epochs (README of github.com/google-research/simclr).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. bfloat16 in place of float16 with loss scaling.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 

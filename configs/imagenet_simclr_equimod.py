@@ -4,11 +4,9 @@ Command:   eqssl train --config imagenet_simclr_equimod --workdir runs/in_simclr
            eqssl eval runs/in_simclr_equimod --protocol equimod
 Published: linear top-1 72.30 %, against 71.57 % without (EquiMod's README; github.com/ADevillers/EquiMod, arXiv
            2211.01244).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The crop is told in fractions of the image (the code tells pixels of the original, without its
-           size). bfloat16 in place of float16 with loss scaling.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image (the code tells
+           pixels of the original, without its size). bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 

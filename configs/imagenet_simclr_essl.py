@@ -4,13 +4,11 @@ Command:   eqssl train --config imagenet_simclr_essl --workdir runs/in_simclr_es
            eqssl eval runs/in_simclr_essl --protocol equimod
 Published: linear top-1 after 100, 200, 300, 800 epochs 68.2, 70.2, 71.3, 72.5 %, against 67.6, 69.7, 70.4, 71.9 %
            without (github.com/rdangovs/essl, arXiv 2111.00899).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The views change places, for the turned crop has the first one's chances: blur .1 as in the
-           code, and solarize .2 where that has 0; it is resampled by bicubic (bilinear in the code). The blur is a
-           Gaussian cut off at 23 pixels (Pillow's approximation in the code); bfloat16 in place of float16 with loss
-           scaling.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
+           one's chances: blur .1 as in the code, and solarize .2 where that has 0; it is resampled by bicubic
+           (bilinear in the code). The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code);
+           bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 

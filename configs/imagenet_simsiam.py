@@ -3,10 +3,9 @@
 Command:   eqssl train --config imagenet_simsiam --workdir runs/in_simsiam
            eqssl eval runs/in_simsiam --protocol equimod
 Published: linear top-1 68.1 % (README of github.com/facebookresearch/simsiam, arXiv 2011.10566).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code).
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
+           approximation in the code).
 """
 from ml_collections import ConfigDict
 

@@ -3,12 +3,10 @@
 Command:   eqssl train --config imagenet_vicreg --workdir runs/in_vicreg
            eqssl eval runs/in_vicreg --protocol equimod
 Published: linear top-1 73.2 % (README of github.com/facebookresearch/vicreg, arXiv 2105.04906).
-Measured:  none yet: see Differs.
-Differs:   To run it today the decoded images must fit in memory, and they do not: 1,331,167 of 256 x 256 pixels are
-           244 GiB, and 8 are kept at most; streaming comes with a later issue. Crops are of the image squashed to
-           that square. The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code); bfloat16 in
-           place of float16 with loss scaling. The similarity is a mean over dimensions too, as in the code and not in
-           the paper.
+Measured:  none yet: no accelerator.
+Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
+           approximation in the code); bfloat16 in place of float16 with loss scaling. The similarity is a mean over
+           dimensions too, as in the code and not in the paper.
 """
 from ml_collections import ConfigDict
 
