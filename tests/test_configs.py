@@ -49,6 +49,8 @@ PUBLISHED = {
         'invariance.decay': .996, 'invariance.update': 'after', 'optimizer.lr_outside': True, 'batchnorm': 'view'}),
     'imagenet_byol_equimod': (EQUIMOD, 'lars', 4096, 1000, 4.8, 1.5e-6, {
         'invariance.decay': .996, 'invariance.update': 'before', 'equivariance.temperature': .2}),
+    'imagenet_byol_essl': ('as imagenet_byol and imagenet_simclr_essl', 'lars', 4096, 1000, .2 * 16, 1.5e-6, {
+        'equivariance.weight': .4, 'invariance.decay': .996}),
     'imagenet_simsiam': ('github.com/facebookresearch/simsiam: main_simsiam.py', 'sgd', 512, 100, .05 * 2, 1e-4, {
         'optimizer.cosine': 'epoch', 'optimizer.warmup_epochs': 0., 'optimizer.decay_all': True}),
     'imagenet_barlow': ('github.com/facebookresearch/barlowtwins: main.py', 'lars', 2048, 1000, .2 * 8, 1e-6, {
@@ -74,6 +76,7 @@ FORKS = {
     'cifar10_vicreg_equimod': ('cifar10_vicreg', {'equivariance', 'batchnorm'}),
     'cifar10_vicreg_essl': ('cifar10_vicreg', {'equivariance', 'augment'}),
     'imagenet_simclr_equimod': ('imagenet_simclr', {'equivariance'}),
+    'imagenet_byol_essl': ('imagenet_byol', {'equivariance', 'augment'}),
 }
 
 
