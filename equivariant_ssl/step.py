@@ -110,3 +110,10 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
     return train_step(recipe, key, state, batch)
 
   return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))
+
+
+@lru_cache(8)
+def streamed(recipe: Recipe, mesh: Mesh, donate: bool = True):
+  """The one jitted step of a run whose data come batch by batch: (key, state, batch) -> state, metrics; the batch is split
+  over the devices."""
+  return jax.jit(partial(train_step, recipe), donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))

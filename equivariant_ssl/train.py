@@ -1,11 +1,12 @@
 """The loop: one jitted step over resident data, logged, checkpointed, stoppable and resumable at any step."""
 import contextlib
+import functools
 import math
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from equivariant_ssl import checkpoint, distributed, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
+from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
@@ -42,18 +44,43 @@ def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState
 
   waited: seconds that the step waited for its data.
   """
-  step, placed = compiled(run)
-  recipe, order = run.recipe, None
-  for n in range(int(state.step), recipe.steps):
+  start, feed = int(state.step), streamed if stream.lazy(run.source.train.images) else resident
+  step, data = feed(run, start)
+  for n in range(start, run.recipe.steps):
     before = time.perf_counter()
-    if order is None or n % recipe.steps_per_epoch == 0:
-      order = shard.place(np.asarray(epoch_order(run.key, n // recipe.steps_per_epoch, len(placed.images))),
-                          shard.replicated(run.mesh))
+    given = next(data)
     waited = time.perf_counter() - before
-    state, metrics = step(run.key, state, placed, order)
+    state, metrics = step(run.key, state, *given)
     if on_step(state, n + 1, metrics, waited):
       break
   return state
+
+
+def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
+  """The jitted step of a run whose data are on the devices, and what it is given at each step from `start`."""
+  step, placed = compiled(run)
+
+  def given() -> Iterator[tuple]:
+    order, per_epoch = None, run.recipe.steps_per_epoch
+    for n in range(start, run.recipe.steps):
+      if order is None or n % per_epoch == 0:
+        order = shard.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
+                            shard.replicated(run.mesh))
+      yield placed, order
+  return step, given()
+
+
+def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
+  """The same of a run whose data are decoded as they are needed: the batches that `resident` would give, bitwise."""
+  recipe, split = run.recipe, shard.split(run.mesh)
+  mine, per_epoch = stream.own(split, recipe.batch), recipe.steps_per_epoch
+  order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(run.key, epoch, len(run.source.train.images))))
+
+  def rows(n: int) -> np.ndarray:
+    return order(n // per_epoch)[n % per_epoch * recipe.batch + mine]
+  arrays = stream.batches(run.source.train, rows, start, recipe.steps)
+  batches = (steps.Batch(images, sizes, labels if recipe.probe else None) for images, sizes, labels in arrays)
+  return steps.streamed(recipe, run.mesh), ((b,) for b in stream.placed(batches, split, recipe.batch))
 
 
 class _Log(NamedTuple):

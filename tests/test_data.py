@@ -268,12 +268,6 @@ def test_a_folder_that_is_none(tmp_path):
     folder.make(str(tmp_path / 'd'), test=0.)
 
 
-def test_what_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(source, 'MEMORY', 60 * 16 * 16 * 3 - 1)
-  with pytest.raises(UserError, match='16x16 take .* GiB .*\n.*size=15 or less'):
-    folder.make(str(album(tmp_path)), size=16)
-
-
 def test_reading_stops_at_the_folder(tmp_path):
   inside, outside = write(tmp_path / 'a' / 'x.png', b'.'), write(tmp_path / 'x.png', b'.')
   assert read_file(str(inside), str(inside.parent)) == b'.'

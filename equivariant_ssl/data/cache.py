@@ -19,20 +19,21 @@ def folder() -> pathlib.Path:
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'equivariant_ssl'
 
 
-def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[], tuple[Arrays, bool]]) -> Arrays:
-  """`compute()`'s arrays, from disk if they were computed from files of this content under these settings.
+def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[], tuple[Arrays, bool]],
+           stamped: bool = False) -> Arrays:
+  """`compute()`'s arrays, from disk if they were computed from files of this content under these settings; `stamped`: of
+  this name, size and time instead, for files that are too many bytes to hash.
 
   compute: () -> (arrays, whether they may be kept). A file of the cache that is damaged (its CRC is checked) is
   computed again; one that cannot be written is done without. Two processes may do this at once: both write their
   own file and rename it. Files of more than `MOST` bytes together are not hashed, nor their arrays kept.
   """
   files = sorted(files)
-  if sum(f.stat().st_size for f in files) > MOST:
+  if not stamped and sum(f.stat().st_size for f in files) > MOST:
     return compute()[0]
   digest = hashlib.sha256(repr((VERSION, settings)).encode())
   for file in files:
-    with open(file, 'rb') as f:
-      digest.update(f'{file.name} {hashlib.file_digest(f, "sha256").hexdigest()}\n'.encode())
+    digest.update(f'{file.name} {_stamp(file) if stamped else _content(file)}\n'.encode())
   path = folder() / f'{digest.hexdigest()[:40]}.npz'
   try:
     with open(path, 'rb') as file, np.load(file) as stored:   # np.load would leave a damaged file open
@@ -43,6 +44,16 @@ def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[]
   if keep and sum(a.nbytes for a in arrays.values()) <= MOST:
     _store(path, arrays)
   return arrays
+
+
+def _content(file: pathlib.Path) -> str:
+  with open(file, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _stamp(file: pathlib.Path) -> str:
+  found = file.stat()
+  return f'{found.st_size} {found.st_mtime_ns}'
 
 
 def _store(path: pathlib.Path, arrays: Arrays) -> None:

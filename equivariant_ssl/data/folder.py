@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from equivariant_ssl.data.decode import BadImage, header, read_file
-from equivariant_ssl.data.source import Records, Source, listed, load, moments
+from equivariant_ssl.data.source import Records, Source, fits, listed, load, moments
+from equivariant_ssl.data.stream import moments_of
+from equivariant_ssl.data.stream import split as lazy_split
 from equivariant_ssl.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.png', '.webp', '.gif', '.bmp')
@@ -32,13 +34,14 @@ class Index(NamedTuple):
   links: tuple[str, ...]
 
 
-def make(path: str = '', size: int = 64, test: float = .1) -> Source:
+def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False) -> Source:
   """Every image under `path`, as the whole image squashed to size x size, upright; its true size kept.
 
   Labels: the name of the first folder on the way to the image, sorted; None where some image is in none. Splits:
   path/train and path/val (or path/test) where they are there; else the share `test` of the images, chosen by a hash
   of the relative path, so adding images moves no other. Unreadable headers are left out; an image whose pixels turn
-  out unreadable is replaced by another of its split (see `source.load`). Links to folders are not followed.
+  out unreadable is replaced by another of its split (see `source.load`). Links to folders are not followed. What does
+  not fit in memory decoded is streamed; with `stream` all is.
   """
   if not path:
     raise UserError('The data set `folder` needs a path.', 'Say where: --config.data.path=DIR')
@@ -52,8 +55,13 @@ def make(path: str = '', size: int = 64, test: float = .1) -> Source:
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
   classes, loose = class_names(train, held)
   parts = [records(part, classes) if part.paths else None for part in (train, held)]
+  problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose
+  if stream or not fits(len(train.paths) + len(held.paths), size):
+    train_split, test_split = (p and lazy_split(str(base), p, size, p.labels) for p in parts)
+    return Source(base.resolve().name, train_split, test_split, classes, *moments(moments_of(train_split.images)), problems,
+                  train.paths)
   train_split, test_split, replaced = load(str(base), *parts, size)
-  problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose + replaced
+  problems += replaced
   return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems, train.paths)
 
 

@@ -2,7 +2,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,10 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]   # (mean, std) of the cha
 
 
 class Split(NamedTuple):
-  """`images` uint8 [N S S 3], `sizes` float32 [N 2] the true (height, width), `labels` int32 [N] or None."""
-  images: np.ndarray
-  sizes: np.ndarray
+  """`images` uint8 [N S S 3], `sizes` float32 [N 2] the true (height, width), `labels` int32 [N] or None. images, sizes:
+  arrays, or, of data that do not fit in memory, `stream.Canvases` and its sizes, which are decoded as they are asked for."""
+  images: Any
+  sizes: Any
   labels: np.ndarray | None
 
 
@@ -56,14 +57,9 @@ def moments(images: np.ndarray) -> Moments:
   return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
 
-def check_memory(name: str, count: int, size: int) -> None:
-  """Refuse `count` canvases of side `size` that would take more than `MEMORY`."""
-  need = count * size * size * 3
-  if need > MEMORY:
-    most = int((MEMORY / (3 * count)) ** .5)
-    raise UserError(f'{name}: {count:,} images of {size}x{size} take {need / 2**30:.1f} GiB of memory decoded; '
-                    f'at most {MEMORY / 2**30:.0f} GiB are kept.',
-                    f'Use --config.data.size={most} or less, or fewer images.')
+def fits(count: int, size: int) -> bool:
+  """Whether `count` canvases of side `size` may be kept in memory."""
+  return count * size * size * 3 <= MEMORY
 
 
 def in_chunks(work: Callable[[range], list], count: int) -> list:
@@ -120,6 +116,12 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   return Split(images, sizes, labels), bad
 
 
+def hopeless_data(name: str, bad: int, total: int, first: str) -> UserError:
+  """The error of data of which more than 1 % cannot be decoded."""
+  return UserError(f'{name}: {bad:,} of {total:,} images cannot be decoded, more than 1 %; the first is {first}.',
+                   'Run `eqssl data check` to list them, and remove or repair them.', BAD_DATA)
+
+
 def listed(what: str, lines: list[str], most: int = LISTED) -> tuple[str, ...]:
   """`what`, counted, then the first `most` of `lines`; nothing where there are none."""
   if not lines:
@@ -132,7 +134,6 @@ def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Sp
   """Decode both splits. Returns them and the problems; more than 1 % unreadable (and more than one record) is a
   UserError with the code BAD_DATA."""
   total = train.count + (test.count if test else 0)
-  check_memory(name, total, size)
   splits, lines, hopeless = [], [], False
   for records in (train, test):
     split, bad = fill(records, size) if records else (None, [])
@@ -140,7 +141,5 @@ def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Sp
     lines += [f'{records.names(i)}: {reason}' for i, reason in bad]
     hopeless |= bool(bad) and len(bad) == records.count
   if hopeless or len(lines) > max(1, .01 * total):
-    raise UserError(f'{name}: {len(lines):,} of {total:,} images cannot be decoded, more than 1 %; '
-                    f'the first is {lines[0]}.', 'Run `eqssl data check` to list them, and remove or repair them.',
-                    BAD_DATA)
+    raise hopeless_data(name, len(lines), total, lines[0])
   return *splits, listed('unreadable when decoded, another record of the split in the place of each:', lines)

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,35 +11,50 @@ import numpy as np
 
 from equivariant_ssl.data.cache import cached
 from equivariant_ssl.data.decode import BadImage
-from equivariant_ssl.data.source import Moments, Records, Source, Split, load, moments
+from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, moments
+from equivariant_ssl.data.stream import moments_of
+from equivariant_ssl.data.stream import split as lazy_split
 from equivariant_ssl.errors import UserError
 
 SAFE = 'tensorflow_datasets.core.features.'
 OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]'}   # what this package prepares itself
 
 
-def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0) -> Source:
+# The (mean, std) that its users normalise by, where a stream would have to be measured.
+USUAL = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
+
+
+def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0,
+         stream: bool = False) -> Source:
   """The image and the class label of every record of two splits.
 
   dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
   root: where TFDS data sets are kept ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). train, test: splits in TFDS's
   notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
   Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
+  What does not fit in memory decoded is streamed; with `stream` all is.
   """
-  return source(dataset, root, train, test, size)
+  return source(dataset, root, train, test, size, stream=stream)
 
 
-def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None) -> Source:
+def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,
+           stream: bool = False) -> Source:
   """`make`, with the (mean, std) given if they are known."""
   path = find(dataset, root)
   builder = open_directory(path)
   image, label = keys(dataset, builder.info)
   size = size or _own_size(dataset, builder.info.features[image].shape)
+  classes = tuple(builder.info.features[label].names) if label else None
+  parts = [records(builder, split, image, label) if split else None for split in (train, test)]
+  if stream or not fits(sum(p.count for p in parts if p), size):
+    splits = [p and lazy_split(builder.info.name, p, size, labels(path, split, p))
+              for split, p in zip((train, test), parts, strict=True)]
+    normal = normal or USUAL.get(builder.info.name) or moments(moments_of(splits[0].images))
+    return Source(builder.info.name, *splits, classes, *normal)
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
     nonlocal problems
-    parts = [records(builder, split, image, label) if split else None for split in (train, test)]
     *splits, problems = load(dataset, *parts, size)
     arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
               for field, array in split._asdict().items() if array is not None}
@@ -46,9 +62,22 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
 
   arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
-  classes = tuple(builder.info.features[label].names) if label else None
   return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
                 *(normal or moments(splits[0].images)), problems)
+
+
+def labels(path: pathlib.Path, split: str, found: Records) -> np.ndarray | None:
+  """The labels [N] of all records of a split that is not decoded: every record is read once, and its label kept on disk."""
+  if found.labels is None:
+    return None
+
+  def read() -> tuple[dict[str, np.ndarray], bool]:
+    print(f'{path.parent.name} {split}: reading {found.count:,} labels, once', file=sys.stderr)
+    bad = in_chunks(lambda rows: [i for i, r in zip(rows, found.read(rows), strict=True) if isinstance(r, BadImage)],
+                    found.count)
+    return {'labels': found.labels}, not bad
+  kept = cached((f for f in path.iterdir() if f.is_file()), ('labels', str(path), split), read, stamped=True)['labels']
+  return None if (kept < 0).any() else kept
 
 
 def default_root(root: str = '') -> pathlib.Path:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from equivariant_ssl import errors, shard
+from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.types import Array
 
 
@@ -31,9 +32,10 @@ def in_batches(f: Callable[[Any], Any], rows: Any, batch: int, mesh: Mesh | None
   f is jitted here, for one shape: the last batch is filled with its own last row and the answer cut. What f
   answers to a row must not depend on the others. With a ('data',) `mesh`, `batch` is rounded up to a multiple of
   its devices and split over them. Where f is a `jax.tree_util.Partial(function, *arrays)`, the arrays (weights)
-  are arguments of the compiled program, which then serves every checkpoint; a plain closure compiles them in.
+  are arguments of the compiled program, which then serves every checkpoint; a plain closure compiles them in. Rows of
+  a stream are decoded batch by batch.
   """
-  f, rows = as_partial(f), jax.tree.map(np.asarray, rows)
+  f, rows = as_partial(f), jax.tree.map(lambda a: a if lazy(a) else np.asarray(a), rows)
   N = jax.tree.leaves(rows)[0].shape[0]
   if not N:
     raise errors.UserError('There is nothing to evaluate: 0 images.')

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from equivariant_ssl import augment, fingerprint, shard
+from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
@@ -148,15 +149,13 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
   weights = {'backbone': params, 'head': Head(kernel, jnp.zeros(classes))}
   trace, step = _step(network, size, batch, mesh)
   state = place((weights, stats, trace.init(weights)))
-  data = place(Split(data.images, data.sizes, data.labels.astype(np.int32)))
+  data = data._replace(labels=data.labels.astype(np.int32))
   per_epoch, losses = N // batch, []
-  for index in range(epochs * per_epoch):
-    epoch, start = index // per_epoch, index % per_epoch * batch
-    if start == 0:
-      order = place(np.asarray(epoch_order(key, epoch, N)))
+  order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(key, epoch, N)))
+  for index, rows in enumerate(stream.epochs(data, order, batch, per_epoch, epochs * per_epoch, place)):
     cosine = .5 * (1. + math.cos(math.pi * index / (epochs * per_epoch)))
     rates = {'backbone': np.float32(lr_backbone * cosine), 'head': np.float32(lr_head * cosine)}
-    state, value = step(state, key, data, order, index, start, rates)
+    state, value = step(state, key, Split(*rows[:3]), rows.order, index, rows.start, rates)
     losses.append(value)
   weights, stats, _ = state
   return Tuned({'params': weights['backbone'], 'batch_stats': stats}, weights['head'], np.array(jax.device_get(losses)))
@@ -208,7 +207,7 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
   variables = {part: {'encoder': tree['encoder']} if 'encoder' in tree else {}
                for part, tree in (('params', state.params), ('batch_stats', state.stats))}
   whole = source.train
-  data = Split(whole.images[rows], whole.sizes[rows], whole.labels[rows])
+  data = stream.some(whole, rows)
   tuned = train(recipe.network, variables, data, recipe.size, K, key, epochs, *rates, B, mesh)
   scores = _scores(recipe.network, tuned, source.test, recipe.size, BATCH, mesh)
   if not np.isfinite(scores).all():

@@ -13,7 +13,9 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import augment, modules, shard
 from equivariant_ssl.augment.pixels import resample
+from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
 from equivariant_ssl.evaluate.features import as_partial, check_labels, features
 from equivariant_ssl.evaluate.linear import held_out
@@ -90,19 +92,18 @@ def crop_and_flip(side: int) -> Op:
 
 
 @functools.lru_cache
-def _step(side: int, batch: int, steps_per_epoch: int, steps: int, nesterov: bool, mesh: Mesh | None):
+def _step(side: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
   """(the momentum, one jitted step of every head)."""
   trace = optax.trace(.9, nesterov)
   op = crop_and_flip(side)
 
   @functools.partial(jax.jit, donate_argnums=(1,))
-  def step(encode, state, key, images, labels, order, index, rates, end):
+  def step(encode, state, key, images, labels, order, start, left, index, rates, end):
     heads, memory = state
-    start = index % steps_per_epoch * batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
       rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
-    real = (start + jnp.arange(batch) < len(images)).astype(jnp.float32)
+    real = (jnp.arange(batch) < left).astype(jnp.float32)  # of an epoch: what fills up its last batch does not count
     shown = Image(images[rows].astype(jnp.float32) / 255., jnp.full((batch, 2), side, jnp.float32))
     views = augment.views({'probe': Group((op,), side)}, key_for(key, 'augment', index), shown)['probe'].images
     h = encode(views[:, 0]).astype(jnp.float32)
@@ -132,13 +133,14 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], images: np.ndarr
   D = jax.eval_shape(encode, jax.ShapeDtypeStruct((B, side, side, images.shape[3]), jnp.float32)).shape[-1]
   rates = np.array(protocol.rates, np.float32) * (B / protocol.per if protocol.per else 1.)
   heads = jax.tree.map(lambda a: jnp.repeat(a[None], len(rates), 0), torch_linear(key_for(key, 'init'), D, classes))
-  trace, step = _step(side, B, per_epoch, protocol.epochs * per_epoch, protocol.nesterov, mesh)
+  trace, step = _step(side, B, protocol.epochs * per_epoch, protocol.nesterov, mesh)
   state = place((heads, trace.init(heads)))
-  *resident, rates, end = place((images, labels.astype(np.int32), rates.astype(np.float32), np.float32(protocol.end)))
-  for epoch in range(protocol.epochs):
-    order = place(np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B)))
-    for index in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-      state = step(encode, state, key, *resident, order, index, rates, end)
+  rates, end = place((rates.astype(np.float32), np.float32(protocol.end)))
+  order = functools.lru_cache(2)(lambda epoch: np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B)))
+  split = Split(images, None, labels.astype(np.int32))
+  for index, rows in enumerate(stream.epochs(split, order, B, per_epoch, protocol.epochs * per_epoch, place)):
+    left = N - index % per_epoch * B
+    state = step(encode, state, key, rows.images, rows.labels, rows.order, rows.start, left, index, rates, end)
   return state[0]
 
 
@@ -168,8 +170,8 @@ def evaluate(name: str, encode: Callable[[Array], Array], train_images: np.ndarr
   chosen = {'epochs': protocol.epochs, 'batch': protocol.batch}
   out = held_out(train_labels, HELD_OUT)
   if len(protocol.rates) > 1 and out.any():
-    heads = train(protocol, encode, train_images[~out], train_labels[~out], classes, key, mesh)
-    scores = _scores(protocol, encode, heads, train_images[out], mesh)
+    heads = train(protocol, encode, stream.part(train_images, ~out), train_labels[~out], classes, key, mesh)
+    scores = _scores(protocol, encode, heads, stream.part(train_images, out), mesh)
     held = [accuracy(s.argmax(1), train_labels[out]) if np.isfinite(s).all() else -1. for s in scores]
     best = int(np.argmax(held))
     protocol = protocol._replace(rates=protocol.rates[best:best + 1])
