@@ -100,8 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
   p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
   data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
   p = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow', data)
-  p.add_argument('name', help='cifar10')
-  p.add_argument('--archive', help='the official binary archive, instead of downloading it')
+  p.add_argument('name', help='cifar10 cifar100 stl10 tiny-imagenet imagenet, or a name for the folder --src')
+  p.add_argument('--src', '--archive', default='', metavar='PATHS',
+                 help='the official archives, a folder that holds them, or class folders (cifar10 is downloaded without it)')
+  p.add_argument('--shrink', type=int, default=0, metavar='PIXELS', help='encode all anew, the short side this at most')
   p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   p = add('check', check, 'read every record of a data set or folder of images and list what is wrong', data)
   p.add_argument('name', help='a folder of images, or the name of a prepared data set')
@@ -270,10 +272,18 @@ def doctor(args) -> int:
 
 
 def prepare(args) -> None:
+  from equivariant_ssl.data import archives, tfds, writer
   from equivariant_ssl.data import prepare as prepares
-  if args.name != 'cifar10':
-    raise UserError(f'{args.name!r} cannot be prepared here.', 'There is: eqssl data prepare cifar10 [--archive FILE]')
-  prepares.cifar10(args.archive, args.root)
+  if args.shrink < 0:
+    raise UserError(f'--shrink {args.shrink}: not a side in pixels.', 'e.g. --shrink 256')
+  if args.name == 'cifar10':
+    prepares.cifar10(args.src or None, args.root)
+    return
+  if not args.src:
+    raise UserError(f'{args.name} is made from files that are here already: --src says where.',
+                    archives.FOUND_AT.get(args.name, 'e.g. --src FOLDER, with a folder a class'))
+  data = archives.KNOWN[args.name](args.src) if args.name in archives.KNOWN else archives.named(args.name, args.src)
+  writer.write(data, tfds.default_root(args.root), args.shrink)
 
 
 def check(args) -> int:

@@ -38,11 +38,13 @@ class Source(NamedTuple):
 
 
 class Records(NamedTuple):
-  """N records not yet decoded: `read(indices)` gives the encoded image of each, or the BadImage why not."""
+  """N records not yet decoded: `read(indices)` gives the encoded image of each, or the BadImage why not. names: what to
+  call one; files: their file names, where the data set has them. labels and files may be known only when all are read."""
   names: Callable[[int], str]
   read: Callable[[range], Iterable[bytes | BadImage]]
   labels: np.ndarray | None
   count: int
+  files: np.ndarray | None = None
 
 
 def moments(images: np.ndarray) -> Moments:

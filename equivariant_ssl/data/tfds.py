@@ -16,8 +16,12 @@ from equivariant_ssl.data.stream import moments_of
 from equivariant_ssl.data.stream import split as lazy_split
 from equivariant_ssl.errors import UserError
 
+FILE = 'file_name'   # the feature that names a record
 SAFE = 'tensorflow_datasets.core.features.'
-OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]'}   # what this package prepares itself
+OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',   # what this package prepares itself
+       **{n: f'eqssl data prepare {n} --src ARCHIVE' for n in ('cifar100', 'stl10')},
+       'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
+       'imagenet2012': 'eqssl data prepare imagenet --src FOLDER'}
 
 
 # The (mean, std) that its users normalise by, where a stream would have to be measured.
@@ -47,10 +51,10 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   classes = tuple(builder.info.features[label].names) if label else None
   parts = [records(builder, split, image, label) if split else None for split in (train, test)]
   if stream or not fits(sum(p.count for p in parts if p), size):
-    splits = [p and lazy_split(builder.info.name, p, size, labels(path, split, p))
-              for split, p in zip((train, test), parts, strict=True)]
+    known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
+    splits = [p and lazy_split(builder.info.name, p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
     normal = normal or USUAL.get(builder.info.name) or moments(moments_of(splits[0].images))
-    return Source(builder.info.name, *splits, classes, *normal)
+    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']))
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
@@ -58,26 +62,33 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
     *splits, problems = load(dataset, *parts, size)
     arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
               for field, array in split._asdict().items() if array is not None}
-    return arrays, not problems
+    return arrays | ({'files': parts[0].files.astype(str)} if parts[0].files is not None else {}), not problems
 
   arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
   return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
-                *(normal or moments(splits[0].images)), problems)
+                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')))
 
 
-def labels(path: pathlib.Path, split: str, found: Records) -> np.ndarray | None:
-  """The labels [N] of all records of a split that is not decoded: every record is read once, and its label kept on disk."""
-  if found.labels is None:
-    return None
+def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
+  return None if files is None else tuple(files.tolist())
+
+
+def labels(path: pathlib.Path, split: str, found: Records) -> dict[str, np.ndarray | None]:
+  """{'labels': [N], 'files': [N] file names} of all records of a split that is not decoded, None of what it has not: every
+  record is read once, and these are kept on disk."""
+  if found.labels is None and found.files is None:
+    return {'labels': None, 'files': None}
 
   def read() -> tuple[dict[str, np.ndarray], bool]:
     print(f'{path.parent.name} {split}: reading {found.count:,} labels, once', file=sys.stderr)
     bad = in_chunks(lambda rows: [i for i, r in zip(rows, found.read(rows), strict=True) if isinstance(r, BadImage)],
                     found.count)
-    return {'labels': found.labels}, not bad
-  kept = cached((f for f in path.iterdir() if f.is_file()), ('labels', str(path), split), read, stamped=True)['labels']
-  return None if (kept < 0).any() else kept
+    have = {'labels': found.labels, 'files': None if found.files is None else found.files.astype(str)}
+    return {k: v for k, v in have.items() if v is not None}, not bad
+  kept = cached((f for f in path.iterdir() if f.is_file()), ('labels', str(path), split), read, stamped=True)
+  known = kept.get('labels')
+  return {'labels': None if known is None or (known < 0).any() else known, 'files': kept.get('files')}
 
 
 def default_root(root: str = '') -> pathlib.Path:
@@ -172,7 +183,7 @@ def _own_size(dataset: str, shape: tuple[int | None, ...]) -> int:
 
 
 def records(builder: Any, split: str, image: str, label: str | None) -> Records:
-  """The records of one split; `labels` are filled in as the records are read."""
+  """The records of one split; `labels` and `files` are filled in as the records are read."""
   import tensorflow_datasets as tfds
   images = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
   try:
@@ -182,6 +193,7 @@ def records(builder: Any, split: str, image: str, label: str | None) -> Records:
     raise UserError(f'{builder.info.name} has no split {split!r} that can be read: {str(e).splitlines()[0]}',
                     f'It has: {", ".join(builder.info.splits)}.') from e
   labels = np.zeros(count, np.int32) if label else None
+  files = np.full(count, '', object) if FILE in builder.info.features else None
 
   def one(i: int) -> dict[str, Any] | BadImage:
     try:
@@ -197,6 +209,8 @@ def records(builder: Any, split: str, image: str, label: str | None) -> Records:
     for i, row in zip(indices, batch, strict=True):
       if label and not isinstance(row, BadImage):
         labels[i] = row[label]
+      if files is not None and not isinstance(row, BadImage):
+        files[i] = os.fsdecode(row[FILE])
       yield row if isinstance(row, BadImage) else row[image]
 
-  return Records(lambda i: f'{split} record {i}', read, labels, count)
+  return Records(lambda i: f'{split} record {i}', read, labels, count, files)

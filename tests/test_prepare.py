@@ -1,0 +1,221 @@
+"""`eqssl data prepare`: official layouts in, what TFDS reads out; and from a tar of photographs to an evaluated network."""
+import io
+import json
+import pathlib
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from equivariant_ssl import cli
+from equivariant_ssl.data import archives, source, stream, writer
+from equivariant_ssl.data import tfds as reader
+from equivariant_ssl.errors import UserError
+
+SHARED = pathlib.Path(__file__).parent.parent.parent / 'shared' / 'data' / 'imagewoof320.tar'
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+
+
+def encoded(seed: int, kind: str = 'JPEG', mode: str = 'RGB', size=(22, 18)) -> bytes:
+  out = io.BytesIO()
+  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).convert(mode).save(out, kind)
+  return out.getvalue()
+
+
+def tar_of(path, files: dict[str, bytes], mode: str = 'w') -> bytes:
+  with tarfile.open(path, mode) as tar:
+    for name, data in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      tar.addfile(member, io.BytesIO(data))
+  return pathlib.Path(path).read_bytes()
+
+
+def ilsvrc(folder, classes: dict[str, dict[str, bytes]], val: list[tuple[bytes, str]]) -> pathlib.Path:
+  """The three official files. The devkit numbers the synsets in the reverse of their order, and knows one more."""
+  folder.mkdir(exist_ok=True)
+  inner = {f'{w}.tar': tar_of(folder / 'one.tar', files) for w, files in classes.items()}
+  tar_of(folder / 'ILSVRC2012_img_train.tar', inner)
+  tar_of(folder / 'ILSVRC2012_img_val.tar', {f'ILSVRC2012_val_{i + 1:08d}.JPEG': d for i, (d, _) in enumerate(val)})
+  ids = {w: i + 1 for i, w in enumerate(sorted(classes, reverse=True))}
+  synsets = np.array([(i, w) for w, i in ids.items()] + [(len(ids) + 1, 'n09999999')],
+                     dtype=[('ILSVRC2012_ID', 'i4'), ('WNID', 'O')])
+  scipy.io.savemat(folder / 'meta.mat', {'synsets': synsets})
+  truth = '\n'.join(str(ids[w]) for _, w in val).encode()
+  tar_of(folder / 'ILSVRC2012_devkit_t12.tar.gz', {
+      'ILSVRC2012_devkit_t12/data/meta.mat': (folder / 'meta.mat').read_bytes(),
+      'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt': truth}, 'w:gz')
+  return folder
+
+
+def test_imagenet_from_its_official_tars(tmp_path, capsys):
+  """A CMYK JPEG and a PNG by the name of a JPEG, as the original has them; one file that is no image is listed."""
+  classes = {'n02': {'n02_1.JPEG': encoded(0), 'n02_2.JPEG': encoded(1, mode='CMYK'), 'n02_3.JPEG': b'no image'},
+             'n01': {'n01_9.JPEG': encoded(2, 'PNG'), '../n01_8.JPEG': encoded(9)}}
+  src = ilsvrc(tmp_path / 'src', classes, [(encoded(3), 'n02'), (encoded(4), 'n01'), (encoded(5), 'n02')])
+  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(tmp_path)]) == 0
+  assert 'n02_3.JPEG: not a JPEG' in capsys.readouterr().out
+  found = tfds.data_source('imagenet2012', data_dir=tmp_path)
+  rows = {r['file_name'].decode(): r for r in found['train']}
+  assert {n: r['label'] for n, r in rows.items()} == {'n01_9.JPEG': 0, 'n02_1.JPEG': 1, 'n02_2.JPEG': 1}
+  assert [r['label'] for r in found['validation']] == [1, 0, 1]
+  assert rows['n01_9.JPEG']['image'].shape == (22, 18, 3)
+  made = reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
+  assert stream.lazy(made.train.images) and made.classes == ('n01', 'n02') and made.train.labels.tolist() == [1, 1, 0]
+  assert made.names == ('n02_1.JPEG', 'n02_2.JPEG', 'n01_9.JPEG') and made.mean == (.485, .456, .406)
+  whole = reader.make('imagenet2012', str(tmp_path), test='validation', size=8)
+  np.testing.assert_array_equal(whole.train.images, np.asarray(made.train.images))
+  assert whole.names == made.names
+  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(tmp_path)]) == 0
+  assert 'there already' in capsys.readouterr().out
+  assert cli.main(['data', 'check', 'imagenet2012', '--root', str(tmp_path)]) == 0
+
+
+def test_labels_of_a_stream_are_read_once(tmp_path, capsys):
+  src = ilsvrc(tmp_path / 'src', {'n01': {f'{i}.JPEG': encoded(i) for i in range(4)}}, [(encoded(3), 'n01')])
+  writer.write(archives.imagenet(str(src)), tmp_path, log=lambda line: None)
+  for times in (2, 0):  # train and validation
+    reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
+    assert capsys.readouterr().err.count('labels, once') == times
+
+
+def test_shrunk_images_are_small_rgb_jpegs(tmp_path):
+  src = tmp_path / 'photographs'
+  for i, (mode, size) in enumerate((('RGB', (90, 60)), ('L', (64, 128)), ('RGB', (20, 30)))):
+    (src / 'train' / 'a').mkdir(parents=True, exist_ok=True)
+    (src / 'train' / 'a' / f'{i}.png').write_bytes(encoded(i, 'PNG', mode, size))
+  (src / 'val' / 'a').mkdir(parents=True)
+  (src / 'val' / 'a' / 'x.png').write_bytes(encoded(7, 'PNG'))
+  assert cli.main(['data', 'prepare', 'mine', '--src', str(src), '--root', str(tmp_path), '--shrink', '32']) == 0
+  rows = tfds.data_source('mine', data_dir=tmp_path, decoders={'image': tfds.decode.SkipDecoding()})
+  assert all(r['image'][:3] == b'\xff\xd8\xff' for r in rows['train']) and len(rows['validation']) == 1
+  sizes = {r['file_name'].decode(): Image.open(io.BytesIO(r['image'])).size for r in rows['train']}
+  assert sizes == {'a/0.png': (32, 48), 'a/1.png': (64, 32), 'a/2.png': (30, 20)}
+
+
+def test_cifar100_and_stl10(tmp_path):
+  rng = np.random.default_rng(0)
+  fine, coarse = [f'f{i}' for i in range(100)], [f'c{i}' for i in range(20)]
+  drawn = lambda n: np.concatenate([rng.integers(0, m, (n, k)) for m, k in ((20, 1), (100, 1), (256, 3072))], axis=1)
+  records = {s: drawn(n).astype(np.uint8) for s, n in (('train', 6), ('test', 3))}
+  tar_of(tmp_path / 'cifar-100-binary.tar.gz', {
+      **{f'cifar-100-binary/{s}.bin': r.tobytes() for s, r in records.items()},
+      'cifar-100-binary/fine_label_names.txt': '\n'.join(fine).encode(),
+      'cifar-100-binary/coarse_label_names.txt': '\n'.join(coarse).encode()}, 'w:gz')
+  assert cli.main(['data', 'prepare', 'cifar100', '--src', str(tmp_path), '--root', str(tmp_path)]) == 0
+  found = tfds.data_source('cifar100', data_dir=tmp_path)
+  for row, r in zip(found['train'], records['train'], strict=True):
+    assert (row['coarse_label'], row['label']) == (r[0], r[1])
+    np.testing.assert_array_equal(row['image'], r[2:].reshape(3, 32, 32).transpose(1, 2, 0))
+  images = {s: rng.integers(0, 256, (2, 3, 96, 96), np.uint8) for s in ('train', 'test', 'unlabeled')}
+  tar_of(tmp_path / 'stl10_binary.tar.gz', {
+      **{f'stl10_binary/{s}_X.bin': x.tobytes() for s, x in images.items()},
+      **{f'stl10_binary/{s}_y.bin': bytes([10, 1]) for s in ('train', 'test')},
+      'stl10_binary/class_names.txt': b'airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n'}, 'w:gz')
+  assert cli.main(['data', 'prepare', 'stl10', '--src', str(tmp_path / 'stl10_binary.tar.gz'), '--root', str(tmp_path)]) == 0
+  found = tfds.data_source('stl10', data_dir=tmp_path)
+  assert [[r['label'] for r in found[s]] for s in ('train', 'unlabelled')] == [[9, 0], [-1, -1]]
+  np.testing.assert_array_equal(found['test'][1]['image'], images['test'][1].transpose(2, 1, 0))
+
+
+def test_tiny_imagenet(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'tiny-imagenet-200.zip', 'w') as z:
+    z.writestr('tiny-imagenet-200/wnids.txt', 'n02\nn01\n')
+    for w in ('n01', 'n02'):
+      z.writestr(f'tiny-imagenet-200/train/{w}/images/{w}_0.JPEG', encoded(1))
+    z.writestr('tiny-imagenet-200/val/val_annotations.txt', 'val_0.JPEG\tn02\t0\t0\t62\t57\n')
+    z.writestr('tiny-imagenet-200/val/images/val_0.JPEG', encoded(2))
+    z.writestr('tiny-imagenet-200/test/images/test_0.JPEG', encoded(2))
+  assert cli.main(['data', 'prepare', 'tiny-imagenet', '--src', str(tmp_path), '--root', str(tmp_path)]) == 0
+  found = tfds.data_source('tiny_imagenet', data_dir=tmp_path)
+  assert [r['label'] for r in found['train']] == [0, 1] and [r['label'] for r in found['validation']] == [1]
+
+
+@pytest.mark.parametrize(('argv', 'words'), [
+    (('imagenet',), '--src says where'), (('imagenet', '--src', '.'), 'has neither'),
+    (('cifar100', '--src', '/none'), 'not there'),
+    (('Mine!', '--src', '.'), 'cannot name'), (('mine', '--src', 'setup.cfg'), 'not a folder'),
+    (('mine', '--src', '.', '--shrink', '-1'), 'not a side')])
+def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+  assert cli.main(['data', 'prepare', *argv, '--root', str(tmp_path)]) == 2
+  assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+  src = ilsvrc(tmp_path / 'src', {'n01': {f'{i}.JPEG': encoded(i) for i in range(20)}}, [(encoded(3), 'n01')])
+  root = tmp_path / 'root'
+  monkeypatch.setattr(writer.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 10})())
+  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(root)]) == 2
+  assert '--shrink' in capsys.readouterr().err and not list((root / 'imagenet2012').iterdir())
+  monkeypatch.undo()
+  torn = src / 'ILSVRC2012_img_train.tar'
+  torn.write_bytes(torn.read_bytes()[:9000])
+  with pytest.raises(UserError, match='cannot be read as imagenet'):
+    writer.write(archives.imagenet(str(src)), root, log=lambda line: None)
+  assert [p.name for p in root.rglob('*')] == ['imagenet2012']
+  many = {'n01': {f'{i}.JPEG': encoded(i) if i > 2 else b'' for i in range(20)}}
+  with pytest.raises(UserError, match='3 of 20 images cannot be decoded') as e:
+    writer.write(archives.imagenet(str(ilsvrc(src, many, [(encoded(3), 'n01')]))), root, log=lambda line: None)
+  assert e.value.code == source.BAD_DATA and [p.name for p in root.rglob('*')] == ['imagenet2012']
+
+
+# -- from tar to result
+
+def woof(tmp_path, train: int, val: int) -> pathlib.Path:
+  """The real photographs in ImageNet's official files: so many of each of ten classes."""
+  if not SHARED.exists():
+    pytest.skip('the photographs of ../shared/data are not here')
+  classes, held = {}, []
+  with tarfile.open(SHARED) as tar:
+    for member in sorted((m for m in tar if m.isfile() and m.name.endswith('.JPEG')), key=lambda m: m.name):
+      _, split, wnid, name = member.name.split('/')
+      mine = classes.setdefault(wnid, {})
+      if split == 'train' and len(mine) < train:
+        mine[name] = tar.extractfile(member).read()
+      elif split == 'val' and sum(w == wnid for _, w in held) < val:
+        held.append((tar.extractfile(member).read(), wnid))
+  return ilsvrc(tmp_path / 'official', classes, held)
+
+
+def path_of_imagenet(tmp_path, train: int, val: int, *config: str) -> tuple[dict, list[dict]]:
+  """Tar to result on the command line; (kNN's result, the rows of the log)."""
+  src = woof(tmp_path, train, val)
+  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(tmp_path), '--shrink', '160']) == 0
+  data = {'name': 'tfds', 'dataset': 'imagenet2012', 'root': str(tmp_path), 'test': 'validation', 'stream': True}
+  where, run = [f'--config.data.{k}={v}' for k, v in data.items() if k != 'name'], str(tmp_path / 'run')
+  assert cli.main(['train', '--config', 'imagenet_simclr_equimod', '--workdir', run, *where, *config, '--quiet']) == 0
+  assert cli.main(['eval', run, '--protocol', 'knn']) == 0
+  found = json.loads((tmp_path / 'run' / 'eval' / 'knn.json').read_text())['trained'][0]
+  return found, [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_the_imagenet_path_in_miniature(tmp_path):
+  found, rows = path_of_imagenet(
+      tmp_path, 4, 1, '--config.size=32', '--config.data.size=40', '--config.batch=8', '--config.steps=3',
+      '--config.log_every=1', '--config.dtype=float32', '--config.augment.blur.kernel=3',
+      "--config.encoder={'name':'resnet','depth':10,'stem':'half','width':4}",
+      "--config.invariance={'name':'simclr','projector':{'hidden':(8,),'out':8}}",
+      "--config.equivariance={'name':'equimod','hidden':(8,),'dim':8,'action_dim':8,'reference_side':.875}")
+  assert [r['step'] for r in rows] == [1, 2, 3] and all(np.isfinite(r['loss']) and 'data_wait' in r for r in rows)
+  assert 0 <= found['numbers']['top1'] <= 1 and found['controls']['top1']['chance'] == pytest.approx(.1)
+
+
+@pytest.mark.slow
+def test_the_imagenet_path_on_all_the_photographs(tmp_path):
+  found, rows = path_of_imagenet(
+      tmp_path, 55, 20, '--config.size=64', '--config.data.size=72', '--config.batch=50', '--config.epochs=10',
+      '--config.log_every=11', "--config.encoder={'name':'resnet','depth':18,'stem':'imagenet','width':64}",
+      '--config.dtype=float32',
+      "--config.optimizer={'name':'adamw','lr':1e-3,'warmup_epochs':1.}")
+  assert rows[-1]['step'] == 110 and rows[-1]['loss'] < rows[0]['loss']
+  print(found['numbers'], found['controls'])
