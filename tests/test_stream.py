@@ -157,3 +157,20 @@ def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
   tuned = [finetune.train(run.recipe.network, variables, stream.some(s, np.arange(4, 28)), 16, 2, jax.random.key(0), 2,
                           batch=8) for s in (here, there)]
   np.testing.assert_array_equal(tuned[0].head.kernel, tuned[1].head.kernel)
+
+
+@pytest.mark.parametrize('size', [None, 20, 200])
+def test_jpegs_have_pillows_pixels_whoever_decodes_them(size, monkeypatch):
+  import io
+
+  from equivariant_ssl.data import decode
+  rng = np.random.default_rng(0)
+  for mode, shape in (('RGB', (130, 90)), ('L', (64, 100)), ('CMYK', (50, 70))):
+    noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(shape, Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    noise.convert(mode).save(file, 'JPEG')
+    fast = decode.decode(file.getvalue(), size)
+    with monkeypatch.context() as patch:
+      patch.setattr(decode, 'jpeg', lambda image, data: decode.rgb(image))
+      np.testing.assert_array_equal(fast[0], decode.decode(file.getvalue(), size)[0])
+    assert fast[1] == (shape[1], shape[0])

@@ -25,7 +25,7 @@ from equivariant_ssl.evaluate.logistic import logistic
 from equivariant_ssl.evaluate.targets import DATASETS, Target
 from equivariant_ssl.types import Array
 
-VERSION = 1   # raise it when reading or cropping changes what the features are
+VERSION = 2   # raise it when reading or cropping changes what the features are
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
 
 
