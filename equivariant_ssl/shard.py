@@ -22,6 +22,11 @@ def mesh_of_batch(batch: int) -> Mesh:
   return mesh(devices if batch % len(devices) == 0 else devices[:1])
 
 
+def within(mesh: Mesh):
+  """A context for what a jitted function traces: the devices that large losses divide their work over."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def split(mesh: Mesh) -> NamedSharding:
   """The leading axis over the devices."""
   return NamedSharding(mesh, PartitionSpec('data'))

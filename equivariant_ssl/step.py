@@ -106,6 +106,7 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
     batch = jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
-    return train_step(recipe, key, state, batch)
+    with shard.within(mesh):
+      return train_step(recipe, key, state, batch)
 
   return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))
