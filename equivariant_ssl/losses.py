@@ -97,8 +97,9 @@ def nt_xent(a: Array, b: Array, temperature: float, siblings: int = 1) -> Array:
     if siblings > 1:
       same |= (row // (2 * siblings) == column // (2 * siblings)) & (row // 2 != column // 2)
     return same
+  partition = log_partition(z, z, temperature, out)
   positive = jnp.sum(z.reshape(M, 2, E).prod(1), -1) / temperature
-  return jnp.mean(log_partition(z, z, temperature, out)) - jnp.mean(positive)
+  return jnp.mean(partition) - jnp.mean(positive)
 
 
 def info_nce(a: Array, b: Array, temperature: float) -> Array:

@@ -26,7 +26,7 @@ class Run(NamedTuple):
 def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
   """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
   mesh = mesh or shard.mesh()
-  shard.check_batch(config.batch, mesh.devices.size)
+  shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
   source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
   for line in source.problems[:10]:
     log(line)

@@ -47,9 +47,10 @@ def place(tree, sharding: NamedSharding):
   return jax.tree.map(one, tree)
 
 
-def check_batch(batch: int, devices: int) -> None:
-  """UserError where a global `batch` does not divide over `devices`."""
-  if batch % devices:
-    near = max(batch // devices, 1) * devices
-    raise UserError(f'batch {batch} does not divide over {devices} devices.',
-                    f'It is the global batch: use {near} or {near + devices}, e.g. --config.batch={near}.')
+def check_batch(batch: int, devices: int, parts: int = 1) -> None:
+  """UserError where a global `batch` does not divide over `devices`, in each of its equal `parts`."""
+  unit = devices * parts
+  if batch % unit:
+    near, each = max(batch // unit, 1) * unit, f' in {parts} parts (config.accumulate)' if parts > 1 else ''
+    raise UserError(f'batch {batch} does not divide over {devices} devices{each}.',
+                    f'It is the global batch: use {near} or {near + unit}, e.g. --config.batch={near}.')

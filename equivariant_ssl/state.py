@@ -55,7 +55,7 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   params, stats, target = variables['params'], variables.get('batch_stats', {}), ()
   if recipe.invariance.decay is not None:
     its = recipe.network.init(key_for(key, 'target'), {'views': shown['views']}, recipe.equivariances, True,
-                              method='project')
+                              method='target')
     target = its['params'], its.get('batch_stats', {})
     if recipe.invariance.update == 'before':
       target = subset(params, its['params']), target[1]
