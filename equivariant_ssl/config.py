@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim
+from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, shard
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets import mlp
@@ -20,6 +20,7 @@ TOP = {
     'size': 32,             # side of a view, pixels
     'batch': 256,           # global
     'accumulate': 1,        # parts of the batch that the encoder computes in turn, in the memory of one: see step.encode
+    'sharding': 'replicate',  # of the state: or 'fsdp', a shard on each device instead of a copy
     'epochs': 100.,
     'steps': 0,             # > 0: this many steps, whatever the epochs
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
@@ -34,8 +35,10 @@ TOP = {
     'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
-FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse')  # may differ on resuming
-CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop')}
+# What may differ on resuming.
+FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse', 'sharding')
+CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop'),
+           'sharding': shard.RULES}
 COSINES = ('step', 'epoch')  # how often the rate moves
 GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config
 

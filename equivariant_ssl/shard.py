@@ -1,4 +1,6 @@
-"""One mesh, two placements: the batch is split over devices, everything else is a copy on each."""
+"""One mesh: the batch is split over devices; everything else is a copy on each, or the state is cut into shards too."""
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -7,6 +9,8 @@ from equivariant_ssl.errors import UserError
 
 # For a program that runs once: compiling it costs more than running it ever will.
 ONCE = {'xla_backend_optimization_level': 0}
+RULES = ('replicate', 'fsdp')  # of the state: a copy on every device, or a shard on each, gathered when it is used
+SMALL = 2 ** 11  # numbers: a smaller array is a copy everywhere under either
 
 
 def mesh(devices: list | None = None) -> Mesh:
@@ -35,6 +39,27 @@ def split(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def _spec(x, devices: int, rule: str) -> PartitionSpec:
+  """Of an array: under 'fsdp' its largest axis that divides over `devices`, where there is one and it is not SMALL."""
+  axes = [axis for axis, side in enumerate(x.shape) if not side % devices]
+  if rule == 'replicate' or not axes or math.prod(x.shape) < SMALL:
+    return PartitionSpec()
+  axis = max(axes, key=lambda axis: x.shape[axis])
+  return PartitionSpec(*(None,) * axis, 'data')
+
+
+def placed(tree, mesh: Mesh, rule: str):
+  """The tree of shapes `tree` with the sharding of each leaf by `rule`, one of RULES."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, _spec(x, mesh.size, rule))), tree)
+
+
+def constrain(tree, rule: str):
+  """`tree` inside a jitted function, made to lie as `rule` says on the mesh that is set (see `within`)."""
+  devices = jax.sharding.get_abstract_mesh().size
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _spec(x, devices, rule)), tree)
 
 
 def place(tree, sharding: NamedSharding):

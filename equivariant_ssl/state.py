@@ -61,7 +61,8 @@ def build(recipe: Recipe, key: Key) -> TrainState:
       target = subset(params, its['params']), target[1]
   extras = ()
   if recipe.probe:
-    D = jax.eval_shape(lambda v: recipe.network.apply(v, images.pixels, method='encode'), variables).shape[-1]
+    one = jnp.zeros((1, recipe.size, recipe.size, 3))
+    D = jax.eval_shape(lambda v: recipe.network.apply(v, one, method='encode'), variables).shape[-1]
     head = Head(jnp.zeros((D, recipe.probe.classes)), jnp.zeros(recipe.probe.classes))
     extras = Probe(head, recipe.probe.tx.init(head))
   return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)

@@ -104,16 +104,25 @@ def probe_step(recipe: Recipe, extras: Probe, features: Array, labels: Array) ->
   return Probe(optax.apply_updates(extras.head, updates), memory), {'probe_loss': value, 'probe_top1': hits.mean()}
 
 
-def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-  """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate."""
+def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: str = 'replicate'
+               ) -> tuple[TrainState, Metrics]:
+  """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate.
+
+  rule: how the state lies on the mesh that is set, of shard.RULES. Under 'fsdp' the weights are gathered for the two
+  passes alone, and the gradient is scattered before the optimiser and the target move, each device its shard of them.
+  """
+  lie = partial(shard.constrain, rule=rule) if rule != 'replicate' else lambda tree: tree
+  whole = partial(shard.constrain, rule='replicate') if rule != 'replicate' else lambda tree: tree
   shown = views(recipe, key, state.step, batch)
   average, target_stats = state.target or (None, None)
   aim = None
   if state.target:
     if recipe.invariance.update == 'before':
       average = averaged(recipe, state.step, average, state.params)
-    aim, target_stats = aimed(recipe, average, target_stats, {'views': shown['views']})
-  grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown, aim)
+    aim, target_stats = aimed(recipe, whole(average), target_stats, {'views': shown['views']})
+  grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(
+      whole(state.params), state.stats, shown, aim)
+  grads = lie(grads)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   if state.target and recipe.invariance.update == 'after':
@@ -123,11 +132,12 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tup
   if recipe.probe:
     extras, seen = probe_step(recipe, extras, features, batch.labels)
     metrics |= seen
-  return state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, extras=extras,
-                        target=(average, target_stats) if state.target else ()), metrics
+  state = state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, extras=extras,
+                         target=(average, target_stats) if state.target else ())
+  return lie(state), metrics
 
 
-def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
+def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'):
   """The one jitted step of a run whose data live on the devices: (key, state, data, order) -> state, metrics.
 
   data: a Batch of the whole training set and order: int32 [num], both replicated. The batch of a step is the
@@ -139,6 +149,7 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
     batch = jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
     with shard.within(mesh):
-      return train_step(recipe, key, state, batch)
+      return train_step(recipe, key, state, batch, rule)
 
-  return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))
+  out = shard.replicated(mesh)
+  return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=out if rule == 'replicate' else (None, out))

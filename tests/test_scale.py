@@ -3,8 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_step import crossing
 
-from equivariant_ssl import losses, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl import losses, runs, shard, step, train
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.nets.network import actions, tapped
 
 LOSSES = {'nt_xent': lambda a, b: losses.nt_xent(a, b, .1), 'siblings': lambda a, b: losses.nt_xent(a, b, .2, 2),
           'info_nce': lambda a, b: losses.info_nce(a, b, .1)}
@@ -47,3 +51,90 @@ def test_a_loss_in_blocks_is_the_loss(name, monkeypatch):
 def test_a_loss_of_65536_images_needs_less_than_a_gib(pairs):
   program = compiled(LOSSES['nt_xent'], 8, pairs, 128)
   assert program.memory_analysis().temp_size_in_bytes < 2 ** 30
+
+
+VIT = "{'name': 'vit', 'variant': 'tiny', 'patch': 8, 'size': 16, 'depth': 1}"
+TAPPED = ("({'name': 'equimod', 'hidden': (16,), 'dim': 8, 'action_dim': 8, 'tap_layer': 2}, "
+          "{'name': 'essl', 'hidden': (16,)})")
+BYOL = "{'name': 'byol', 'projector': {'hidden': (16,), 'out': 8}, 'predictor': {'hidden': (16,), 'out': 8}}"
+
+
+def made(parts, devices=1, **over):
+  config = configs.load('smoke', {k.replace('_', '.'): str(v) for k, v in over.items()} | {'accumulate': str(parts)})
+  return runs.prepare(config, shard.mesh(jax.devices()[:devices]))
+
+
+def gradient(run, state, shown):
+  """(loss, gradient, BatchNorm statistics) as the step takes them, with a target where there is one."""
+  aim = step.aimed(run.recipe, *state.target, {'views': shown['views']})[0] if state.target else None
+  of = lambda params: step.loss(run.recipe, params, state.stats, shown, aim)
+  (loss, (stats, _, features)), grads = jax.value_and_grad(of, has_aux=True)(state.params)
+  return (loss, features), grads, stats
+
+
+def apart_by_part(run, state, shown, parts):
+  """`gradient` of the one-pass step whose encoder sees one part of the batch after the other, written out."""
+  network, objectives = run.recipe.network, run.recipe.equivariances
+
+  def of(params):
+    found = []
+    for m in range(parts):
+      own = jax.tree.map(lambda x: x[m::parts], shown)  # noqa: B023
+      found.append(network.apply({'params': params, 'batch_stats': state.stats}, own, True, tapped(objectives),
+                                 method='features', mutable=['batch_stats'])[0])
+    features = jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *found)
+    outputs, _ = network.apply({'params': params, 'batch_stats': state.stats}, features, actions(shown), objectives, True,
+                               method='outputs', mutable=['batch_stats'])
+    total = run.recipe.invariance.loss(outputs.embeddings)
+    total += sum(e.weight * e.loss(*outputs.answers[n], outputs.embeddings) for n, e in objectives.items())
+    return total, features[0]['views'][:, 0]
+  (loss, features), grads = jax.value_and_grad(of, has_aux=True)(state.params)
+  return (loss, features), grads
+
+
+def batch_of(run):
+  return step.Batch(run.source.train.images[:run.recipe.batch], run.source.train.sizes[:run.recipe.batch])
+
+
+@pytest.mark.parametrize('over', [{'equivariance': TAPPED, 'batchnorm': 'view'}, pytest.param({}, marks=pytest.mark.slow)],
+                         ids=['two objectives', 'smoke'])
+def test_cached_gradients_are_those_of_one_pass_with_statistics_of_each_part(over):
+  run = made(2, **over)
+  state = runs.initial(run)
+  views = lambda: step.views(run.recipe, run.key, 0, batch_of(run))
+  got, want = jax.jit(lambda s: (gradient(run, s, views()), apart_by_part(run, s, views(), 2)))(state)
+  assert apart(got[0], want[0]) <= 1e-5 and apart(got[1], want[1]) <= 1e-5
+
+
+@pytest.mark.parametrize('over', [{}, pytest.param({'invariance': BYOL, 'batchnorm': 'view'}, marks=pytest.mark.slow)],
+                         ids=['simclr and equimod', 'byol'])
+def test_cached_gradients_are_those_of_the_plain_step_where_the_encoder_has_layer_norm(over):
+  plain, cached = (made(parts, encoder=VIT, **over) for parts in (1, 4))
+  state = runs.initial(plain)
+  views = lambda: step.views(plain.recipe, plain.key, 0, batch_of(plain))
+  want, got = jax.jit(lambda s: tuple(gradient(run, s, views()) for run in (plain, cached)))(state)
+  for a, b in zip(got, want, strict=True):
+    assert apart(a, b) <= 1e-5
+
+
+def test_cached_gradients_on_eight_devices_move_no_image():
+  """One step is that of one device, and only what crossed before crosses."""
+  losses_, text = [], ''
+  for devices in (1, 8):
+    run = made(2, devices)
+    state, (program, data) = runs.initial(run), train.compiled(run)
+    order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated(run.mesh))
+    program = program.lower(run.key, state, data, order).compile()
+    losses_.append(float(program(run.key, state, data, order)[1]['loss']))
+    text = program.as_text()
+  assert abs(losses_[1] / losses_[0] - 1) <= 1e-6
+  largest = max(np.prod(shape) for _, shapes in crossing(text) for shape in shapes)
+  weights = max(x.size for x in jax.tree.leaves(state.params))
+  assert largest <= max(weights, 4 * run.recipe.batch * 8), crossing(text)  # 4B embeddings of 8 numbers
+
+
+def test_a_batch_that_cannot_be_cut_is_a_user_error():
+  with pytest.raises(UserError, match='accumulate is 3: a batch of 16 cannot be cut'):
+    configs.load('smoke', {'accumulate': '3'})
+  with pytest.raises(UserError, match='batch 16 does not divide over 8 devices in 4 parts'):
+    made(4, 8)
