@@ -52,7 +52,9 @@ def encode(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], t
     return of(shown)
   parts = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), shown)
   features, updated = jax.lax.map(jax.checkpoint(of, prevent_cse=False), parts)
-  return (jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features),
+  whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  # Groups in their order, which a pytree sorts away: the first is the one that a probe reads.
+  return ({tap: {name: whole(found[name]) for name in shown} for tap, found in features.items()},
           jax.tree.map(lambda x: x.mean(0), updated))
 
 
