@@ -1,12 +1,15 @@
 """The ViT is timm's: names, sizes, numbers from the definition in float64; and what it shares with the ResNet."""
+import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.export import run, timm
 from equivariant_ssl.nets import resnet, vit
 
 SMALL = dict(variant='tiny', patch=4, size=16, depth=2)
@@ -112,9 +115,9 @@ def test_features_are_the_definitions(given):
 
 
 def test_features_are_timms(given):
-  torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
+  torch, theirs = pytest.importorskip('torch'), pytest.importorskip('timm')
   net, state, variables, x = given
-  theirs = timm.create_model('vit_tiny_patch16_224', img_size=16, patch_size=4, depth=2, num_classes=0).eval()
+  theirs = theirs.create_model('vit_tiny_patch16_224', img_size=16, patch_size=4, depth=2, num_classes=0).eval()
   theirs.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
   with torch.no_grad():
     want = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
@@ -159,6 +162,27 @@ def test_remat_has_the_same_gradient(given):
   plain, again = jax.jit(lambda: (of(vit.make(**SMALL)), of(vit.make(**SMALL, remat=True))))()
   largest = max(np.abs(a).max() for a in jax.tree.leaves(plain))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), plain, again)
+
+
+def test_out_and_in_is_bitwise(tmp_path):
+  """A run of a file of timm's, exported again: the same tensors, timm's names for it, and one line for a wrong file."""
+  state = drawn(width=192, patch=8, tokens=4, depth=1)
+  save_file({f'module.{k}': v for k, v in state.items()}, tmp_path / 'timm.safetensors')
+  said = []
+  run.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
+  assert "vit_tiny_patch16_224, under 'module.': 18 of 18 tensors" in said[0]
+  found = load_file(run.export(tmp_path / 'run', say=said.append) / 'model.safetensors')
+  assert found.keys() == state.keys() and all((found[k] == v).all() for k, v in state.items())
+  facts = json.loads((tmp_path / 'run' / 'export' / 'config.json').read_text())
+  assert facts['architecture'] == 'vit_tiny_patch16_224' and facts['global_pool'] == 'token'
+  assert facts['model_args'] == {'patch_size': 8, 'img_size': 16, 'depth': 1} and facts['num_features'] == 192
+  assert facts['pretrained_cfg']['first_conv'] == 'patch_embed.proj' and facts['pretrained_cfg']['classifier'] == 'head'
+  assert any("timm.create_model('local-dir:" in line for line in said)
+  with pytest.raises(UserError, match='it is 192 wide, with 4 positions: no ViT here is so'):
+    timm.architecture(state | {'pos_embed': state['pos_embed'][:, 1:]})
+  with pytest.raises(UserError, match='cls_token is missing'):
+    timm.architecture({k: v for k, v in state.items() if k != 'cls_token'})
+  assert timm.Architecture('small', 16, 224, 12).standard
 
 
 @pytest.mark.parametrize(('kw', 'said'), [
