@@ -2,13 +2,14 @@
 import ast
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim
+from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, shard
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets import mlp
@@ -18,6 +19,8 @@ TOP = {
     'seed': 0,              # of the run: initialisation, order, augmentation
     'size': 32,             # side of a view, pixels
     'batch': 256,           # global
+    'accumulate': 1,        # parts of the batch that the encoder computes in turn, in the memory of one: see step.encode
+    'sharding': 'replicate',  # of the state: or 'fsdp', a shard on each device instead of a copy
     'epochs': 100.,
     'steps': 0,             # > 0: this many steps, whatever the epochs
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
@@ -32,8 +35,10 @@ TOP = {
     'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
-FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse')  # may differ on resuming
-CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop')}
+# What may differ on resuming.
+FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse', 'sharding')
+CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop'),
+           'sharding': shard.RULES}
 COSINES = ('step', 'epoch')  # how often the rate moves
 GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config
 
@@ -257,11 +262,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
   out.invariance = _invariance(_named(config.get('invariance', 'simclr')))
   out.equivariance = _equivariance(_named(config.get('equivariance', 'none')))
   out.optimizer = _optimizer(config.get('optimizer', ConfigDict()))
-  for k in ('size', 'batch', 'log_every', 'keep'):
+  for k in ('size', 'batch', 'accumulate', 'log_every', 'keep'):
     if out[k] < 1:
       raise UserError(f'config.{k} is {out[k]}; it must be at least 1.', f'e.g. --config.{k}={TOP[k]}')
   if out.knn_every < 0:
     raise UserError(f'config.knn_every is {out.knn_every}; it must be 0 (never) or epochs.', 'e.g. --config.knn_every=10')
+  if out.batch % out.accumulate:
+    raise UserError(f'config.accumulate is {out.accumulate}: a batch of {out.batch} cannot be cut into so many equal parts.',
+                    f'e.g. --config.accumulate={math.gcd(out.batch, out.accumulate)}')
   given = {k: tuple(_fit(f'config.{k}', v, 0.) for v in out[k]) for k in ('mean', 'std')}
   if {len(v) for v in given.values()} not in ({0}, {3}) or min(given['std'], default=1.) <= 0:
     raise UserError(f'config.mean is {given["mean"]} and config.std {given["std"]}; they need three numbers each, or none.',

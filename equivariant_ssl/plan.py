@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import runs, shard
 from equivariant_ssl import step as steps
+from equivariant_ssl.data.source import fits
+from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
 
 # Images to train on and classes of data sets as published, for a plan where they are not prepared.
@@ -29,8 +31,9 @@ BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, '
 class Plan(NamedTuple):
   """Of one step. flops: of the global batch, matrix products and convolutions alone. Bytes of one device: params,
   optimizer (with a target network's copies), kept (activations saved for the gradient), arguments, temporaries (by the
-  compiler, kept and gradients included), need (in all; on the CPU, which keeps bfloat16 in twice the bytes, the least
-  that any device needs: arguments, gradients, kept). collectives: {kind: (how many, bytes of their results)}."""
+  compiler, kept and gradients included), data (a copy of it, where it does not stream), need (in all; on the CPU, which
+  keeps bfloat16 in twice the bytes, the least that any device needs: arguments, gradients, kept, data). collectives:
+  {kind: (how many, bytes of their results)}."""
   devices: int
   kind: str
   parameters: int
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
   kept: int
   arguments: int
   temporaries: int
+  data: int
   need: int
   collectives: dict[str, tuple[int, int]]
   images: int
@@ -51,15 +55,13 @@ class Plan(NamedTuple):
 def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda line: None) -> Plan:
   """Compile the step of a resolved `config` for `mesh`. Raises UserError where the data are neither prepared nor known."""
   run = described(config, mesh, log)
-  recipe, state = run.recipe, runs.abstract(run)
+  recipe, state = run.recipe, runs.abstract(run, config.sharding)
   split = shard.split(mesh)
   side, B = recipe.canvas, recipe.batch
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
   batch = steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
                       of((B,), jnp.int32) if recipe.probe else None)
-  placed = jax.tree.map(lambda x: x.sharding, state)
-  step = jax.jit(lambda key, state, batch: steps.train_step(recipe, key, state, batch), donate_argnums=(1,),
-                 out_shardings=(placed, shard.replicated(mesh)))
+  step = steps.streamed(recipe, mesh, rule=config.sharding)
   traced = step.trace(run.key, state, batch)
   compiled = traced.lower().compile(compiler_options=shard.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
   memory = compiled.memory_analysis()
@@ -70,21 +72,28 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
           + memory.temp_size_in_bytes)
   if mesh.devices.flat[0].platform == 'cpu':
     need = memory.argument_size_in_bytes + params + saved
+  num = KNOWN[known(config)][0] if run.source is None else len(run.source.train.images)
+  streams = not fits(num, side) if run.source is None else lazy(run.source.train.images)
+  data = 0 if streams else num * side * side * 3
   return Plan(
       mesh.size, mesh.devices.flat[0].device_kind, sum(x.size for x in jax.tree.leaves(state.params)),
       flops(traced.jaxpr.jaxpr), params, total((state.opt_state, state.target)), saved, memory.argument_size_in_bytes,
-      memory.temp_size_in_bytes, need, collectives(compiled.as_text()), B,
+      memory.temp_size_in_bytes, data, need + data, collectives(compiled.as_text()), B,
       sum(v.images.shape[1] for v in shown.values()), recipe.steps, recipe.steps_per_epoch)
+
+
+def known(config: ConfigDict) -> tuple[str, str]:
+  """The key of a config's data in KNOWN."""
+  return config.data.get('dataset', config.data.name).split(':')[0], config.data.get('train', 'train')
 
 
 def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
   """The run of `config`, without a source where it is known how many images that has."""
-  shard.check_batch(config.batch, mesh.size)
-  data = config.data
-  found = KNOWN.get((data.get('dataset', data.name).split(':')[0], data.get('train', 'train')))
-  if found is None:
+  shard.check_batch(config.batch, mesh.size, config.accumulate)
+  if known(config) not in KNOWN:
     return runs.prepare(config, mesh, log)
-  recipe = recipes.make(config, found[0], data.get('size') or config.size, classes=found[1])
+  num, classes = KNOWN[known(config)]
+  recipe = recipes.make(config, num, config.data.get('size') or config.size, classes=classes)
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed))
 
 
@@ -103,10 +112,7 @@ def kept(run: runs.Run, state, shown: dict) -> int:
   recipe = run.recipe
   aim = None
   if state.target:
-    E = jax.eval_shape(lambda: recipe.network.apply(
-        {'params': zeros(state.target[0]), 'batch_stats': zeros(state.target[1])}, {'views': zeros(shown['views'])},
-        recipe.equivariances, True, method='project', mutable=['batch_stats']))[0]
-    aim = E
+    aim = jax.eval_shape(lambda: steps.aimed(recipe, *zeros(state.target), {'views': zeros(shown['views'])}))[0]
 
   def saved():
     views, target = zeros(shown), None if aim is None else zeros(aim)
@@ -183,7 +189,7 @@ def lines(config: ConfigDict, p: Plan) -> list[str]:
       f'the run      {p.flops * p.steps / 1e18:,.3g} EFLOP, {p.images * p.steps / 1e6:,.4g} million images',
       f'parameters   {p.parameters / 1e6:,.2f} million',
       f'a device     {mib(p.params)} parameters, {mib(p.optimizer)} optimiser and target, '
-      f'{mib(p.kept)} activations kept for the gradient',
+      f'{mib(p.kept)} activations kept for the gradient, {mib(p.data) if p.data else "no"} data',
       f'             {mib(p.arguments)} arguments, {mib(p.temporaries)} temporaries by the compiler for {p.kind}; '
       f'{least}{mib(p.need)} in all',
       f'collectives  {crossing or "none"}, a step and device',

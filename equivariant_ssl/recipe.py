@@ -26,9 +26,9 @@ class Monitor(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """groups: every view group of a step. canvas: side of the stored
-  images, pixels. batch: global. steps: of the whole run. wirings: what each objective was told of the roles. probe: a linear
-  head trained beside, on stopped features."""
+  """groups: every view group of a step. canvas: side of the stored images, pixels. batch: global. steps: of the whole
+  run. wirings: what each objective was told of the roles. probe: a linear head trained beside, on stopped features.
+  accumulate: parts of the batch that are encoded one after the other."""
   network: Network
   groups: dict[str, Group]
   invariance: Invariance
@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
   size: int
   canvas: int
   probe: Monitor | None = None
+  accumulate: int = 1
 
   # Itself alone: what is compiled for it is found again.
   __hash__, __eq__ = object.__hash__, object.__eq__
@@ -178,4 +179,4 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
     raise UserError(f'config.probe needs labels, and {config.data.name} has none.', 'Leave it out: --config.probe=False')
   probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
   return Recipe(network, groups, inv, equivariances, wirings, tx, schedule,
-                config.batch, per_epoch, steps, config.size, canvas, probe)
+                config.batch, per_epoch, steps, config.size, canvas, probe, config.accumulate)

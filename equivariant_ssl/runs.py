@@ -29,7 +29,7 @@ class Run(NamedTuple):
 def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
   """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
   mesh = mesh or shard.mesh()
-  shard.check_batch(config.batch, mesh.devices.size)
+  shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
   source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
   for line in source.problems[:10]:
     log(line)
@@ -48,15 +48,17 @@ def _recipe(config: str, *of) -> recipes.Recipe:
   return recipes.make(configs.resolve(ConfigDict(json.loads(config))), *of)
 
 
-def initial(run: Run) -> states.TrainState:
-  """The run's state at step 0, a copy on every device."""
-  return states.init(run.recipe, run.key, shard.replicated(run.mesh))
+def initial(run: Run, rule: str = 'replicate') -> states.TrainState:
+  """The run's state at step 0, a copy on every device, or by another of shard.RULES."""
+  sharding = shard.replicated(run.mesh)
+  if rule != 'replicate':
+    sharding = jax.tree.map(lambda x: x.sharding, abstract(run, rule))
+  return states.init(run.recipe, run.key, sharding)
 
 
-def abstract(run: Run) -> states.TrainState:
-  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)),
-                      jax.eval_shape(lambda: states.build(run.recipe, run.key)))
+def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:
+  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into, by whatever rule it was saved."""
+  return shard.placed(jax.eval_shape(lambda: states.build(run.recipe, run.key)), run.mesh, rule)
 
 
 def keep_programs() -> None:

@@ -56,13 +56,14 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   params, stats, target = variables['params'], variables.get('batch_stats', {}), ()
   if recipe.invariance.decay is not None:
     its = recipe.network.init(key_for(key, 'target'), {'views': shown['views']}, recipe.equivariances, True,
-                              method='project')
+                              method='target')
     target = its['params'], its.get('batch_stats', {})
     if recipe.invariance.update == 'before':
       target = subset(params, its['params']), target[1]
   extras = ()
   if recipe.probe:
-    D = jax.eval_shape(lambda v: recipe.network.apply(v, images.pixels, method='encode'), variables).shape[-1]
+    one = jnp.zeros((1, recipe.size, recipe.size, 3))
+    D = jax.eval_shape(lambda v: recipe.network.apply(v, one, method='encode'), variables).shape[-1]
     head = Head(jnp.zeros((D, recipe.probe.classes)), jnp.zeros(recipe.probe.classes))
     extras = Probe(head, recipe.probe.tx.init(head))
   return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)
@@ -74,6 +75,7 @@ def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callab
   return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)
 
 
-def init(recipe: Recipe, key: Key, sharding: NamedSharding | None = None) -> TrainState:
-  """`build` of one key, placed by `sharding`."""
-  return initialiser(recipe, sharding)(key)
+def init(recipe: Recipe, key: Key, sharding: Any = None) -> TrainState:
+  """`build` of one key, placed by `sharding`: one for all, or a tree of them."""
+  program = initialiser if sharding is None or isinstance(sharding, NamedSharding) else initialiser.__wrapped__
+  return program(recipe, sharding)(key)

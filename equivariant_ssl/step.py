@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from equivariant_ssl import augment, optim, shard
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
+from equivariant_ssl.nets.network import actions, tapped
 from equivariant_ssl.recipe import Recipe
 from equivariant_ssl.state import Head, Probe, TrainState, subset
 from equivariant_ssl.types import Array, Image, Key, Views
@@ -31,6 +32,32 @@ def views(recipe: Recipe, key: Key, step: Array, batch: Batch) -> dict[str, View
   return augment.views(recipe.groups, key_for(key, 'augment', step), images)
 
 
+def encode(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], taps: tuple[int, ...]
+           ) -> tuple[dict[int, dict[str, Array]], dict]:
+  """The features {tap: {group: [B V D]}} of the views, and the new BatchNorm statistics.
+
+  In recipe.accumulate = k parts of B / k images, one after the other, where k > 1: then the features alone are kept, and
+  each part is computed a second time when its gradient is (two passes; Gao et al. 2021). What reads the features, heads
+  and losses, sees the whole batch, so the gradient is that of the one-pass step exactly where the encoder treats images
+  apart (LayerNorm: the ViT), and with BatchNorm in the encoder that of statistics over each part: those of a batch of
+  B / k. The running ones move once a step, by the mean of the parts'. A part is every k-th image: no image moves.
+  """
+  def of(shown: dict[str, Views]) -> tuple[dict[int, dict[str, Array]], dict]:
+    features, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, shown, True, taps,
+                                             method='features', mutable=['batch_stats'])
+    return features, updated.get('batch_stats', {})
+
+  k = recipe.accumulate
+  if k == 1:
+    return of(shown)
+  parts = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), shown)
+  features, updated = jax.lax.map(jax.checkpoint(of, prevent_cse=False), parts)
+  whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  # Groups in their order, which a pytree sorts away: the first is the one that a probe reads.
+  return ({tap: {name: whole(found[name]) for name in shown} for tap, found in features.items()},
+          jax.tree.map(lambda x: x.mean(0), updated))
+
+
 def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], target: Array | None = None
          ) -> tuple[Array, tuple[dict, Metrics, Array]]:
   """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread, the features
@@ -38,8 +65,9 @@ def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], tar
 
   target: the embeddings [B V E] of a target network, where the invariance has one.
   """
-  outputs, updated = recipe.network.apply(
-      {'params': params, 'batch_stats': stats}, shown, recipe.equivariances, True, mutable=['batch_stats'])
+  features, stats = encode(recipe, params, stats, shown, tapped(recipe.equivariances))
+  outputs, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, features, actions(shown),
+                                          recipe.equivariances, True, method='outputs', mutable=['batch_stats'])
   embeddings = outputs.embeddings if target is None else outputs.embeddings._replace(target=target)
   terms = {'invariance': recipe.invariance.loss(embeddings)}
   for name, objective in recipe.equivariances.items():
@@ -48,6 +76,14 @@ def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], tar
   z = embeddings.projected
   metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
   return total, (updated.get('batch_stats', {}), metrics, next(iter(outputs.features.values()))[:, 0])
+
+
+def aimed(recipe: Recipe, average: dict, stats: dict, shown: dict[str, Views]) -> tuple[Array, dict]:
+  """The embeddings [B V E] of the target network, and its new BatchNorm statistics."""
+  features, stats = encode(recipe, average, stats, shown, (0,))
+  aim, updated = recipe.network.apply({'params': average, 'batch_stats': stats}, features[0], actions(shown),
+                                      recipe.equivariances, True, method='project', mutable=['batch_stats'])
+  return aim, updated.get('batch_stats', {})
 
 
 def averaged(recipe: Recipe, step: Array, average: dict, params: dict) -> dict:
@@ -70,18 +106,25 @@ def probe_step(recipe: Recipe, extras: Probe, features: Array, labels: Array) ->
   return Probe(optax.apply_updates(extras.head, updates), memory), {'probe_loss': value, 'probe_top1': hits.mean()}
 
 
-def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-  """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate."""
+def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: str = 'replicate'
+               ) -> tuple[TrainState, Metrics]:
+  """state -> next state, and float32 scalars: loss, its terms, std, gradient norm, learning rate.
+
+  rule: how the state lies on the mesh that is set, of shard.RULES. Under 'fsdp' the weights are gathered for the two
+  passes alone, and the gradient is scattered before the optimiser and the target move, each device its shard of them.
+  """
+  lie = partial(shard.constrain, rule=rule) if rule != 'replicate' else lambda tree: tree
+  whole = partial(shard.constrain, rule='replicate') if rule != 'replicate' else lambda tree: tree
   shown = views(recipe, key, state.step, batch)
   average, target_stats = state.target or (None, None)
   aim = None
   if state.target:
     if recipe.invariance.update == 'before':
       average = averaged(recipe, state.step, average, state.params)
-    aim, updated = recipe.network.apply({'params': average, 'batch_stats': target_stats}, {'views': shown['views']},
-                                        recipe.equivariances, True, method='project', mutable=['batch_stats'])
-    target_stats = updated.get('batch_stats', {})
-  grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(state.params, state.stats, shown, aim)
+    aim, target_stats = aimed(recipe, whole(average), target_stats, {'views': shown['views']})
+  grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(
+      whole(state.params), state.stats, shown, aim)
+  grads = lie(grads)
   updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   if state.target and recipe.invariance.update == 'after':
@@ -91,12 +134,18 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch) -> tup
   if recipe.probe:
     extras, seen = probe_step(recipe, extras, features, batch.labels)
     metrics |= seen
-  return state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, extras=extras,
-                        target=(average, target_stats) if state.target else ()), metrics
+  state = state._replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, extras=extras,
+                         target=(average, target_stats) if state.target else ())
+  return lie(state), metrics
+
+
+def _jitted(step, mesh: Mesh, donate: bool, rule: str):
+  out = shard.replicated(mesh)
+  return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=out if rule == 'replicate' else (None, out))
 
 
 @lru_cache(8)
-def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
+def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'):
   """The one jitted step of a run whose data live on the devices: (key, state, data, order) -> state, metrics.
 
   data: a Batch of the whole training set and order: int32 [num], both replicated. The batch of a step is the
@@ -107,13 +156,18 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True):
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
     batch = jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
-    return train_step(recipe, key, state, batch)
+    with shard.within(mesh):
+      return train_step(recipe, key, state, batch, rule)
 
-  return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))
+  return _jitted(step, mesh, donate, rule)
 
 
 @lru_cache(8)
-def streamed(recipe: Recipe, mesh: Mesh, donate: bool = True):
+def streamed(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'):
   """The one jitted step of a run whose data come batch by batch: (key, state, batch) -> state, metrics; the batch is split
   over the devices."""
-  return jax.jit(partial(train_step, recipe), donate_argnums=(1,) if donate else (), out_shardings=shard.replicated(mesh))
+  def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    with shard.within(mesh):
+      return train_step(recipe, key, state, batch, rule)
+
+  return _jitted(step, mesh, donate, rule)

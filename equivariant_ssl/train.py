@@ -35,7 +35,7 @@ def compiled(run: Run):
   train = run.source.train
   labels = train.labels if run.recipe.probe else None
   placed = shard.place(steps.Batch(train.images, train.sizes, labels), shard.replicated(run.mesh))
-  return steps.resident(run.recipe, run.mesh), placed
+  return steps.resident(run.recipe, run.mesh, rule=run.config.sharding), placed
 
 
 def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool]
@@ -80,7 +80,8 @@ def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
     return order(n // per_epoch)[n % per_epoch * recipe.batch + mine]
   arrays = stream.batches(run.source.train, rows, start, recipe.steps)
   batches = (steps.Batch(images, sizes, labels if recipe.probe else None) for images, sizes, labels in arrays)
-  return steps.streamed(recipe, run.mesh), ((b,) for b in stream.placed(batches, split, recipe.batch))
+  step = steps.streamed(recipe, run.mesh, rule=run.config.sharding)
+  return step, ((b,) for b in stream.placed(batches, split, recipe.batch))
 
 
 class _Log(NamedTuple):
@@ -143,8 +144,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       stack.enter_context(record.lock(workdir))
       record.start(workdir, configs.as_json(config), command or shlex.join(sys.argv), free=configs.FREE)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
-    found = saved.restore(abstract(run))
-    state = found[1] if found else initial(run)
+    found = saved.restore(abstract(run, run.config.sharding))
+    state = found[1] if found else initial(run, run.config.sharding)
     start, total = int(state.step), run.recipe.steps
     say(f'{workdir.name}: ' + (f'resuming at step {start} of {total}' if found else f'{total} steps') +
         f', batch {config.batch} = {run.mesh.devices.size} devices x {config.batch // run.mesh.devices.size}')

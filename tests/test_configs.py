@@ -49,6 +49,8 @@ PUBLISHED = {
         'invariance.decay': .996, 'invariance.update': 'after', 'optimizer.lr_outside': True, 'batchnorm': 'view'}),
     'imagenet_byol_equimod': (EQUIMOD, 'lars', 4096, 1000, 4.8, 1.5e-6, {
         'invariance.decay': .996, 'invariance.update': 'before', 'equivariance.temperature': .2}),
+    'imagenet_simclr_vit_s': ('github.com/facebookresearch/moco-v3', 'adamw', 4096, 300, 1.5e-4 * 16, .1, {
+        'optimizer.warmup_epochs': 40., 'invariance.temperature': .2}),
     'imagenet_byol_essl': ('as imagenet_byol and imagenet_simclr_essl', 'lars', 4096, 1000, .2 * 16, 1.5e-6, {
         'equivariance.weight': .4, 'invariance.decay': .996}),
     'imagenet_simsiam': ('github.com/facebookresearch/simsiam: main_simsiam.py', 'sgd', 512, 100, .05 * 2, 1e-4, {

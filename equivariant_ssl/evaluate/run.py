@@ -126,7 +126,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
   config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, shard.mesh_of_batch(config.batch), console.print)
+  run = runs.prepare(config, shard.mesh_of_batch(config.batch // config.accumulate), console.print)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:

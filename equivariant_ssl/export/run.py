@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,12 +20,12 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.export import torchvision
-from equivariant_ssl.export.torchvision import COUNTER, Architecture
-from equivariant_ssl.nets.resnet import to_torch
+from equivariant_ssl.export import timm, torchvision
+from equivariant_ssl.export.torchvision import COUNTER
 from equivariant_ssl.state import TrainState
 
 WEIGHTS, FACTS, OURS = 'model.safetensors', 'config.json', 'equivariant_ssl'
+FAMILIES = {'resnet': torchvision, 'vit': timm}  # encoder: who names and builds it
 SMALL = ('cifar', 'half')  # stems of a 3x3 convolution
 IMAGENET = (.485, .456, .406), (.229, .224, .225)  # mean, std of torchvision's own weights
 IMAGES = 8  # whose features are compared
@@ -64,26 +65,27 @@ def _config_name(workdir: pathlib.Path) -> str:
   return dict(zip(words, words[1:], strict=False)).get('--config', '')
 
 
-def _facts(run: runs.Run, made: Architecture, workdir: pathlib.Path, step: int, digest: str) -> dict:
+def _facts(run: runs.Run, made: NamedTuple, workdir: pathlib.Path, step: int, digest: str) -> dict:
   """What config.json says: timm's fields, and our own under 'equivariant_ssl'."""
-  mean, std = run.recipe.network.mean, run.recipe.network.std
+  mean, std, family = run.recipe.network.mean, run.recipe.network.std, FAMILIES[run.config.encoder.name]
   own = {'version': __version__, 'run': workdir.absolute().name, 'config': _config_name(workdir), 'step': step,
          'encoder': made._asdict(), 'size': run.recipe.size, 'mean': mean, 'std': std, 'sha256': digest,
-         'standard': made.standard, 'build': torchvision.building(made, WEIGHTS).splitlines()}
-  if not made.standard:
+         'standard': made.standard, 'build': family.building(made, WEIGHTS).splitlines()}
+  if not made.standard and not made.model_args:
     own['note'] = (f'{made.name} is neither in timm nor in torchvision (depth {made.depth}, stem {made.stem}, width '
                    f'{made.width}); the names of its tensors are torchvision\'s, and "build" makes it in torch.')
   return {'architecture': made.name, 'num_classes': 0, 'num_features': run.recipe.network.encoder.dim,
-          'global_pool': 'avg', OURS: own, 'pretrained_cfg': {
+          **({'model_args': made.model_args} if made.model_args else {}),
+          'global_pool': family.POOL, OURS: own, 'pretrained_cfg': {
               'num_classes': 0, 'input_size': [3, run.recipe.size, run.recipe.size], 'mean': mean, 'std': std,
-              'first_conv': 'conv1', 'classifier': 'fc'}}
+              'first_conv': family.FIRST, 'classifier': family.CLASSIFIER}}
 
 
-def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: Architecture) -> list[str]:
+def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple) -> list[str]:
   """Lines that say how far the features of the file `path` are from those of the checkpoint's `encoder`.
   Raises UserError where that is more than rounding."""
-  state = torchvision.read(path)
-  again, _ = torchvision.from_torch(state, encoder)
+  state, family = torchvision.read(path), FAMILIES[run.config.encoder.name]
+  again, _ = torchvision.from_torch(state, encoder, family.to_torch)
   images, encode = run.source.train.images[:IMAGES], frozen(run.recipe).encode
   of = lambda params, stats: features(
       Partial(encode, {'params': {'encoder': params}, 'batch_stats': {'encoder': stats}}), images)
@@ -92,7 +94,7 @@ def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: Architectu
   largest, others = float(np.abs(ours).max()), {'read back': back}
   with contextlib.suppress(ImportError):
     x = (images.astype(np.float32) / 255 - np.float32(run.recipe.network.mean)) / np.float32(run.recipe.network.std)
-    others['in plain torch'] = torchvision.torch_features(made.stem)(state, x)
+    others['in plain torch'] = family.torch_features(made)(state, x)
   lines = []
   for who, theirs in others.items():
     apart = float(np.abs(ours - theirs).max())
@@ -105,26 +107,27 @@ def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: Architectu
 def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | None = None,
            say: Callable[[str], None] = print) -> pathlib.Path:
   """Write the encoder of a run's newest valid checkpoint (or that of `step`) to the folder `out` (DIR/export), as
-  model.safetensors under torchvision's names and config.json, and say how torch loads it; the folder.
+  model.safetensors under torchvision's or timm's names and config.json, and say how torch loads it; the folder.
 
   Before it takes its place, the file is read back, and its features compared with ours (and with plain torch's, where
-  torch is installed). Raises UserError where the encoder is no ResNet, or a file of another origin is in the way.
+  torch is installed). Raises UserError where the encoder is no ResNet or ViT, or a file of another origin is in the way.
   """
   workdir, out = pathlib.Path(workdir), pathlib.Path(out or pathlib.Path(workdir, 'export'))
   config = configs.read(workdir / 'config.json')
-  if config.encoder.name != 'resnet':
-    raise UserError(f'{workdir} has an encoder {config.encoder.name!r}, and a resnet alone can be exported.',
+  family = FAMILIES.get(config.encoder.name)
+  if family is None:
+    raise UserError(f'{workdir} has an encoder {config.encoder.name!r}, and a resnet or a vit alone can be exported.',
                     'Train with --config.encoder.name=resnet.')
   _folder(out)
   # What a bfloat16 run keeps is float32, and that is what another program computes in.
   config = configs.resolve(ConfigDict({**configs.as_json(config), 'dtype': 'float32'}))
   run = runs.prepare(config, shard.mesh(jax.devices()[:1]), say)
   whole = runs.abstract(run)._asdict()
-  wanted = {part: {'encoder': whole[part]['encoder']} for part in ('params', 'stats')}
+  wanted = {part: {k: v for k, v in whole[part].items() if k == 'encoder'} for part in ('params', 'stats')}
   number, found, _ = checkpoint.load(workdir / 'checkpoints', wanted, step, say)
-  made = Architecture(config.encoder.depth, config.encoder.stem, config.encoder.width)
-  encoder = tuple(found[part]['encoder'] for part in wanted)
-  state = {k: np.array(v, order='C') for k, v in to_torch(*encoder).items()}
+  made = family.Architecture(*(config.encoder[k] for k in family.Architecture._fields))
+  encoder = tuple(found[part].get('encoder', {}) for part in wanted)
+  state = {k: np.array(v, order='C') for k, v in family.to_torch(*encoder).items()}
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out, prefix='.new-') as scratch:
     new = pathlib.Path(scratch)
@@ -139,8 +142,8 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
   say(f'{workdir.name}, step {number}: {made.name}, {len(state)} tensors, {size:.1f} MB, written to {out / WEIGHTS}, '
       f'and {FACTS} beside it.')
   inputs = f'# of x [N 3 H W] = (pixels in [0, 1] - mean) / std; {_shown(run)}'
-  note = [] if made.standard else [facts[OURS]['note']]
-  for line in [*lines, *note, '', inputs, torchvision.building(made, str(out / WEIGHTS))]:
+  note = [facts[OURS]['note']] if 'note' in facts[OURS] else []
+  for line in [*lines, *note, '', inputs, family.building(made, str(out / WEIGHTS))]:
     say(line)
   return out
 
@@ -180,9 +183,10 @@ def _small(facts: dict, name: str, encoder: ConfigDict) -> tuple[str, str]:
 def _filled(run: runs.Run, state: dict[str, np.ndarray]) -> tuple[TrainState, int]:
   """The run's initial state, its encoder (and that of its target) of the tensors `state`; and how many these are."""
   first = runs.initial(run)
-  part, count = torchvision.from_torch(state, (first.params['encoder'], first.stats['encoder']))
+  part, count = torchvision.from_torch(state, (first.params['encoder'], first.stats.get('encoder', {})),
+                                       FAMILIES[run.config.encoder.name].to_torch)
   part = shard.place(part, shard.replicated(run.mesh))
-  fill = lambda trees: tuple({**tree, 'encoder': own} for tree, own in zip(trees, part, strict=True))
+  fill = lambda trees: tuple({**tree, 'encoder': own} if own else tree for tree, own in zip(trees, part, strict=True))
   params, stats = fill((first.params, first.stats))
   return first._replace(params=params, stats=stats, target=fill(first.target) if first.target else ()), count
 
@@ -196,7 +200,7 @@ def _about(file: pathlib.Path) -> Iterator[None]:
     raise UserError(f'{file}: {e}', code=e.code) from e
 
 
-def _matched(file: pathlib.Path, names: list[str], prefix: str, left: list[str], count: int, made: Architecture) -> str:
+def _matched(file: pathlib.Path, names: list[str], prefix: str, left: list[str], count: int, made: NamedTuple) -> str:
   """The line that says which of the tensors `names` were used: `left` were not."""
   counters, heads = sum(k.endswith(COUNTER) for k in names), [k for k in left if not k.endswith(COUNTER)]
   out = [', '.join(heads[:5]) + (f' and {len(heads) - 5} more' if len(heads) > 5 else '')] if heads else []
@@ -209,11 +213,11 @@ def _matched(file: pathlib.Path, names: list[str], prefix: str, left: list[str],
 def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_quick',
             overrides: dict[str, str] | None = None, command: str = '', say: Callable[[str], None] = print
             ) -> pathlib.Path:
-  """Make `workdir` a run of the named config whose encoder is the torchvision ResNet in `file` (.safetensors, or
+  """Make `workdir` a run of the named config whose encoder is the torchvision ResNet or timm ViT in `file` (.safetensors, or
   torch's .pth), as a checkpoint of step 0, all else as at its start; the workdir.
 
   Its inputs are normalised as the file's were (see `_normalisation`). Raises UserError where `workdir` is not empty, or
-  the file is not the whole of a ResNet; nothing is left behind then.
+  the file is not the whole of one; nothing is left behind then.
   """
   file, workdir, overrides = pathlib.Path(file), pathlib.Path(workdir).absolute(), overrides or {}
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
@@ -221,13 +225,15 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   whole, facts = torchvision.read(file), _beside(file)
   asked = configs.load(config, overrides)
   small, whose = _small(facts, config, asked.encoder)
+  kind = 'vit' if any(k.endswith(timm.MARK) for k in whole) else 'resnet'
+  family = FAMILIES[kind]
   mean, std, of = (asked.mean, asked.std, 'as the config says') if asked.mean else _normalisation(facts)
   with _about(file):
-    state, prefix, left = torchvision.backbone(whole)
-    made = torchvision.architecture(state, small)
-  encoder = {**(asked.encoder if asked.encoder.name == 'resnet' else {'name': 'resnet'}), **made._asdict()}
+    state, prefix, left = family.backbone(whole)
+    made = family.architecture(state, small)
+  encoder = {**(asked.encoder if asked.encoder.name == kind else {'name': kind}), **made._asdict()}
   resolved = configs.load(config, {'encoder': repr(encoder), 'mean': repr(mean), 'std': repr(std), **overrides})
-  made = Architecture(*(resolved.encoder[k] for k in Architecture._fields))
+  made = family.Architecture(*(resolved.encoder[k] for k in made._fields))
   run = runs.prepare(resolved, shard.mesh(jax.devices()[:1]), say)
   with _about(file):
     filled, count = _filled(run, state)
@@ -241,7 +247,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
     os.replace(new, workdir)
   say(_matched(file, list(whole), prefix, left, count, made))
   say(f'Inputs: {_shown(run)}, {of}.')
-  if made.stem in SMALL:
+  if getattr(made, 'stem', None) in SMALL:
     say(f'Stem: {made.stem}, {"as asked" if "encoder.stem" in overrides else whose}.')
   say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. Next: eqssl eval {workdir}')
   return workdir

@@ -17,7 +17,9 @@ COUNTER = 'num_batches_tracked'  # torch counts steps with it; nothing here read
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar')
 INSIDE = ('state_dict', 'model', 'model_state_dict', 'net')  # where training scripts keep the state dict
 AVERAGES = ('encoder_k', 'momentum', 'teacher', 'target', 'ema')  # a second copy of the network, not the trained one
+MARK = 'layer1.0.conv1.weight'
 OWN = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')  # the modules of the encoder
+FIRST, CLASSIFIER, POOL = 'conv1', 'fc', 'avg'  # as timm's configs call them
 SAFE_TORCH = (2, 6)  # before it, weights_only=True could run code (CVE-2025-32434)
 BUILD = '''import torch
 from safetensors.torch import load_file
@@ -50,6 +52,11 @@ class Architecture(NamedTuple):
   @property
   def name(self) -> str:
     return f'resnet{self.depth}' + ('' if self.standard else f'-{self.stem}-width{self.width}')
+
+  @property
+  def model_args(self) -> dict:
+    """Nothing: what is not `standard` is not built by timm."""
+    return {}
 
 
 def read(path: pathlib.Path) -> State:
@@ -93,23 +100,24 @@ def _pickled(path: pathlib.Path) -> State:
           if isinstance(v, torch.Tensor)}
 
 
-def backbone(state: State) -> tuple[State, str, list[str]]:
+def backbone(state: State, mark: str = MARK, own: tuple[str, ...] = OWN, what: str = 'ResNet'
+             ) -> tuple[State, str, list[str]]:
   """(the encoder's tensors, the prefix that they had, the names of all others) of a state dict.
 
-  Raises UserError where there is no ResNet in it, or there are several.
+  mark: the name of one of its tensors; own: of its modules. Raises UserError where it has none, or there are several.
   """
-  mark = 'layer1.0.conv1.weight'
   found = sorted(k.removesuffix(mark) for k in state if k == mark or k.endswith('.' + mark))
   trained = [p for p in found if not any(word in p for word in AVERAGES)] or found
   if not found:
-    raise UserError(f'none of its {len(state)} tensors is called {mark}: it is no ResNet of torchvision.',
-                    'Give a resnet18, 34, 50, 101 or 152 under torchvision\'s names.')
+    raise UserError(f'none of its {len(state)} tensors is called {mark}: it is no ResNet of torchvision, nor a ViT of timm.',
+                    'Give a resnet18, 34, 50, 101 or 152 under torchvision\'s names, or a vit_tiny, small or base under '
+                    'timm\'s.')
   if len(trained) > 1:
-    raise UserError(f'it holds {len(trained)} ResNets: {", ".join(map(repr, trained[:4]))}.', 'Save one of them alone.')
+    raise UserError(f'it holds {len(trained)} {what}s: {", ".join(map(repr, trained[:4]))}.', 'Save one of them alone.')
   prefix = trained[0]
-  own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-  own = {k: v for k, v in own.items() if k.partition('.')[0] in OWN}
-  return own, prefix, [k for k in state if not k.startswith(prefix) or k.removeprefix(prefix) not in own]
+  found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+  found = {k: v for k, v in found.items() if k.partition('.')[0] in own}
+  return found, prefix, [k for k in state if not k.startswith(prefix) or k.removeprefix(prefix) not in found]
 
 
 def blocks(state: State) -> tuple[int, ...]:
@@ -134,11 +142,11 @@ def architecture(state: State, small: str) -> Architecture:
   return Architecture(depth, 'imagenet' if kernel == 7 else small, first.shape[0])
 
 
-def from_torch(state: State, like: Any) -> tuple[Any, int]:
+def from_torch(state: State, like: Any, to_torch: Callable[..., State] = to_torch) -> tuple[Any, int]:
   """The inverse of `to_torch`: (params, stats) with the values of `state`, and the number of tensors that were matched.
 
-  like: (params, stats) of a ResNet, arrays or their shapes. `state` is all of it and no more, counters apart; else
-  UserError.
+  like: (params, stats) of the network that it writes, arrays or their shapes. `state` is all of it and no more,
+  counters apart; else UserError.
   """
   leaves, form = jax.tree.flatten(jax.tree.map(lambda a: np.zeros(a.shape, np.float32), like))
   wanted = {k: v.shape for k, v in to_torch(*jax.tree.unflatten(form, leaves)).items() if not k.endswith(COUNTER)}
@@ -149,11 +157,12 @@ def from_torch(state: State, like: Any) -> tuple[Any, int]:
   if wrong:
     raise UserError(f'{len(wrong)} tensors do not fit the {len(wanted)} of the encoder: {"; ".join(wrong[:3])}'
                     + (f'; and {len(wrong) - 3} more.' if len(wrong) > 3 else '.'),
-                    'Nothing was loaded: give the whole of a torchvision ResNet.')
+                    'Nothing was loaded: give the whole of the network.')
   broken = [k for k in wanted if not np.isfinite(there[k]).all()]
   if broken:
     raise UserError(f'{len(broken)} of its tensors are not finite: {", ".join(broken[:3])}.', 'Give other weights.')
-  back = [there[k].transpose(2, 3, 1, 0) if len(shape) == 4 else there[k] for k, shape in wanted.items()]
+  layouts = {4: (2, 3, 1, 0), 2: (1, 0)}
+  back = [there[k].transpose(layouts.get(len(shape), range(len(shape)))) for k, shape in wanted.items()]
   return jax.tree.unflatten(form, [np.array(a, np.float32, order='C') for a in back]), len(wanted)
 
 
@@ -171,7 +180,7 @@ def building(a: Architecture, path: str) -> str:
                       blocks=list(counts), changes=changes, path=path)
 
 
-def torch_features(stem: str) -> Callable[[State, np.ndarray], np.ndarray]:
+def torch_features(a: Architecture) -> Callable[[State, np.ndarray], np.ndarray]:
   """(state, normalised images [N H W 3] float32) -> features [N D], by plain torch. ImportError where it is missing."""
   import torch
   import torch.nn.functional as F  # noqa: N812
@@ -192,8 +201,8 @@ def torch_features(stem: str) -> Callable[[State, np.ndarray], np.ndarray]:
   @torch.no_grad()
   def features(state: State, images: np.ndarray) -> np.ndarray:
     values = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
-    x = F.relu(conv(values, torch.from_numpy(images).permute(0, 3, 1, 2), 'conv1', 'bn1', STEMS[stem][1]))
-    x = F.max_pool2d(x, 3, 2, 1) if stem == 'imagenet' else x
+    x = F.relu(conv(values, torch.from_numpy(images).permute(0, 3, 1, 2), 'conv1', 'bn1', STEMS[a.stem][1]))
+    x = F.max_pool2d(x, 3, 2, 1) if a.stem == 'imagenet' else x
     for stage, count in enumerate(blocks(state), 1):
       for i in range(count):
         x = block(values, x, f'layer{stage}.{i}', 2 if stage > 1 and i == 0 else 1)

@@ -16,6 +16,12 @@ torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')   # to
 fan_out_init = nn.initializers.variance_scaling(2., 'fan_out', 'normal')   # torchvision's ResNet: kaiming_normal
 
 
+def torch_bias(fan_in: int):
+  """The initializer of the bias of torch's Linear and Conv2d: U(+-1 / sqrt(fan in))."""
+  bound = 1 / math.sqrt(fan_in)
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def plain(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
   """`conv2d` with XLA's own gradients."""
   return jax.lax.conv_general_dilated(
@@ -97,15 +103,20 @@ conv2d.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """A convolution without bias: x [B H W C] -> [B Ho Wo features] in `dtype`, its kernel [kh kw C K] float32."""
+  """A convolution: x [B H W C] -> [B Ho Wo features] in `dtype`, its kernel [kh kw C K] and its bias, if any, float32."""
   features: int
   size: int = 3
   stride: int = 1
   padding: int = 0
   dtype: str = 'float32'
   kernel_init: nn.initializers.Initializer = torch_init
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-    return conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)
+    y = conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)
+    if self.bias:
+      bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,), jnp.float32)
+      y += bias.astype(y.dtype)[None, None, None]
+    return y

@@ -1,14 +1,12 @@
 """Multi-layer perceptrons: every projector, predictor, parameter encoder and head of the published methods."""
 import functools
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from equivariant_ssl.modules import unknown
-from equivariant_ssl.nets.conv import DTYPES, torch_init
+from equivariant_ssl.nets.conv import DTYPES, torch_bias, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
 from equivariant_ssl.types import Array
 
@@ -24,12 +22,6 @@ NORMS = {
     'batch_noaffine': functools.partial(_batch, use_bias=False, use_scale=False),
     'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype='float32'),
 }
-
-
-def _torch_bias(fan_in: int):
-  """The initializer of `torch.nn.Linear`'s bias: U(+-1 / sqrt(fan in))."""
-  bound = 1 / math.sqrt(fan_in)
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Mlp(nn.Module):
@@ -49,7 +41,7 @@ class Mlp(nn.Module):
     torch = self.initial == 'torch'
     return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=f'linear_{i}',
                     kernel_init=torch_init if torch else nn.initializers.normal(.01),
-                    bias_init=_torch_bias(x.shape[-1]) if torch else nn.initializers.zeros)(x)
+                    bias_init=torch_bias(x.shape[-1]) if torch else nn.initializers.zeros)(x)
 
   def _norm(self, x: Array, i: int, kind: str, train: bool) -> Array:
     if NORMS[kind] is None:

@@ -18,6 +18,16 @@ def split(together: Array, counts: dict[str, int]) -> Features:
   return parts
 
 
+def tapped(objectives: dict[str, Equivariance]) -> tuple[int, ...]:
+  """The stages of the encoder that are read: the last (0), and those that the objectives tap."""
+  return tuple(sorted({0, *(o.tap for o in objectives.values())}))
+
+
+def actions(views: dict[str, Views]) -> dict:
+  """{group: [B V ...]}."""
+  return {name: v.actions for name, v in views.items()}
+
+
 class Network(nn.Module):
   """mean, std: of the inputs, a channel. joint: views of one size share one pass through the encoder and the heads,
   and so their BatchNorm statistics (EquiMod); else a pass for each of the invariance's views (BYOL, SimSiam, Barlow
@@ -61,8 +71,9 @@ class Network(nn.Module):
         found[tap] |= split(jnp.concatenate([s[i] for s in stages], axis=1), counts)
     return found
 
-  def _project(self, features: Features, actions: dict, objectives: dict[str, Equivariance], train: bool) -> Array:
-    """The invariance's embeddings [B V E] of its views: of what the objectives feed its projector."""
+  def project(self, features: Features, actions: dict, objectives: dict[str, Equivariance], train: bool) -> Array:
+    """The invariance's embeddings [B V E] of its views: of what the objectives feed its projector. With `features`, what
+    a target network computes."""
     if self.projector is None:
       return features['views'] if 'views' in features else next(iter(features.values()))
     fed = features['views']
@@ -71,20 +82,23 @@ class Network(nn.Module):
         fed = self.heads[name].feed(fed, actions['views'], train)
     return self.by_view(lambda h: self.projector(h, train), fed)
 
-  def project(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Array:
-    """The invariance's embeddings [B V E] of `views` alone: what a target network computes."""
-    return self._project(self.features(views, train)[0], {n: v.actions for n, v in views.items()}, objectives, train)
-
-  def __call__(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Outputs:
-    features = self.features(views, train, tuple(sorted({0, *(o.tap for o in objectives.values())})))
-    actions = {name: v.actions for name, v in views.items()}
-    projected = self._project(features[0], actions, objectives, train)
+  def outputs(self, features: dict[int, Features], actions: dict, objectives: dict[str, Equivariance], train: bool
+              ) -> Outputs:
+    """What follows from the `features` of each tapped stage and the `actions` {group: [B V ...]}: all but the encoder."""
+    projected = self.project(features[0], actions, objectives, train)
     predicted = self.by_view(lambda z: self.predictor(z, train), projected) if self.predictor else projected
     answers = {}
     for name, objective in objectives.items():
       pair = self.pair(name, objectives, features[objective.tap], actions, train)
       answers[name] = (self.heads[name](pair, train), pair)
     return Outputs(features[0], Embeddings(projected, predicted, projected), answers)
+
+  def __call__(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Outputs:
+    return self.outputs(self.features(views, train, tapped(objectives)), actions(views), objectives, train)
+
+  def target(self, views: dict[str, Views], objectives: dict[str, Equivariance], train: bool) -> Array:
+    """The invariance's embeddings [B V E] of `views` alone, for the weights of a target network."""
+    return self.project(self.features(views, train)[0], actions(views), objectives, train)
 
   def pair(self, name: str, objectives: dict[str, Equivariance], features: Features, actions: dict, train: bool) -> Pair:
     """The pairs of objective `name`: its groups embedded (in one pass, for a joint BatchNorm), then paired."""

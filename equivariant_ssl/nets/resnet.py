@@ -55,6 +55,7 @@ class ResNet(nn.Module):
   width: int
   dtype: str
   zero_init: bool
+  remat: bool = False
 
   @property
   def dims(self) -> tuple[int, ...]:
@@ -73,11 +74,11 @@ class ResNet(nn.Module):
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    pooled = []
+    block, pooled = nn.remat(Block, static_argnums=(2,)) if self.remat else Block, []
     for stage, count in enumerate(blocks):
       for i in range(count):
         stride = 2 if stage > 0 and i == 0 else 1
-        x = Block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init,
+        x = block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init,
                   name=f'layer{stage + 1}_{i}')(x, train)
       pooled.append(x.mean((1, 2), dtype=jnp.float32))
     return tuple(pooled)
@@ -88,19 +89,20 @@ class ResNet(nn.Module):
 
 
 def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 'float32',
-         zero_init: bool = True) -> ResNet:
+         zero_init: bool = True, remat: bool = False) -> ResNet:
   """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152, whose first stage has `width` channels.
 
   stem: 'imagenet' (7x7 stride 2, max-pool), 'cifar' (3x3, no pool) or 'half' (3x3 stride 2, no pool; for small
   images on CPU). dtype: of the computation ('bfloat16' halves memory); weights, BatchNorm statistics and the
-  output stay float32. zero_init: a block's last BatchNorm starts at 0, so that it starts as the identity. Raises
+  output stay float32. zero_init: a block's last BatchNorm starts at 0, so that it starts as the identity. remat: keep
+  each block's input alone and compute the block again on the way back, a third more work for less memory. Raises
   UserError for an unknown depth, stem or dtype.
   """
   for what, name, known in (('resnet.depth', depth, DEPTHS), ('resnet.stem', stem, STEMS),
                             ('resnet.dtype', dtype, DTYPES)):
     if name not in known:
       raise unknown(what, str(name), map(str, known))
-  return ResNet(depth, stem, width, dtype, zero_init)
+  return ResNet(depth, stem, width, dtype, zero_init, remat)
 
 
 def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:

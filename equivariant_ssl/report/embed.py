@@ -36,7 +36,7 @@ class Encoder(NamedTuple):
 def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
   """The encoder of a run's newest valid checkpoint, or that of `step`; its data say the mean and std of its inputs."""
   config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, shard.mesh_of_batch(config.batch))
+  run = runs.prepare(config, shard.mesh_of_batch(config.batch // config.accumulate))
   number, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
                  f'step {number} of {workdir}')

@@ -57,7 +57,7 @@ def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict
   if not images:
     return every(Missing('Left out as asked.', left.command('report'))), {}
   try:
-    run = runs.prepare(left.config, shard.mesh_of_batch(left.config.batch), say)
+    run = runs.prepare(left.config, shard.mesh_of_batch(left.config.batch // left.config.accumulate), say)
   except UserError as error:
     return every(_why(error)), {}
   try:

@@ -1,0 +1,39 @@
+"""SimCLR with a ViT-S/16 on ImageNet, at MoCo v3's settings: AdamW, 300 epochs.
+
+Command:   eqssl train --config imagenet_simclr_vit_s --workdir runs/in_simclr_vit_s
+           eqssl eval runs/in_simclr_vit_s --protocol equimod
+Published: none of this very recipe. MoCo v3 itself, whose target is a moving average, has linear top-1 73.2 % (README of
+           github.com/facebookresearch/moco-v3, arXiv 2104.02057); its rate is 1.5e-4 x B / 256.
+Measured:  none yet: no accelerator.
+Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes the
+           other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of the
+           image squashed to 256 x 256.
+"""
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      'seed': 0,
+      'size': 224,
+      'batch': 4096,
+      'epochs': 300.,
+      'dtype': 'bfloat16',
+      'data': {'name': 'tfds', 'dataset': 'imagenet2012', 'train': 'train', 'test': 'validation', 'size': 256},
+      'encoder': {'name': 'vit', 'variant': 'small'},
+      'augment': {
+          'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize'),
+          'second': {'blur': {'p': .1}, 'solarize': {'p': .2}},
+          'crop': {'role': 'both', 'scale': (.08, 1.), 'method': 'bicubic'},
+          'flip': {'role': 'both', 'p': .5},
+          'jitter': {'role': 'both', 'p': .8, 'brightness': .4, 'contrast': .4, 'saturation': .2, 'hue': .1},
+          'gray': {'role': 'both', 'p': .2},
+          'blur': {'role': 'both', 'p': 1., 'kernel': 23, 'sigma': (.1, 2.)},
+          'solarize': {'role': 'both', 'p': 0.},
+      },
+      'invariance': {'name': 'simclr', 'temperature': .2, 'projector': {'hidden': (4096, 4096), 'out': 256}},
+      'equivariance': {'name': 'none'},
+      # 1.5e-4 x 4096 / 256
+      'optimizer': {'name': 'adamw', 'lr': 2.4e-3, 'weight_decay': .1, 'warmup_epochs': 40.},
+      'log_every': 100,
+  })
