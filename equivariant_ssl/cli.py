@@ -5,7 +5,7 @@ import pathlib
 import shlex
 import sys
 
-from equivariant_ssl.errors import BAD_DATA, OK, USAGE, UserError
+from equivariant_ssl.errors import BAD_DATA, OK, PREEMPTED, USAGE, UserError
 from equivariant_ssl.study import command as studies
 from equivariant_ssl.study.command import split
 
@@ -46,7 +46,8 @@ def entry() -> None:
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()
-  if 'EQSSL_PROCESSES' in os.environ and code:
+  jax = sys.modules.get('jax')
+  if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)
 
@@ -191,7 +192,8 @@ def _train(config, workdir: str, args) -> None:
   distributed.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.train import train as run
-  run(config, workdir, args.command_line, quiet=args.quiet)
+  with distributed.watched():
+    run(config, workdir, args.command_line, quiet=args.quiet)
   if distributed.main():
     print(f'Next: eqssl eval {workdir}')
 
