@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl import cluster, record
+from equivariant_ssl import cluster, record, shard
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 
 HEARTBEAT = 20  # seconds of silence after which a process is lost
@@ -95,7 +96,8 @@ def watched() -> Iterator[None]:
   except jax.errors.JaxRuntimeError as error:
     signs = r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|barrier'
     if jax.process_count() > 1 and re.search(signs, str(error), re.IGNORECASE):
-      raise UserError(*LOST, WATCHDOG) from error
+      raise UserError(f'{LOST[0]} What jax saw of it: {(str(error).splitlines() or [""])[0][:150]}', LOST[1],
+                      WATCHDOG) from error
     raise
 
 
@@ -145,6 +147,10 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
 
 def _meet() -> None:
   """Print who is there, from process 0; UserError where their software differs."""
+  # Gloo gives the processes 30 s to find each other for their first collective: not after compiling a step, which
+  # takes one that finds it in the cache a second and others a minute.
+  everyone = shard.place(np.ones(jax.device_count(), np.float32), shard.split(shard.mesh()))
+  jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', record.versions())
   devices = jax.local_devices()
   rows = gather([socket.gethostname(), len(devices), devices[0].device_kind])
