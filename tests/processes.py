@@ -1,4 +1,4 @@
-"""`eqssl train` as one of several processes, and the smallest config that has views, BatchNorm and both objectives.
+"""`eqssl train` as one of several processes, and the smallest config that has views, BatchNorm and a loss over pairs.
 
 As a program it takes the place of `python -m equivariant_ssl.cli`; one process compiles for all.
 """
@@ -24,9 +24,8 @@ def get_config() -> ConfigDict:
   return ConfigDict({
       'size': 8, 'batch': 16, 'steps': 5, 'data': {'name': 'digits'}, 'log_every': 1, 'checkpoint_every': 3,
       'encoder': {'name': 'resnet', 'depth': 4, 'stem': 'cifar', 'width': 4},
-      'augment': {'order': ('crop',), 'crop': {'role': 'both', 'scale': (.3, 1.), 'method': 'bilinear'}},
+      'augment': {'order': ('crop',), 'crop': {'role': 'invariant', 'scale': (.3, 1.), 'method': 'bilinear'}},
       'invariance': {'name': 'simclr', 'projector': {'hidden': (8,), 'out': 8}},
-      'equivariance': {'name': 'equimod', 'hidden': (8,), 'dim': 8, 'action_dim': 8},
       'optimizer': {'name': 'sgd', 'lr': .01, 'warmup_epochs': 0.},  # a rate at which rounding does not grow
   })
 

@@ -32,7 +32,7 @@ def local(workdir, **overrides):
 
 
 def losses(workdir):
-  rows = [[row[k] for k in ('loss', 'invariance', 'equimod')] for row in record.read_metrics(workdir)]
+  rows = [[row[k] for k in ('loss', 'gradient', 'std')] for row in record.read_metrics(workdir)]
   assert len(rows) == 5
   return rows
 
