@@ -121,6 +121,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, victim):
   port = 24000 + os.getpid() % 1000 + 1000 * victim
   saved = lambda: [int(p.name) for p in (tmp_path / 'run').glob('checkpoints/*') if p.name.isdigit()]
   pair = [_train(tmp_path / 'run', i, port, *steps) for i in range(2)]
+  started = list(pair)
   try:
     deadline = time.monotonic() + 400
     while not saved():
@@ -134,12 +135,14 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, victim):
     assert 'eqssl: another process of this job was lost' in said
     kept = max(saved())
     pair = [_train(tmp_path / 'run', i, port, *steps) for i in range(2)]
+    started += pair
     while max(saved()) == kept:
       assert time.monotonic() < deadline and all(p.poll() is None for p in pair)
       time.sleep(.2)
     pair[victim].terminate()  # both stop at one step
     assert [p.wait(60) for p in pair] == [75, 75]
   finally:
-    for p in pair:
+    for p in started:
       p.kill()
-      p.communicate()
+      p.wait()
+      p.stderr.close()
