@@ -12,7 +12,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(VENV)/installed
-	$(BIN)/pip install -q -e ".[test,torch,browser,parquet]"
+	$(BIN)/pip install -q -e ".[test,torch,browser,parquet,kubernetes]"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbmake notebooks
 

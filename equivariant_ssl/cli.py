@@ -5,7 +5,7 @@ import pathlib
 import shlex
 import sys
 
-from equivariant_ssl.errors import BAD_DATA, OK, USAGE, UserError
+from equivariant_ssl.errors import BAD_DATA, OK, PREEMPTED, USAGE, UserError
 from equivariant_ssl.study import command as studies
 from equivariant_ssl.study.command import split
 
@@ -46,7 +46,8 @@ def entry() -> None:
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()
-  if 'EQSSL_PROCESSES' in os.environ and code:
+  jax = sys.modules.get('jax')
+  if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)
 
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
   p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
   p.add_argument('--quiet', action='store_true', help='no progress')
+  _elsewhere(add)
   p = add('eval', evaluate, 'evaluate the newest checkpoint of each DIR under named protocols')
   p.add_argument('dirs', nargs='*', metavar='DIR')
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
@@ -109,6 +111,17 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('name', help='a folder of images, or the name of a prepared data set')
   p.add_argument('--root', default='', help='TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   return parser
+
+
+def _elsewhere(add) -> None:
+  """Training on other machines."""
+  p = add('launch', launch, 'train a config on a cluster: eqssl launch slurm|tpu|gke --config NAME [--dry-run]')
+  p.add_argument('where', choices=('slurm', 'tpu', 'gke'))
+  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
+  p.add_argument('--workdir', default='', help='as the cluster sees it (default: runs/NAME)')
+  p.add_argument('--set', dest='settings', nargs='+', default=[], metavar='KEY=VALUE',
+                 help='of the file in launch/; slurm: template=a100 and any option of sbatch, e.g. nodes=4 account=X')
+  p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
 
 
 def _first_uses(add) -> None:
@@ -190,6 +203,11 @@ def train(args) -> None:
     _train(config, args.workdir, args)
 
 
+def launch(args) -> int:
+  from equivariant_ssl import launch as launches
+  return launches.run(args.where, args.config, args.workdir, args.overrides, args.settings, args.dry_run)
+
+
 def resume(args) -> None:
   from equivariant_ssl import config as configs
   _train(configs.read(pathlib.Path(args.dir) / 'config.json'), args.dir, args)
@@ -200,7 +218,8 @@ def _train(config, workdir: str, args) -> None:
   distributed.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.train import train as run
-  run(config, workdir, args.command_line, quiet=args.quiet)
+  with distributed.watched():
+    run(config, workdir, args.command_line, quiet=args.quiet)
   if distributed.main():
     print(f'Next: eqssl eval {workdir}')
 

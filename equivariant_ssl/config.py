@@ -43,11 +43,10 @@ COSINES = ('step', 'epoch')  # how often the rate moves
 GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config
 
 
-def folders() -> list[pathlib.Path]:
-  """Where a config named without its path is looked for."""
-  here = pathlib.Path(__file__).parent.parent / 'configs'
-  return [p for p in (pathlib.Path('configs'), here, pathlib.Path(sys.prefix, 'share/equivariant_ssl/configs'))
-          if p.is_dir()]
+def folders(name: str = 'configs') -> list[pathlib.Path]:
+  """Where a config named without its path is looked for; or a file of `name`: here, in the clone, where it is installed."""
+  return [p for p in (pathlib.Path(name), pathlib.Path(__file__).parent.parent / name,
+                      pathlib.Path(sys.prefix, 'share/equivariant_ssl', name)) if p.is_dir()]
 
 
 def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:

@@ -56,14 +56,19 @@ def _processor() -> str:
   return platform.processor() or platform.machine()
 
 
-def environment() -> dict[str, Any]:
-  """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
-  versions = {}
+def versions() -> dict[str, str]:
+  """Of this package and of those that its numbers depend on."""
+  found = {}
   for name in PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[name] = importlib.metadata.version(name)
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def environment() -> dict[str, Any]:
+  """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  return {'python': platform.python_version(), **versions, 'platform': platform.platform(),
+  return {'python': platform.python_version(), **versions(), 'platform': platform.platform(),
           'host': socket.gethostname(), 'cpu': _processor(), 'cores': cores,
           'backend': jax.default_backend(), 'devices': [d.device_kind for d in jax.devices()],
           'processes': jax.process_count(), 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'git': _git(),

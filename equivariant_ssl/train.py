@@ -136,6 +136,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
   """
   workdir = pathlib.Path(workdir).absolute()
+  distributed.agree('config', record.leaves(configs.as_json(config)))
   say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
   run = prepare(config, mesh, say)
   with contextlib.ExitStack() as stack:

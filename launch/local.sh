@@ -16,6 +16,7 @@ case " $* " in *" --workdir"*) ;; *) set -- --workdir "runs/$(basename "$config"
 python=${PYTHON:-python3}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 pids=()
+own() { [ "$1" -ge 2 ] && [ "$1" -le 75 ] && [ "$1" -ne 8 ]; }
 stop() { [ ${#pids[@]} -eq 0 ] || kill "-$1" "${pids[@]}" 2>/dev/null || true; }
 trap 'stop TERM' TERM INT
 for ((i = 0; i < n; i++)); do
@@ -40,9 +41,10 @@ while [ ${#pids[@]} -gt 0 ]; do
     fi
     rc=0
     wait "$pid" 2>/dev/null || rc=$?
-    # 1 and the signals are also how a process ends whose peer is gone: what eqssl says itself goes before them.
-    if [ "$code" -eq 0 ] || { [ "$rc" -ge 2 ] && [ "$rc" -le 75 ] && { [ "$code" -eq 1 ] || [ "$code" -gt 75 ]; }; }; then
-      code=$rc
+    # 1, 8 and the signals are also how a process ends whose peer is gone: what eqssl says itself goes before them.
+    if [ "$code" -eq 0 ] || { own "$rc" && ! own "$code"; }; then code=$rc; fi
+    if [ "$rc" -gt 75 ] && [ -z "$deadline" ]; then
+      echo "local.sh: process $pid ended with $rc ($(kill -l "$rc" 2>/dev/null || true)); the others are stopped" >&2
     fi
   done
   pids=(${left[@]+"${left[@]}"})

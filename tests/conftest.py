@@ -3,7 +3,9 @@ import os
 import pathlib
 
 # Compile cost dominates the suite: LLVM's optimisation is off (speed is measured in benchmarks/, not here).
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+# Eight devices on two busy cores may wait long for each other: by default XLA ends the process after 40 s.
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+                           ' --xla_cpu_collective_call_terminate_timeout_seconds=600')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -13,8 +13,9 @@ FLOORS = (
     {'nets'},
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
-    {'config', 'data', 'evaluate', 'distributed', 'checkpoint', 'fingerprint', 'record', 'runs', 'train'},
-    {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'cli'},
+    {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'record', 'runs', 'train'},
+    {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'launch',
+     'cli'},
 )
 
 

@@ -99,6 +99,7 @@ def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys
   here, there = (modules.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
   np.testing.assert_array_equal(here.train.images, np.asarray(there.train.images))
   assert capsys.readouterr().err.count('another record is in its place') == 1
+  np.testing.assert_array_equal(here.train.labels, there.train.labels)
   assert len(there.train.images.bad) == 1 and len(here.problems) == 2
 
 

@@ -28,11 +28,13 @@ def threads() -> int:
 
 class Canvases:
   """uint8 canvases [N S S 3] that `images[rows]` decodes, as an array would index them. An unreadable record gives
-  another in its place, drawn from its own index: the same in every run. rows: of the records, all by default."""
+  another in its place, drawn from its own index: the same in every run, and of the `labels` that one's. rows: of the
+  records, all by default."""
   dtype, ndim = np.dtype(np.uint8), 4
 
-  def __init__(self, name: str, records: Records, size: int, rows: np.ndarray | None = None):
-    self.name, self.records, self.side = name, records, size
+  def __init__(self, name: str, records: Records, size: int, rows: np.ndarray | None = None,
+               labels: np.ndarray | None = None):
+    self.name, self.records, self.side, self.labels = name, records, size, labels
     self.rows = np.arange(records.count) if rows is None else rows
     self.bad, self.lock, self.last = {}, threading.Lock(), (None, None)
 
@@ -55,6 +57,8 @@ class Canvases:
       try:
         data, = self.records.read(range(at, at + 1))
         canvas, size = decode(data, self.side)
+        if self.labels is not None and at != first:
+          self.labels[first] = self.labels[at]
         return canvas, np.asarray(size, np.float32)
       except BadImage as e:
         self.trouble(at, str(e))
@@ -135,7 +139,7 @@ def some(split: Split, rows: np.ndarray) -> Split:
 
 def split(name: str, records: Records, size: int, labels: np.ndarray | None) -> Split:
   """`records` as canvases of side `size` that are decoded as they are asked for."""
-  canvases = Canvases(name, records, size)
+  canvases = Canvases(name, records, size, labels=labels)
   return Split(canvases, Sizes(canvases), labels)
 
 

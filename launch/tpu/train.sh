@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Train CONFIG on all workers of a Cloud TPU slice that is asked for as a queued resource; the same command again resumes.
+#   ZONE=us-central2-b BUCKET=mine SOURCE=git+https://... launch/tpu/train.sh CONFIG [--config.a.b=value ...]
+# DRY_RUN=1 prints the commands only.
+# The run is in gs://$BUCKET/$NAME, which each worker mounts (gcsfuse), since all must see it. TYPE is the slice, RUNTIME
+# its software, SPOT=1 a cheaper one that can be taken away, SOURCE what pip installs there. It costs until it is deleted:
+#   gcloud compute tpus queued-resources delete NAME --zone ZONE --force
+set -euo pipefail
+if [ $# -lt 1 ] || [[ "$1" == -* ]] || [ -z "${ZONE:-}" ] || [ -z "${BUCKET:-}" ] || [ -z "${SOURCE:-}" ]; then
+  echo "usage: ZONE=ZONE BUCKET=BUCKET SOURCE=SOURCE launch/tpu/train.sh CONFIG [--config.a.b=value ...]" >&2
+  exit 2
+fi
+config=$1
+shift
+base=$(basename "$config" .py)
+name=${NAME:-eqssl-${base//_/-}}
+tpus=(gcloud compute tpus)
+where=(--zone "$ZONE")
+if [ -n "${PROJECT:-}" ]; then where+=(--project "$PROJECT"); fi
+run() {
+  if [ -n "${DRY_RUN:-}" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+state() {
+  "${tpus[@]}" queued-resources describe "$name" "${where[@]}" --format 'value(state.state)' 2>/dev/null || echo NONE
+}
+ask() {
+  local spot=()
+  if [ -n "${SPOT:-}" ]; then spot=(--spot); fi
+  run "${tpus[@]}" queued-resources create "$name" --node-id "$name" "${where[@]}" \
+    --accelerator-type "${TYPE:-v4-32}" --runtime-version "${RUNTIME:-tpu-ubuntu2204-base}" ${spot[@]+"${spot[@]}"}
+}
+on_all() { run "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker all --command "$1"; }
+
+if [ -n "${DRY_RUN:-}" ]; then
+  ask
+else
+  now=$(state)
+  if [[ "$now" == SUSPENDED || "$now" == FAILED ]]; then # what a spot slice is once it was taken away
+    run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet
+    now=NONE
+  fi
+  if [ "$now" = NONE ]; then ask; fi
+  until [ "$(state)" = ACTIVE ]; do
+    echo "train.sh: $name is $(state)" >&2
+    sleep "${WAIT:-30}"
+  done
+fi
+on_all "mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") runs; } && \
+pip install -q $(printf %q "equivariant-ssl[tpu] @ $SOURCE")"
+on_all "python3 -m equivariant_ssl.cli train --config $(printf '%q ' "$config" --workdir "runs/$name" "$@")"
