@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import runs, shard
+from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
 from equivariant_ssl.data.source import fits
 from equivariant_ssl.data.stream import lazy
@@ -80,6 +81,16 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
       flops(traced.jaxpr.jaxpr), params, total((state.opt_state, state.target)), saved, memory.argument_size_in_bytes,
       memory.temp_size_in_bytes, data, need + data, collectives(compiled.as_text()), B,
       sum(v.images.shape[1] for v in shown.values()), recipe.steps, recipe.steps_per_epoch)
+
+
+def work(config: ConfigDict) -> float:
+  """FLOPs of a step of `config`, traced and not compiled, whatever its batch."""
+  run = described(config, shard.mesh(jax.devices()[:1]), lambda line: None)
+  side, B = run.recipe.canvas, run.recipe.batch
+  batch = jax.eval_shape(lambda: steps.Batch(jnp.zeros((B, side, side, 3), jnp.uint8), jnp.zeros((B, 2)),
+                                             jnp.zeros(B, jnp.int32) if run.recipe.probe else None))
+  state = jax.eval_shape(lambda: states.build(run.recipe, run.key))
+  return flops(jax.make_jaxpr(lambda s, b: steps.train_step(run.recipe, run.key, s, b))(state, batch).jaxpr)
 
 
 def known(config: ConfigDict) -> tuple[str, str]:
@@ -181,7 +192,7 @@ def lines(config: ConfigDict, p: Plan) -> list[str]:
   mib = lambda n: f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
   fit, least = [g for g in MEMORIES if p.need <= .9 * g * 2**30], 'at least ' * (p.kind == 'cpu')
   fits = f'devices of {fit[0]} GiB and more' if fit else f'no device of {MEMORIES[-1]} GiB'
-  crossing = ', '.join(f'{n} {kind} of {mib(size)}' for kind, (n, size) in p.collectives.items())
+  crossing = ', '.join(f'{n} {kind}, together {mib(size)}' for kind, (n, size) in p.collectives.items())
   return [
       f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {p.images // p.devices}',
       f'steps        {p.steps:,} = {p.steps / p.steps_per_epoch:g} epochs of {p.steps_per_epoch:,}',
