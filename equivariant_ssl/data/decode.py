@@ -5,8 +5,12 @@ import stat
 import warnings
 
 import numpy as np
-import simplejpeg
 from PIL import Image
+
+try:
+  import simplejpeg
+except ImportError:  # a machine without a wheel of it
+  simplejpeg = None
 
 FILE_BYTES = 256 * 2**20   # of one encoded image
 PIXELS = 64 * 10**6        # of one decoded image
@@ -102,8 +106,8 @@ def rgb(image: Image.Image) -> Image.Image:
 
 def jpeg(image: Image.Image, data: bytes) -> Image.Image:
   """The JPEG `data`, which `image` has opened and may have scaled, in RGB: by simplejpeg, whose pixels are Pillow's in two
-  thirds of the time; by Pillow where that refuses it (CMYK, a torn file)."""
-  if image.mode in ('RGB', 'L'):
+  thirds of the time; by Pillow where that is not here or refuses it (CMYK, a torn file)."""
+  if simplejpeg and image.mode in ('RGB', 'L'):
     width, height = image.size
     try:
       return Image.fromarray(simplejpeg.decode_jpeg(data, 'RGB', min_height=height, min_width=width, strict=True))
