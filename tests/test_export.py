@@ -382,7 +382,7 @@ def test_a_plain_torch_network_computes_the_same(given):
   ours = jax.jit(lambda v, x: resnet.make(18, 'cifar', 4).apply(v, x, False))(values, x)
   assert count == 100 and np.abs(want).max() > .1
   np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-4)
-  found = torchvision.torch_features(torchvision.Architecture(10, 'cifar', 4))(state, x)
+  found = torchvision.torch_features(torchvision.Architecture(18, 'cifar', 4))(state, x)
   np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
   assert 'in plain torch: features of 8 images differ' in '\n'.join(given[4])
 

@@ -11,6 +11,7 @@ from equivariant_ssl import checkpoint, losses, runs, shard, step, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets.network import actions, tapped
+from equivariant_ssl.types import Views
 
 LOSSES = {'nt_xent': lambda a, b: losses.nt_xent(a, b, .1), 'siblings': lambda a, b: losses.nt_xent(a, b, .2, 2),
           'info_nce': lambda a, b: losses.info_nce(a, b, .1)}
@@ -108,8 +109,21 @@ def test_cached_gradients_are_those_of_one_pass_with_statistics_of_each_part(ove
   assert apart(got[0], want[0]) <= 1e-5 and apart(got[1], want[1]) <= 1e-5
 
 
-@pytest.mark.parametrize('over', [{}, pytest.param({'invariance': BYOL, 'batchnorm': 'view'}, marks=pytest.mark.slow)],
-                         ids=['simclr and equimod', 'byol'])
+def test_features_in_parts_and_their_gradient_are_those_at_once():
+  run = made(1, encoder=VIT)
+  params, pixels = runs.initial(run).params, np.random.default_rng(0).uniform(size=(8, 2, 16, 16, 3)).astype(np.float32)
+  shown = {'views': Views(pixels, {}), 'reference': Views(pixels[:, :1] / 2, {})}
+
+  def of(params, parts):
+    features, _ = step.encode(run.recipe._replace(accumulate=parts), params, {}, shown, (0, 1))
+    assert list(features[0]) == list(shown)
+    return sum((x * jnp.cos(jnp.arange(x.size, dtype=x.dtype).reshape(x.shape))).sum() for x in jax.tree.leaves(features))
+  want, got = jax.jit(lambda p: tuple(jax.value_and_grad(of)(p, parts) for parts in (1, 4)))(params)
+  assert apart(got[0], want[0]) <= 1e-5 and apart(got[1], want[1]) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('over', [{}, {'invariance': BYOL, 'batchnorm': 'view'}], ids=['simclr and equimod', 'byol'])
 def test_cached_gradients_are_those_of_the_plain_step_where_the_encoder_has_layer_norm(over):
   plain, cached = (made(parts, encoder=VIT, **over) for parts in (1, 4))
   state = runs.initial(plain)

@@ -144,8 +144,8 @@ def backward(net, start, x):
   return lambda params: jax.vjp(loss, params, has_aux=True)
 
 
-@pytest.mark.parametrize('make', [lambda **kw: vit.make(**SMALL, **kw), lambda **kw: resnet.make(10, 'cifar', 4, **kw)],
-                         ids=['vit', 'resnet'])
+@pytest.mark.parametrize('make', [lambda **kw: vit.make(**SMALL, **kw), pytest.param(
+    lambda **kw: resnet.make(10, 'cifar', 4, **kw), marks=pytest.mark.slow)], ids=['vit', 'resnet'])
 def test_remat_keeps_less_and_has_the_same_weights_and_statistics(make):
   x, kept = jnp.zeros((8, 16, 16, 3)), []
   for net in (make(), make(remat=True)):
@@ -164,6 +164,7 @@ def test_remat_has_the_same_gradient(given):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), plain, again)
 
 
+@pytest.mark.slow
 def test_out_and_in_is_bitwise(tmp_path):
   """A run of a file of timm's, exported again: the same tensors, timm's names for it, and one line for a wrong file."""
   state = drawn(width=192, patch=8, tokens=4, depth=1)
