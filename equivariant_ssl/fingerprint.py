@@ -50,7 +50,13 @@ def kind(leaf: Any) -> str:
 
 def survey(leaves: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
   """The fingerprint of every leaf, 'float32[3,4]:' and 16 hexadecimal digits, and the paths that are not finite."""
-  digests = jax.device_get({k: _digest(v) for k, v in leaves.items()})
+  digests = {}
+  for k, v in leaves.items():
+    digests[k] = _digest(v)
+    # Programs with collectives must not be under way together: on a CPU each may hold threads that the other waits for.
+    if isinstance(v, jax.Array) and not v.is_fully_replicated:
+      digests[k].block_until_ready()
+  digests = jax.device_get(digests)
   return ({k: f'{kind(leaves[k])}:{d[0]:08x}{d[1]:08x}' for k, d in digests.items()},
           [k for k, d in digests.items() if d[2]])
 

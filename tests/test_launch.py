@@ -43,7 +43,8 @@ def agree(one, two):
   np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
 
 
-def test_one_process_two_and_four_train_alike_on_four_devices(tmp_path):
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_one_process_and_several_train_alike_on_four_devices(n, tmp_path):
   """Bar 1. What the views are is bitwise the same."""
   stand_in = tmp_path / 'python'
   stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "$@"\n')
@@ -51,14 +52,13 @@ def test_one_process_two_and_four_train_alike_on_four_devices(tmp_path):
   config = configs.load(processes.__file__)
   processes.train_with_views(config, tmp_path / '1', mesh=shard.mesh(jax.devices()[:4]), quiet=True)
   views = (tmp_path / '1' / 'views.json').read_text()
-  for n in (2, 4):
-    done = script('launch/local.sh', n, processes.__file__, '--workdir', tmp_path / str(n), '--quiet', PYTHON=stand_in,
-                  PORT=23600 + os.getpid() % 1000, DEVICES=4 // n)
-    assert done.returncode == 0, done.stderr
-    assert f'{n} processes on 1 machines, 4 devices' in done.stderr
-    assert json.loads((tmp_path / str(n) / 'env.json').read_text())['processes'] == n
-    assert (tmp_path / str(n) / 'views.json').read_text() == views
-    agree(tmp_path / '1', tmp_path / str(n))
+  done = script('launch/local.sh', n, processes.__file__, '--workdir', tmp_path / str(n), '--quiet', PYTHON=stand_in,
+                PORT=23600 + os.getpid() % 1000, DEVICES=4 // n)
+  assert done.returncode == 0, done.stderr
+  assert f'{n} processes on 1 machines, 4 devices' in done.stderr
+  assert json.loads((tmp_path / str(n) / 'env.json').read_text())['processes'] == n
+  assert (tmp_path / str(n) / 'views.json').read_text() == views
+  agree(tmp_path / '1', tmp_path / str(n))
 
 
 @pytest.fixture(scope='module')
