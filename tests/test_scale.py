@@ -173,7 +173,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('was', 'devices', 'rule'), itertools.product(shard.RULES, (1, 2, 8), shard.RULES))
+@pytest.mark.parametrize(('was', 'devices', 'rule'), list(itertools.product(shard.RULES, (1, 2, 8), shard.RULES)))
 def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devices, rule):
   folder, want = saved
   run = made(1, devices)
