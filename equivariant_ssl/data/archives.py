@@ -14,7 +14,8 @@ import numpy as np
 
 from equivariant_ssl.data import folder
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
-from equivariant_ssl.data.writer import Dataset, Example, png
+from equivariant_ssl.data.encode import png
+from equivariant_ssl.data.writer import Dataset, Example
 from equivariant_ssl.errors import UserError
 
 BROKEN = (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
-from equivariant_ssl.data.writer import Dataset, Example, make, png, publish
+from equivariant_ssl.data.writer import Dataset, Example, make, publish
 from equivariant_ssl.errors import UserError
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'

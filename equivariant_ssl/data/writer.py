@@ -5,7 +5,7 @@ sets the same tenth as everybody's.
 """
 import collections
 import contextlib
-import io
+import functools
 import itertools
 import os
 import pathlib
@@ -18,17 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from equivariant_ssl.data.decode import BadImage, decode
+from equivariant_ssl.data import encode
+from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.data.source import hopeless_data, listed
 from equivariant_ssl.data.stream import threads
 from equivariant_ssl.errors import UserError
 
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
-CANVAS = 32           # to which images are decoded to see that they can be
-QUALITY = 95          # of a JPEG that is encoded anew
 SPARE = 1.03          # bytes on disk for one of the sources
 HEAD = struct.Struct('>16sQ')   # before a record in a bucket: the hash of its key, its length
 
@@ -59,36 +55,12 @@ class Dataset(NamedTuple):
   published: dict[str, int] = {}
 
 
-def png(pixels: np.ndarray) -> bytes:
-  """[H W 3] uint8 as a PNG."""
-  out = io.BytesIO()
-  Image.fromarray(pixels).save(out, 'PNG')
-  return out.getvalue()
-
-
-def shrunk(example: Example, side: int) -> Example:
-  """The image in RGB with its short side `side` at most, as a JPEG; only ever smaller."""
-  if isinstance(example.data, BadImage):
-    return example
+def worked(example: Example, shrink: int) -> Example:
+  """The example with its image made smaller, or as it is where it can be decoded; else with the reason why not."""
   try:
-    pixels, _ = decode(example.data, None)
+    return example._replace(data=encode.shrunk(example.data, shrink) if shrink else encode.whole(example.data))
   except BadImage as e:
     return example._replace(data=e)
-  image, short = Image.fromarray(pixels), min(pixels.shape[:2])
-  if short > side:
-    image = image.resize([round(n * side / short) for n in image.size], Image.Resampling.BICUBIC)
-  out = io.BytesIO()
-  image.save(out, 'JPEG', quality=QUALITY)
-  return example._replace(data=out.getvalue())
-
-
-def whole(example: Example) -> Example:
-  """The example as it is, if its image can be decoded."""
-  try:
-    decode(example.data, CANVAS)
-  except BadImage as e:
-    return example._replace(data=e)
-  return example
 
 
 def in_order(work: Callable[[Example], Example], examples: Iterable[Example]) -> Iterator[Example]:
@@ -144,7 +116,7 @@ def make(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[A
   place = pathlib.Path(info.data_dir)
   place.mkdir(parents=True)
   serializer = example_serializer.ExampleSerializer(info.features.get_serialized_info())
-  work = (lambda e: shrunk(e, shrink)) if shrink else whole
+  work = functools.partial(worked, shrink=shrink)
 
   def serialized(split: str) -> Iterator[tuple[int | str, bytes]]:
     count = wrong = 0
