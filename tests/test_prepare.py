@@ -7,7 +7,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -40,48 +39,111 @@ def tar_of(path, files: dict[str, bytes], mode: str = 'w') -> bytes:
   return pathlib.Path(path).read_bytes()
 
 
+SYNSETS, HELD = (tfds.core.tfds_path(f'datasets/imagenet2012/{n}.txt').read_text().split()
+                 for n in ('labels', 'validation_labels'))
+FIRST, SECOND = SYNSETS[:2]
+
+
 def ilsvrc(folder, classes: dict[str, dict[str, bytes]], val: list[tuple[bytes, str]]) -> pathlib.Path:
-  """The three official files. The devkit numbers the synsets in the reverse of their order, and knows one more."""
+  """The two official tars; each validation image under a number that has its class."""
   folder.mkdir(exist_ok=True)
   inner = {f'{w}.tar': tar_of(folder / 'one.tar', files) for w, files in classes.items()}
   tar_of(folder / 'ILSVRC2012_img_train.tar', inner)
-  tar_of(folder / 'ILSVRC2012_img_val.tar', {f'ILSVRC2012_val_{i + 1:08d}.JPEG': d for i, (d, _) in enumerate(val)})
-  ids = {w: i + 1 for i, w in enumerate(sorted(classes, reverse=True))}
-  synsets = np.array([(i, w) for w, i in ids.items()] + [(len(ids) + 1, 'n09999999')],
-                     dtype=[('ILSVRC2012_ID', 'i4'), ('WNID', 'O')])
-  scipy.io.savemat(folder / 'meta.mat', {'synsets': synsets})
-  truth = '\n'.join(str(ids[w]) for _, w in val).encode()
-  tar_of(folder / 'ILSVRC2012_devkit_t12.tar.gz', {
-      'ILSVRC2012_devkit_t12/data/meta.mat': (folder / 'meta.mat').read_bytes(),
-      'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt': truth}, 'w:gz')
+  numbers = {w: [i for i, v in enumerate(HELD, 1) if v == w] for _, w in val}
+  tar_of(folder / 'ILSVRC2012_img_val.tar', {f'ILSVRC2012_val_{numbers[w].pop():08d}.JPEG': d for d, w in val})
   return folder
 
 
+def prepare(*argv) -> int:
+  return cli.main(['data', 'prepare', *map(str, argv)])
+
+
 def test_imagenet_from_its_official_tars(tmp_path, capsys):
-  """A CMYK JPEG and a PNG by the name of a JPEG, as the original has them; one file that is no image is listed."""
-  classes = {'n02': {'n02_1.JPEG': encoded(0), 'n02_2.JPEG': encoded(1, mode='CMYK'), 'n02_3.JPEG': b'no image'},
-             'n01': {'n01_9.JPEG': encoded(2, 'PNG'), '../n01_8.JPEG': encoded(9)}}
-  src = ilsvrc(tmp_path / 'src', classes, [(encoded(3), 'n02'), (encoded(4), 'n01'), (encoded(5), 'n02')])
-  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(tmp_path)]) == 0
-  assert 'n02_3.JPEG: not a JPEG' in capsys.readouterr().out
+  """A CMYK JPEG and a PNG by the name of a JPEG, as the original has them; one cut short is left out and listed."""
+  short = encoded(6, size=(90, 90))[:2000]
+  classes = {SECOND: {'2_1.JPEG': encoded(0), '2_2.JPEG': encoded(1, mode='CMYK'), '2_3.JPEG': short},
+             FIRST: {'1_9.JPEG': encoded(2, 'PNG'), '../1_8.JPEG': encoded(9)}}
+  src = ilsvrc(tmp_path / 'src', classes, [(encoded(3), SECOND), (encoded(4), FIRST), (encoded(5), SECOND)])
+  assert prepare('imagenet', '--src', src, '--root', tmp_path) == 0
+  out = capsys.readouterr().out
+  assert 'train/2_3.JPEG: cannot be decoded' in out and '3 images of 1,281,167 that were published' in out
   found = tfds.data_source('imagenet2012', data_dir=tmp_path)
+  label = found['train'].dataset_info.features['label']
   rows = {r['file_name'].decode(): r for r in found['train']}
-  assert {n: r['label'] for n, r in rows.items()} == {'n01_9.JPEG': 0, 'n02_1.JPEG': 1, 'n02_2.JPEG': 1}
-  assert [r['label'] for r in found['validation']] == [1, 0, 1]
-  assert rows['n01_9.JPEG']['image'].shape == (22, 18, 3)
+  assert {n: label.int2str(int(r['label'])) for n, r in rows.items()} == {
+      '1_9.JPEG': FIRST, '2_1.JPEG': SECOND, '2_2.JPEG': SECOND}
+  assert sorted(r['label'] for r in found['validation']) == [0, 1, 1] and label.num_classes == 1000
+  assert all(HELD[int(r['file_name'][15:23]) - 1] == SYNSETS[r['label']] for r in found['validation'])
+  assert rows['1_9.JPEG']['image'].shape == (22, 18, 3)
   made = reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
-  assert stream.lazy(made.train.images) and made.classes == ('n01', 'n02') and made.train.labels.tolist() == [1, 1, 0]
-  assert made.names == ('n02_1.JPEG', 'n02_2.JPEG', 'n01_9.JPEG') and made.mean == (.485, .456, .406)
+  assert stream.lazy(made.train.images) and made.classes == tuple(SYNSETS) and made.mean == (.485, .456, .406)
+  assert dict(zip(made.names, made.train.labels, strict=True)) == {'1_9.JPEG': 0, '2_1.JPEG': 1, '2_2.JPEG': 1}
   whole = reader.make('imagenet2012', str(tmp_path), test='validation', size=8)
   np.testing.assert_array_equal(whole.train.images, np.asarray(made.train.images))
   assert whole.names == made.names
-  assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(tmp_path)]) == 0
+  assert prepare('imagenet', '--src', src, '--root', tmp_path) == 0
   assert 'there already' in capsys.readouterr().out
   assert cli.main(['data', 'check', 'imagenet2012', '--root', str(tmp_path)]) == 0
 
 
+def test_imagenet_from_folders_is_the_same(tmp_path, capsys):
+  """train/ unpacked; val/ flat as the tar has it, in class folders, or still the tar."""
+  classes = {w: {f'{w}_{i}.JPEG': encoded(i) for i in range(3)} for w in (SECOND, FIRST)}
+  src = ilsvrc(tmp_path / 'tars', classes, [(encoded(3), SECOND), (encoded(4), FIRST)])
+  for layout in ('flat', 'sorted'):
+    for w, files in classes.items():
+      (tmp_path / layout / 'train' / w).mkdir(parents=True)
+      for name, data in files.items():
+        (tmp_path / layout / 'train' / w / name).write_bytes(data)
+    with tarfile.open(src / 'ILSVRC2012_img_val.tar') as tar:
+      for member in tar:
+        place = tmp_path / layout / 'val' / (HELD[int(member.name[15:23]) - 1] if layout == 'sorted' else '')
+        place.mkdir(parents=True, exist_ok=True)
+        (place / member.name).write_bytes(tar.extractfile(member).read())
+  said = {}
+  for layout in (src, tmp_path / 'flat', tmp_path / 'sorted', f'{tmp_path}/flat/,{src}/ILSVRC2012_img_val.tar'):
+    root = tmp_path / f'root{len(said)}'
+    assert prepare('imagenet', '--src', layout, '--root', root) == 0
+    said[layout] = {f.name: f.read_bytes() for f in (root / 'imagenet2012' / '5.1.0').glob('*array_record*')}
+  first, *others = said.values()
+  assert len(first) == 2 and all(other == first for other in others)
+  (tmp_path / 'flat' / 'val' / 'mine.JPEG').write_bytes(encoded(1))
+  assert prepare('imagenet', '--src', tmp_path / 'flat', '--root', tmp_path / 'no') == 2
+  assert 'mine.JPEG: not in one of the 1,000 classes' in capsys.readouterr().err
+
+
+def test_the_order_and_the_metadata_are_tfds_own(tmp_path):
+  """Against its own builder, which needs TensorFlow for more than a gigabyte; also where a split takes many files."""
+  from tensorflow_datasets.core.registered import skip_registration
+  from tensorflow_datasets.core.utils import shard_utils
+  classes = {SECOND: {f'2_{i}.JPEG': encoded(i) for i in range(30)}, FIRST: {f'1_{i}.JPEG': encoded(i) for i in range(30)}}
+  src = ilsvrc(tmp_path / 'src', classes, [(encoded(3), SECOND)])
+  official = tfds.builder_cls('imagenet2012')
+  with skip_registration():
+    class Imagenet2012(official):
+      __module__ = official.__module__
+
+      def _split_generators(self, manager):
+        return {'train': ((name, {'image': data, 'label': w, 'file_name': name})
+                          for w, files in classes.items() for name, data in files.items())}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shard_utils.ShardConfig, 'calculate_number_shards', classmethod(lambda cls, *a: 4))
+    Imagenet2012(data_dir=tmp_path / 'theirs', file_format='array_record').download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    data = archives.imagenet(str(src))
+    writer.write(data._replace(splits={'train': data.splits['train']}), tmp_path / 'ours', log=lambda line: None)
+  ours, theirs = ({f.name: f.read_bytes() for f in (tmp_path / who / 'imagenet2012' / '5.1.0').iterdir()}
+                  for who in ('ours', 'theirs'))
+  assert ours.keys() == theirs.keys() and len([n for n in ours if 'array_record' in n]) == 4
+  assert all(ours[n] == theirs[n] for n in ours if n != 'dataset_info.json')
+  told = [json.loads(files['dataset_info.json']) for files in (ours, theirs)]
+  assert {k: v for k, v in told[0].items() if told[1].get(k) != v} == {}
+  half = tfds.data_source('imagenet2012', data_dir=tmp_path / 'ours', split='train[:50%]')
+  assert 8 <= sum(r['label'] == 0 for r in half) <= 22   # not a class after the other
+
+
 def test_labels_of_a_stream_are_read_once(tmp_path, capsys):
-  src = ilsvrc(tmp_path / 'src', {'n01': {f'{i}.JPEG': encoded(i) for i in range(4)}}, [(encoded(3), 'n01')])
+  src = ilsvrc(tmp_path / 'src', {FIRST: {f'{i}.JPEG': encoded(i) for i in range(4)}}, [(encoded(3), FIRST)])
   writer.write(archives.imagenet(str(src)), tmp_path, log=lambda line: None)
   for times in (2, 0):  # train and validation
     reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
@@ -113,9 +175,12 @@ def test_cifar100_and_stl10(tmp_path):
       'cifar-100-binary/coarse_label_names.txt': '\n'.join(coarse).encode()}, 'w:gz')
   assert cli.main(['data', 'prepare', 'cifar100', '--src', str(tmp_path), '--root', str(tmp_path)]) == 0
   found = tfds.data_source('cifar100', data_dir=tmp_path)
-  for row, r in zip(found['train'], records['train'], strict=True):
+  for row in found['train']:
+    r = records['train'][int(row['id'][-5:])]
     assert (row['coarse_label'], row['label']) == (r[0], r[1])
     np.testing.assert_array_equal(row['image'], r[2:].reshape(3, 32, 32).transpose(1, 2, 0))
+  assert len({row['id'] for row in found['train']}) == 6 and found['train'].dataset_info.features['label'].names == fine
+  assert reader.make('cifar100', str(tmp_path)).train.images.shape == (6, 32, 32, 3)   # its own size
   images = {s: rng.integers(0, 256, (2, 3, 96, 96), np.uint8) for s in ('train', 'test', 'unlabeled')}
   tar_of(tmp_path / 'stl10_binary.tar.gz', {
       **{f'stl10_binary/{s}_X.bin': x.tobytes() for s, x in images.items()},
@@ -123,8 +188,11 @@ def test_cifar100_and_stl10(tmp_path):
       'stl10_binary/class_names.txt': b'airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n'}, 'w:gz')
   assert cli.main(['data', 'prepare', 'stl10', '--src', str(tmp_path / 'stl10_binary.tar.gz'), '--root', str(tmp_path)]) == 0
   found = tfds.data_source('stl10', data_dir=tmp_path)
-  assert [[r['label'] for r in found[s]] for s in ('train', 'unlabelled')] == [[9, 0], [-1, -1]]
-  np.testing.assert_array_equal(found['test'][1]['image'], images['test'][1].transpose(2, 1, 0))
+  assert [sorted(r['label'] for r in found[s]) for s in ('train', 'unlabelled')] == [[0, 9], [-1, -1]]
+  by_label = {r['label']: r['image'] for r in found['test']}
+  np.testing.assert_array_equal(by_label[0], images['test'][1].transpose(2, 1, 0))
+  assert found['test'].dataset_info.features['image'].shape == (96, 96, 3)
+  assert cli.main(['data', 'check', 'stl10', '--root', str(tmp_path)]) == 0
 
 
 def test_tiny_imagenet(tmp_path):
@@ -137,7 +205,7 @@ def test_tiny_imagenet(tmp_path):
     z.writestr('tiny-imagenet-200/test/images/test_0.JPEG', encoded(2))
   assert cli.main(['data', 'prepare', 'tiny-imagenet', '--src', str(tmp_path), '--root', str(tmp_path)]) == 0
   found = tfds.data_source('tiny_imagenet', data_dir=tmp_path)
-  assert [r['label'] for r in found['train']] == [0, 1] and [r['label'] for r in found['validation']] == [1]
+  assert sorted(r['label'] for r in found['train']) == [0, 1] and [r['label'] for r in found['validation']] == [1]
 
 
 @pytest.mark.parametrize(('argv', 'words'), [
@@ -152,20 +220,24 @@ def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
 
 
 def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
-  src = ilsvrc(tmp_path / 'src', {'n01': {f'{i}.JPEG': encoded(i) for i in range(20)}}, [(encoded(3), 'n01')])
+  classes = {w: {f'{w}_{i}.JPEG': encoded(i) for i in range(20)} for w in (FIRST, SECOND)}
+  src = ilsvrc(tmp_path / 'src', classes, [(encoded(3), FIRST)])
   root = tmp_path / 'root'
   monkeypatch.setattr(writer.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 10})())
   assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(root)]) == 2
   assert '--shrink' in capsys.readouterr().err and not list((root / 'imagenet2012').iterdir())
   monkeypatch.undo()
   torn = src / 'ILSVRC2012_img_train.tar'
-  torn.write_bytes(torn.read_bytes()[:9000])
-  with pytest.raises(UserError, match='cannot be read as imagenet'):
-    writer.write(archives.imagenet(str(src)), root, log=lambda line: None)
+  with tarfile.open(torn) as tar:
+    between = tar.getmembers()[1].offset
+  for cut, why in ((between, 'it is cut short'), (9000, 'unexpected end')):   # tarfile takes the first for a whole one
+    torn.write_bytes(torn.read_bytes()[:cut])
+    with pytest.raises(UserError, match=f'cannot be read as imagenet: {why}'):
+      writer.write(archives.imagenet(str(src)), root, log=lambda line: None)
   assert [p.name for p in root.rglob('*')] == ['imagenet2012']
-  many = {'n01': {f'{i}.JPEG': encoded(i) if i > 2 else b'' for i in range(20)}}
+  many = {FIRST: {f'{i}.JPEG': encoded(i) if i > 2 else b'' for i in range(20)}}
   with pytest.raises(UserError, match='3 of 20 images cannot be decoded') as e:
-    writer.write(archives.imagenet(str(ilsvrc(src, many, [(encoded(3), 'n01')]))), root, log=lambda line: None)
+    writer.write(archives.imagenet(str(ilsvrc(src, many, [(encoded(3), FIRST)]))), root, log=lambda line: None)
   assert e.value.code == source.BAD_DATA and [p.name for p in root.rglob('*')] == ['imagenet2012']
 
 

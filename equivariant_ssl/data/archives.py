@@ -1,6 +1,6 @@
 """What `eqssl data prepare` reads: the official archives of data sets, and folders, as streams of examples."""
 import contextlib
-import io
+import functools
 import os
 import pathlib
 import posixpath
@@ -11,16 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
 
 from equivariant_ssl.data import folder
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
+from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.writer import Dataset, Example
 from equivariant_ssl.errors import UserError
 
 BROKEN = (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-IMAGENET = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar',
-            'devkit': 'ILSVRC2012_devkit_t12.tar.gz'}
+IMAGENET = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
+FOLDERS = {'train': ('train',), 'validation': ('val', 'validation'), 'test': ('test',)}
 FOUND_AT = {'imagenet': 'https://image-net.org (an account is needed): ' + ', '.join(IMAGENET.values()),
             'cifar100': 'https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
             'stl10': 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
@@ -34,13 +34,6 @@ def places(src: str) -> list[pathlib.Path]:
     if not path.exists():
       raise UserError(f'{str(path)!r} is not there.', '--src takes folders and archives, joined by commas.')
   return found
-
-
-def png(pixels: np.ndarray) -> bytes:
-  """[H W 3] uint8 as a PNG."""
-  out = io.BytesIO()
-  Image.fromarray(pixels).save(out, 'PNG')
-  return out.getvalue()
 
 
 @contextlib.contextmanager
@@ -61,6 +54,13 @@ def members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
       yield name, member
 
 
+def check_end(tar: tarfile.TarFile, path: pathlib.Path) -> None:
+  """Refuse a plain tar, all read, that was cut between two members: tarfile takes it for a whole one."""
+  last = tar.getmembers()[-1]
+  if path.stat().st_size < last.offset_data + (-last.size // tarfile.BLOCKSIZE) * -tarfile.BLOCKSIZE + tarfile.BLOCKSIZE:
+    raise tarfile.ReadError('it is cut short')
+
+
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
   """The bytes of a member, none of whose size is believed to be more than an image's."""
   return tar.extractfile(member).read() if member.size <= FILE_BYTES else BadImage('larger than 256 MiB')
@@ -68,26 +68,38 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
 
 # -- folders
 
-def of_folder(name: str, base: pathlib.Path, version: str = '1.0.0') -> Dataset:
+def of_folder(name: str, base: pathlib.Path) -> Dataset:
   """Class folders, or images without classes; train/ with val/ or test/, else all of it is `train`."""
-  parts = {'train': base}
-  if (base / 'train').is_dir():
-    held = next((base / n for n in ('val', 'validation', 'test') if (base / n).is_dir()), None)
-    parts = {'train': base / 'train'} | ({'test' if held.name == 'test' else 'validation': held} if held else {})
+  parts = {split: base / n for split, names in FOLDERS.items() for n in names if (base / n).is_dir()}
+  if 'train' not in parts:
+    parts = {'train': base}
+  elif 'validation' in parts:
+    parts.pop('test', None)
   found = {split: folder.index(str(place)) for split, place in parts.items()}
-  classes, _ = folder.class_names(*(folder.Part(i.root, i.paths) for i in found.values()))
-  number = {c: k for k, c in enumerate(classes or ())}
+  firsts = [p.split(os.sep)[0] if os.sep in p else '' for i in found.values() for p in i.paths]
+  classes = tuple(sorted(set(firsts)))
+  if '' in classes and len(classes) > 1:
+    raise UserError(f'{base}: {firsts.count(""):,} images lie in no class folder, and others do.',
+                    'Put them into the folders of their classes, or all of them into none.')
+  number = {c: k for k, c in enumerate(classes)}
+  label = (lambda p: number.get(p.split(os.sep)[0], -1)) if '' not in classes else lambda p: -1
+  splits = {split: functools.partial(_files, i, label) for split, i in found.items()}
+  return Dataset(name, '1.0.0', None if '' in classes else classes, splits, sum(map(_bytes, found.values())))
 
-  def examples(index: folder.Index) -> Iterator[Example]:
-    why = dict(index.bad)
-    for path in sorted((*index.paths, *why)):
-      try:
-        data = BadImage(why[path]) if path in why else read_file(os.path.join(index.root, path), index.root)
-      except BadImage as e:
-        data = e
-      yield Example(path, data, number.get(path.split(os.sep)[0], -1))
-  size = sum(os.path.getsize(os.path.join(i.root, p)) for i in found.values() for p in i.paths)
-  return Dataset(name, version, classes, {s: (lambda i=i: examples(i)) for s, i in found.items()}, size)
+
+def _files(index: folder.Index, label: Callable[[str], int], key: Callable[[str], str] = str) -> Iterator[Example]:
+  """The images of a folder, also those that cannot be read."""
+  why = dict(index.bad)
+  for path in sorted((*index.paths, *why)):
+    try:
+      data = BadImage(why[path]) if path in why else read_file(os.path.join(index.root, path), index.root)
+    except BadImage as e:
+      data = e
+    yield Example(key(path), data, label(path))
+
+
+def _bytes(index: folder.Index) -> int:
+  return sum(os.path.getsize(os.path.join(index.root, p)) for p in index.paths)
 
 
 def named(name: str, src: str) -> Dataset:
@@ -103,59 +115,57 @@ def named(name: str, src: str) -> Dataset:
 # -- ImageNet
 
 def imagenet(src: str) -> Dataset:
-  """ILSVRC 2012 as TFDS's imagenet2012/5.1.0: from the official tars, or class folders under train/ and val/. Labels are the
-  sorted WordNet numbers."""
-  found = {}
+  """ILSVRC 2012 as TFDS's imagenet2012/5.1.0: each split from its official tar, else from a folder train/ or val/.
+
+  A training image is labelled by the class tar or folder that it is in; so is one of the validation, else by its number.
+  Labels are always those of all 1,000 synsets: TFDS names them, whatever is there of them.
+  """
+  splits, size = {}, 0
   for path in places(src):
-    if (path / 'train').is_dir():
-      return of_folder('imagenet2012', path, '5.1.0')
-    for what, name in IMAGENET.items():
-      for file in (path, path / name):
-        if file.is_file() and file.name == name:
-          found[what] = file
-  if 'train' not in found:
+    for split, name in IMAGENET.items():
+      tar = next((file for file in (path, path / name) if file.name == name and file.is_file()), None)
+      place = next((path / n for n in FOLDERS[split] if (path / n).is_dir()), None)
+      if tar:
+        splits[split], size = functools.partial(_tar, tar), size + tar.stat().st_size
+      elif place:
+        index = folder.index(str(place))
+        splits[split], size = functools.partial(_files, index, synset(), os.path.basename), size + _bytes(index)
+  if 'train' not in splits:
     raise UserError(f'{src} has neither {IMAGENET["train"]} nor train/ with class folders.', FOUND_AT['imagenet'])
-  with archive(found['train'], 'imagenet'), tarfile.open(found['train']) as tar:
-    wnids = tuple(sorted(name.removesuffix('.tar') for name, _ in members(tar) if name.endswith('.tar')))
-  if not wnids:
-    raise UserError(f'{found["train"]} holds no class tars.', FOUND_AT['imagenet'])
-  number = {w: k for k, w in enumerate(wnids)}
-  splits = {'train': lambda: _imagenet_train(found['train'], number)}
-  if 'validation' in found:
-    if 'devkit' not in found:
-      raise UserError(f'the labels of {IMAGENET["validation"]} are in {IMAGENET["devkit"]}, which is not beside it.',
-                      FOUND_AT['imagenet'])
-    labels = _ground_truth(found['devkit'], number)
-    splits['validation'] = lambda: _imagenet_val(found['validation'], labels)
-  size = sum(found[what].stat().st_size for what in splits)
-  return Dataset('imagenet2012', '5.1.0', wnids, splits, size)
+  return Dataset('imagenet2012', '5.1.0', None, splits, size, official=True,
+                 published={'train': 1_281_167, 'validation': 50_000})
 
 
-def _imagenet_train(path: pathlib.Path, number: dict[str, int]) -> Iterator[Example]:
-  with archive(path, 'imagenet'), tarfile.open(path) as outer:
+def synset() -> Callable[[str], int]:
+  """path -> its label: TFDS has the 1,000 WordNet numbers in their order, and the label of every validation image."""
+  import tensorflow_datasets as tfds
+  read = lambda name: tfds.core.tfds_path(f'datasets/imagenet2012/{name}.txt').read_text().split()
+  number, held = {w: k for k, w in enumerate(read('labels'))}, read('validation_labels')
+
+  def label(path: str) -> int:
+    *folders, name = path.split('/')
+    held_out = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
+    if folders and folders[0] in number:
+      return number[folders[0]]
+    if folders or not held_out or not 0 < int(held_out[1]) <= len(held):
+      raise UserError(f'{path}: not in one of the 1,000 classes of ImageNet, such as n01440764.',
+                      'Of other images: eqssl data prepare NAME --src FOLDER')
+    return number[held[int(held_out[1]) - 1]]
+  return label
+
+
+def _tar(path: pathlib.Path) -> Iterator[Example]:
+  """The images of a tar, and of the class tars in it."""
+  label = synset()
+  with archive(path, 'imagenet'), tarfile.open(path, 'r:') as outer:
     for name, member in members(outer):
       if name.endswith('.tar'):
         with tarfile.open(fileobj=outer.extractfile(member)) as inner:
           for file, one in members(inner):
-            yield Example(file, content(inner, one), number[name.removesuffix('.tar')])
-
-
-def _ground_truth(path: pathlib.Path, number: dict[str, int]) -> list[int]:
-  """The label of each validation image in turn: the devkit numbers the synsets in another order."""
-  import scipy.io
-  with archive(path, 'imagenet'), tarfile.open(path) as tar:
-    files = {posixpath.basename(n): tar.extractfile(m).read() for n, m in members(tar)
-             if posixpath.basename(n) in ('meta.mat', 'ILSVRC2012_validation_ground_truth.txt')}
-    synsets = scipy.io.loadmat(io.BytesIO(files['meta.mat']), squeeze_me=True)['synsets']
-    wnid = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in synsets}
-    return [number[wnid[int(line)]] for line in files['ILSVRC2012_validation_ground_truth.txt'].split()]
-
-
-def _imagenet_val(path: pathlib.Path, labels: list[int]) -> Iterator[Example]:
-  with archive(path, 'imagenet'), tarfile.open(path) as tar:
-    for name, member in members(tar):
-      index = int(pathlib.PurePath(name).stem.rsplit('_', 1)[1]) - 1  # ILSVRC2012_val_00000001.JPEG
-      yield Example(posixpath.basename(name), content(tar, member), labels[index])
+            yield Example(file, content(inner, one), label(f'{name.removesuffix(".tar")}/{file}'))
+      else:
+        yield Example(posixpath.basename(name), content(outer, member), label(name))
+    check_end(outer, path)
 
 
 # -- others
@@ -182,8 +192,9 @@ def cifar100(src: str) -> Dataset:
   def examples(split: str) -> Iterator[Example]:
     for i, r in enumerate(records[split]):
       image = png(r[2:].reshape(3, 32, 32).transpose(1, 2, 0))
-      yield Example(f'{split}_{i:05d}.png', image, int(r[1]), {'coarse_label': int(r[0])})
-  return Dataset('cifar100', '3.0.2', fine, {s: (lambda s=s: examples(s)) for s in records}, more={'coarse_label': coarse})
+      yield Example(i, image, int(r[1]), {'coarse_label': int(r[0]), 'id': f'{split}_{i:05d}'})
+  return Dataset('cifar100', '3.0.2', fine, {s: functools.partial(examples, s) for s in records},
+                 more={'coarse_label': coarse}, official=True, published={'train': 50_000, 'test': 10_000})
 
 
 def stl10(src: str) -> Dataset:
@@ -202,10 +213,10 @@ def stl10(src: str) -> Dataset:
       stream = tar.extractfile(member)
       for i in range(member.size // size):
         pixels = np.frombuffer(stream.read(size), np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # by columns
-        yield Example(f'{split}_{i:06d}.png', png(pixels), int(labels[split][i]) if split in labels else -1)
-  return Dataset('stl10', '1.0.0', classes, {
-      split: (lambda split=split, name=name: examples(split, name))
-      for split, name in (('train', 'train_X.bin'), ('test', 'test_X.bin'), ('unlabelled', 'unlabeled_X.bin'))})
+        yield Example(i, png(pixels), int(labels[split][i]) if split in labels else -1)
+  named = {'train': 'train_X.bin', 'test': 'test_X.bin', 'unlabelled': 'unlabeled_X.bin'}
+  return Dataset('stl10', '1.0.0', classes, {split: functools.partial(examples, split, n) for split, n in named.items()},
+                 official=True, published={'train': 5_000, 'test': 8_000, 'unlabelled': 100_000})
 
 
 def tiny_imagenet(src: str) -> Dataset:
@@ -228,7 +239,8 @@ def tiny_imagenet(src: str) -> Dataset:
           large = zipped.getinfo(name).file_size > FILE_BYTES
           data = BadImage('larger than 256 MiB') if large else zipped.read(name)
           yield Example(posixpath.basename(name), data, label[split](name))
-  return Dataset('tiny_imagenet', '1.0.0', classes, {s: (lambda s=s: examples(s)) for s in part}, path.stat().st_size)
+  return Dataset('tiny_imagenet', '1.0.0', classes, {s: functools.partial(examples, s) for s in part},
+                 path.stat().st_size, side=64, published={'train': 100_000, 'validation': 10_000})
 
 
 KNOWN: dict[str, Callable[[str], Dataset]] = {

@@ -1,5 +1,5 @@
 """CIFAR-10 as TFDS itself would prepare it, without TensorFlow: from the official binary archive to array_record."""
-import contextlib
+import functools
 import gzip
 import hashlib
 import http.client
@@ -7,7 +7,6 @@ import io
 import os
 import pathlib
 import posixpath
-import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -16,9 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
+from equivariant_ssl.data.writer import Dataset, Example, make, publish
 from equivariant_ssl.errors import UserError
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -144,37 +144,20 @@ def _records(name: str, data: bytes) -> np.ndarray:
   return records
 
 
-def examples(split: str, records: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-  """The (key, example) that TFDS's own builder makes of each record, with the image already a PNG."""
+def examples(split: str, records: np.ndarray) -> Iterator[Example]:
+  """What TFDS's own builder makes of each record, with the image already a PNG."""
   for i, record in enumerate(records):
-    png = io.BytesIO()
-    Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(png, 'PNG')
-    yield i, {'id': f'{split}_{i:05d}', 'image': png.getvalue(), 'label': int(record[0])}
+    image = png(record[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+    yield Example(i, image, int(record[0]), {'id': f'{split}_{i:05d}'})
 
 
 def write(splits: dict[str, np.ndarray], root: pathlib.Path) -> pathlib.Path:
-  """Write `root`/cifar10/3.0.2 with TFDS's own builder, so its order, files and metadata are TFDS's.
-
-  Only what needs TensorFlow in that builder is replaced: reading the batches, encoding the PNGs.
-  """
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core.registered import skip_registration
-  official = tfds.builder_cls('cifar10')
-
-  with skip_registration():
-    class Cifar10(official):
-      __module__ = official.__module__   # what the metadata say made the files
-
-      def _split_generators(self, manager: Any) -> dict[str, Any]:
-        self.info.features['label'].names = list(NAMES)
-        return {split: examples(split, records) for split, records in splits.items()}
-
-  builder = Cifar10(data_dir=root, file_format='array_record')
-  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):   # its progress bars
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  builder.info.download_size = SIZE
-  builder.info.write_dataset_info_json(builder.data_dir)
-  return pathlib.Path(builder.data_dir)
+  """Write `root`/cifar10/3.0.2 in TFDS's own order, with its metadata."""
+  parts = {split: functools.partial(examples, split, records) for split, records in splits.items()}
+  info, _ = make(Dataset('cifar10', '3.0.2', NAMES, parts, official=True), root, 0, lambda line: None)
+  info.download_size = SIZE
+  info.write_dataset_info_json(info.data_dir)
+  return pathlib.Path(info.data_dir)
 
 
 def verify(path: pathlib.Path, batch: int) -> None:
@@ -200,19 +183,3 @@ def _stored(file: os.PathLike) -> int:
     return reader.num_records()
   finally:
     reader.close()
-
-
-def publish(made: pathlib.Path, target: pathlib.Path) -> None:
-  """Give `made` its name, all at once and only when it is on disk; another process that was first is left alone."""
-  for file in (*made.iterdir(), made):
-    fd = os.open(file, os.O_RDONLY)
-    try:
-      os.fsync(fd)
-    finally:
-      os.close(fd)
-  try:
-    os.rename(made, target)
-  except OSError:
-    if not target.is_dir():
-      raise
-    shutil.rmtree(made)

@@ -1,9 +1,16 @@
-"""Any labelled images as a TFDS data set in array_record, streamed, without TensorFlow: whole, or not at all."""
+"""Any labelled images as a TFDS data set in array_record, streamed, without TensorFlow: whole, or not at all.
+
+The order is TFDS's own, by a hash of each record's key, so that `train[:10%]` is a random tenth, and of the official data
+sets the same tenth as everybody's.
+"""
 import collections
-import io
+import contextlib
+import functools
 import itertools
+import os
 import pathlib
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -11,61 +18,49 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from equivariant_ssl.data.decode import BadImage, decode, open_image
+from equivariant_ssl.data import encode
+from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.data.source import hopeless_data, listed
 from equivariant_ssl.data.stream import threads
 from equivariant_ssl.errors import UserError
 
-SHARD = 200 * 2**20   # bytes of a file, about
-QUALITY = 95          # of a JPEG that is encoded anew
-SPARE = 1.02          # bytes on disk for one of the sources
+BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
+SPARE = 1.03          # bytes on disk for one of the sources
+HEAD = struct.Struct('>16sQ')   # before a record in a bucket: the hash of its key, its length
+
+Log = Callable[[str], Any]
 
 
 class Example(NamedTuple):
-  """file_name: within its split. data: the encoded image, or why there is none. more: other features."""
-  file_name: str
+  """key: its file name within its split, else its number. data: the encoded image, or why there is none. more: other
+  features."""
+  key: int | str
   data: bytes | BadImage
   label: int
   more: dict[str, Any] = {}
 
 
 class Dataset(NamedTuple):
-  """classes: names in the order of the labels; None: unlabelled. splits: {name: () -> its examples}. bytes: of the
-  sources, 0 where they are not known. more: {feature: its class names} beside image, label and file_name."""
+  """classes: names in the order of the labels; None: unlabelled, or TFDS has them. splits: {name: () -> its examples}.
+  bytes: of the sources, 0 where they are not known. more: {feature: its class names}. official: TFDS has it by this name,
+  and its features are taken. side: of all images, 0 where they differ. published: {split: how many there should be}."""
   name: str
   version: str
   classes: tuple[str, ...] | None
   splits: dict[str, Callable[[], Iterable[Example]]]
   bytes: int = 0
   more: dict[str, tuple[str, ...]] = {}
+  official: bool = False
+  side: int = 0
+  published: dict[str, int] = {}
 
 
-def shrunk(example: Example, side: int) -> Example:
-  """The image in RGB with its short side `side` at most, as a JPEG; only ever smaller."""
-  if isinstance(example.data, BadImage):
-    return example
+def worked(example: Example, shrink: int) -> Example:
+  """The example with its image made smaller, or as it is where it can be decoded; else with the reason why not."""
   try:
-    pixels, _ = decode(example.data, None)
+    return example._replace(data=encode.shrunk(example.data, shrink) if shrink else encode.whole(example.data))
   except BadImage as e:
     return example._replace(data=e)
-  image, short = Image.fromarray(pixels), min(pixels.shape[:2])
-  if short > side:
-    image = image.resize([round(n * side / short) for n in image.size], Image.Resampling.BICUBIC)
-  out = io.BytesIO()
-  image.save(out, 'JPEG', quality=QUALITY)
-  return example._replace(data=out.getvalue())
-
-
-def headed(example: Example) -> Example:
-  """The example as it is, if its header is an image's."""
-  if not isinstance(example.data, BadImage):
-    try:
-      open_image(io.BytesIO(example.data)).close()
-    except BadImage as e:
-      return example._replace(data=e)
-  return example
 
 
 def in_order(work: Callable[[Example], Example], examples: Iterable[Example]) -> Iterator[Example]:
@@ -79,10 +74,20 @@ def in_order(work: Callable[[Example], Example], examples: Iterable[Example]) ->
       ahead.extend(pool.submit(work, e) for e in itertools.islice(rest, 1))
 
 
-def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Callable[[str], Any] = print) -> pathlib.Path:
+def ticking(what: str, items: Iterable[Any]) -> Iterator[Any]:
+  """The `items`, with a line every five seconds of how many there were, and how fast."""
+  start = said = time.monotonic()
+  for n, item in enumerate(items, 1):
+    yield item
+    if (now := time.monotonic()) - said > 5.:
+      said = now
+      print(f'{what}: {n:,} images, {n / (now - start):.0f} images/s', file=sys.stderr, flush=True)
+
+
+def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) -> pathlib.Path:
   """Write `root`/NAME/VERSION, which `tfds.data_source` reads; returns its path. shrink: > 0: the short side of every
-  image, at most, all encoded anew. An image that cannot be read is left out and listed; more than 1 % are an error. What
-  is there is kept; nothing half-written has that name. Raises UserError."""
+  image, at most, all encoded anew. An image that cannot be decoded is left out and listed; more than 1 % are an error.
+  What is there is kept; nothing half-written has that name. Raises UserError."""
   target = root / data.name / data.version
   if target.exists():
     log(f'{target} is there already: kept. (To make it anew, move it away.)')
@@ -94,15 +99,8 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Callable[[str
       raise UserError(f'{data.name} takes {need / 2**30:.1f} GiB, and {root} has {room / 2**30:.1f} left.',
                       'Say another place: --root DIR; or make the images smaller: --shrink 256')
     with tempfile.TemporaryDirectory(prefix=f'.preparing-{data.name}-', dir=root) as scratch:
-      place, bad = pathlib.Path(scratch) / 'made', []
-      place.mkdir()
-      work = (lambda e: shrunk(e, shrink)) if shrink else headed
-      features, serializer = _features(data)
-      splits = [_split(place, data, name, in_order(work, examples()), features, serializer, bad, log)
-                for name, examples in data.splits.items()]
-      _describe(place, data, features, splits)
-      from equivariant_ssl.data.prepare import publish
-      publish(place, target)
+      info, bad = make(data, pathlib.Path(scratch), shrink, log)
+      publish(pathlib.Path(info.data_dir), target)
   except OSError as e:
     raise UserError(f'cannot write {data.name} under {root}: {e.strerror or e}.', 'Say another place: --root DIR') from e
   for line in listed('left out, for they cannot be read:', bad, len(bad)):
@@ -111,63 +109,123 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Callable[[str
   return target
 
 
-def _features(data: Dataset):
+def make(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[Any, list[str]]:
+  """Write the data set below `scratch`. Returns its TFDS DatasetInfo, whose data_dir it is, and the images left out."""
+  from tensorflow_datasets.core import example_serializer, splits
+  info, bad = _info(data, scratch), []
+  place = pathlib.Path(info.data_dir)
+  place.mkdir(parents=True)
+  serializer = example_serializer.ExampleSerializer(info.features.get_serialized_info())
+  work = functools.partial(worked, shrink=shrink)
+
+  def serialized(split: str) -> Iterator[tuple[int | str, bytes]]:
+    count = wrong = 0
+    for example in in_order(work, data.splits[split]()):
+      count += 1
+      if isinstance(example.data, BadImage):
+        wrong += 1
+        bad.append(f'{split}/{example.key}: {example.data}')
+        continue
+      values = {'image': example.data, 'file_name': str(example.key), 'label': example.label, **example.more}
+      yield example.key, serializer.serialize_example(info.features.encode_example(
+          {k: values[k] for k in info.features}))
+    if wrong == count:
+      raise UserError(f'{data.name} {split}: no image {"can be read" if wrong else "was found"}.',
+                      'Is it the right archive or folder?')
+    if wrong > max(1, .01 * count):
+      raise hopeless_data(f'{data.name} {split}', wrong, count, bad[-wrong])
+
+  done = [_split(place, data, split, serialized(split), log) for split in data.splits]
+  info.set_splits(splits.SplitDict(done))
+  info.write_to_directory(place)
+  return info, bad
+
+
+def _info(data: Dataset, scratch: pathlib.Path) -> Any:
+  """The DatasetInfo of what will be written: the official one, else of an image, a file name and class labels."""
   import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import example_serializer
-  named = {} if data.classes is None else {'label': data.classes}
+  from tensorflow_datasets.core import dataset_info
+  named = {} if data.classes is None else {'label': data.classes, **data.more}
+  if data.official:
+    info = tfds.builder_cls(data.name)(data_dir=scratch, version=data.version, file_format='array_record').info
+    for feature, names in named.items():
+      info.features[feature].names = list(names)
+    return info
+  side = data.side or None
   features = tfds.features.FeaturesDict({
-      'image': tfds.features.Image(), 'file_name': tfds.features.Text(),
-      **{k: tfds.features.ClassLabel(names=list(names)) for k, names in {**named, **data.more}.items()}})
-  return features, example_serializer.ExampleSerializer(features.get_serialized_info())
+      'image': tfds.features.Image(shape=(side, side, 3)), 'file_name': tfds.features.Text(),
+      **{k: tfds.features.ClassLabel(names=list(names)) for k, names in named.items()}})
+  who = dataset_info.DatasetIdentity(name=data.name, version=tfds.core.Version(data.version), module_name=__name__,
+                                     data_dir=os.fspath(scratch / data.name / data.version))
+  info = tfds.core.DatasetInfo(builder=who, features=features, supervised_keys=('image', 'label') if named else None)
+  info.set_file_format('array_record')
+  return info
 
 
-def _split(place: pathlib.Path, data: Dataset, split: str, examples: Iterable[Example], features, serializer, bad: list[str],
-           log: Callable[[str], Any]):
-  """Write a split, a file after the other; what TFDS says of it."""
+def _split(place: pathlib.Path, data: Dataset, split: str, records: Iterable[tuple[int | str, bytes]], log: Log) -> Any:
+  """Write a split in TFDS's order and in TFDS's number of files; what TFDS says of it."""
   from array_record.python.array_record_module import ArrayRecordWriter
   from tensorflow_datasets.core import naming, splits
-  lengths, total, size, writer, start, said, wrong = [], 0, 0, None, time.monotonic(), time.monotonic(), 0
-  for n, example in enumerate(examples, 1):
-    if isinstance(example.data, BadImage):
-      wrong += 1
-      bad.append(f'{split}/{example.file_name}: {example.data}')
-      continue
-    if writer is None or size >= SHARD:
-      if writer:
-        writer.close()
-      writer, size = ArrayRecordWriter(str(place / f'part-{split}-{len(lengths)}'), 'group_size:1'), 0
-      lengths.append(0)
-    label = {} if data.classes is None else {'label': example.label}
-    record = serializer.serialize_example(features.encode_example(
-        {'image': example.data, 'file_name': example.file_name, **label, **example.more}))
-    writer.write(record)
-    lengths[-1] += 1
-    size, total = size + len(record), total + len(record)
-    if (now := time.monotonic()) - said > 5.:
-      said = now
-      print(f'{data.name} {split}: {n:,} images, {n / (now - start):.0f} images/s', file=sys.stderr, flush=True)
-  if writer:
-    writer.close()
-  count = sum(lengths)
-  if not count or wrong > max(1, .01 * (count + wrong)):
-    if wrong:
-      raise hopeless_data(f'{data.name} {split}', wrong, count + wrong, bad[-wrong])
-    raise UserError(f'{data.name} {split}: no image was found.', 'Is it the right archive or folder?')
-  for i in range(len(lengths)):
-    (place / f'part-{split}-{i}').rename(place / f'{data.name}-{split}.array_record-{i:05d}-of-{len(lengths):05d}')
-  log(f'{data.name} {split}: {count:,} images in {len(lengths)} files')
+  from tensorflow_datasets.core.utils import shard_utils
+  buckets, count, size = _spread(place, split, ticking(f'{data.name} {split}', records))
+  ordered = ticking(f'{data.name} {split}, in order', _ordered(buckets))
+  shards = shard_utils.ShardConfig().get_number_shards(size, count)
+  ends = [0, *shard_utils.get_shard_boundaries(count, shards)]
+  lengths = [int(stop - start) for start, stop in itertools.pairwise(ends)]
   template = naming.ShardedFileTemplate(data_dir=place, dataset_name=data.name, split=split, filetype_suffix='array_record')
-  return splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
+  for i, length in enumerate(lengths):
+    writer = ArrayRecordWriter(str(template.sharded_filepath(shard_index=i, num_shards=shards)), 'group_size:1')
+    for record in itertools.islice(ordered, length):
+      writer.write(record)
+    writer.close()
+  next(ordered, None)  # the last bucket goes
+  there = data.published.get(split, count)
+  log(f'{data.name} {split}: {count:,} images' + f' of {there:,} that were published' * (there != count))
+  return splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
 
-def _describe(place: pathlib.Path, data: Dataset, features, found: list) -> None:
-  """dataset_info.json and features.json, as TFDS writes them."""
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import dataset_info, splits
-  who = dataset_info.DatasetIdentity(name=data.name, version=tfds.core.Version(data.version), data_dir=place,
-                                     module_name=__name__)
-  info = tfds.core.DatasetInfo(builder=who, features=features,
-                               supervised_keys=None if data.classes is None else ('image', 'label'))
-  info.set_file_format('array_record')
-  info.set_splits(splits.SplitDict(found))
-  info.write_to_directory(place)
+def _spread(place: pathlib.Path, split: str, records: Iterable[tuple[int | str, bytes]]) -> tuple[list, int, int]:
+  """Put the (key, record)s of a split in files by the rank of the hashes of their keys; (files, records, their bytes)."""
+  from tensorflow_datasets.core import hashing
+  hasher, count, size = hashing.Hasher(split), 0, 0
+  paths = [place / f'{split}-{i}.bucket' for i in range(BUCKETS)]
+  with contextlib.ExitStack() as stack:
+    files = [stack.enter_context(open(path, 'wb')) for path in paths]
+    for key, record in records:
+      rank = hasher.hash_key(key)
+      file = files[rank * BUCKETS >> 128]
+      file.write(HEAD.pack(rank.to_bytes(16, 'big'), len(record)))
+      file.write(record)
+      count, size = count + 1, size + len(record)
+  return paths, count, size
+
+
+def _ordered(buckets: list[pathlib.Path]) -> Iterator[bytes]:
+  """The records by the hashes of their keys, one bucket in memory at a time; each bucket is deleted when it was read."""
+  for path in buckets:
+    found, at, held = [], 0, memoryview(path.read_bytes())
+    while at < len(held):
+      rank, size = HEAD.unpack_from(held, at)
+      found.append((rank, at + HEAD.size, at + HEAD.size + size))
+      at = found[-1][2]
+    found.sort()
+    if any(a[0] == b[0] for a, b in itertools.pairwise(found)):
+      raise UserError('two images of a split have the same name.', 'Is a file in the archive twice?')
+    yield from (bytes(held[start:stop]) for _, start, stop in found)
+    path.unlink()
+
+
+def publish(made: pathlib.Path, target: pathlib.Path) -> None:
+  """Give `made` its name, all at once and only when it is on disk; another process that was first is left alone."""
+  for file in (*made.iterdir(), made):
+    fd = os.open(file, os.O_RDONLY)
+    try:
+      os.fsync(fd)
+    finally:
+      os.close(fd)
+  try:
+    os.rename(made, target)
+  except OSError:
+    if not target.is_dir():
+      raise
+    shutil.rmtree(made)
