@@ -274,7 +274,8 @@ def path_of_imagenet(tmp_path, train: int, val: int, name: str, *config: str) ->
 def test_the_imagenet_path_in_miniature(tmp_path):
   found, rows = path_of_imagenet(
       tmp_path, 4, 1, 'imagenet_simclr', '--config.size=32', '--config.data.size=40', '--config.batch=8', '--config.steps=3',
-      '--config.log_every=1', '--config.dtype=float32', *(f'--config.augment.{op}.role=off' for op in ('jitter', 'gray', 'blur')),
+      '--config.log_every=1', '--config.dtype=float32',
+      *(f'--config.augment.{op}.role=off' for op in ('jitter', 'gray', 'blur')),
       "--config.encoder={'name':'resnet','depth':10,'stem':'half','width':4}",
       "--config.invariance={'name':'simclr','projector':{'hidden':(8,),'out':8}}")
   assert [r['step'] for r in rows] == [1, 2, 3] and all(np.isfinite(r['loss']) and 'data_wait' in r for r in rows)

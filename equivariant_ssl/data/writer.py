@@ -109,7 +109,7 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
   return target
 
 
-def make(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[Any, list[str]]:
+def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[Any, list[str]]:
   """Write the data set below `scratch`. Returns its TFDS DatasetInfo, whose data_dir it is, and the images left out."""
   from tensorflow_datasets.core import example_serializer, splits
   info, bad = _info(data, scratch), []
