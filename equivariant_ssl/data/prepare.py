@@ -18,7 +18,7 @@ import numpy as np
 
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
-from equivariant_ssl.data.writer import Dataset, Example, make, publish
+from equivariant_ssl.data.writer import Dataset, Example, build, publish
 from equivariant_ssl.errors import UserError
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -154,7 +154,7 @@ def examples(split: str, records: np.ndarray) -> Iterator[Example]:
 def write(splits: dict[str, np.ndarray], root: pathlib.Path) -> pathlib.Path:
   """Write `root`/cifar10/3.0.2 in TFDS's own order, with its metadata."""
   parts = {split: functools.partial(examples, split, records) for split, records in splits.items()}
-  info, _ = make(Dataset('cifar10', '3.0.2', NAMES, parts, official=True), root, 0, lambda line: None)
+  info, _ = build(Dataset('cifar10', '3.0.2', NAMES, parts, official=True), root, 0, lambda line: None)
   info.download_size = SIZE
   info.write_dataset_info_json(info.data_dir)
   return pathlib.Path(info.data_dir)

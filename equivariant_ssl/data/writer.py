@@ -99,7 +99,7 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
       raise UserError(f'{data.name} takes {need / 2**30:.1f} GiB, and {root} has {room / 2**30:.1f} left.',
                       'Say another place: --root DIR; or make the images smaller: --shrink 256')
     with tempfile.TemporaryDirectory(prefix=f'.preparing-{data.name}-', dir=root) as scratch:
-      info, bad = make(data, pathlib.Path(scratch), shrink, log)
+      info, bad = build(data, pathlib.Path(scratch), shrink, log)
       publish(pathlib.Path(info.data_dir), target)
   except OSError as e:
     raise UserError(f'cannot write {data.name} under {root}: {e.strerror or e}.', 'Say another place: --root DIR') from e
