@@ -81,3 +81,10 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
 def test_an_unknown_number_of_devices(capsys):
   assert cli.main(['train', '--config', 'smoke', '--plan', '--devices', '-1']) == 2
   assert 'not a number of devices' in capsys.readouterr().err
+
+
+def test_a_batch_of_65536_can_be_traced():
+  """Its BatchNorm has more than 2^31 values a channel."""
+  of = lambda batch: plan.work(configs.load('smoke', {
+      'batch': str(batch), 'size': '224', 'data': "{'name':'tfds','dataset':'imagenet2012','size':256}"}))
+  assert 4 < of(65536) / of(16384) < 4.2  # the loss alone grows faster than the batch

@@ -42,7 +42,7 @@ def _normalise_forward(x, scale, bias, exact):
 
 def _normalise_backward(exact, saved, cotangents):
   x, mean, rstd, scale = saved
-  axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+  axes, n = tuple(range(x.ndim - 1)), float(x.size // x.shape[-1])  # beyond int32 at a batch of 65,536
   dy = cotangents[0].astype(jnp.float32)
   unit = _scaled(x.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
   d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
