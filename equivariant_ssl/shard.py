@@ -44,7 +44,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def _spec(x, devices: int, rule: str) -> PartitionSpec:
   """Of an array: under 'fsdp' its largest axis that divides over `devices`, where there is one and it is not SMALL."""
   axes = [axis for axis, side in enumerate(x.shape) if not side % devices]
-  if rule == 'replicate' or not axes or math.prod(x.shape) < SMALL:
+  if rule == 'replicate' or devices == 1 or not axes or math.prod(x.shape) < SMALL:
     return PartitionSpec()
   axis = max(axes, key=lambda axis: x.shape[axis])
   return PartitionSpec(*(None,) * axis, 'data')

@@ -151,6 +151,8 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'repli
   data: a Batch of the whole training set and order: int32 [num], both replicated. The batch of a step is the
   next B of the epoch's `order`: an index, so no image crosses between devices, nor from the host.
   """
+  rule = rule if mesh.size > 1 else 'replicate'
+
   def step(key: Key, state: TrainState, data: Batch, order: Array) -> tuple[TrainState, Metrics]:
     start = state.step % recipe.steps_per_epoch * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
