@@ -31,7 +31,7 @@ def prepared(device, batch: int, width: int, dtype: str):
   images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
   data = jax.device_put(step.Batch(images, np.full((batch, 2), 32, np.float32)), device)
   shown = jax.jit(functools.partial(step.views, run.recipe))(jax.device_put(run.key, device), 0, data)
-  return run, state.init(run.recipe, run.key, shard.replicated(run.mesh)), shown
+  return run, train.initial(run), shown
 
 
 def ours(run: train.Run, shown, fast: bool):

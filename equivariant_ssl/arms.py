@@ -56,7 +56,6 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
   """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
   base = train.prepare(load(spec, steps), shard.mesh(jax.devices()[:1]))
   recipe, fixed = base.recipe, frozen.frozen(base.recipe)
-  initial = state.initialiser(recipe, shard.replicated(base.mesh))
   told = list(fixed.pairs.get('equimod', ()))
   arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
           for k in ('untrained', name) if k == name or spec.untrained}
@@ -70,7 +69,7 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
 
   for seed in range(seeds):
     seeded = base._replace(key=jax.random.key(seed))
-    first = initial(seeded.key)
+    first = train.initial(seeded)
     if spec.untrained:
       read(arms['untrained'], first)
     seen = []

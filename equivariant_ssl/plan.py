@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
+from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import runs, shard
-from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
 from equivariant_ssl.data.source import fits
 from equivariant_ssl.data.stream import lazy
@@ -57,13 +57,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
   """Compile the step of a resolved `config` for `mesh`. Raises UserError where the data are neither prepared nor known."""
   run = described(config, mesh, log)
   recipe, state = run.recipe, runs.abstract(run, config.sharding)
-  split = shard.split(mesh)
-  side, B = recipe.canvas, recipe.batch
-  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-  batch = steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
-                      of((B,), jnp.int32) if recipe.probe else None)
-  step = steps.streamed(recipe, mesh, rule=config.sharding)
-  traced = step.trace(run.key, state, batch)
+  batch, traced = batch_of(run), trace(run)
   compiled = traced.lower().compile(compiler_options=shard.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
   memory = compiled.memory_analysis()
   shown = jax.eval_shape(lambda: steps.views(recipe, run.key, jnp.zeros((), jnp.int32), zeros(batch)))
@@ -74,23 +68,32 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
   if mesh.devices.flat[0].platform == 'cpu':
     need = memory.argument_size_in_bytes + params + saved
   num = KNOWN[known(config)][0] if run.source is None else len(run.source.train.images)
-  streams = not fits(num, side) if run.source is None else lazy(run.source.train.images)
-  data = 0 if streams else num * side * side * 3
+  streams = lazy(run.source.train.images) if run.source else config.data.get('stream') or not fits(num, recipe.canvas)
+  data = 0 if streams else num * recipe.canvas ** 2 * 3
   return Plan(
       mesh.size, mesh.devices.flat[0].device_kind, sum(x.size for x in jax.tree.leaves(state.params)),
       flops(traced.jaxpr.jaxpr), params, total((state.opt_state, state.target)), saved, memory.argument_size_in_bytes,
-      memory.temp_size_in_bytes, data, need + data, collectives(compiled.as_text()), B,
+      memory.temp_size_in_bytes, data, need + data, collectives(compiled.as_text()), recipe.batch,
       sum(v.images.shape[1] for v in shown.values()), recipe.steps, recipe.steps_per_epoch)
 
 
 def work(config: ConfigDict) -> float:
   """FLOPs of a step of `config`, traced and not compiled, whatever its batch."""
-  run = described(config, shard.mesh(jax.devices()[:1]), lambda line: None)
+  return flops(trace(described(config, shard.mesh(jax.devices()[:1]), lambda line: None)).jaxpr.jaxpr)
+
+
+def batch_of(run: runs.Run) -> steps.Batch:
+  """The shapes of a batch, split over the run's mesh."""
   side, B = run.recipe.canvas, run.recipe.batch
-  batch = jax.eval_shape(lambda: steps.Batch(jnp.zeros((B, side, side, 3), jnp.uint8), jnp.zeros((B, 2)),
-                                             jnp.zeros(B, jnp.int32) if run.recipe.probe else None))
-  state = jax.eval_shape(lambda: states.build(run.recipe, run.key))
-  return flops(jax.make_jaxpr(lambda s, b: steps.train_step(run.recipe, run.key, s, b))(state, batch).jaxpr)
+  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=shard.split(run.mesh))
+  return steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
+                     of((B,), jnp.int32) if run.recipe.probe else None)
+
+
+def trace(run: runs.Run) -> Traced:
+  """The run's step, traced for a batch that is given."""
+  rule = run.config.sharding
+  return steps.streamed(run.recipe, run.mesh, rule=rule).trace(run.key, runs.abstract(run, rule), batch_of(run))
 
 
 def known(config: ConfigDict) -> tuple[str, str]:
@@ -180,14 +183,20 @@ def convolution(eqn) -> float:
 def collectives(text: str) -> dict[str, tuple[int, int]]:
   """{kind: (how many, bytes of their results on a device)} of a compiled program's text."""
   found = collections.defaultdict(lambda: (0, 0))
-  for shapes, kind in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text):
-    size = sum(BYTES.get(dtype, 4) * math.prod(int(d) for d in dims.split(',') if d)
-               for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes))
-    found[kind] = found[kind][0] + 1, found[kind][1] + size
+  for kind, arrays in crossing(text):
+    count, size = found[kind]
+    found[kind] = count + 1, size + sum(BYTES.get(dtype, 4) * math.prod(shape) for dtype, shape in arrays)
   return dict(found)
 
 
-def lines(config: ConfigDict, p: Plan) -> list[str]:
+def crossing(text: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
+  """(kind, (dtype, shape) of each of its results) of every collective of a compiled program's text."""
+  return [(kind, [(dtype, tuple(int(d) for d in dims.split(',') if d))
+                  for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', results)])
+          for results, kind in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text)]
+
+
+def lines(p: Plan) -> list[str]:
   """The plan in words."""
   mib = lambda n: f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
   fit, least = [g for g in MEMORIES if p.need <= .9 * g * 2**30], 'at least ' * (p.kind == 'cpu')
@@ -216,5 +225,5 @@ def run(config: ConfigDict, devices: int, log: Callable[[str], None]) -> Plan:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', devices)
   found = plan(config, shard.mesh(), log)
-  print('\n'.join(lines(config, found)))
+  print('\n'.join(lines(found)))
   return found

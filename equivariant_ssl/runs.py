@@ -26,6 +26,12 @@ class Run(NamedTuple):
   key: jax.Array
 
 
+def mesh_for(config: ConfigDict) -> Mesh:
+  """The mesh over all devices where they divide the batch, else over one: for what reads a run that was made elsewhere."""
+  devices = jax.devices()
+  return shard.mesh(devices if config.batch // config.accumulate % len(devices) == 0 else devices[:1])
+
+
 def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
   """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
   mesh = mesh or shard.mesh()
@@ -50,15 +56,12 @@ def _recipe(config: str, *of) -> recipes.Recipe:
 
 def initial(run: Run, rule: str = 'replicate') -> states.TrainState:
   """The run's state at step 0, a copy on every device, or by another of shard.RULES."""
-  sharding = shard.replicated(run.mesh)
-  if rule != 'replicate':
-    sharding = jax.tree.map(lambda x: x.sharding, abstract(run, rule))
-  return states.init(run.recipe, run.key, sharding)
+  return states.initialiser(run.recipe, run.mesh, rule)(run.key)
 
 
 def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:
   """The shapes, dtypes and placement of the run's state: what a checkpoint is read into, by whatever rule it was saved."""
-  return shard.placed(jax.eval_shape(lambda: states.build(run.recipe, run.key)), run.mesh, rule)
+  return states.abstract(run.recipe, run.mesh, rule)
 
 
 def keep_programs() -> None:

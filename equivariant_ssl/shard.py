@@ -20,12 +20,6 @@ def mesh(devices: list | None = None) -> Mesh:
   return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def mesh_of_batch(batch: int) -> Mesh:
-  """The mesh over all devices where they divide `batch`, else over one: for what reads a run that was made elsewhere."""
-  devices = jax.devices()
-  return mesh(devices if batch % len(devices) == 0 else devices[:1])
-
-
 def within(mesh: Mesh):
   """A context for what a jitted function traces: the devices that large losses divide their work over."""
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

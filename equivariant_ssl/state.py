@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
 from equivariant_ssl import shard
 from equivariant_ssl.augment import views
@@ -69,13 +69,17 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)
 
 
+def abstract(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
+  """The shapes, dtypes and placement on `mesh` by `rule`, one of shard.RULES, of a state of `recipe`."""
+  return shard.placed(jax.eval_shape(functools.partial(build, recipe), jax.random.key(0)), mesh, rule)
+
+
 @functools.lru_cache(8)
-def initialiser(recipe: Recipe, sharding: NamedSharding | None = None) -> Callable[[Key], TrainState]:
-  """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed)."""
-  return jax.jit(lambda key: build(recipe, key), out_shardings=sharding, compiler_options=shard.ONCE)
-
-
-def init(recipe: Recipe, key: Key, sharding: Any = None) -> TrainState:
-  """`build` of one key, placed by `sharding`: one for all, or a tree of them."""
-  program = initialiser if sharding is None or isinstance(sharding, NamedSharding) else initialiser.__wrapped__
-  return program(recipe, sharding)(key)
+def initialiser(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate') -> Callable[[Key], TrainState]:
+  """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed), the state
+  placed on `mesh` by `rule`, one of shard.RULES."""
+  if rule == 'replicate':
+    out = None if mesh is None else shard.replicated(mesh)
+  else:
+    out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
+  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=shard.ONCE)

@@ -1,4 +1,5 @@
 """One step of learning: views, one forward pass, every objective's loss, one update."""
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -139,7 +140,15 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   return lie(state), metrics
 
 
-def _jitted(step, mesh: Mesh, donate: bool, rule: str):
+def _jitted(recipe: Recipe, mesh: Mesh, donate: bool, rule: str, batch_of: Callable[..., Batch]):
+  """`train_step` on `mesh`, of what `batch_of(state, *given)` makes of what is given beside the key and the state."""
+  rule = rule if mesh.size > 1 else 'replicate'
+
+  def step(key: Key, state: TrainState, *given) -> tuple[TrainState, Metrics]:
+    batch = batch_of(state, *given)
+    with shard.within(mesh):
+      return train_step(recipe, key, state, batch, rule)
+
   out = shard.replicated(mesh)
   return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=out if rule == 'replicate' else (None, out))
 
@@ -151,25 +160,17 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'repli
   data: a Batch of the whole training set and order: int32 [num], both replicated. The batch of a step is the
   next B of the epoch's `order`: an index, so no image crosses between devices, nor from the host.
   """
-  rule = rule if mesh.size > 1 else 'replicate'
-
-  def step(key: Key, state: TrainState, data: Batch, order: Array) -> tuple[TrainState, Metrics]:
+  def batch_of(state: TrainState, data: Batch, order: Array) -> Batch:
     start = state.step % recipe.steps_per_epoch * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
-    batch = jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
-    with shard.within(mesh):
-      return train_step(recipe, key, state, batch, rule)
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
 
-  return _jitted(step, mesh, donate, rule)
+  return _jitted(recipe, mesh, donate, rule, batch_of)
 
 
 @lru_cache(8)
 def streamed(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'):
   """The one jitted step of a run whose data come batch by batch: (key, state, batch) -> state, metrics; the batch is split
   over the devices."""
-  def step(key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    with shard.within(mesh):
-      return train_step(recipe, key, state, batch, rule)
-
-  return _jitted(step, mesh, donate, rule)
+  return _jitted(recipe, mesh, donate, rule, lambda state, batch: batch)

@@ -1,13 +1,12 @@
 """The step on 1, 2, 4 and 8 devices: the same views, the same numbers, and only small things cross (bar 5)."""
 import functools
-import re
 
 import jax
 import numpy as np
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, step, train
+from equivariant_ssl import plan, shard, step, train
 from equivariant_ssl.recipe import Recipe
 
 DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
@@ -71,13 +70,7 @@ def test_one_compilation(devices):
 
 def crossing(text: str) -> list[tuple[str, list[tuple[int, ...]]]]:
   """(collective, shapes of its result) for every collective of a compiled program."""
-  found = []
-  for line in text.splitlines():
-    match = re.search(r'= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(', line)
-    if match:
-      shapes = [tuple(int(d) for d in dims.split(',') if d) for dims in re.findall(r'\w+\[([\d,]*)\]', match[1])]
-      found.append((match[2], shapes))
-  return found
+  return [(kind, [shape for _, shape in arrays]) for kind, arrays in plan.crossing(text)]
 
 
 @pytest.mark.parametrize('devices', DEVICES[1:])

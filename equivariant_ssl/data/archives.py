@@ -66,6 +66,13 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
   return tar.extractfile(member).read() if member.size <= FILE_BYTES else BadImage('larger than 256 MiB')
 
 
+def picked(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, bytes]:
+  """The contents of the members of a tar with these names, whatever their folder."""
+  with tarfile.open(path) as tar:
+    return {base: tar.extractfile(member).read() for name, member in members(tar)
+            if (base := posixpath.basename(name)) in names}
+
+
 # -- folders
 
 def of_folder(name: str, base: pathlib.Path) -> Dataset:
@@ -181,11 +188,9 @@ def _one(src: str, name: str) -> pathlib.Path:
 
 def cifar100(src: str) -> Dataset:
   """CIFAR-100 as TFDS's cifar100/3.0.2, from the official binary archive."""
-  path, files = _one(src, 'cifar100'), {}
-  with archive(path, 'cifar100'), tarfile.open(path) as tar:
-    for name, member in members(tar):
-      if (base := posixpath.basename(name)) in ('train.bin', 'test.bin', 'fine_label_names.txt', 'coarse_label_names.txt'):
-        files[base] = tar.extractfile(member).read()
+  path = _one(src, 'cifar100')
+  with archive(path, 'cifar100'):
+    files = picked(path, ('train.bin', 'test.bin', 'fine_label_names.txt', 'coarse_label_names.txt'))
     fine, coarse = (tuple(files[f'{k}_label_names.txt'].decode().split()) for k in ('fine', 'coarse'))
     records = {s: np.frombuffer(files[f'{s}.bin'], np.uint8).reshape(-1, 2 + 3072) for s in ('train', 'test')}
 
@@ -199,11 +204,9 @@ def cifar100(src: str) -> Dataset:
 
 def stl10(src: str) -> Dataset:
   """STL-10 as TFDS's stl10/1.0.0, from the official binary archive; unlabelled images have the label -1."""
-  path, files, size = _one(src, 'stl10'), {}, 3 * 96 * 96
-  with archive(path, 'stl10'), tarfile.open(path) as tar:
-    for name, member in members(tar):
-      if (base := posixpath.basename(name)) in ('train_y.bin', 'test_y.bin', 'class_names.txt'):
-        files[base] = tar.extractfile(member).read()
+  path, size = _one(src, 'stl10'), 3 * 96 * 96
+  with archive(path, 'stl10'):
+    files = picked(path, ('train_y.bin', 'test_y.bin', 'class_names.txt'))
     classes = tuple(files['class_names.txt'].decode().split())
     labels = {s: np.frombuffer(files[f'{s}_y.bin'], np.uint8).astype(int) - 1 for s in ('train', 'test')}
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from equivariant_ssl.data import digits, folder, tfds
 from equivariant_ssl.data.decode import BadImage, decode
+from equivariant_ssl.data.encode import CANVAS
 from equivariant_ssl.data.folder import printable
 from equivariant_ssl.data.source import Records, in_chunks, listed
 
-CANVAS = 32             # to which images are decoded here: enough to meet every damaged byte
 WIDE, SMALL = 4., .25   # a long side so many times the short one, a short side such a part of the usual, are odd
 LISTED = 100            # of what is only worth a look
 

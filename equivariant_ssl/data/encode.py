@@ -6,7 +6,7 @@ from PIL import Image
 
 from equivariant_ssl.data.decode import BadImage, decode
 
-CANVAS = 32    # to which an image is decoded to see that it can be
+CANVAS = 32    # to which an image is decoded to see that it can be: enough to meet every damaged byte
 QUALITY = 95   # of a JPEG that is encoded anew
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from equivariant_ssl.data.decode import BadImage, header, read_file
 from equivariant_ssl.data.source import Records, Source, fits, listed, load, moments
-from equivariant_ssl.data.stream import moments_of
-from equivariant_ssl.data.stream import split as lazy_split
+from equivariant_ssl.data.stream import lazy_split, measured
 from equivariant_ssl.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.png', '.webp', '.gif', '.bmp')
@@ -58,7 +57,7 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False)
   problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose
   if stream or not fits(len(train.paths) + len(held.paths), size):
     train_split, test_split = (p and lazy_split(str(base), p, size, p.labels) for p in parts)
-    return Source(base.resolve().name, train_split, test_split, classes, *moments(moments_of(train_split.images)), problems,
+    return Source(base.resolve().name, train_split, test_split, classes, *measured(train_split.images), problems,
                   train.paths)
   train_split, test_split, replaced = load(str(base), *parts, size)
   problems += replaced

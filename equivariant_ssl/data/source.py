@@ -1,6 +1,6 @@
 """What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -64,30 +64,35 @@ def fits(count: int, size: int) -> bool:
   return count * size * size * 3 <= MEMORY
 
 
+def threads() -> int:
+  """How many decode: they do so without the interpreter lock."""
+  return min(32, max(2, os.cpu_count() or 1))
+
+
 def in_chunks(work: Callable[[range], list], count: int) -> list:
   """`work` on the ranges that make up `count` records, in threads, its lists joined in order.
 
-  Pillow decodes without the interpreter lock. Chunks, because handing over one small record costs as much as it.
+  Chunks, because handing over one small record costs as much as it.
   """
-  threads = min(32, os.cpu_count() or 1)
-  chunk = max(1, min(CHUNK, count // (4 * threads)))
-  with ThreadPoolExecutor(threads) as pool:
+  chunk = max(1, min(CHUNK, count // (4 * threads())))
+  with ThreadPoolExecutor(threads()) as pool:
     parts = pool.map(work, (range(start, min(start + chunk, count)) for start in range(0, count, chunk)))
     return [item for part in parts for item in part]
 
 
+def others(i: int, count: int) -> Iterator[int]:
+  """The records, of `count`, to read in the place of record i, in turn: drawn from its own index, the same in every run."""
+  draws = np.random.default_rng(i)
+  while True:
+    yield int(draws.integers(count))
+
+
 def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:
-  """For each unreadable record, another one of the `count`, drawn from its own index: the same in every run."""
+  """For each unreadable record, the first of its `others` among the `count` that is not."""
   bad = set(bad)
   if len(bad) == count:
     return {}
-
-  def other(i: int) -> int:
-    draws = np.random.default_rng(i)
-    while (j := int(draws.integers(count))) in bad:
-      pass
-    return j
-  return {i: other(i) for i in sorted(bad)}
+  return {i: next(j for j in others(i, count) if j not in bad) for i in sorted(bad)}
 
 
 def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:

@@ -1,5 +1,5 @@
 """Data that do not fit in memory: canvases decoded as they are asked for, and through grain ahead of the step."""
-import os
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,18 +12,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from equivariant_ssl.data.decode import BadImage, decode
-from equivariant_ssl.data.source import MEMORY, Records, Split, fits, hopeless_data
+from equivariant_ssl.data.source import MEMORY, Moments, Records, Split, fits, hopeless_data, moments, others, threads
 from equivariant_ssl.errors import BAD_DATA, UserError
 
-TRIES = 100        # other records that an unreadable one asks before the data are given up
+TRIES = 100        # records that are asked in the place of one before the data are given up
 AHEAD = 2          # batches on the device before they are needed
 MOMENTS = 4096     # canvases from which the mean and the deviation of a stream are measured
 SAID = 5           # unreadable records that are named
-
-
-def threads() -> int:
-  """How many decode: Pillow does so without the interpreter lock."""
-  return min(32, max(2, os.cpu_count() or 1))
 
 
 class Canvases:
@@ -51,9 +46,8 @@ class Canvases:
 
   def one(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Canvas i [S S 3] and its true (height, width) float32. Raises UserError (BAD_DATA) where too many cannot be read."""
-    first = at = int(self.rows[i])
-    draws = np.random.default_rng(first)
-    for _ in range(TRIES):
+    first = int(self.rows[i])
+    for at in itertools.chain((first,), itertools.islice(others(first, self.records.count), TRIES - 1)):
       try:
         data, = self.records.read(range(at, at + 1))
         canvas, size = decode(data, self.side)
@@ -62,7 +56,6 @@ class Canvases:
         return canvas, np.asarray(size, np.float32)
       except BadImage as e:
         self.trouble(at, str(e))
-        at = int(draws.integers(self.records.count))
     raise UserError(f'{self.name}: {TRIES} records in turn cannot be read.', 'Run `eqssl data check`.', BAD_DATA)
 
   def trouble(self, i: int, why: str) -> None:
@@ -96,8 +89,12 @@ class Canvases:
       self.last = which, found
     return found
 
+  def at(self, rows) -> tuple[np.ndarray, np.ndarray]:
+    """`one` of a number, `read` of all else."""
+    return self.one(int(rows)) if np.ndim(rows) == 0 and not isinstance(rows, slice) else self.read(rows)
+
   def __getitem__(self, rows) -> np.ndarray:
-    return self.one(int(rows))[0] if np.ndim(rows) == 0 and not isinstance(rows, slice) else self.read(rows)[0]
+    return self.at(rows)[0]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return self[:].astype(dtype or np.uint8, copy=False)
@@ -114,8 +111,7 @@ class Sizes:
     return len(self.canvases)
 
   def __getitem__(self, rows) -> np.ndarray:
-    scalar = np.ndim(rows) == 0 and not isinstance(rows, slice)
-    return self.canvases.one(int(rows))[1] if scalar else self.canvases.read(rows)[1]
+    return self.canvases.at(rows)[1]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return self[:].astype(dtype or np.float32, copy=False)
@@ -137,16 +133,16 @@ def some(split: Split, rows: np.ndarray) -> Split:
   return Split(images, Sizes(images) if lazy(images) else split.sizes[rows], split.labels[rows])
 
 
-def split(name: str, records: Records, size: int, labels: np.ndarray | None) -> Split:
+def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None) -> Split:
   """`records` as canvases of side `size` that are decoded as they are asked for."""
   canvases = Canvases(name, records, size, labels=labels)
   return Split(canvases, Sizes(canvases), labels)
 
 
-def moments_of(canvases: Canvases) -> np.ndarray:
-  """MOMENTS of the canvases, or all, chosen by a fixed draw: to measure mean and deviation on."""
+def measured(canvases: Canvases) -> Moments:
+  """`moments` of MOMENTS of the canvases, chosen by a fixed draw, or of all."""
   count = min(MOMENTS, len(canvases))
-  return canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))]
+  return moments(canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))])
 
 
 def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: int
@@ -179,6 +175,7 @@ def epochs(split: Split, order: Callable[[int], np.ndarray], batch: int, per_epo
            ) -> Iterator[Rows]:
   """The batches of `steps` steps in the order [>= per_epoch x batch] of each epoch: of data in memory all of them, placed
   once, with each epoch's order; of a stream that batch alone. place: puts a pytree of arrays on the devices."""
+  order = lru_cache(2)(order)
   if not lazy(split.images):
     data = place(tuple(split))
     for n in range(steps):

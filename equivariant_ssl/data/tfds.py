@@ -12,8 +12,7 @@ import numpy as np
 from equivariant_ssl.data.cache import cached
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, moments
-from equivariant_ssl.data.stream import moments_of
-from equivariant_ssl.data.stream import split as lazy_split
+from equivariant_ssl.data.stream import lazy_split, measured
 from equivariant_ssl.errors import UserError
 
 FILE = 'file_name'   # the feature that names a record
@@ -53,7 +52,7 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
     splits = [p and lazy_split(builder.info.name, p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
-    normal = normal or USUAL.get(builder.info.name) or moments(moments_of(splits[0].images))
+    normal = normal or USUAL.get(builder.info.name) or measured(splits[0].images)
     return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']))
   problems = ()
 

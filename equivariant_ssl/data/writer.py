@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 from equivariant_ssl.data import encode
 from equivariant_ssl.data.decode import BadImage
-from equivariant_ssl.data.source import hopeless_data, listed
-from equivariant_ssl.data.stream import threads
+from equivariant_ssl.data.source import hopeless_data, listed, threads
 from equivariant_ssl.errors import UserError
 
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order

@@ -151,7 +151,7 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
   state = place((weights, stats, trace.init(weights)))
   data = data._replace(labels=data.labels.astype(np.int32))
   per_epoch, losses = N // batch, []
-  order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(key, epoch, N)))
+  order = lambda epoch: np.asarray(epoch_order(key, epoch, N))
   for index, rows in enumerate(stream.epochs(data, order, batch, per_epoch, epochs * per_epoch, place)):
     cosine = .5 * (1. + math.cos(math.pi * index / (epochs * per_epoch)))
     rates = {'backbone': np.float32(lr_backbone * cosine), 'head': np.float32(lr_head * cosine)}

@@ -136,7 +136,7 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], images: np.ndarr
   trace, step = _step(side, B, protocol.epochs * per_epoch, protocol.nesterov, mesh)
   state = place((heads, trace.init(heads)))
   rates, end = place((rates.astype(np.float32), np.float32(protocol.end)))
-  order = functools.lru_cache(2)(lambda epoch: np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B)))
+  order = lambda epoch: np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B))
   split = Split(images, None, labels.astype(np.int32))
   for index, rows in enumerate(stream.epochs(split, order, B, per_epoch, protocol.epochs * per_epoch, place)):
     left = N - index % per_epoch * B

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
+from equivariant_ssl import checkpoint, fingerprint, record, runs
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
@@ -126,7 +126,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
   config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, shard.mesh_of_batch(config.batch // config.accumulate), console.print)
+  run = runs.prepare(config, runs.mesh_for(config), console.print)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:

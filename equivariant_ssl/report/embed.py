@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl import checkpoint, runs, shard
+from equivariant_ssl import checkpoint, runs
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import folder, source
 from equivariant_ssl.data.decode import BadImage
@@ -36,7 +36,7 @@ class Encoder(NamedTuple):
 def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
   """The encoder of a run's newest valid checkpoint, or that of `step`; its data say the mean and std of its inputs."""
   config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, shard.mesh_of_batch(config.batch // config.accumulate))
+  run = runs.prepare(config, runs.mesh_for(config))
   number, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
                  f'step {number} of {workdir}')

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from equivariant_ssl import checkpoint, runs, shard
+from equivariant_ssl import checkpoint, runs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.report import charts, folder, maps, page, panels, pictures, results
@@ -57,7 +57,7 @@ def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict
   if not images:
     return every(Missing('Left out as asked.', left.command('report'))), {}
   try:
-    run = runs.prepare(left.config, shard.mesh_of_batch(left.config.batch // left.config.accumulate), say)
+    run = runs.prepare(left.config, runs.mesh_for(left.config), say)
   except UserError as error:
     return every(_why(error)), {}
   try:
