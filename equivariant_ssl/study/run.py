@@ -168,7 +168,7 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   plan |= {'environment': environment} if settings else {}
   with record.lock(folder):
     plans.write(folder, plan)
-    console.print(f'{len(plan["made"])} arms x {len(plan["seeds"])} seeds, {plan["epochs"]:g} epochs, equal '
+    console.print(f'{len(plan["made"])} arms x {len(plan["seeds"])} seed{"s" * (len(plan["seeds"]) > 1)}, {plan["epochs"]:g} epochs, equal '
                   f'{plan["equal"]}: {len(plans.runs(plan))} runs')
     if launcher == 'slurm':
       slurm(folder, plan, workers, console.print)
