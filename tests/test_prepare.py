@@ -1,6 +1,7 @@
 """`eqssl data prepare`: official layouts in, what TFDS reads out; and from a tar of photographs to an evaluated network."""
 import io
 import json
+import os
 import pathlib
 import tarfile
 import zipfile
@@ -10,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from equivariant_ssl import cli
+from equivariant_ssl import cli, record
 from equivariant_ssl.data import archives, source, stream, writer
 from equivariant_ssl.data import tfds as reader
 from equivariant_ssl.errors import UserError
@@ -74,7 +75,7 @@ def test_imagenet_from_its_official_tars(tmp_path, capsys):
       '1_9.JPEG': FIRST, '2_1.JPEG': SECOND, '2_2.JPEG': SECOND}
   assert sorted(r['label'] for r in found['validation']) == [0, 1, 1] and label.num_classes == 1000
   assert all(HELD[int(r['file_name'][15:23]) - 1] == SYNSETS[r['label']] for r in found['validation'])
-  assert rows['1_9.JPEG']['image'].shape == (22, 18, 3)
+  assert {r['image'].shape for r in rows.values()} == {(22, 18, 3)}  # CMYK too
   made = reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
   assert stream.lazy(made.train.images) and made.classes == tuple(SYNSETS) and made.mean == (.485, .456, .406)
   assert dict(zip(made.names, made.train.labels, strict=True)) == {'1_9.JPEG': 0, '2_1.JPEG': 1, '2_2.JPEG': 1}
@@ -239,6 +240,19 @@ def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkey
   with pytest.raises(UserError, match='3 of 20 images cannot be decoded') as e:
     writer.write(archives.imagenet(str(ilsvrc(src, many, [(encoded(3), FIRST)]))), root, log=lambda line: None)
   assert e.value.code == source.BAD_DATA and [p.name for p in root.rglob('*')] == ['imagenet2012']
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+  """And what another process is at stays."""
+  src = ilsvrc(tmp_path / 'src', {FIRST: {'1_1.JPEG': encoded(0)}}, [(encoded(3), SECOND)])
+  dead, alive = (tmp_path / 'root' / f'.preparing-imagenet2012-{name}' for name in ('dead', 'alive'))
+  for folder in (dead, alive):
+    (folder / 'imagenet2012' / '5.1.0').mkdir(parents=True)
+  with record.lock(alive):
+    for folder in (dead, alive):
+      os.utime(folder, (0, 0))
+    writer.write(archives.imagenet(str(src)), tmp_path / 'root', log=lambda line: None)
+  assert {p.name for p in (tmp_path / 'root').iterdir()} == {'imagenet2012', alive.name}
 
 
 # -- from tar to result

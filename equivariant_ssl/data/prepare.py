@@ -8,7 +8,6 @@ import os
 import pathlib
 import posixpath
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import numpy as np
 
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
-from equivariant_ssl.data.writer import Dataset, Example, build, publish
+from equivariant_ssl.data.writer import Dataset, Example, build, publish, scratch
 from equivariant_ssl.errors import UserError
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -54,15 +53,15 @@ def prepare(archive: str | None, root: pathlib.Path, batch: int, log: Log) -> pa
     return target
   try:
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.preparing-cifar10-', dir=root) as scratch:
+    with scratch(root, 'cifar10') as place:
       if not archive:
         log(f'Downloading {URL} ({SIZE / 1e6:.0f} MB)')
-        archive = os.path.join(scratch, os.path.basename(URL))
+        archive = str(place / os.path.basename(URL))
         download(archive)
       log(f'Reading {archive}')
       splits = {split: np.concatenate(parts) for split, parts in read_archive(archive, batch).items()}
       log(f'Writing {sum(map(len, splits.values())):,} records as TFDS cifar10/3.0.2')
-      made = write(splits, pathlib.Path(scratch) / 'tfds')
+      made = write(splits, place / 'tfds')
       verify(made, batch)
       target.parent.mkdir(exist_ok=True)
       publish(made, target)

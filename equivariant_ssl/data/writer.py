@@ -22,9 +22,11 @@ from equivariant_ssl.data import encode
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.data.source import hopeless_data, listed, threads
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.record import lock
 
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
 SPARE = 1.03          # bytes on disk for one of the sources
+YOUNG = 60.           # seconds in which a folder may be made and not locked yet
 HEAD = struct.Struct('>16sQ')   # before a record in a bucket: the hash of its key, its length
 
 Log = Callable[[str], Any]
@@ -83,6 +85,18 @@ def ticking(what: str, items: Iterable[Any]) -> Iterator[Any]:
       print(f'{what}: {n:,} images, {n / (now - start):.0f} images/s', file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def scratch(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+  """A hidden folder in `root` for what is not whole yet; it goes, and so do those that killed processes have left."""
+  for left in root.glob(f'.preparing-{name}-*'):
+    with contextlib.suppress(UserError, OSError):  # another process is at it
+      if time.time() - left.stat().st_mtime > YOUNG:
+        with lock(left):
+          shutil.rmtree(left)
+  with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=root) as place, lock(place):
+    yield pathlib.Path(place)
+
+
 def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) -> pathlib.Path:
   """Write `root`/NAME/VERSION, which `tfds.data_source` reads; returns its path. shrink: > 0: the short side of every
   image, at most, all encoded anew. An image that cannot be decoded is left out and listed; more than 1 % are an error.
@@ -93,12 +107,12 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
     return target
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    room, need = shutil.disk_usage(root).free, 0 if shrink else int(SPARE * data.bytes)
-    if need > room:
-      raise UserError(f'{data.name} takes {need / 2**30:.1f} GiB, and {root} has {room / 2**30:.1f} left.',
-                      'Say another place: --root DIR; or make the images smaller: --shrink 256')
-    with tempfile.TemporaryDirectory(prefix=f'.preparing-{data.name}-', dir=root) as scratch:
-      info, bad = build(data, pathlib.Path(scratch), shrink, log)
+    with scratch(root, data.name) as place:
+      room, need = shutil.disk_usage(root).free, 0 if shrink else int(SPARE * data.bytes)
+      if need > room:
+        raise UserError(f'{data.name} takes {need / 2**30:.1f} GiB, and {root} has {room / 2**30:.1f} left.',
+                        'Say another place: --root DIR; or make the images smaller: --shrink 256')
+      info, bad = build(data, place, shrink, log)
       publish(pathlib.Path(info.data_dir), target)
   except OSError as e:
     raise UserError(f'cannot write {data.name} under {root}: {e.strerror or e}.', 'Say another place: --root DIR') from e

@@ -193,7 +193,8 @@ def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Pat
   parts = [_answer(study, found), _effects(found), _arms(found), *_actions(found), _proxies(found),
            _state(study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
-  about = f'Config {study["config"]}, {len(study["seeds"])} seed{"s" * (len(study["seeds"]) > 1)}' + (f', {epochs} epochs' if epochs else '')
+  n = len(study['seeds'])
+  about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
   text = page.render(title, about, parts, {'kind': 'study', 'study': study, 'results': found})
   path = page.save(out or pathlib.Path(folder) / 'report.html', text)
   if console:

@@ -113,21 +113,24 @@ def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[s
   return out
 
 
+def seeds(n: int) -> str:
+  return f'{n} seed{"s" if n > 1 else ""}'
+
+
 def sentence(e: Effect) -> str:
   """An effect in words: which is better and by how much, or what could have been seen."""
   first, _, second = e.contrast.partition(' - ')
   points = f'points of {POINTS.get(e.readout, e.readout)}'
-  seeds = f'{e.n} seed{"s" if e.n > 1 else ""}'
   if not second:
-    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f} {points} ({seeds})'
+    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f} {points} ({seeds(e.n)})'
   if e.low is None:
-    return f'{e.aug}: {first} and {second} differ by {100 * e.mean:+.1f} {points} ({seeds}: no interval)'
+    return f'{e.aug}: {first} and {second} differ by {100 * e.mean:+.1f} {points} ({seeds(e.n)}: no interval)'
   if e.low <= 0 <= e.high:
     return (f'{e.aug}: no difference seen between {first} and {second}; the smallest that this study could have seen is '
-            f'{100 * e.smallest:.1f} {points} ({seeds})')
+            f'{100 * e.smallest:.1f} {points} ({seeds(e.n)})')
   if e.mean < 0:
     first, second = second, first
-  return f'{e.aug}: {first} beats {second} by {100 * abs(e.mean):.1f} ± {50 * (e.high - e.low):.1f} {points} ({seeds})'
+  return f'{e.aug}: {first} beats {second} by {100 * abs(e.mean):.1f} ± {50 * (e.high - e.low):.1f} {points} ({seeds(e.n)})'
 
 
 def verdict(found: list[Effect]) -> list[str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from equivariant_ssl import record
 from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.study import effects
 from equivariant_ssl.study import plan as plans
 from equivariant_ssl.study.plan import Settings
 
@@ -168,7 +169,7 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   plan |= {'environment': environment} if settings else {}
   with record.lock(folder):
     plans.write(folder, plan)
-    console.print(f'{len(plan["made"])} arms x {len(plan["seeds"])} seed{"s" * (len(plan["seeds"]) > 1)}, {plan["epochs"]:g} epochs, equal '
+    console.print(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {plan["epochs"]:g} epochs, equal '
                   f'{plan["equal"]}: {len(plans.runs(plan))} runs')
     if launcher == 'slurm':
       slurm(folder, plan, workers, console.print)
