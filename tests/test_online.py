@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import record, shard, step, train
@@ -22,7 +23,7 @@ def weights(state):
 
 def run(folder, **more):
   """(state, rows) of ten steps of the smoke config."""
-  config = configs.load('smoke', QUICK | more)
+  config = configs.load(tiny.NAME, QUICK | more)
   return train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True), record.read_metrics(folder)
 
 
@@ -77,7 +78,7 @@ def test_without_labels_it_is_one_line(field, tmp_path):
   for i in range(40):
     Image.fromarray(np.full((8, 8, 3), 6 * i, np.uint8)).save(tmp_path / 'images' / f'{i}.png')
   name, value = field.split('=')
-  config = configs.load('smoke', {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8',
+  config = configs.load(tiny.NAME, {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8',
                                   'size': '8', 'batch': '16', name: value})
   with pytest.raises(UserError, match=f'config.{name} needs labels'):
     train.train(config, tmp_path / 'run', mesh=shard.mesh(jax.devices()[:1]), quiet=True)

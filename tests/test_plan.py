@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from jax.sharding import PartitionSpec
 
 from equivariant_ssl import cli, modules, nets, plan, shard
@@ -69,7 +70,7 @@ def test_collectives_of_a_program():
 
 
 def test_the_plan_of_a_config_in_words_and_bytes(capsys):
-  found = plan.run(configs.load('smoke'), 0, print)
+  found = plan.run(configs.load(tiny.NAME), 0, print)
   said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(' '))
   assert said['devices'] == '8 x cpu, batch 16 = 8 x 2' and said['fits'].startswith('devices of 16 GiB')
   assert said['steps'].startswith('8 = ') and said['collectives'].count('all-') >= 1

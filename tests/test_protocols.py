@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from equivariant_ssl import checkpoint, compare, runs, shard, train
 from equivariant_ssl import config as configs
@@ -17,7 +18,7 @@ BEYOND = {'crop': frozen.OUTSIDE['crop']}
 
 
 def trained(folder, **overrides) -> pathlib.Path:
-  config = configs.load('smoke', {'steps': '3', 'checkpoint_every': '3', **overrides})
+  config = configs.load(tiny.NAME, {'steps': '3', 'checkpoint_every': '3', **overrides})
   train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True)
   return folder
 
@@ -115,7 +116,7 @@ def test_asked_for_what_it_cannot_have(evaluated, tmp_path):
   folder = evaluated[0]
   with pytest.raises(UserError, match="protocol has no 'kmn'.*\n.*Did you mean 'knn'"):
     run.evaluate(folder, ['kmn'])
-  alone = configs.load('smoke', {'equivariance': 'none'})
+  alone = configs.load(tiny.NAME, {'equivariance': 'none'})
   (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(alone)))
   with pytest.raises(UserError, match='gains: the run has no objective that predicts an embedding'):
     run.evaluate(tmp_path, ['gains'])
@@ -129,7 +130,7 @@ def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
     for seed, top in enumerate(tops):
       folder = tmp_path / f'{name}{seed}'
       (folder / 'eval').mkdir(parents=True)
-      config = configs.load('smoke', {'seed': str(seed), 'equivariance': 'equimod' if '+' in name else 'none'})
+      config = configs.load(tiny.NAME, {'seed': str(seed), 'equivariance': 'equimod' if '+' in name else 'none'})
       (folder / 'config.json').write_text(json.dumps(configs.as_json(config)))
       result['trained'][0]['numbers'] = {'top1': top}
       (folder / 'eval' / 'knn.json').write_text(json.dumps(result))

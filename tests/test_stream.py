@@ -2,6 +2,7 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from equivariant_ssl import config as configs
@@ -37,8 +38,8 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, **more):
-  return configs.load('smoke', {'data': str({'name': 'folder', 'path': str(folder), 'size': 16}), 'steps': '5', 'batch': '8',
-                                'checkpoint_every': '1', 'mean': '(.5,.5,.5)', 'std': '(.2,.2,.2)',
+  return configs.load(tiny.NAME, {'data': str({'name': 'folder', 'path': str(folder), 'size': 16}), 'steps': '5',
+                                'batch': '8', 'checkpoint_every': '1', 'mean': '(.5,.5,.5)', 'std': '(.2,.2,.2)',
                                 'augment.rotate.role': 'off', 'equivariance': 'none', **more})
 
 
