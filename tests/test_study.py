@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
@@ -210,6 +211,12 @@ def test_a_folder_holds_one_study(tmp_path):
     plan.write(tmp_path, planned(budget=7.))
   with pytest.raises(UserError, match='study.json is missing'):
     plan.read(tmp_path / 'none')
+
+
+def test_resuming_takes_nothing_new(tmp_path, capsys):
+  """What it would ask for would be left undone without a word."""
+  assert cli.main(['study', '--resume', str(tmp_path), '--proxies', '1/2', '--config.size=8']) == 2
+  assert '--proxies, --config.size would ask for more' in capsys.readouterr().err
 
 
 def test_shares_of_a_budget():

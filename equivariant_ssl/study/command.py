@@ -50,6 +50,12 @@ def run(args: argparse.Namespace) -> None:
   from equivariant_ssl.study.run import study
   how = args.command_line, args.launcher, args.workers
   if args.resume:
+    parser = argparse.ArgumentParser()
+    arguments(parser)
+    more = {k: v for k, v in vars(parser.parse_args([])).items() if k not in ('resume', 'launcher', 'workers')}
+    if asked := [f'--{k}' for k, v in more.items() if getattr(args, k) != v] + [f'--config.{k}' for k in args.overrides]:
+      raise UserError(f'--resume goes on with a study as it was asked; {", ".join(asked)} would ask for more.',
+                      f'Ask for it whole, with --out {args.resume} in place of --resume.', USAGE)
     study(pathlib.Path(args.resume), None, *how)
     return
   if not (args.config and args.out):
