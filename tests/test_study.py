@@ -203,6 +203,23 @@ def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
   assert 'rotate: ' in found['effects'][0]['sentence']
 
 
+@pytest.mark.parametrize('name', ['one-at-a-time', 'factorial'])
+def test_results_can_be_had_after_every_run(tmp_path, name):
+  """Shorter budgets too, whose runs come last."""
+  made = planned(proxies=(.25, .5), seeds=(0,), design=name)
+  plan.write(tmp_path, made)
+  found, value = plan.results(tmp_path, made, {}), np.random.default_rng(0)
+  assert not found['effects'] and not found['proxies']
+  for run in plan.runs(made):
+    (tmp_path / run.workdir).mkdir(parents=True)
+    (tmp_path / run.workdir / 'found.json').write_text(found_json(value.uniform(.4, .6)))
+    found = plan.results(tmp_path, made, {})
+  assert [(p['budget'], p['readout'], p['n']) for p in found['proxies']] == [
+      (share, name, len(made['made'])) for share in (.25, .5) for name in ('linear', 'knn')]
+  assert all(-1 <= p['rank'] <= 1 for p in found['proxies'])
+  assert len(found['effects']) == 2 * 2 * (4 if name[0] == 'o' else 3)  # augmentations, read-outs, contrasts
+
+
 def test_a_folder_holds_one_study(tmp_path):
   plan.write(tmp_path, planned())
   plan.write(tmp_path, planned(seeds=(0, 1, 2, 3)))  # more seeds of the same one

@@ -89,6 +89,8 @@ def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[s
             runs: list[tuple[str, int, float]], readout: str) -> list[Effect]:
   """A factorial's main effects: of being seen, of being told, each averaged over all else, and sensitive - invariant as told
   less seen; and the chosen interactions, the difference that one makes to the effect of the other."""
+  if not runs:
+    return []
   augs, by = tuple(arms[0].roles), {a.name: a for a in arms}
   varying, _ = factors(augs, roles)
   wanted = terms(varying, interactions)
