@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import processes
 import pytest
+from PIL import Image
 
 from equivariant_ssl import cli, record, shard, train
 from equivariant_ssl import config as configs
@@ -43,17 +44,30 @@ def agree(one, two):
   np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
 
 
-@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_one_process_and_several_train_alike_on_four_devices(n, tmp_path):
+SEVERAL = [pytest.param(2, {}, id='2'),
+           pytest.param(4, {}, id='4', marks=pytest.mark.slow),
+           pytest.param(2, {'sharding': 'fsdp', 'encoder.width': '16'}, id='2, fsdp', marks=pytest.mark.slow),
+           pytest.param(2, {'data.stream': 'True'}, id='2, streaming', marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(('n', 'over'), SEVERAL)
+def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
   """Bar 1. What the views are is bitwise the same."""
+  if 'data.stream' in over:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    (tmp_path / 'images').mkdir()
+    for i, image in enumerate(images):
+      Image.fromarray(image).save(tmp_path / 'images' / f'{i}.png')
+    over = {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8', **over}
   stand_in = tmp_path / 'python'
   stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "$@"\n')
   stand_in.chmod(0o755)
-  config = configs.load(processes.__file__)
+  config = configs.load(processes.__file__, over)
   processes.train_with_views(config, tmp_path / '1', mesh=shard.mesh(jax.devices()[:4]), quiet=True)
   views = (tmp_path / '1' / 'views.json').read_text()
-  done = script('launch/local.sh', n, processes.__file__, '--workdir', tmp_path / str(n), '--quiet', PYTHON=stand_in,
-                PORT=23600 + os.getpid() % 1000, DEVICES=4 // n)
+  done = script('launch/local.sh', n, processes.__file__, '--workdir', tmp_path / str(n), '--quiet',
+                *(f'--config.{k}={v}' for k, v in over.items()), PYTHON=stand_in, PORT=23600 + os.getpid() % 1000,
+                DEVICES=4 // n)
   assert done.returncode == 0, done.stderr
   assert f'{n} processes on 1 machines, 4 devices' in done.stderr
   assert json.loads((tmp_path / str(n) / 'env.json').read_text())['processes'] == n
