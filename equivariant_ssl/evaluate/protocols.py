@@ -161,14 +161,14 @@ def _retrieval(s: Subject) -> Found:
 
 
 def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-  """{'STL error', and 'SIE error' where a turn is told: {'true' or a control: the value}}."""
+  """{'STL error', and 'SIE error' where a turn is told and drawn: {'true' or a control: the value}}."""
   told = frozen.told(s.run.recipe, name)
   encoded = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].told.encode)))({n: actions[n] for n in told})
   found = {'STL error': retrieval.errors(retrieval.stl_error, np.asarray(encoded), picked)}
   angles = {'turn': lambda a: a.angle, 'rotate': lambda a: 90. * a.turns}
   for n in angles:
-    if n in told:
-      found[f'SIE error of {n}'] = retrieval.errors(retrieval.sie_error, retrieval.quaternion(angles[n](actions[n])), picked)
+    if n in told and np.ptp(degrees := np.asarray(angles[n](actions[n]))):
+      found[f'SIE error of {n}'] = retrieval.errors(retrieval.sie_error, retrieval.quaternion(degrees), picked)
   return found
 
 
