@@ -86,7 +86,8 @@ def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS
 
 
 def wire(config: ConfigDict, label: str, section: ConfigDict, canvas: int) -> Wiring:
-  """The wiring of objective `label`: its own views have what the invariance's have, and the sensitive ops it is told.
+  """The wiring of objective `label`: its own views have what the invariance's have, and the sensitive ops it is told, in
+  units measured on images of side `canvas` (0: in none, of a wiring that is not trained).
 
   Raises UserError where no role tells it anything, or its `told` names an op that no role tells.
   """
@@ -104,8 +105,8 @@ def wire(config: ConfigDict, label: str, section: ConfigDict, canvas: int) -> Wi
   own = lambda name, role: role in ('invariant', 'both') or role == 'sensitive' and name in told
   build = lambda size, changes: chains(config, size, changes, own)
   chain = chains(config, config.size, {}, lambda name, role: name in told)[0]
-  # A fixed key: the units in which a head is told must not depend on the run's seed.
-  chain = augment.normalised(chain, draws(build(config.size, {}), jax.random.key(0), canvas))
+  if canvas:  # a fixed key: the units in which a head is told must not depend on the run's seed
+    chain = augment.normalised(chain, draws(build(config.size, {}), jax.random.key(0), canvas))
   sensitive = any(roles[n] == 'sensitive' for n in told)
   visible = seen(config)
   return Wiring(label, visible, build(config.size, {}) if sensitive else visible, chain, sensitive, config.size,
@@ -124,6 +125,19 @@ def objectives(config: ConfigDict) -> dict[str, ConfigDict]:
         label += "'"
       found[label] = section
   return found
+
+
+def own(section: ConfigDict, *drop: str) -> dict:
+  """The fields of a section of a config, without its name and those to `drop`."""
+  return {k: v for k, v in section.items() if k not in ('name', *drop)}
+
+
+def wired(config: ConfigDict, canvas: int) -> tuple[dict[str, Wiring], dict[str, Equivariance]]:
+  """{label: wiring} and {label: objective} of the equivariance objectives; canvas: see `wire`."""
+  sections = objectives(config)
+  wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
+  return wirings, {label: modules.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
+                   for label, section in sections.items()}
 
 
 def merged(own: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
@@ -153,13 +167,9 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
   if num < config.batch:
     raise UserError(f'batch {config.batch} is larger than the {num} training images.',
                     f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}')
-  own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
   inv = modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
   head = lambda part: mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
-  sections = objectives(config)
-  wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
-  equivariances = {label: modules.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
-                   for label, section in sections.items()}
+  wirings, equivariances = wired(config, canvas)
   encoder = modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
   check(config, inv, equivariances, encoder)
   needed = inv.projector is not None or any('views' in e.uses for e in equivariances.values())

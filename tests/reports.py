@@ -83,7 +83,8 @@ def study(folder: pathlib.Path) -> pathlib.Path:
       'readouts': {'linear': .93, 'knn': .91, 'transfer cifar100 (top1)': .8},
       'profile': {'rotate': .3 + .1 * seed, 'crop': .22},
       'gains': {'equimod all': {'true': .05, 'shuffled': -.1, 'zeroed': -.02, 'identity': 0., 'ratio of means': 1.5}},
-      'retrieval': {'equimod all mrr': {'true': .38, 'chance': .09}}}
+      'retrieval': {'equimod all mrr': {'true': .38, 'chance': .09}},
+      'more': {'care': {'crop gamma': {'true': .5, 'ignores it': 1.}}}, 'git': f'{seed}' * 16}
   unread = lambda run: {k: v for k, v in run.items() if k in ('arm', 'roles', 'seed', 'workdir', 'status', 'error')}
   runs = {'rotate=invariant/0': one('rotate=invariant', 0), 'rotate=invariant/1': one('rotate=invariant', 1),
           'rotate=sensitive/0': unread(one('rotate=sensitive', 0, 'failed', f'the loss {HOSTILE} is not finite')),
@@ -100,7 +101,7 @@ def study(folder: pathlib.Path) -> pathlib.Path:
            'effects': [effect('rotate', .03, .07, 3, SENTENCES[0]), effect('crop', None, None, 1, SENTENCES[1]),
                        effect('rotate', -.01, .11, 3, SENTENCES[2])],
            'proxies': [{'budget': .125, 'readout': 'knn', 'rank': .83, 'low': .5, 'high': .95, 'n': 12,
-                        'signs': .75},
+                        'signs': .75, 'repeat': .9},
                        {'budget': .5, 'readout': 'knn', 'rank': .97, 'low': None, 'high': None, 'n': 2,
                         'signs': None}]}
   (folder / 'study.json').write_text(json.dumps(content))

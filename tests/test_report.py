@@ -184,6 +184,9 @@ def test_a_study(tmp_path):
                                                                                 'retrieval: equimod all mrr'))
   assert gain == 'rotate=invariant: true 5.0, shuffled -10.0, zeroed -2.0, identity 0.0.'
   assert mrr == 'rotate=invariant: true 0.38, chance 0.09.'
+  gamma = next(s for s in parsed.svgs if s[0].text == 'care: crop gamma')[1].text
+  assert gamma == 'rotate=invariant: true 0.50, ignores it 1.00.'
+  assert ['commit', 'the runs are of 3: 000000000000, 111111111111, 999999999999'] in parsed.table('The study')
   assert parsed.table('Failed')[1] == ['rotate=sensitive/0', f'the loss {HOSTILE} is not finite']
   assert parsed.table('Every run')[1][:5] == ['rotate=invariant/0', 'done', '93.0', '91.0', '80.0']
   assert parsed.table('Every run')[4][1:5] == ['waiting', '', '', '']
@@ -191,8 +194,8 @@ def test_a_study(tmp_path):
                '3.0 min in all, 60 s a run', 'No difference seen, as invariances: crop',
                'Where no interval exists (n = 1'):
     assert said in parsed.text, said
-  assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '75 %'],
-                                      ['50 %', 'kNN', '0.97', 'none', '2', 'none to compare']]
+  assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '75 %', '0.90'],
+                                      ['50 %', 'kNN', '0.97', 'none', '2', 'none to compare', 'unknown']]
   stored = {k: json.loads((folder / f'{k}.json').read_text()) for k in ('study', 'results')}
   assert parsed.data() == {'kind': 'study', **stored}
   early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}

@@ -17,6 +17,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
 from equivariant_ssl.study import command, design, effects, plan
+from equivariant_ssl.study import run as study
 from equivariant_ssl.study.design import Arm
 from equivariant_ssl.types import ROLES
 
@@ -84,6 +85,43 @@ def test_chosen_interactions_are_told_apart():
     assert found[none] == pytest.approx(0., abs=1e-12)
 
 
+def test_an_interaction_says_what_it_is_mixed_with():
+  """Of 16 runs for eight factors, each is mixed with three others; of 8 for four, with one."""
+  pair = (('rotate.seen', 'rotate.told'),)
+  arms = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES, pair))]
+  of = lambda worth: effects.crossed(arms, ROLES, pair, [(a.name, 0, worth(a.roles)) for a in arms], 'knn')[-1]
+  other = of(lambda r: -.1 * (r['erase'] == 'both'))
+  assert other.mean == pytest.approx(-.1) and 'erase.seen x erase.told' in other.mixed and len(other.mixed) == 3
+  assert 'or it is of' in effects.sentence(other) and 'erase.seen x erase.told' in effects.sentence(other)
+  few = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ('off', 'invariant'), (('rotate.seen', 'flip.seen'),)))]
+  assert len(effects.crossed(few, ('off', 'invariant'), (('rotate.seen', 'flip.seen'),),
+                             [(a.name, s, .1 * s) for a in few for s in (0, 1)], 'knn')[-1].mixed) == 1
+
+
+def test_objectives_are_told_apart():
+  """An invariance that costs under one and helps under another is not one number, in either design."""
+  sign = {'equimod': -1., 'augself': 1., '': 0.}
+  for name, pick in (('one-at-a-time', 'invariant - off'), ('factorial', 'told - untold')):
+    arms = design.make(BASE, AUGS, ROLES, ('equimod', 'augself'), name)
+    worth = lambda a, name=name: .1 * sign[a.objective] * (a.roles['rotate'] in (('invariant',) if name[0] == 'o' else (
+        'sensitive', 'both')))
+    runs = [(a.name, s, worth(a) + .001 * s) for a in arms for s in (0, 1)]
+    found = (effects.single(arms, runs, 'knn') if name[0] == 'o' else effects.crossed(arms, ROLES, (), runs, 'knn'))
+    means = {e.contrast: e.mean for e in found if e.aug == 'rotate'}
+    assert means[f'{pick} (equimod)'] == pytest.approx(-.1) and means[f'{pick} (augself)'] == pytest.approx(.1)
+    said = effects.verdict([e._replace(low=e.mean - .01, high=e.mean + .01) for e in found])
+    if name[0] == 'o':
+      assert 'cost kNN accuracy: rotate (equimod) (-10.0' in said[0] and 'rotate (augself) (+10.0' in said[1]
+
+
+def test_an_objective_that_can_be_told_nothing_is_not_there():
+  """E-SSL says which of a few: a crop, which the base tells, is none; a blur, which the study would tell it, cannot be."""
+  made = {a['name']: a['objective'] for a in planned(augs=('rotate', 'flip'), objective=('essl',))['made']}
+  assert {n for n, o in made.items() if o} == {f'{a}={r}' for a in ('rotate', 'flip') for r in ('sensitive', 'both')}
+  with pytest.raises(UserError, match='(?s)arm blur=sensitive: essl predicts discrete ops.*Study others than blur'):
+    planned(objective=('essl',))
+
+
 @pytest.mark.parametrize('change, match', [
     ({'augs': ('nope',)}, 'nope'), ({'augs': ()}, 'no augmentation'), ({'arms': ('of',)}, "no 'of'"),
     ({'arms': ('off', 'sensitive', 'both'), 'design': 'factorial'}, 'no factorial'), ({'design': 'latin'}, 'latin'),
@@ -140,6 +178,19 @@ def test_a_failed_run_leaves_the_rest_and_one_seed_no_interval():
   assert effects.crossed(crossed, ROLES, (), [(a.name, 0, .5) for a in crossed[:5]], 'knn') == []  # too few to tell
 
 
+def test_any_runs_that_are_done_tell_what_they_tell():
+  """With more workers than arms, or after a failure, seeds and arms need not hang together."""
+  runs = noisy(ARMS, 3, lambda r: .05 * (r['rotate'] == 'sensitive'), 1e-9)
+  apart = [r for r in runs if (r[0] == 'base') == (r[1] == 1)]  # seed 1 has the base alone, the others all but it
+  found = {e.contrast: e.mean for e in effects.single(ARMS, apart, 'knn')}
+  assert found == pytest.approx({'sensitive - invariant': .05, 'both - invariant': 0.}, abs=1e-6)
+  for i in range(60):
+    chosen = [r for r in runs if np.random.RandomState(i).rand(len(runs))[runs.index(r)] < .4]
+    for e in effects.single(ARMS, chosen, 'knn'):
+      first, second = e.contrast.split(' - ')
+      assert e.mean == pytest.approx(.05 * ((first == 'sensitive') - (second == 'sensitive')), abs=1e-6)
+
+
 def test_sentences():
   of = lambda mean, half: effects.sentence(effects.Effect('rotate', 'sensitive - invariant', 'linear', mean, mean - half,
                                                           mean + half, 3, .04))
@@ -156,6 +207,19 @@ def test_a_proxys_rank_is_scipys():
   assert found.rank == pytest.approx(stats.spearmanr(list(full.values()), list(short.values())).statistic)
   assert found.low < found.rank < found.high and (found.n, found.signs) == (6, .5)
   assert effects.proxy(.5, 'linear', {'a': 1.}, full, []) is None
+
+
+def test_what_a_repeat_would_reach_is_what_repeats_reach():
+  random = np.random.RandomState(0)
+  truth, ranks, said = random.randn(40), [], []
+  for _ in range(200):
+    of = lambda seeds, truth=truth: [(str(a), s, t + random.randn()) for a, t in enumerate(truth) for s in seeds]
+    one, other = of(range(3)), of(range(3, 6))
+    mean = lambda runs: [np.mean([v for a, _, v in runs if a == str(i)]) for i in range(40)]
+    ranks.append(stats.spearmanr(mean(one), mean(other)).statistic)
+    said.append(effects.repeated(one))
+  assert np.mean(said) == pytest.approx(np.mean(ranks), abs=.03)
+  assert effects.repeated(of((0,))) is None
 
 
 # -- plans
@@ -262,17 +326,12 @@ def finished(process):
 
 
 def killed(folder, after, *more, how=signal.SIGKILL):
-  """Start, wait for `after()`, kill the study; its workers end by themselves."""
+  """Start, wait for `after()`, kill the study; its workers end by themselves, after it."""
   process = start(folder, *more)
   while not after() and process.poll() is None:
     time.sleep(.02)
   process.send_signal(how)
   out = process.communicate()[0]
-  locked = [p for p in folder.rglob('run.lock')]
-  until = time.time() + 60
-  while any(subprocess.run(['flock', '-n', str(p), 'true']).returncode for p in locked):
-    assert time.time() < until, 'a worker outlives its study'
-    time.sleep(.1)
   return process.returncode, out
 
 
@@ -327,6 +386,43 @@ def test_in_miniature_a_killed_study_ends_as_if_left_alone(tmp_path):
   assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # a finished run is not repeated
 
 
+def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
+  """A killed study's own processes may still be saving what its successor wants to go on with."""
+  made, tries, said = planned(augs=('rotate',), arms=('off', 'invariant'), seeds=(0,)), [], []
+  plan.write(tmp_path, made)
+  def begin(folder, number, asked, kind, slot, workers):
+    tries.append((number, slot))
+    where = folder / asked.workdir
+    where.mkdir(parents=True, exist_ok=True)
+    (where / 'log.txt').write_text('eqssl: it broke [/red]\n')
+    code = 3 if tries.count((number, slot)) == 1 and not number else 1
+    if number == 0 and code == 1:
+      (where / 'found.json').write_text(found_json(.5))
+    return study.Worker(subprocess.Popen(['sh', '-c', f'exit {code}']), asked, slot)
+  monkeypatch.setattr(study, '_start', begin)
+  monkeypatch.setattr(study, 'AGAIN', .1)
+  failed = study.execute(tmp_path, made, 'cpu', 1, said.append)
+  assert tries == [(0, 0), (1, 0), (0, 0)] and failed == {'rotate=invariant/0': 'it broke [/red]'}
+  assert [line.split(';')[0] for line in said[1:]] == ['1/2 rotate=invariant/0: it broke [/red]', '2/2 base/0: done']
+
+
+def test_workers_have_a_device_each_of_those_that_may_be_seen(monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,6')
+  assert [study._own('gpu', i, 2) for i in (0, 1)] == [{'CUDA_VISIBLE_DEVICES': d} for d in '46']
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+  assert study._own('gpu', 1, 2) == {'CUDA_VISIBLE_DEVICES': '1'} and not study._own('gpu', 0, 1)
+  assert 'eigen=false' in study._own('cpu', 0, 2)['XLA_FLAGS'] and not study._own('cpu', 0, 1)
+
+
+def test_slurm_is_given_the_runs(tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', '/nowhere')
+  said = []
+  study.slurm(tmp_path, planned(), 0, said.append)
+  text = (tmp_path / 'slurm.sh').read_text()
+  assert '--array=0-20%32' in text and 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text
+  assert f'eqssl study --resume {tmp_path} --collect' in said[1]
+
+
 @pytest.mark.slow
 def test_a_killed_study_ends_as_if_left_alone(tmp_path):
   asked = ('--augs', 'flip', '--arms', 'off', '--seeds', '0')
@@ -337,6 +433,9 @@ def test_a_killed_study_ends_as_if_left_alone(tmp_path):
   assert code == -signal.SIGKILL and not (torn / 'table.csv').exists()
   out = finished(start(torn, *asked))
   assert 'resum' not in out and (torn / 'report.html').stat().st_size < 6e6
+  same(torn, tmp_path / 'whole')
+  (torn / 'results.json').unlink()
+  assert cli.main(['study', '--resume', str(torn), '--collect']) == 0
   same(torn, tmp_path / 'whole')
 
 
@@ -358,7 +457,8 @@ def test_killed_at_five_random_moments(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_said_and_the_rest_goes_on(tmp_path):
-  out = finished(start(tmp_path, '--augs', 'blur', '--arms', 'off,sensitive', '--objective', 'essl', '--seeds', '0'))
+  (tmp_path / 'runs' / 'blur=sensitive' / '0' / 'config.json').mkdir(parents=True)  # its run cannot write there
+  out = finished(start(tmp_path, '--augs', 'blur', '--arms', 'off,sensitive', '--seeds', '0'))
   found = json.loads((tmp_path / 'results.json').read_text())['runs']
   assert {k: r['status'] for k, r in found.items()} == {'base/0': 'done', 'blur=sensitive/0': 'failed'}
-  assert 'discrete op' in found['blur=sensitive/0']['error'] and 'failed: blur=sensitive/0: essl' in out
+  assert 'config.json' in found['blur=sensitive/0']['error'] and 'failed: blur=sensitive/0: ' in out

@@ -64,8 +64,10 @@ def _answer(study: dict, found: dict) -> Section:
   return Section('Answer', 'answer', blocks)
 
 
-def _effects(found: dict) -> Section:
+def _effects(study: dict, found: dict) -> Section:
   """A dot plot a read-out, and the same as a table."""
+  noise = ('the noise is what main effects leave unsaid of the runs' if study['design'] == 'factorial' else
+           'paired by seed, the noise pooled over all arms')
   effects, made = found['effects'], []
   if not effects:
     return Section('Effects', 'effects', [Text('None yet.')])
@@ -75,7 +77,7 @@ def _effects(found: dict) -> Section:
             for e in effects if e['readout'] == readout]
     title = f'Effects on {_name(readout)} accuracy'
     made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
-                      '95 % intervals, paired by seed; a ring has none: n = 1, or too few runs.'))
+                      f'95 % intervals: {noise}; a ring has none: too few runs.'))
   rows = [(e['aug'], e['contrast'], _name(e['readout']), _points(e['mean']),
            f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
            'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in effects]
@@ -127,6 +129,11 @@ def _actions(found: dict) -> list[Section]:
     made = [_heat(f'{kind}: {what}', _over(done, lambda r, k=kind, w=what: (r.get(k) or {}).get(w)), scale, form, '')
             for what in whats]
     blocks += [Text(f'Mean over seeds. {results.MEANS[kind, of]}'), Charts(made)] if made else []
+  for kind in dict.fromkeys(k for r in done for k in r.get('more') or ()):
+    whats = dict.fromkeys(w for r in done for w in (r.get('more') or {}).get(kind, ()))
+    pick = lambda r, w, k=kind: (r.get('more') or {}).get(k, {}).get(w)
+    blocks.append(Charts([_heat(f'{kind}: {what}', _over(done, lambda r, w=what: pick(r, w)), 1., '.2f', '')
+                          for what in whats]))
   return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
 
 
@@ -159,7 +166,8 @@ def _proxies(found: dict) -> Section:
     return Section('Smaller budgets', 'proxies', [Text('No smaller budget was compared with the whole one.')])
   rows = [(f'{100 * p["budget"]:g} %', _name(p['readout']), f'{p["rank"]:.2f}',
            'none' if p['low'] is None else f'[{p["low"]:.2f}, {p["high"]:.2f}]', p['n'],
-           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %') for p in proxies]
+           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %',
+           'unknown' if p.get('repeat') is None else f'{p["repeat"]:.2f}') for p in proxies]
   shown = {}
   for readout in dict.fromkeys(p['readout'] for p in proxies):
     own = sorted((p['budget'], p['rank']) for p in proxies if p['readout'] == readout)
@@ -168,9 +176,17 @@ def _proxies(found: dict) -> Section:
                                                                      rules={'the same order': 1.}))
   return Section('Smaller budgets', 'proxies', [
       Text('How well the order of the arms after part of the training agrees with that after all of it: 1 is the same '
-           'order, 0 no relation.'), Charts([chart]),
+           'order, 0 no relation. Arms that differ by less than seeds do have no order: the last column is what the whole '
+           'budget, repeated with other seeds, would reach.'), Charts([chart]),
       Table('Rank correlation of the arms, and how many of the clear effects had the same sign',
-            ('budget', 'read-out', 'rank', '95 % interval', 'arms', 'same sign'), rows, 2)])
+            ('budget', 'read-out', 'rank', '95 % interval', 'arms', 'same sign', 'a repeat'), rows, 2)])
+
+
+def _commits(env: dict, found: dict) -> str:
+  """The code that the runs were made with, all of it where it changed between them."""
+  of = dict.fromkeys(r['git'] for r in found['runs'].values() if r.get('git'))
+  every = ', '.join(panels.commit({'git': g}) for g in of)
+  return panels.commit(env) if len(of) < 2 else f'the runs are of {len(of)}: {every}'
 
 
 def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Path | None = None) -> pathlib.Path:
@@ -186,11 +202,11 @@ def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Pat
               ('overrides', ', '.join(f'{k}={v}' for k, v in study['overrides'].items()) or 'none'),
               ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
               ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']), ('devices', panels.devices(env)),
-              ('commit', panels.commit(env)), ('started', env.get('time', 'unknown'))]
+              ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
   again = panels.again(env, [study['command'], f'eqssl report {shlex.quote(str(folder))}'],
                        'the study and its results')
-  parts = [_answer(study, found), _effects(found), _arms(found), *_actions(found), _proxies(found),
+  parts = [_answer(study, found), _effects(study, found), _arms(found), *_actions(found), _proxies(found),
            _state(study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
   n = len(study['seeds'])

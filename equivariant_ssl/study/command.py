@@ -33,6 +33,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
   add('--out', default='', metavar='DIR', help='the study\'s folder; one already in it goes on')
   add('--resume', default='', metavar='DIR', help='go on with the study in DIR as it was asked')
   add('--launcher', default='local', help='or slurm: an array of jobs (default: %(default)s)')
+  add('--collect', action='store_true', help='with --resume: the table and the report of what is done; start nothing')
   add('--workers', type=int, default=0, help='runs side by side (default: one a device, or a core)')
 
 
@@ -48,11 +49,11 @@ def run(args: argparse.Namespace) -> None:
   """Do what the arguments ask for."""
   from equivariant_ssl.study.plan import Settings
   from equivariant_ssl.study.run import study
-  how = args.command_line, args.launcher, args.workers
+  how = args.command_line, args.launcher, args.workers, args.collect
   if args.resume:
     parser = argparse.ArgumentParser()
     arguments(parser)
-    more = {k: v for k, v in vars(parser.parse_args([])).items() if k not in ('resume', 'launcher', 'workers')}
+    more = {k: v for k, v in vars(parser.parse_args([])).items() if k not in ('resume', 'launcher', 'workers', 'collect')}
     if asked := [f'--{k}' for k, v in more.items() if getattr(args, k) != v] + [f'--config.{k}' for k in args.overrides]:
       raise UserError(f'--resume goes on with a study as it was asked; {", ".join(asked)} would ask for more.',
                       f'Ask for it whole, with --out {args.resume} in place of --resume.', USAGE)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, modules, recipe
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import ROLES
@@ -54,6 +54,25 @@ def configured(config: ConfigDict, arm: Arm, sections: dict[str, list]) -> dict:
   own = sections[arm.objective] if arm.objective else [{'name': 'none'}]
   given['equivariance'] = own if len(own) > 1 else own[0]
   return configs.as_json(configs.resolve(ConfigDict(given)))
+
+
+def usable(config: ConfigDict, arms: list[Arm], sections: dict[str, list]) -> list[tuple[Arm, dict]]:
+  """The arms with their configs. One whose objective can be told nothing, where the studied augmentations tell nothing
+  either, has none (E-SSL beside a crop). Raises UserError where they do: it would not be the arm that its name says."""
+  found = []
+  for arm in arms:
+    made = configured(config, arm, sections)
+    try:
+      recipe.wired(configs.resolve(ConfigDict(made)), 0)
+    except UserError as e:
+      told = [a for a, role in arm.roles.items() if BITS[role][1]]
+      if not arm.objective or told:
+        raise UserError(f'arm {arm.name}: {str(e).splitlines()[0]}',
+                        f'Study others than {", ".join(told)}, or with another --objective.' if told else '') from None
+      arm = arm._replace(objective='')
+      made = configured(config, arm, sections)
+    found.append((arm, made))
+  return found
 
 
 def one_at_a_time(roles: dict[str, str], arms: tuple[str, ...]) -> list[dict[str, str]]:

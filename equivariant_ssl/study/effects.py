@@ -1,4 +1,5 @@
 """What a study says: least squares over its runs, contrasts with intervals, and a sentence an augmentation."""
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ POINTS = {'linear': 'linear accuracy', 'knn': 'kNN accuracy', 'few': 'accuracy o
 
 class Effect(NamedTuple):
   """A difference of a read-out, as a fraction, with its 95 % interval (None where the runs leave no noise to measure), over
-  `n` seeds. smallest: the difference that such a study sees four times in five."""
+  `n` seeds. smallest: the difference that such a study sees four times in five. mixed: of a factorial's interaction, those
+  that its runs cannot tell from it."""
   aug: str
   contrast: str
   readout: str
@@ -23,23 +25,31 @@ class Effect(NamedTuple):
   high: float | None
   n: int
   smallest: float | None
+  mixed: tuple[str, ...] = ()
   sentence: str = ''
 
 
 class Fit(NamedTuple):
-  """coefficients [P] of a least-squares fit, their covariance [P P] (None without residual freedom), and that freedom."""
+  """coefficients [P] of a least-squares fit, their covariance [P P] (None without residual freedom), that freedom, and
+  what the rows span, as a projection [P P]."""
   coefficients: np.ndarray
   covariance: np.ndarray | None
   freedom: int
+  span: np.ndarray
+
+  def tells(self, weights: np.ndarray) -> bool:
+    """Whether the rows say what weights [P] times the coefficients are."""
+    return bool(np.allclose(self.span @ weights, weights, atol=1e-6))
 
 
 def fit(X: np.ndarray, y: np.ndarray) -> Fit:
-  """Least squares of y [N] on X [N P] of full rank."""
-  freedom = len(y) - X.shape[1]
-  inverse = np.linalg.inv(X.T @ X)
+  """Least squares of y [N] on X [N P], the shortest where several are."""
+  square = X.T @ X
+  inverse = np.linalg.pinv(square, hermitian=True)
+  freedom = len(y) - np.linalg.matrix_rank(X)
   coefficients = inverse @ (X.T @ y)
   noise = ((y - X @ coefficients) ** 2).sum() / freedom if freedom > 0 else None
-  return Fit(coefficients, None if noise is None else noise * inverse, freedom)
+  return Fit(coefficients, None if noise is None else noise * inverse, freedom, inverse @ square)
 
 
 def contrast(of: Fit, weights: np.ndarray, n: int) -> tuple[float, float | None, float | None, int, float | None]:
@@ -58,6 +68,11 @@ def _seeds(seeds: list[int]) -> np.ndarray:
   return np.array([[float(s == level) for level in levels] for s in seeds]).reshape(len(seeds), len(levels))
 
 
+def _labels(arms: list[Arm]) -> list[str]:
+  """Of the arms' objectives, once each; '' where there is none."""
+  return list(dict.fromkeys(a.objective for a in arms if a.objective)) or ['']
+
+
 def single(arms: list[Arm], runs: list[tuple[str, int, float]], readout: str) -> list[Effect]:
   """One augmentation at a time: the differences PAIRS of its roles, each between two arms, paired by seed, the noise of
   (arm, seed) pooled over all arms. runs: (arm's name, seed, value) of those that are done."""
@@ -66,35 +81,48 @@ def single(arms: list[Arm], runs: list[tuple[str, int, float]], readout: str) ->
     return []
   column = np.array([[float(arm == n) for n in names] for arm, _, _ in runs])
   found = fit(np.concatenate([column, _seeds([s for _, s, _ in runs])], axis=1), np.array([v for *_, v in runs]))
-  labels = list(dict.fromkeys(a.objective for a in arms if a.objective)) or ['']
-  out, several = [], len(labels) > 1
+  out, labels = {}, _labels(arms)
   for aug in arms[0].roles:
     for label in labels:
-      def arm_of(role: str, aug=aug, label=label) -> str | None:
+      def arm_of(role: str, aug=aug, label=label) -> Arm | None:
         same = [a for a in arms if a.roles == {**arms[0].roles, aug: role} and a.objective in ('', label)]
-        return next((a.name for a in same if a.name in names), None)
+        return max((a for a in same if a.name in names), key=lambda a: a.objective == label, default=None)
       for better, worse in PAIRS:
         first, second = arm_of(better), arm_of(worse)
-        shared = {s for n, s, _ in runs if n == first} & {s for n, s, _ in runs if n == second}
-        if first is None or second is None or not shared:
+        if first is None or second is None:
           continue
+        shared = {s for n, s, _ in runs if n == first.name} & {s for n, s, _ in runs if n == second.name}
         weights = np.zeros(len(found.coefficients))
-        weights[names.index(first)], weights[names.index(second)] = 1., -1.
-        what = f'{better} - {worse}' + (f' ({label})' if several and better != 'invariant' else '')
-        out.append(Effect(aug, what, readout, *contrast(found, weights, len(shared))))
-  return list({(e.aug, e.contrast): e for e in out}.values())
+        weights[names.index(first.name)], weights[names.index(second.name)] = 1., -1.
+        what = f'{better} - {worse}' + (f' ({label})' if len(labels) > 1 and (first.objective or second.objective) else '')
+        if shared and found.tells(weights):
+          out[aug, what] = Effect(aug, what, readout, *contrast(found, weights, len(shared)))
+  return list(out.values())
 
 
 def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[str, str], ...],
             runs: list[tuple[str, int, float]], readout: str) -> list[Effect]:
   """A factorial's main effects: of being seen, of being told, each averaged over all else, and sensitive - invariant as told
-  less seen; and the chosen interactions, the difference that one makes to the effect of the other."""
+  less seen; and the chosen interactions, the difference that one makes to the effect of the other. Of several objectives,
+  each with the arms that are told nothing."""
+  labels, out = _labels(arms), []
+  for label in labels:
+    own = [a for a in arms if a.objective in ('', label)]
+    names = {a.name for a in own}
+    found = _crossed(own, roles, interactions, [r for r in runs if r[0] in names], readout)
+    out += [e._replace(contrast=f'{e.contrast} ({label})') for e in found] if len(labels) > 1 else found
+  return out
+
+
+def _crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[str, str], ...],
+             runs: list[tuple[str, int, float]], readout: str) -> list[Effect]:
   if not runs:
     return []
   augs, by = tuple(arms[0].roles), {a.name: a for a in arms}
   varying, _ = factors(augs, roles)
   wanted = terms(varying, interactions)
-  bits = np.array([[BITS[by[arm].roles[a]][FIELDS.index(b)] - .5 for a, b in varying] for arm, _, _ in runs])
+  bits_of = lambda names: np.array([[BITS[by[n].roles[a]][FIELDS.index(b)] - .5 for a, b in varying] for n in names])
+  bits = bits_of(arm for arm, _, _ in runs)
   columns = [bits[:, t].prod(1) for t in wanted]
   X = np.concatenate([np.ones((len(runs), 1)), np.stack(columns, axis=1), _seeds([s for _, s, _ in runs])], axis=1)
   if len(runs) < X.shape[1] or np.linalg.matrix_rank(X) < X.shape[1]:
@@ -110,8 +138,11 @@ def crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[s
     if (aug, 'seen') in place and (aug, 'told') in place:
       out.append(Effect(aug, 'sensitive - invariant', readout,
                         *contrast(found, unit(place[aug, 'told']) - unit(place[aug, 'seen']), n)))
+  whole, names = bits_of(by), ['.'.join(f) for f in varying]
   for pair, term in zip(interactions, wanted[len(varying):], strict=True):
-    out.append(Effect(pair[0].split('.')[0], ' x '.join(pair), readout, *contrast(found, unit(term), n)))
+    mixed = tuple(f'{names[i]} x {names[j]}' for i, j in itertools.combinations(range(len(varying)), 2)
+                  if {i, j} != set(term) and abs(whole[:, (i, j)].prod(1) @ whole[:, term].prod(1)) > 1e-6)
+    out.append(Effect(pair[0].split('.')[0], ' x '.join(pair), readout, *contrast(found, unit(term), n), mixed))
   return out
 
 
@@ -124,7 +155,9 @@ def sentence(e: Effect) -> str:
   first, _, second = e.contrast.partition(' - ')
   points = f'points of {POINTS.get(e.readout, e.readout)}'
   if not second:
-    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f} {points} ({seeds(e.n)})'
+    within = '' if e.low is None else f' [{100 * e.low:.1f}, {100 * e.high:.1f}]'
+    mixed = f', or it is of {", or of ".join(e.mixed)}: this design cannot tell' if e.mixed else ''
+    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f}{within} {points} ({seeds(e.n)}){mixed}'
   if e.low is None:
     return f'{e.aug}: {first} and {second} differ by {100 * e.mean:+.1f} {points} ({seeds(e.n)}: no interval)'
   if e.low <= 0 <= e.high:
@@ -138,22 +171,32 @@ def sentence(e: Effect) -> str:
 def verdict(found: list[Effect]) -> list[str]:
   """What being an invariance does, worst first, in a line each: of the augmentations that cost, that help, and that show no
   difference. found: the effects on one read-out."""
-  seen = sorted((e for e in found if e.contrast in ('invariant - off', 'seen - unseen') and e.low is not None),
+  parts = lambda e: e.contrast.partition(' (')  # of one objective of several: its label in brackets
+  seen = sorted((e for e in found if parts(e)[0] in ('invariant - off', 'seen - unseen') and e.low is not None),
                 key=lambda e: e.mean)
   kinds = (('Should not be invariances, for as such they cost', lambda e: e.high < 0),
            ('May be invariances, for as such they add to', lambda e: e.low > 0),
            ('No difference seen, as invariances, to', lambda e: e.low <= 0 <= e.high))
   out = []
   for words, of in kinds:
-    named = [f'{e.aug} ({100 * e.mean:+.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}])' for e in seen if of(e)]
+    named = [f'{e.aug}{"".join(parts(e)[1:])} ({100 * e.mean:+.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}])'
+             for e in seen if of(e)]
     out += [f'{words} {POINTS.get(seen[0].readout, seen[0].readout)}: {", ".join(named)}'] if named else []
   return out
 
 
+def caution(found: list[Effect]) -> list[str]:
+  """How many of the intervals exclude zero, and how many would by chance alone: nothing corrects for their number."""
+  told = [e for e in found if e.low is not None]
+  clear = sum(not e.low <= 0 <= e.high for e in told)
+  return [f'{clear} of {len(told)} intervals of 95 % exclude zero; where nothing mattered, about '
+          f'{(1 - CONFIDENCE) * len(told):.0f} would.'] if told else []
+
+
 class Proxy(NamedTuple):
   """What a share `budget` of the full one would have told: Spearman's rank correlation over `n` arms of their mean read-out,
-  with its 95 % interval (Bonett & Wright 2000), and of the effects that exclude zero at the full budget the share whose sign
-  was the same."""
+  with its 95 % interval (Bonett & Wright 2000), of the effects that exclude zero at the full budget the share whose sign
+  was the same, and what a `repeat` of the full budget with other seeds would reach (None of one seed)."""
   budget: float
   readout: str
   rank: float
@@ -161,9 +204,25 @@ class Proxy(NamedTuple):
   high: float | None
   n: int
   signs: float | None
+  repeat: float | None = None
 
 
-def proxy(budget: float, readout: str, short: dict[str, float], full: dict[str, float], signs: list[bool]) -> Proxy | None:
+def repeated(runs: list[tuple[str, int, float]]) -> float | None:
+  """The rank correlation to be expected between the arms' means over the seeds of `runs` and those over as many others: of
+  pairs of seeds, the mean, raised to that many (Spearman & Brown 1910). None of one seed; 0 where seeds disagree."""
+  by = {s: {a: v for a, seed, v in runs if seed == s} for _, s, _ in runs}
+  found = []
+  for one, other in itertools.combinations(by.values(), 2):
+    names = [n for n in one if n in other]
+    a, b = ([of[n] for n in names] for of in (one, other))
+    if len(names) > 2 and len(set(a)) > 1 and len(set(b)) > 1:
+      found.append(float(stats.spearmanr(a, b).statistic))
+  r, n = max(float(np.mean(found)), 0.) if found else 0., len(by)
+  return n * r / (1 + (n - 1) * r) if found else None
+
+
+def proxy(budget: float, readout: str, short: dict[str, float], full: dict[str, float], signs: list[bool],
+          repeat: float | None = None) -> Proxy | None:
   """short, full: {arm: mean read-out}. None where fewer than three arms are in both, or all of one are alike."""
   names = [n for n in full if n in short]
   a, b = ([of[n] for n in names] for of in (short, full))
@@ -173,4 +232,4 @@ def proxy(budget: float, readout: str, short: dict[str, float], full: dict[str, 
   if len(names) > 3 and abs(r) < 1:
     half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * np.sqrt((1 + r * r / 2) / (len(names) - 3))
     low, high = float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
-  return Proxy(budget, readout, r, low, high, len(names), float(np.mean(signs)) if signs else None)
+  return Proxy(budget, readout, r, low, high, len(names), float(np.mean(signs)) if signs else None, repeat)

@@ -16,6 +16,7 @@ from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.study import design, effects
+from equivariant_ssl.train import COLLAPSED
 from equivariant_ssl.types import Image
 
 READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}  # read-out: the protocol whose top1 it is
@@ -71,7 +72,7 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   config = design.base(configs.load(s.config, s.overrides), s.augs)
   sections = design.objectives(config, s.objective)
   arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
-  made = [{**arm._asdict(), 'config': design.configured(config, arm, sections)} for arm in arms]
+  made = [{**arm._asdict(), 'config': own} for arm, own in design.usable(config, arms, sections)]
   epochs = s.budget or (config.epochs if not config.steps else 0.)
   if s.equal == 'compute':
     costs = [cost(configs.resolve(ConfigDict(arm['config']))) for arm in made]
@@ -147,6 +148,12 @@ def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) 
   said = {name: fitted(plan, of(name, 1.), name) for name in names}
   before = {n: mean_std([u[n] for u in untrained])[0] for n in (untrained[0] if untrained else ())}
   verdict = [line for name in names for line in effects.verdict(said[name])]
+  verdict += effects.caution([e for name in names for e in said[name]])
+  fallen = [f'{r["name"]} ({r["spread"]:.2f})' for r in found.values()
+            if r.get('spread') is not None and r['spread'] < COLLAPSED]
+  if fallen:
+    verdict.append(f'Collapsed (embeddings under {COLLAPSED} of a full sphere\'s spread): {", ".join(fallen)}; such runs '
+                   'widen every interval here.')
   return {'verdict': verdict, 'runs': found, 'untrained': before, 'chance': chance, 'table': table,
           'effects': [e._asdict() for name in names for e in said[name]],
           'proxies': [p._asdict() for share in plan['proxies'] for name in names
@@ -169,7 +176,7 @@ def _proxy(plan: dict, share: float, readout: str, short: list, full: list, said
   early = {(e.aug, e.contrast): e.mean for e in fitted(plan, short, readout)}
   signs = [(early[e.aug, e.contrast] > 0) == (e.mean > 0) for e in said
            if e.low is not None and not e.low <= 0 <= e.high and (e.aug, e.contrast) in early]
-  return effects.proxy(share, readout, mean(short), mean(full), signs)
+  return effects.proxy(share, readout, mean(short), mean(full), signs, effects.repeated(full))
 
 
 def done(folder: pathlib.Path, run: Run) -> bool:

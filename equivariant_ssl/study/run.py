@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from equivariant_ssl import record
-from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.study import effects
 from equivariant_ssl.study import plan as plans
 from equivariant_ssl.study.plan import Settings
 
 BUSY = .2  # seconds between looks at the processes
+AGAIN = 5.  # seconds until a run is tried again that another process still held, or that was told to stop
 SLURM = '''#!/bin/bash
 #SBATCH --job-name=eqssl-study
 #SBATCH --array=0-{last}%{most}
@@ -29,7 +30,11 @@ SLURM = '''#!/bin/bash
 #SBATCH --signal=USR1@120
 # Site-specific: partition, account, time, and what a run needs of a node.
 ##SBATCH --partition=gpu --gres=gpu:1 --cpus-per-task=8 --time=12:00:00
-srun {python} -m equivariant_ssl.study.worker {folder} $SLURM_ARRAY_TASK_ID
+export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-1}}" # srun does not take it from sbatch any more
+code=0
+srun {python} -m equivariant_ssl.study.worker {folder} "$SLURM_ARRAY_TASK_ID" || code=$?
+if [ "$code" -eq 75 ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi # stopped and resumable
+exit "$code"
 '''
 
 
@@ -48,16 +53,24 @@ def devices() -> tuple[dict[str, Any], int]:
   return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
 
 
+def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
+  """The environment of one of several `workers`: the device `slot` of those that this process may see, or a thread."""
+  if workers == 1:
+    return {}
+  if kind == 'gpu':
+    seen = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return {'CUDA_VISIBLE_DEVICES': seen.split(',')[slot] if seen else str(slot)}
+  # A thread each: runs side by side must not wait for each other's cores.
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'
+  return {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'} if kind == 'cpu' else {}
+
+
 def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int) -> Worker:
-  flags = os.environ.get('XLA_FLAGS', '')
-  own = {'gpu': {'CUDA_VISIBLE_DEVICES': str(slot)}} if workers > 1 else {}
-  if kind == 'cpu' and workers > 1:  # a thread each: runs side by side must not wait for each other's cores
-    own = {'cpu': {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}}
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
   with open(folder / run.workdir / 'log.txt', 'w') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
-                               env={**os.environ, **own.get(kind, {}), 'EQSSL_STUDY': 'local'})
+                               env={**os.environ, **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
   return Worker(process, run, slot)
 
 
@@ -78,11 +91,13 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
   failed, running = {}, []
   if not todo:
     return failed
-  workers = min(workers, len(todo))
-  free, total, start = list(range(workers)), len(todo), time.perf_counter()
-  say(f'{len(every) - total} of {len(every)} runs are done; {workers} side by side.')
+  free, total, start = list(range(min(workers, len(todo)))), len(todo), time.perf_counter()
+  later: list[tuple[float, tuple[int, plans.Run]]] = []
+  say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
   with record.stop_on_signal() as asked:
-    while (todo or running) and not asked():
+    while (todo or running or later) and not asked():
+      while later and later[0][0] < time.perf_counter():
+        todo.append(later.pop(0)[1])
       while todo and free:
         number, run = todo.pop(0)
         running.append(_start(folder, number, run, kind, free.pop(0), workers))
@@ -91,8 +106,11 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
         running.remove(w)
         free.append(w.slot)
         if not plans.done(folder, w.run):
+          if w.process.returncode in (IN_USE, PREEMPTED):  # a killed study's process may still be saving it
+            later.append((time.perf_counter() + AGAIN, (every.index(w.run), w.run)))
+            continue
           failed[w.run.name] = _why(folder, w.run, w.process.returncode)
-        over = total - len(todo) - len(running)
+        over = total - len(todo) - len(running) - len(later)
         spent = time.perf_counter() - start
         say(f'{over}/{total} {w.run.name}: {failed.get(w.run.name) or "done"}; '
             f'{spent / 60:.1f} min, about {spent / over * (total - over) / 60:.0f} left')
@@ -101,7 +119,7 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
       w.process.terminate()
     for w in running:
       w.process.wait()
-  if todo or running:
+  if todo or running or later:
     raise UserError(f'stopped; {sum(plans.done(folder, r) for r in every)} of {len(every)} runs are done.',
                     f'Go on: eqssl study --resume {folder}', PREEMPTED)
   return failed
@@ -117,7 +135,7 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
   script = folder / 'slurm.sh'
   script.write_text(SLURM.format(last=len(plans.runs(plan)) - 1, most=most or 32, folder=shlex.quote(str(folder)),
                                  python=shlex.quote(sys.executable)))
-  after = f'Then, for the table and the report: eqssl study --resume {folder} --workers 1'
+  after = f'For the table and the report of what is done, at any time: eqssl study --resume {folder} --collect'
   if shutil.which('sbatch'):
     done = subprocess.run(['sbatch', str(script)], capture_output=True, text=True)
     if done.returncode:
@@ -144,10 +162,10 @@ def show(found: dict[str, Any], console: Console) -> None:
   if names:
     console.print(table)
   for line in found['verdict']:
-    console.print(line)
+    console.print(line, markup=False)
   for e in found['effects']:
     if e['readout'] == names[0]:
-      console.print(e['sentence'])
+      console.print(e['sentence'], markup=False)
   for p in found['proxies']:
     if p['readout'] == names[0]:
       within = f' [{p["low"]:.2f}, {p["high"]:.2f}]' if p['low'] is not None else ''
@@ -156,33 +174,39 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def study(folder: pathlib.Path, settings: Settings | None, command: str, launcher: str = 'local', workers: int = 0,
-          console: Console | None = None) -> dict[str, Any]:
+          collect: bool = False, console: Console | None = None) -> dict[str, Any]:
   """Do the study that `settings` ask for in `folder` (None: the one that is there), print what it found and write
-  results.json, table.csv and report.html; what is done already is not done again. Returns the results."""
+  results.json, table.csv and report.html; what is done already is not done again. collect: start nothing. Returns the
+  results."""
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
   if launcher not in ('local', 'slurm'):
     raise UserError(f'--launcher {launcher} is not known.', 'Give local or slurm.')
+  if workers < 0:
+    raise UserError(f'--workers {workers}: runs side by side, 0: as many as fit.')
   start, folder = time.perf_counter(), pathlib.Path(folder).absolute()
+  say = lambda text: console.print(text, markup=False, highlight=False)
   jax.config.update('jax_platforms', 'cpu')  # the devices are the workers'
   plan = plans.make(settings, command, {}) if settings else plans.read(folder)  # a mistake is said before any wait
   environment, fit = devices()
   plan |= {'environment': environment} if settings else {}
+  if workers > fit and environment['backend'] != 'cpu' and launcher == 'local':
+    raise UserError(f'--workers {workers}: {environment["backend"]}s for {fit} are here.', 'One run a device.')
   with record.lock(folder):
     plans.write(folder, plan)
-    console.print(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {plan["epochs"]:g} epochs, equal '
-                  f'{plan["equal"]}: {len(plans.runs(plan))} runs')
-    if launcher == 'slurm':
-      slurm(folder, plan, workers, console.print)
+    say(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {plan["epochs"]:g} epochs, equal '
+        f'{plan["equal"]}: {len(plans.runs(plan))} runs')
+    if launcher == 'slurm' and not collect:
+      slurm(folder, plan, workers, say)
       return plans.results(folder, plan, {})
-    failed = execute(folder, plan, environment['backend'], workers or fit, console.print)
+    failed = {} if collect else execute(folder, plan, environment['backend'], workers or fit, say)
     found = plans.results(folder, plan, failed)
     _keep(folder, found)
   show(found, console)
   for name, why in failed.items():
-    console.print(f'failed: {name}: {why}')
+    say(f'failed: {name}: {why}')
   from equivariant_ssl import report
   page = report.report([folder])
-  console.print(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
+  say(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
   if failed and len(failed) == len(found['runs']):
     raise UserError(f'every run failed, {next(iter(failed))} so: {next(iter(failed.values()))}', f'The logs: {folder}/runs/')
   return found

@@ -8,7 +8,8 @@ import threading
 import time
 
 from equivariant_ssl.errors import OK, UserError
-from equivariant_ssl.evaluate.statistics import plain
+from equivariant_ssl.evaluate.protocols import PROTOCOLS
+from equivariant_ssl.evaluate.statistics import mean_std, plain
 from equivariant_ssl.study import plan as plans
 
 
@@ -20,26 +21,36 @@ def _end_with_parent() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+def _accuracies(found: dict[str, dict]) -> dict[str, tuple[str, str]]:
+  """{read-out: (protocol, row)} of the accuracies in results of `evaluate.run`."""
+  named = {p: name for name, p in plans.READOUTS.items()} | {'linear': 'linear probe'}
+  rows = {p: f['trained'][0]['numbers'] for p, f in found.items() if PROTOCOLS[p].needs == 'labels'}
+  out = {named.get(p, p): (p, 'top1') for p in (*plans.READOUTS.values(), *rows) if 'top1' in rows.get(p, ())}
+  return out | {row: ('episodes', row) for row in rows.get('episodes', ())}
+
+
 def readouts(found: dict[str, dict], who: str) -> dict[str, float]:
-  """{read-out: fraction} of results of `evaluate.run`, of the 'trained' or 'untrained' network."""
-  out = {}
-  for name, protocol in plans.READOUTS.items():
-    if protocol in found and who in found[protocol]:
-      out[name] = plain(found[protocol][who][0]['numbers']['top1'])
-  for row, number in found.get('transfer', {}).get(who, [{'numbers': {}}])[0]['numbers'].items():
-    out[f'transfer {row}'] = plain(number)
+  """{read-out: fraction} of results of `evaluate.run`, of the 'trained' or 'untrained' network: the mean over the
+  evaluation's seeds."""
+  over = lambda p, row: mean_std([plain(one['numbers'][row]) for one in found[p][who]])[0]
+  out = {name: over(p, row) for name, (p, row) in _accuracies(found).items() if who in found[p]}
+  if who in found.get('transfer', ()):
+    out |= {f'transfer {row}': over('transfer', row) for row in found['transfer'][who][0]['numbers']}
   return out
 
 
 def read(found: dict[str, dict]) -> dict:
-  """What the study keeps of a run's results: read-outs and chance, drifts, gains and retrieval with their controls."""
+  """What the study keeps of a run's results: read-outs and chance, drifts, gains, retrieval and whatever else was asked
+  for, with their controls."""
   of = lambda name: found.get(name, {}).get('trained', [{'numbers': {}, 'controls': {}}])[0]
-  controlled = lambda name: {row: {'true': plain(v), **{k: plain(c) for k, c in of(name)['controls'][row].items()}}
+  controlled = lambda name: {row: {'true': plain(v), **{k: plain(c) for k, c in of(name)['controls'].get(row, {}).items()}}
                              for row, v in of(name)['numbers'].items()}
-  chance = {name: found[p]['trained'][0]['controls']['top1']['chance'] for name, p in plans.READOUTS.items() if p in found}
+  chance = {name: of(p)['controls'][row]['chance'] for name, (p, row) in _accuracies(found).items()}
+  more = [p for p in found if PROTOCOLS[p].needs != 'labels' and p not in ('profile', 'gains', 'retrieval', 'transfer')]
   return {'readouts': readouts(found, 'trained'), 'untrained': readouts(found, 'untrained'), 'chance': chance,
           'profile': {op: plain(v) for op, v in of('profile')['numbers'].items()}, 'gains': controlled('gains'),
-          'retrieval': {k: v for k, v in controlled('retrieval').items() if k.endswith('mrr')}}
+          'retrieval': {k: v for k, v in controlled('retrieval').items() if k.endswith('mrr')},
+          'more': {p: controlled(p) for p in more}}
 
 
 def run(folder: pathlib.Path, number: int) -> None:
@@ -54,13 +65,17 @@ def run(folder: pathlib.Path, number: int) -> None:
   keep_programs()
   plan = plans.read(folder)
   mine, start = plans.runs(plan)[number], time.perf_counter()
+  if plans.done(folder, mine):  # a job of SLURM's that was submitted again
+    return
   workdir = folder / mine.workdir
   train(plans.config(plan, mine), workdir, f'{plan["command"]} # run {mine.name}', quiet=True)
   options = Options(targets=tuple(plan['transfer']), root=plan['root'])
   asked = [*plans.PROTOCOLS, *plan['protocols'], *(['transfer'] if plan['transfer'] else [])]
   found = evaluations.evaluate(workdir, asked, options=options, console=Console(quiet=True), strict=False,
                                untrained=mine.arm == plan['made'][0]['name'])
-  kept = read(found) | {'seconds': time.perf_counter() - start}
+  log = (workdir / 'metrics.jsonl').read_text().splitlines()
+  kept = read(found) | {'spread': json.loads(log[-1])['std'] if log else None,
+                        'git': json.loads((workdir / 'env.json').read_text())['git'], 'seconds': time.perf_counter() - start}
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
 
 
