@@ -101,7 +101,7 @@ def study(folder: pathlib.Path) -> pathlib.Path:
            'effects': [effect('rotate', .03, .07, 3, SENTENCES[0]), effect('crop', None, None, 1, SENTENCES[1]),
                        effect('rotate', -.01, .11, 3, SENTENCES[2])],
            'proxies': [{'budget': .125, 'readout': 'knn', 'rank': .83, 'low': .5, 'high': .95, 'n': 12,
-                        'signs': .75, 'repeat': .9},
+                        'signs': .75, 'repeat': .9, 'effects': .6},
                        {'budget': .5, 'readout': 'knn', 'rank': .97, 'low': None, 'high': None, 'n': 2,
                         'signs': None}]}
   (folder / 'study.json').write_text(json.dumps(content))

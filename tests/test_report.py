@@ -194,8 +194,8 @@ def test_a_study(tmp_path):
                '3.0 min in all, 60 s a run', 'No difference seen, as invariances: crop',
                'Where no interval exists (n = 1'):
     assert said in parsed.text, said
-  assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '75 %', '0.90'],
-                                      ['50 %', 'kNN', '0.97', 'none', '2', 'none to compare', 'unknown']]
+  assert parsed.table('Rank')[1:] == [['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '0.90', '0.60', '75 %'],
+                                      ['50 %', 'kNN', '0.97', 'none', '2', 'unknown', 'unknown', 'none to compare']]
   stored = {k: json.loads((folder / f'{k}.json').read_text()) for k in ('study', 'results')}
   assert parsed.data() == {'kind': 'study', **stored}
   early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}

@@ -203,10 +203,11 @@ def test_sentences():
 def test_a_proxys_rank_is_scipys():
   full = dict(zip('abcdef', [.1, .4, .2, .5, .3, .6], strict=True))
   short = dict(zip('abcdef', [.1, .3, .2, .5, .4, .35], strict=True))
-  found = effects.proxy(.125, 'linear', short, full, [True, False])
+  of = lambda *means: [effects.Effect('a', str(i), 'linear', m, m - .02, m + .02, 3, None) for i, m in enumerate(means)]
+  found = effects.proxy(.125, 'linear', short, full, of(.1, .2, .3), of(.1, -.05, .01))
   assert found.rank == pytest.approx(stats.spearmanr(list(full.values()), list(short.values())).statistic)
-  assert found.low < found.rank < found.high and (found.n, found.signs) == (6, .5)
-  assert effects.proxy(.5, 'linear', {'a': 1.}, full, []) is None
+  assert found.low < found.rank < found.high and (found.n, found.signs, found.effects) == (6, .5, pytest.approx(-.5))
+  assert effects.proxy(.5, 'linear', {'a': 1.}, full, [], []) is None
 
 
 def test_what_a_repeat_would_reach_is_what_repeats_reach():

@@ -166,8 +166,8 @@ def _proxies(found: dict) -> Section:
     return Section('Smaller budgets', 'proxies', [Text('No smaller budget was compared with the whole one.')])
   rows = [(f'{100 * p["budget"]:g} %', _name(p['readout']), f'{p["rank"]:.2f}',
            'none' if p['low'] is None else f'[{p["low"]:.2f}, {p["high"]:.2f}]', p['n'],
-           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %',
-           'unknown' if p.get('repeat') is None else f'{p["repeat"]:.2f}') for p in proxies]
+           *('unknown' if p.get(k) is None else f'{p[k]:.2f}' for k in ('repeat', 'effects')),
+           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %') for p in proxies]
   shown = {}
   for readout in dict.fromkeys(p['readout'] for p in proxies):
     own = sorted((p['budget'], p['rank']) for p in proxies if p['readout'] == readout)
@@ -176,10 +176,10 @@ def _proxies(found: dict) -> Section:
                                                                      rules={'the same order': 1.}))
   return Section('Smaller budgets', 'proxies', [
       Text('How well the order of the arms after part of the training agrees with that after all of it: 1 is the same '
-           'order, 0 no relation. Arms that differ by less than seeds do have no order: the last column is what the whole '
-           'budget, repeated with other seeds, would reach.'), Charts([chart]),
-      Table('Rank correlation of the arms, and how many of the clear effects had the same sign',
-            ('budget', 'read-out', 'rank', '95 % interval', 'arms', 'same sign', 'a repeat'), rows, 2)])
+           'order, 0 no relation. Arms that differ by less than seeds do have no order: "a repeat" is what the whole '
+           'budget would reach if it were repeated with other seeds.'), Charts([chart]),
+      Table('Rank correlation of the arms; of the effects; and how many of the clear effects had the same sign',
+            ('budget', 'read-out', 'arms', '95 % interval', 'n', 'a repeat', 'effects', 'same sign'), rows, 2)])
 
 
 def _commits(env: dict, found: dict) -> str:

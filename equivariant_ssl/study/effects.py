@@ -195,8 +195,9 @@ def caution(found: list[Effect]) -> list[str]:
 
 class Proxy(NamedTuple):
   """What a share `budget` of the full one would have told: Spearman's rank correlation over `n` arms of their mean read-out,
-  with its 95 % interval (Bonett & Wright 2000), of the effects that exclude zero at the full budget the share whose sign
-  was the same, and what a `repeat` of the full budget with other seeds would reach (None of one seed)."""
+  with its 95 % interval (Bonett & Wright 2000) and what a `repeat` of the full budget with other seeds would reach (None of
+  one seed); the same correlation over the `effects`; and of those that exclude zero at the full budget the share whose sign
+  was the same."""
   budget: float
   readout: str
   rank: float
@@ -205,6 +206,7 @@ class Proxy(NamedTuple):
   n: int
   signs: float | None
   repeat: float | None = None
+  effects: float | None = None
 
 
 def repeated(runs: list[tuple[str, int, float]]) -> float | None:
@@ -214,22 +216,32 @@ def repeated(runs: list[tuple[str, int, float]]) -> float | None:
   found = []
   for one, other in itertools.combinations(by.values(), 2):
     names = [n for n in one if n in other]
-    a, b = ([of[n] for n in names] for of in (one, other))
-    if len(names) > 2 and len(set(a)) > 1 and len(set(b)) > 1:
-      found.append(float(stats.spearmanr(a, b).statistic))
+    r = _rank(*([of[n] for n in names] for of in (one, other)))
+    found += [] if r is None else [r]
   r, n = max(float(np.mean(found)), 0.) if found else 0., len(by)
   return n * r / (1 + (n - 1) * r) if found else None
 
 
-def proxy(budget: float, readout: str, short: dict[str, float], full: dict[str, float], signs: list[bool],
-          repeat: float | None = None) -> Proxy | None:
-  """short, full: {arm: mean read-out}. None where fewer than three arms are in both, or all of one are alike."""
-  names = [n for n in full if n in short]
-  a, b = ([of[n] for n in names] for of in (short, full))
-  if len(names) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
+def _rank(a: list[float], b: list[float]) -> float | None:
+  """Spearman's; None of fewer than three, or where all of one are alike."""
+  if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
     return None
-  r, low, high = float(stats.spearmanr(a, b).statistic), None, None
+  return float(stats.spearmanr(a, b).statistic)
+
+
+def proxy(budget: float, readout: str, short: dict[str, float], full: dict[str, float], early: list[Effect],
+          said: list[Effect], repeat: float | None = None) -> Proxy | None:
+  """short, full: {arm: mean read-out}; early, said: the effects. None where fewer than three arms are in both, or all of one
+  are alike."""
+  names = [n for n in full if n in short]
+  r, low, high = _rank([short[n] for n in names], [full[n] for n in names]), None, None
+  if r is None:
+    return None
   if len(names) > 3 and abs(r) < 1:
     half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * np.sqrt((1 + r * r / 2) / (len(names) - 3))
     low, high = float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
-  return Proxy(budget, readout, r, low, high, len(names), float(np.mean(signs)) if signs else None, repeat)
+  was = {(e.aug, e.contrast): e.mean for e in early}
+  both = [(was[e.aug, e.contrast], e) for e in said if (e.aug, e.contrast) in was]
+  signs = [(mean > 0) == (e.mean > 0) for mean, e in both if e.low is not None and not e.low <= 0 <= e.high]
+  return Proxy(budget, readout, r, low, high, len(names), float(np.mean(signs)) if signs else None, repeat,
+               _rank([mean for mean, _ in both], [e.mean for _, e in both]))

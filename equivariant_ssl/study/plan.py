@@ -173,10 +173,7 @@ def fitted(plan: dict[str, Any], values: list[tuple[str, int, float]], readout: 
 def _proxy(plan: dict, share: float, readout: str, short: list, full: list, said: list[effects.Effect]
            ) -> effects.Proxy | None:
   mean = lambda values: {arm: mean_std([v for a, _, v in values if a == arm])[0] for arm, *_ in values}
-  early = {(e.aug, e.contrast): e.mean for e in fitted(plan, short, readout)}
-  signs = [(early[e.aug, e.contrast] > 0) == (e.mean > 0) for e in said
-           if e.low is not None and not e.low <= 0 <= e.high and (e.aug, e.contrast) in early]
-  return effects.proxy(share, readout, mean(short), mean(full), signs, effects.repeated(full))
+  return effects.proxy(share, readout, mean(short), mean(full), fitted(plan, short, readout), said, effects.repeated(full))
 
 
 def done(folder: pathlib.Path, run: Run) -> bool:

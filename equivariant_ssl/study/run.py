@@ -169,8 +169,9 @@ def show(found: dict[str, Any], console: Console) -> None:
   for p in found['proxies']:
     if p['readout'] == names[0]:
       within = f' [{p["low"]:.2f}, {p["high"]:.2f}]' if p['low'] is not None else ''
+      effects_too = f', the effects with {p["effects"]:.2f}' if p['effects'] is not None else ''
       console.print(f'{p["budget"]:g} of the budget ranks the {p["n"]} arms as all of it does with a correlation of '
-                    f'{p["rank"]:.2f}{within}.')
+                    f'{p["rank"]:.2f}{within}{effects_too}.', markup=False)
 
 
 def study(folder: pathlib.Path, settings: Settings | None, command: str, launcher: str = 'local', workers: int = 0,
