@@ -137,7 +137,7 @@ def _actions(found: dict) -> list[Section]:
   return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
 
 
-def _state(study: dict, found: dict) -> Section:
+def _state(folder: pathlib.Path, study: dict, found: dict) -> Section:
   """What failed and why, what still waits, what every run took."""
   runs = found['runs']
   failed = [(k, r['error']) for k, r in runs.items() if r['status'] == 'failed']
@@ -156,6 +156,11 @@ def _state(study: dict, found: dict) -> Section:
           for k, r in runs.items()]
   columns = ('run', 'status', *map(_name, names), 'time', 'folder')
   blocks.append(Table('Every run, accuracies in %', columns, rows, 2, True))
+  first = next((r['workdir'] for r in runs.values() if r['status'] == 'done'), None)
+  if first:
+    where = shlex.quote(str(folder / first))
+    blocks.append(Missing('Losses over time, collapse, views and neighbours of one run are a page of their own.',
+                          f'eqssl report {where}'))
   return Section('Runs', 'runs', blocks)
 
 
@@ -207,7 +212,7 @@ def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Pat
   again = panels.again(env, [study['command'], f'eqssl report {shlex.quote(str(folder))}'],
                        'the study and its results')
   parts = [_answer(study, found), _effects(study, found), _arms(found), *_actions(found), _proxies(found),
-           _state(study, found), ran, again]
+           _state(pathlib.Path(folder), study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
   n = len(study['seeds'])
   about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
