@@ -117,9 +117,8 @@ def train_all(specs: dict[str, Spec], seeds: int, steps: int, console: Console) 
   done = spawn.Value('q', 0)
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  start, arms = time.perf_counter(), {}
-  with (ProcessPoolExecutor(min(cores, len(specs)), spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
+  start, arms, workers = time.perf_counter(), {}, min(shard.cores(), len(specs))
+  with (ProcessPoolExecutor(workers, spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
         Progress(console=Console(stderr=True), transient=True) as bar):
     task = bar.add_task('training', total=total)
     waiting = {pool.submit(train_arm, name, spec, seeds, steps): name for name, spec in specs.items()}

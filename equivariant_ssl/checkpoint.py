@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from equivariant_ssl import fingerprint
+from equivariant_ssl import distributed, fingerprint
 from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, UserError
 
 Found = tuple[int, Any, dict]  # step, state, meta
@@ -116,25 +116,17 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[
   return leaves, record['meta']
 
 
-def _together(verdict: int) -> int:
-  """The largest `verdict` of all processes; a barrier."""
-  if jax.process_count() == 1:
-    return verdict
-  from jax.experimental import multihost_utils
-  return int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
-
-
-def _newest(directory: pathlib.Path, abstract: Any, only: int | None, part: bool,
+def _newest(directory: pathlib.Path, abstract: Any, among: list[int], part: bool,
             reject: Callable[[pathlib.Path, str], None]) -> Found | None:
-  """The newest valid checkpoint, `reject` called (in every process) with each damaged one that is newer."""
+  """The first valid checkpoint of `among`, `reject` called (in every process) with each damaged one before it."""
   wanted = fingerprint.flat(abstract)
-  for step in steps(directory) if only is None else (only,):
+  for step in among:
     path, failed = directory / str(step), None
     try:
       leaves, meta = _read(path, wanted, part)
     except Exception as error:
       failed = error
-    verdict = _together(0 if failed is None else 1 if isinstance(failed, _DamagedError) else 2)
+    verdict = max(distributed.gather(0 if failed is None else 1 if isinstance(failed, _DamagedError) else 2))
     if verdict == 0:
       return step, jax.tree.unflatten(jax.tree.structure(abstract), [leaves[k] for k in wanted]), meta
     if verdict == 2:
@@ -151,11 +143,14 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
   leaves. UserError NO_CHECKPOINT where there is none, OTHER_CONFIG where it does not fit.
   """
   directory = pathlib.Path(directory).absolute()
-  there = steps(directory)
+  there = distributed.seen(f'checkpoints in {directory}', lambda: steps(directory))
   if not there or step is not None and step not in there:
-    raise UserError(f'{directory} has no checkpoint{"" if step is None else f" of step {step}"}; it has {there}.',
+    if there:
+      raise UserError(f'{directory} has no checkpoint of step {step}.',
+                      f'It has those of {", ".join(map(str, there))}.', NO_CHECKPOINT)
+    raise UserError(f'{directory} has no checkpoint.',
                     f'Train first: eqssl train --config FILE --workdir {directory.parent}', NO_CHECKPOINT)
-  found = _newest(directory, abstract, step, True,
+  found = _newest(directory, abstract, there if step is None else [step], True,
                   lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
   if found is None:
     raise UserError(f'no checkpoint in {directory} is valid; tried {there if step is None else step}.',
@@ -262,13 +257,13 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
       quarantine.mkdir(exist_ok=True)
       path.rename(target)
       log(f'checkpoint {path.name} is damaged ({why}): moved to {target}')
-    _together(0)
+    distributed.gather(0)
 
   def restore(abstract: Any) -> Found | None:
     finish()
     there = bool(steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
-    _together(0)  # all have looked before one renames
-    found = _newest(directory, abstract, None, False, reject)
+    among = distributed.seen(f'checkpoints in {directory}', lambda: steps(directory))  # all have looked before one renames
+    found = _newest(directory, abstract, among, False, reject)
     if found is None and there:
       raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
                       f'To start this run again from step 0: rm -r {quarantine}', NO_CHECKPOINT)

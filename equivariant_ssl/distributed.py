@@ -9,7 +9,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from equivariant_ssl import cluster, record, shard
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 
 HEARTBEAT = 20  # seconds of silence after which a process is lost
-LOST = ('another process of this job was lost, or ended with an error: its own last lines say why.',
+LOOKS = 15      # times, a second apart, until all processes see the same files
+LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: the lines before say why.',
         'What was saved is safe. The same command for the whole job goes on from the newest checkpoint.')
 _kept = []  # what C calls must not be collected
 
@@ -88,6 +90,19 @@ def agree(what: str, own: dict[str, Any]) -> None:
                       'Start all of them by the same command, from the same files and environment.', OTHER_CONFIG)
 
 
+def seen(what: str, look: Callable[[], Any]) -> Any:
+  """What `look` finds, of JSON, the same in every process: a network file system may take a while to show all of them what
+  one wrote. UserError, in all of them, where it does not."""
+  for _ in range(LOOKS):
+    found = gather(look())
+    other = next((i for i, v in enumerate(found) if v != found[0]), None)
+    if other is None:
+      return found[0]
+    time.sleep(1.)
+  raise UserError(f'processes 0 and {other} do not see the same {what}: {found[0]} and {found[other]}.',
+                  'The --workdir must be on a file system that all machines share.')
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
   """An error of jax that means that another process is gone, as a UserError WATCHDOG that says so."""
@@ -95,7 +110,8 @@ def watched() -> Iterator[None]:
     yield
   except jax.errors.JaxRuntimeError as error:
     signs = r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|barrier'
-    if jax.process_count() > 1 and re.search(signs, str(error), re.IGNORECASE):
+    own = re.search('duplicate gpu|out of memory|RESOURCE_EXHAUSTED', str(error), re.IGNORECASE)
+    if jax.process_count() > 1 and not own and re.search(signs, str(error), re.IGNORECASE):
       raise UserError(f'{LOST[0]} What jax saw of it: {(str(error).splitlines() or [""])[0][:150]}', LOST[1],
                       WATCHDOG) from error
     raise
@@ -153,6 +169,9 @@ def _meet() -> None:
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', record.versions())
   devices = jax.local_devices()
+  if devices[0].platform == 'cpu' and glob.glob('/dev/nvidia[0-9]*') and not os.environ.get('JAX_PLATFORMS'):
+    raise UserError('this machine has GPUs, and jax sees none of them.',
+                    'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); without them: JAX_PLATFORMS=cpu')
   rows = gather([socket.gethostname(), len(devices), devices[0].device_kind])
   if main() and len(rows) > 1:
     print('\n'.join(table(rows)), file=sys.stderr, flush=True)

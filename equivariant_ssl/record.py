@@ -3,6 +3,7 @@
 Only the main process of a job calls these.
 """
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -21,9 +22,11 @@ from typing import Any
 
 import jax
 
+from equivariant_ssl import shard
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, UserError
 
 Path = str | pathlib.Path
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre without -o flock, some NFS
 PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -67,9 +70,8 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
   """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   return {'python': platform.python_version(), **versions(), 'platform': platform.platform(),
-          'host': socket.gethostname(), 'cpu': _processor(), 'cores': cores,
+          'host': socket.gethostname(), 'cpu': _processor(), 'cores': shard.cores(),
           'backend': jax.default_backend(), 'devices': [d.device_kind for d in jax.devices()],
           'processes': jax.process_count(), 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'git': _git(),
           'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
@@ -95,7 +97,11 @@ def lock(workdir: Path) -> Iterator[None]:
     except BlockingIOError:
       file.seek(0)
       raise UserError(f'{workdir} is in use by {file.read().strip() or "another process"}.',
-                      'Wait for it or stop it, or use another --workdir.', IN_USE) from None
+                      'Wait for it or stop it, or use another folder.', IN_USE) from None
+    except OSError as e:
+      if e.errno not in NO_LOCKS:
+        raise
+      print(f'{workdir}: this file system has no locks: take care that one process at a time works there', file=sys.stderr)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
     file.flush()

@@ -1,5 +1,6 @@
 """One mesh: the batch is split over devices; everything else is a copy on each, or the state is cut into shards too."""
 import math
+import os
 
 import jax
 import numpy as np
@@ -11,6 +12,11 @@ from equivariant_ssl.errors import UserError
 ONCE = {'xla_backend_optimization_level': 0}
 RULES = ('replicate', 'fsdp')  # of the state: a copy on every device, or a shard on each, gathered when it is used
 SMALL = 2 ** 11  # numbers: a smaller array is a copy everywhere under either
+
+
+def cores() -> int:
+  """The host's that this process may use: of a task, fewer than the machine's."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def mesh(devices: list | None = None) -> Mesh:

@@ -74,6 +74,16 @@ def test_the_first_difference_between_processes_is_named(monkeypatch):
   assert raised.value.code == OTHER_CONFIG
 
 
+def test_what_a_file_system_shows_late_is_waited_for(monkeypatch):
+  shown = [[[3], []], [[3], []], [[3], [3]]]
+  monkeypatch.setattr(distributed, 'gather', lambda value: shown.pop(0))
+  monkeypatch.setattr(distributed.time, 'sleep', lambda s: None)
+  assert distributed.seen('checkpoints', lambda: [3]) == [3] and not shown
+  monkeypatch.setattr(distributed, 'gather', lambda value: [[3], [3], [2]])
+  with pytest.raises(UserError, match=r'(?s)processes 0 and 2 do not see the same checkpoints: \[3\] and \[2\].*share'):
+    distributed.seen('checkpoints', lambda: [3])
+
+
 def test_who_is_there():
   rows = [['a', 4, 'H100'], ['a', 4, 'H100'], ['b', 4, 'H100']]
   assert distributed.table(rows) == ['3 processes on 2 machines, 12 devices', '  processes 0-1: a, 4 x H100 each',

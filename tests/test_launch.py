@@ -75,6 +75,17 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
   agree(tmp_path / '1', tmp_path / str(n))
 
 
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_said(tmp_path):
+  """As /tmp of two machines: each would go on from what it has, or wait for the other."""
+  stand_in = tmp_path / 'python'
+  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "${{@/NODE/$EQSSL_PROCESS}}"\n')
+  stand_in.chmod(0o755)
+  done = script('launch/local.sh', 2, processes.__file__, '--workdir', tmp_path / 'NODE', '--quiet', PYTHON=stand_in,
+                PORT=24600 + os.getpid() % 1000)
+  assert done.returncode == 2 and 'must be on a file system that all machines share' in done.stderr, done.stderr
+
+
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
   """Five steps by two processes with a device each."""

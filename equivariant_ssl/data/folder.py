@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from equivariant_ssl import shard
 from equivariant_ssl.data.decode import BadImage, header, read_file
 from equivariant_ssl.data.source import Records, Source, fits, listed, load, moments
 from equivariant_ssl.data.stream import lazy_split, measured
@@ -87,7 +88,7 @@ def index(root: str) -> Index:
     except BadImage as e:
       return str(e)
 
-  with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+  with ThreadPoolExecutor(min(32, 2 * shard.cores())) as pool:
     why = dict(zip(paths, pool.map(trouble, paths), strict=True))
   bad = [(os.path.relpath(e.filename, root), f'folder cannot be read: {e.strerror}') for e in lost]
   bad += [(p, why[p]) for p in paths if why[p]]
@@ -103,7 +104,12 @@ def layout(base: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
 
 def printable(path: str) -> str:
   """A file's name on one line, whatever it holds."""
-  return repr(path)[1:-1]
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in as_text(path))
+
+
+def as_text(path: str) -> str:
+  """A file's name as text that UTF-8 can hold: bytes that are none are escaped, as in bad\\xff.jpg."""
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def splits(base: pathlib.Path, share: float) -> tuple[Part, Part, list[str], list[str]]:

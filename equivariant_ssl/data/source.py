@@ -1,11 +1,12 @@
 """What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
-import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from equivariant_ssl import shard
 from equivariant_ssl.data.decode import BadImage, decode
 from equivariant_ssl.errors import BAD_DATA, UserError
 
@@ -66,7 +67,7 @@ def fits(count: int, size: int) -> bool:
 
 def threads() -> int:
   """How many decode: they do so without the interpreter lock."""
-  return min(32, max(2, os.cpu_count() or 1))
+  return min(32, max(2, shard.cores()))
 
 
 def in_chunks(work: Callable[[range], list], count: int) -> list:
@@ -123,10 +124,15 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   return Split(images, sizes, labels), bad
 
 
-def hopeless_data(name: str, bad: int, total: int, first: str) -> UserError:
+def hopeless_data(name: str, bad: int, total: int, first: str, fix: str) -> UserError:
   """The error of data of which more than 1 % cannot be decoded."""
-  return UserError(f'{name}: {bad:,} of {total:,} images cannot be decoded, more than 1 %; the first is {first}.',
-                   'Run `eqssl data check` to list them, and remove or repair them.', BAD_DATA)
+  return UserError(f'{name}: {bad:,} of {total:,} images cannot be decoded, more than 1 %; '
+                   f'the first is {first.removesuffix(".")}.', fix, BAD_DATA)
+
+
+def to_check(what: str) -> str:
+  """The advice on broken images. what: a folder, or the directory of a prepared data set."""
+  return f'Run `eqssl data check {shlex.quote(what)}` to list them, and remove or repair them.'
 
 
 def listed(what: str, lines: list[str], most: int = LISTED) -> tuple[str, ...]:
@@ -138,8 +144,8 @@ def listed(what: str, lines: list[str], most: int = LISTED) -> tuple[str, ...]:
 
 
 def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Split, Split | None, tuple[str, ...]]:
-  """Decode both splits. Returns them and the problems; more than 1 % unreadable (and more than one record) is a
-  UserError with the code BAD_DATA."""
+  """Decode both splits of `name`, the path of the data. Returns them and the problems; more than 1 % unreadable (and more
+  than one record) is a UserError with the code BAD_DATA."""
   total = train.count + (test.count if test else 0)
   splits, lines, hopeless = [], [], False
   for records in (train, test):
@@ -148,5 +154,5 @@ def load(name: str, train: Records, test: Records | None, size: int) -> tuple[Sp
     lines += [f'{records.names(i)}: {reason}' for i, reason in bad]
     hopeless |= bool(bad) and len(bad) == records.count
   if hopeless or len(lines) > max(1, .01 * total):
-    raise hopeless_data(name, len(lines), total, lines[0])
+    raise hopeless_data(name, len(lines), total, lines[0], to_check(name))
   return *splits, listed('unreadable when decoded, another record of the split in the place of each:', lines)
