@@ -37,4 +37,5 @@ def get_config() -> ConfigDict:
       'optimizer': {'name': 'lars', 'lr': 1.6, 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3, 'lr_outside': True,
                     'bias_scale': .0048 / .2, 'warmup_epochs': 10., 'end': 1.6e-3},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

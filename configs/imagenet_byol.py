@@ -42,4 +42,5 @@ def get_config() -> ConfigDict:
       'optimizer': {'name': 'lars', 'lr': 3.2, 'weight_decay': 1.5e-6, 'momentum': .9, 'trust': 1e-3, 'lr_outside': True,
                     'warmup_epochs': 10.},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

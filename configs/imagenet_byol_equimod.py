@@ -42,4 +42,5 @@ def get_config() -> ConfigDict:
       'optimizer': {'name': 'lars', 'lr': 4.8, 'weight_decay': 1.5e-6, 'momentum': .9, 'trust': 1e-3,
                     'warmup_epochs': 10., 'end': 1e-8},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

@@ -36,4 +36,5 @@ def get_config() -> ConfigDict:
       'optimizer': {'name': 'lars', 'lr': 2.4, 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3,
                     'warmup_epochs': 10., 'end': 1e-8},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

@@ -39,4 +39,5 @@ def get_config() -> ConfigDict:
       # 1.5e-4 x 4096 / 256
       'optimizer': {'name': 'adamw', 'lr': 2.4e-3, 'weight_decay': .1, 'warmup_epochs': 40.},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

@@ -41,4 +41,5 @@ def get_config() -> ConfigDict:
       'optimizer': {'name': 'sgd', 'lr': .1, 'weight_decay': 1e-4, 'momentum': .9, 'decay_all': True, 'warmup_epochs': 0.,
                     'cosine': 'epoch'},
       'log_every': 100,
+      'checkpoint_every': 500,
   })

@@ -1,8 +1,10 @@
 """The command line: `eqssl COMMAND`. A mistake of the user ends in one line, one hint and an exit code."""
 import argparse
+import io
 import os
 import pathlib
 import shlex
+import signal
 import sys
 
 from equivariant_ssl.data import command as datas
@@ -14,6 +16,10 @@ from equivariant_ssl.study.command import split
 def main(argv: list[str] | None = None) -> int:
   """Run one command; returns its exit code (0 done, 2 usage, 75 stopped and resumable; errors.py has them all)."""
   argv = sys.argv[1:] if argv is None else argv
+  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')  # of a GPU: jax's own .75 is less than --plan counts on
+  for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to end
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   parser = build_parser()
   args, rest = parser.parse_known_args(argv)
   try:
@@ -25,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
       raise
     print(f'eqssl: {e}', file=sys.stderr)
     return e.code
+  except BrokenPipeError:  # `| head`: whoever read has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except OSError as e:
     if args.debug:
       raise
@@ -45,7 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 def entry() -> None:
   """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
   code = main()
-  sys.stdout.flush()
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   sys.stderr.flush()
   jax = sys.modules.get('jax')
   if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():

@@ -1,6 +1,7 @@
 """What is installed, what devices there are, what is missing: one line each, the fix beside what is wrong."""
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import shutil
 import sys
@@ -25,10 +26,17 @@ def run() -> int:
       say(True, f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
       say(False, f'{name} is missing', 'pip install -e .')
-  kinds = {d.device_kind for d in jax.devices()}
+  try:
+    kinds = {d.device_kind for d in jax.devices()}
+  except (RuntimeError, AssertionError) as error:
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    print(f'WRONG  jax finds no device{f" of JAX_PLATFORMS={asked}" if asked else ""}: {str(error) or "no driver for it"}\n'
+          f'         {"unset JAX_PLATFORMS, or install for it: " if asked else ""}pip install -e ".[cuda]" or ".[tpu]"')
+    return USAGE
   say(True, f'{jax.device_count()} {jax.default_backend()} device(s): {", ".join(sorted(kinds))}')
   if shutil.which('nvidia-smi') and jax.default_backend() == 'cpu':
-    say(False, 'an NVIDIA driver is here, but jax sees no GPU', 'pip install -e ".[cuda]"')
+    say(False, 'an NVIDIA driver is here, but jax sees no GPU',
+        'pip install -e ".[cuda]"; for a V100 or a driver before 580: ".[cuda12]"')
   tensorflow = importlib.util.find_spec('tensorflow') is not None
   say(True, 'TensorFlow: ' + ('installed; this package does not import it' if tensorflow else 'none, and none needed'))
   start = time.perf_counter()

@@ -190,17 +190,35 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def crossing(text: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
-  """(kind, (dtype, shape) of each of its results) of every collective of a compiled program's text."""
-  return [(kind, [(dtype, tuple(int(d) for d in dims.split(',') if d))
-                  for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', results)])
-          for results, kind in re.findall(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text)]
+  """(kind, (dtype, shape) of each of its results) of every collective of a compiled program's text, as often as it is
+  done: what a loop of known length holds, that many times."""
+  bodies = dict(re.findall(r'^(?:ENTRY )?%?([\w.\-]+) \(.*?\) -> .*? \{\n(.*?)^\}', text, re.MULTILINE | re.DOTALL))
+  entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)
+
+  def of(body: str) -> list:
+    found = []
+    for line in body.splitlines():
+      if match := re.search(rf'= (.*?) ({"|".join(COLLECTIVES)})(-start)?\(', line):
+        results, kind, begins = match.groups()
+        arrays = [(dtype, tuple(int(d) for d in dims.split(',') if d))
+                  for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', results)]
+        if begins and kind != 'all-reduce':  # (operands, results)
+          arrays = arrays[len(arrays) // 2:]
+        found.append((kind, arrays))
+      rounds = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
+      for names in re.findall(r'(?:body|calls|to_apply|\w+_computations?)=\{?(%[\w.\-, %]+)', line):
+        for name in names.split(','):
+          found += of(bodies.get(name.strip().lstrip('%'), '')) * (int(rounds[1]) if rounds else 1)
+    return found
+  return of(bodies[entry[1]] if entry and entry[1] in bodies else text)
 
 
 def lines(p: Plan) -> list[str]:
   """The plan in words."""
   mib = lambda n: f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
   fit, least = [g for g in MEMORIES if p.need <= .9 * g * 2**30], 'at least ' * (p.kind == 'cpu')
-  fits = f'devices of {fit[0]} GiB and more' if fit else f'no device of {MEMORIES[-1]} GiB'
+  sure = 'may fit on ' if p.kind == 'cpu' else ''  # a bound from below: temporaries are another compiler's
+  fits = f'{sure}devices of {fit[0]} GiB and more' if fit else f'no device of {MEMORIES[-1]} GiB'
   crossing = ', '.join(f'{n} {kind}, together {mib(size)}' for kind, (n, size) in p.collectives.items())
   return [
       f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {p.images // p.devices}',
