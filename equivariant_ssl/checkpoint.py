@@ -229,7 +229,7 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
       manager = manager or _manager(directory, keep)
       need, free = 1.2 * sum(v.nbytes for v in leaves.values()), shutil.disk_usage(directory).free
       if free < need:  # the oldest goes only after the newest is there
-        raise OSError(f'{free / 2 ** 20:.0f} MiB are free, {need / 2 ** 20:.0f} MiB are needed')
+        raise OSError(f'{free / 2 ** 20:.1f} MiB are free, {need / 2 ** 20:.1f} MiB are needed')
       pending = step, manager.save_async(step, {k: v for k, v in leaves.items() if v.size}, force=True,
                                          custom_metadata=fingerprint.seal(step, prints, meta))
     saved.add(step)

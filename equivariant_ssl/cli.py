@@ -150,7 +150,7 @@ def _first_uses(add) -> None:
   p.add_argument('file', help='what eqssl embed wrote')
   p.add_argument('query', help='a path in it; with --run any image')
   p.add_argument('--run', dest='workdir', metavar='DIR', help='the run that embedded them')
-  p.add_argument('--k', type=int, default=10, help='(default: %(default)s)')
+  p.add_argument('--k', type=int, help='how many (default: 10, or all of fewer)')
   p.add_argument('--html', metavar='FILE', help='a page with the pictures too')
   p = add('export', export, 'write the encoder of a run for torch and timm: safetensors under torchvision\'s names')
   p.add_argument('dir')
@@ -202,6 +202,8 @@ def train(args) -> None:
   elif args.plan:
     from equivariant_ssl import plan
     plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
+  elif args.devices:
+    raise UserError('--devices is of --plan.', 'A training takes all that it sees; CUDA_VISIBLE_DEVICES=0,1 hides the rest.', USAGE)
   elif not args.workdir:
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{pathlib.Path(args.config).stem}', USAGE)
   else:
@@ -231,7 +233,7 @@ def _train(config, workdir: str, args) -> None:
 
 def evaluate(args) -> None:
   _cache()
-  from equivariant_ssl.evaluate import protocols, run
+  from equivariant_ssl.evaluate import protocols, run, transfer
   names = [n for text in args.protocol for n in split(text)]
   if 'list' in names:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
@@ -243,6 +245,7 @@ def evaluate(args) -> None:
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
                     'e.g. --seeds 0,1,2 --epochs 90')
+  transfer.check_targets(split(args.targets), args.root)
   options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root)
   for folder in args.dirs:
     run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options)

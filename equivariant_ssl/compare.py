@@ -1,6 +1,5 @@
 """Compare evaluated runs: mean and spread over seeds, and differences paired by seed with their intervals."""
 import csv
-import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from equivariant_ssl import config as configs
+from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.run import WIDTH
+from equivariant_ssl.evaluate.run import WIDTH, result
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
 
 
@@ -42,6 +42,11 @@ def group(config: Any, by: str) -> str:
     if not hasattr(node, 'get') or part not in node:
       raise UserError(f'config has no {by!r} to group by.', 'e.g. --group-by method or --group-by augment.rotate.role')
     node = node[part]
+  parts = node if isinstance(node, (list, tuple)) else [node]
+  if any(hasattr(p, 'get') for p in parts):
+    fields = [k for k in record.leaves(configs.as_json(config)) if k.startswith(f'{by}.')]
+    raise UserError(f'config.{by} is a whole section: it is no name of a group.',
+                    f'e.g. --group-by {" or --group-by ".join(["method", *fields[:1]])}')
   return str(node)
 
 
@@ -51,7 +56,7 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
   config = configs.read(workdir / 'config.json')
   found = {}
   for path in sorted((workdir / 'eval').glob('*.json')):
-    content = json.loads(path.read_text())
+    content = result(path)
     if content.get('protocol') not in PROTOCOLS or 'trained' not in content:
       continue
     scale = 100. if PROTOCOLS[content['protocol']].percent else 1.

@@ -4,14 +4,15 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, shard
+from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, record, shard
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import unknown
+from equivariant_ssl.modules import check_fields, fit, flag, section, unknown
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.types import ROLES
 
@@ -40,7 +41,14 @@ FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop'),
            'sharding': shard.RULES}
 COSINES = ('step', 'epoch')  # how often the rate moves
-GIVEN = {augment: 'size', nets: 'dtype'}  # an argument of a package's factories that the recipe fills in, not the config
+# The sections that name a factory, and where it is from.
+SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivariance': equivariance, 'optimizer': optim}
+HEADS = ('projector', 'predictor')  # of an invariance that has them
+# An argument of a package's factories that the recipe fills in, not the config; what their sections have beside.
+GIVEN = {augment: 'size', nets: 'dtype', optim: 'schedule'}
+MORE = {augment: {'role': 'invariant'}, equivariance: {'told': ()},
+        optim: {'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step'}}
+UNSAID = re.compile(rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')  # at first
 
 
 def folders(name: str = 'configs') -> list[pathlib.Path]:
@@ -57,10 +65,15 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     there = sorted({p.stem for f in folders() for p in f.glob('*.py')})
     raise UserError(f'config file {name!r} not found.', f'Available: {", ".join(there) or "none here"}.')
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+  if spec is None:
+    raise UserError(f'config file {str(path)!r} is not a Python file.', f'To go on with a run: eqssl resume {path.parent}'
+                    if path.name == 'config.json' else 'It needs a name that ends in .py.')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
+    if not isinstance(config, ConfigDict):
+      raise TypeError(f'get_config() returned {type(config).__name__}')
   except UserError:
     raise
   except Exception as e:  # whatever a user's file can raise
@@ -68,6 +81,9 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
                     'It needs a function get_config() that returns a ConfigDict.') from e
   config = config.copy_and_resolve_references().unlock()
   _spell_out(config)
+  for key, text in (overrides or {}).items():
+    if key.endswith('.name'):
+      _rename(config, key.split('.')[:-1], _parsed(text))
   for key, text in (overrides or {}).items():
     _override(config, key, text)
     _spell_out(config)
@@ -77,12 +93,10 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
 def read(path: pathlib.Path) -> ConfigDict:
   """The resolved config that a run left in its config.json."""
   try:
-    return resolve(ConfigDict(json.loads(path.read_text())))
+    return resolve(ConfigDict(record.read_object(path, 'Restore it from a backup or start a new --workdir.')))
   except FileNotFoundError:
     raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
                     'Start one: eqssl train --config NAME --workdir DIR') from None
-  except json.JSONDecodeError as e:
-    raise UserError(f'{str(path)!r} is not JSON: {e}', 'Restore it from a backup or start a new --workdir.') from None
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -108,100 +122,106 @@ def _spell_out(config: ConfigDict) -> None:
 
 def _child(node: Any, part: str) -> Any:
   if isinstance(node, list):
-    return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+    return node[int(part)] if part.isdecimal() and int(part) < len(node) else None
   return node.get(part)
+
+
+def _parsed(text: str) -> Any:
+  """What `text` says: a literal of Python, words with commas, or a word."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError):
+    return tuple(t.strip() for t in text.split(',')) if ',' in text else text
+
+
+def _rename(config: ConfigDict, path: list[str], name: Any) -> None:
+  """Before the section at `path` takes another name: drop what the file says of it that the new factory cannot have."""
+  node, package = config.get(path[0]), SECTIONS.get(path[0])
+  for part in path[1:]:
+    node = _child(node, part) if isinstance(node, list) else None
+  if package is None or not isinstance(node, ConfigDict) or name not in _names(package) or name == node.get('name'):
+    return
+  schema = {} if package is nets else _schema(package, name)  # 50 layers of one network are not another's
+  if package is invariance:
+    schema |= {head: {} for head in HEADS if getattr(modules.make(invariance, name), head) is not None}
+  for k in list(node.keys()):
+    try:
+      fit(k, node[k], schema[k])
+    except (KeyError, UserError):
+      del node[k]
+
+
+def _astray(node: Any, seen: str, part: str, rest: str, text: str) -> UserError:
+  """The error for a path whose `part`, in `node` at path `seen`, has no fields."""
+  if isinstance(node, list):
+    return UserError(f'{seen} has {len(node)} objectives, 0 to {len(node) - 1}; {part!r} does not say which.',
+                     f'e.g. {flag(f"{seen}.0.{rest}".rstrip("."), text)}')
+  if part.isdecimal() and seen == 'config.equivariance':
+    return UserError(f'{seen} has one objective, which takes no number.', f'e.g. {flag(f"{seen}.{rest}", text)}')
+  inner = node.get(part, TOP.get(part) if seen == 'config' else None)
+  sections = [k for k, v in node.items() if isinstance(v, ConfigDict)]
+  if inner is None and (sections or seen == 'config'):
+    return unknown(seen, part, {*TOP, *SECTIONS, 'augment'} if seen == 'config' else sections)
+  number = 'a number, ' if isinstance(inner, (int, float)) and not isinstance(inner, bool) else ''
+  return UserError(f'{seen}.{part} is {number}{inner!r}: it has no fields.' if inner is not None else
+                   f'{seen}.{part} has no fields.', f'e.g. {flag(f"{seen}.{part}", text)}')
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
   """Set the field at path `key` ('a.b'; 'a.0.b' of the first of several) to what `text` says."""
   *path, last = key.split('.')
-  node, seen = config, 'config'
-  for part in path:
+  node, seen, value = config, 'config', _parsed(text)
+  for i, part in enumerate(path):
+    if isinstance(node, ConfigDict) and part not in node and UNSAID.fullmatch(f'{seen}.{part}'):
+      node[part] = ConfigDict()
     inner = _child(node, part)
     if not isinstance(inner, (ConfigDict, list)):
-      raise unknown(seen, part, {*TOP, *config.keys()} if node is config else
-                    map(str, range(len(node))) if isinstance(node, list) else
-                    [k for k, v in node.items() if isinstance(v, ConfigDict)])
+      raise _astray(node, seen, part, '.'.join([*path[i + 1:], last]), text)
     node, seen = inner, f'{seen}.{part}'
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = tuple(t.strip() for t in text.split(',')) if ',' in text else text
   if isinstance(node, list):
-    raise UserError(f'--config.{key} does not say which of the {len(node)} it means.', f'e.g. --{seen}.0.{last}={text}')
+    if _child(node, last) is None:
+      raise _astray(node, seen, last, '' if last.isdecimal() else last, text)
+    node[int(last)] = value
+    return
   if last in node:  # replaced, not merged: the type is checked by resolve, with a message of ours
     del node[last]
   node[last] = ConfigDict(value) if isinstance(value, dict) else value
 
 
-def _fit(path: str, value: Any, default: Any) -> Any:
-  """`value` as the type of `default`, or a UserError."""
-  if isinstance(default, tuple):
-    if isinstance(value, (list, tuple)):
-      kind = default[0] if default else None
-      return tuple(_fit(f'{path}[{i}]', v, kind) if kind is not None else v for i, v in enumerate(value))
-    if default and type(value) is type(default[0]):
-      return (value,)
-  elif isinstance(default, bool):
-    if isinstance(value, bool):
-      return value
-  elif isinstance(default, float):
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-      return float(value)
-  elif isinstance(default, int):
-    if isinstance(value, int) and not isinstance(value, bool):
-      return value
-    if isinstance(value, float) and value == int(value):
-      return int(value)
-  elif isinstance(default, str):
-    if isinstance(value, str):
-      return value
-    if isinstance(value, (int, float)) and path.endswith(('.path', '.root')):
-      return str(value)
-  else:
-    return value
-  raise UserError(f'{path} is {value!r}; it needs a {type(default).__name__}, like {default!r}.',
-                  f'e.g. --{path}={default!r}')
+def _names(package: Any) -> list[str]:
+  return list(optim.OPTIMIZERS) if package is optim else modules.names(package)
 
 
-def _section(path: str, given: Any, schema: dict[str, Any]) -> ConfigDict:
-  """`given` over the defaults of `schema`, every value of its default's type."""
-  if not isinstance(given, (dict, ConfigDict)):
-    raise UserError(f'{path} is {given!r}; it needs fields.', f'It has: {", ".join(sorted(schema))}.')
-  for k in given.keys():
-    if k not in schema:
-      raise unknown(path, k, schema)
-  return ConfigDict({k: _fit(f'{path}.{k}', given[k], d) if k in given else d for k, d in schema.items()})
+def _schema(package: Any, name: str) -> dict[str, Any]:
+  """The fields of a section that names factory `name` of `package`, with their defaults."""
+  factory = optim.OPTIMIZERS[name] if package is optim else modules.factory(package, name)
+  own = {k: v for k, v in modules.arguments(factory).items() if k != GIVEN.get(package)}
+  return {'name': name, **own, **MORE.get(package, {})}
 
 
-def _module(path: str, package: Any, given: Any, extra: dict[str, Any] | None = None, name: str = '') -> ConfigDict:
-  """A section that names a factory of `package` and its keyword arguments."""
-  if not isinstance(given, (dict, ConfigDict)):
-    raise UserError(f'{path} is {given!r}; it needs fields.', f'e.g. --{path}.name={modules.names(package)[0]}')
+def _module(path: str, package: Any, given: Any, name: str = '') -> ConfigDict:
+  """A section that names a factory of `package` (else `name` does) and its keyword arguments."""
+  known = _names(package)
+  check_fields(path, given, f'e.g. --{path}.' + ('role=both' if name else f'name={given if given in known else known[0]}'))
   name = name or given.get('name')
   if not name:
-    raise UserError(f'{path} needs a name.', f'One of: {", ".join(modules.names(package))}.')
-  if name not in modules.names(package):
-    raise unknown(path, name, modules.names(package))
-  schema = {k: v for k, v in modules.schema(package, name).items() if k != GIVEN.get(package)}
-  return _section(path, given, {'name': name, **schema, **(extra or {})})
+    raise UserError(f'{path} needs a name.', f'One of: {", ".join(known)}.')
+  if name not in known:
+    raise unknown(path, name, known)
+  return ConfigDict(section(path, given, _schema(package, name)))
 
 
-def _optimizer(given: ConfigDict) -> ConfigDict:
-  name = given.get('name', 'lars')
-  if name not in optim.OPTIMIZERS:
-    raise unknown('config.optimizer', name, optim.OPTIMIZERS)
-  out = _section('config.optimizer', given, {
-      'name': name, 'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step',
-      **{k: v for k, v in modules.arguments(optim.OPTIMIZERS[name]).items() if k != 'schedule'}})
+def _optimizer(given: Any) -> ConfigDict:
+  out = _module('config.optimizer', optim, {'name': 'lars', **given} if hasattr(given, 'keys') else given)
   if out.cosine not in COSINES:
     raise unknown('config.optimizer.cosine', out.cosine, COSINES)
   return out
 
 
-def _augment(given: ConfigDict) -> ConfigDict:
+def _augment(given: Any) -> ConfigDict:
+  check_fields('config.augment', given, 'e.g. --config.augment.crop.role=both')
   ops = [k for k in given.keys() if k not in ('order', 'second')]
-  order = _fit('config.augment.order', given.get('order', ()), ('crop',))
+  order = fit('config.augment.order', given.get('order', ()), ('crop',))
   if sorted(order) != sorted(ops):
     for name in order:
       if name not in modules.names(augment):
@@ -210,71 +230,67 @@ def _augment(given: ConfigDict) -> ConfigDict:
                     'Each op once in both: a ConfigDict sorts its keys, so the order must be said.')
   out = ConfigDict({'order': tuple(order), 'second': {}})
   for op in order:
-    out[op] = _module(f'config.augment.{op}', augment, given[op], {'role': 'invariant'}, name=op)
+    out[op] = _module(f'config.augment.{op}', augment, given[op], name=op)
     del out[op]['name']
     if out[op].role not in ROLES:
       raise unknown(f'config.augment.{op}.role', out[op].role, ROLES)
-  for op, changes in given.get('second', {}).items():  # what differs in the second of the invariance's views
+  second = given.get('second', {})  # what differs in the second of the invariance's views
+  check_fields('config.augment.second', second, 'e.g. --config.augment.second.blur.p=.1')
+  for op, changes in second.items():
     if op not in order:
       raise unknown('config.augment.second', op, order)
     fields = {k: v for k, v in out[op].items() if k != 'role'}
-    whole = _section(f'config.augment.second.{op}', changes, fields)
+    whole = section(f'config.augment.second.{op}', changes, fields)
     out.second[op] = ConfigDict({k: whole[k] for k in changes.keys()})
   return out
 
 
 def _invariance(given: Any) -> ConfigDict:
   head = {k: v for k, v in modules.arguments(mlp.make).items() if k != 'dtype'}
-  own = {k: v for k, v in given.items() if k not in ('projector', 'predictor')}
+  own = {k: v for k, v in given.items() if k not in HEADS} if hasattr(given, 'keys') else given
   out = _module('config.invariance', invariance, own)
   published = modules.make(invariance, out.name, **{k: v for k, v in out.items() if k != 'name'})
-  for part in ('projector', 'predictor'):
+  for part in HEADS:
     base = getattr(published, part)
     if base is None and part in given and given[part]:
       raise UserError(f'config.invariance.{part}: {out.name} has none.', f'Remove config.invariance.{part}.')
     if base is not None:
-      out[part] = _section(f'config.invariance.{part}', given.get(part, {}), {**head, **base})
+      out[part] = section(f'config.invariance.{part}', given.get(part, {}), {**head, **base})
   return out
 
 
-def _equivariance(given: Any) -> Any:
+def _equivariance(given: Any, path: str = 'config.equivariance') -> Any:
   """One objective, or several. told: the names of the ops it is told, of those whose roles tell any; (): all of them."""
   if isinstance(given, (list, tuple)):
-    return tuple(_equivariance(g) for g in given)
-  return _module('config.equivariance', equivariance, given, {'told': ()})
+    return tuple(_equivariance(g, f'{path}.{i}') for i, g in enumerate(given))
+  return _module(path, equivariance, given)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
   """The same config with every default written out; UserError on an unknown field or a wrong type."""
-  sections = {'data': data, 'encoder': nets}
-  known = {*TOP, *sections, 'augment', 'invariance', 'equivariance', 'optimizer'}
+  known = {*TOP, *SECTIONS, 'augment'}
   for k in config.keys():
     if k not in known:
       raise unknown('config', k, known)
-  out = _section('config', {k: v for k, v in config.items() if k in TOP}, TOP)
+  out = ConfigDict(section('config', {k: v for k, v in config.items() if k in TOP}, TOP))
   for k, choices in CHOICES.items():
     if out[k] not in choices:
       raise unknown(f'config.{k}', out[k], choices)
-  for k, package in sections.items():
-    out[k] = _module(f'config.{k}', package, config.get(k, ConfigDict()))
+  for k in ('data', 'encoder'):
+    out[k] = _module(f'config.{k}', SECTIONS[k], config.get(k, ConfigDict()))
   out.augment = _augment(config.get('augment', ConfigDict()))
   out.invariance = _invariance(_named(config.get('invariance', 'simclr')))
   out.equivariance = _equivariance(_named(config.get('equivariance', 'none')))
   out.optimizer = _optimizer(config.get('optimizer', ConfigDict()))
-  for k in ('size', 'batch', 'accumulate', 'log_every', 'keep'):
-    if out[k] < 1:
-      raise UserError(f'config.{k} is {out[k]}; it must be at least 1.', f'e.g. --config.{k}={TOP[k]}')
   if out.knn_every < 0:
     raise UserError(f'config.knn_every is {out.knn_every}; it must be 0 (never) or epochs.', 'e.g. --config.knn_every=10')
   if out.batch % out.accumulate:
     raise UserError(f'config.accumulate is {out.accumulate}: a batch of {out.batch} cannot be cut into so many equal parts.',
                     f'e.g. --config.accumulate={math.gcd(out.batch, out.accumulate)}')
-  given = {k: tuple(_fit(f'config.{k}', v, 0.) for v in out[k]) for k in ('mean', 'std')}
-  if {len(v) for v in given.values()} not in ({0}, {3}) or min(given['std'], default=1.) <= 0:
-    raise UserError(f'config.mean is {given["mean"]} and config.std {given["std"]}; they need three numbers each, or none.',
+  if {len(out.mean), len(out.std)} not in ({0}, {3}) or min(out.std, default=1.) <= 0:
+    raise UserError(f'config.mean is {out.mean} and config.std {out.std}; they need three numbers each, or none.',
                     'e.g. --config.mean=.485,.456,.406 --config.std=.229,.224,.225')
-  out.update(given)
-  if out.steps < 0 or out.epochs <= 0 and not out.steps:
+  if out.epochs <= 0 and not out.steps:
     raise UserError(f'config.epochs is {out.epochs} and config.steps {out.steps}: nothing to train.',
                     'e.g. --config.epochs=10')
   return out.lock()

@@ -153,7 +153,8 @@ def _raise_if_taken(coordinator: str) -> None:
 def table(rows: list[tuple[str, int, str]]) -> list[str]:
   """Lines that say who is there, of (host, local devices, kind) a process; alike neighbours share a line."""
   devices = sum(n for _, n, _ in rows)
-  out = [f'{len(rows)} processes on {len({h for h, _, _ in rows})} machines, {devices} devices']
+  machines = len({h for h, _, _ in rows})
+  out = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
     span = f'process {numbers[0]}' if len(numbers) == 1 else f'processes {numbers[0]}-{numbers[-1]}'

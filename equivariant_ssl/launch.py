@@ -16,6 +16,7 @@ from equivariant_ssl.modules import unknown
 # What can be set, with defaults ('' of train.sh's own); None: must be.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '', 'project': '', 'spot': ''}
 GKE = {'image': None, 'claim': None, 'name': '', 'nodes': '1', 'gpus': '8', 'accelerator': 'nvidia-tesla-a100'}
+COUNTS = {'nodes', 'gpus'}
 
 
 class Plan(NamedTuple):
@@ -42,7 +43,21 @@ def _filled(where: str, given: dict[str, str], known: dict) -> dict[str, str]:
   lacking = [k for k, v in known.items() if v is None and not given.get(k)]
   if lacking:
     raise UserError(f'launch {where} needs {" and ".join(lacking)}.', '--set ' + ' '.join(f'{k}=...' for k in lacking))
+  for k in COUNTS & known.keys() & given.keys():
+    if not given[k].isascii() or not given[k].isdigit() or int(given[k]) < 1:
+      raise UserError(f'launch {where} --set {k}={given[k]}: {k} is a whole number, 1 or more.', f'e.g. --set {k}=4')
   return {**known, **given}
+
+
+def _shipped(config: str) -> str:
+  """The name by which machines elsewhere know `config`. UserError for a file of one's own, which they do not have."""
+  path = next(p for p in (pathlib.Path(config), *(f / f'{config}.py' for f in configs.folders())) if p.is_file())
+  there = [f / path.name for f in configs.folders() if f.is_absolute()]  # of the package, not of this folder
+  if not any(p.is_file() and p.read_bytes() == path.read_bytes() for p in there):
+    raise UserError(f'{path} is not one of the package\'s configs: the machines there will not have it.',
+                    'Add it to configs/ of what is installed there; or name the nearest, and say what differs: '
+                    '--config NAME --config.a.b=value')
+  return path.stem
 
 
 def _name(config: str) -> str:
@@ -60,14 +75,14 @@ def slurm(config: str, train: list[str], given: dict[str, str]) -> Plan:
 def tpu(config: str, train: list[str], given: dict[str, str]) -> Plan:
   """launch/tpu/train.sh, which takes its settings from the environment."""
   env = {k.upper(): v for k, v in _filled('tpu', given, TPU).items() if v}
-  return Plan(['bash', str(template('tpu/train.sh')), config, *train], env)
+  return Plan(['bash', str(template('tpu/train.sh')), _shipped(config), *train], env)
 
 
 def gke(config: str, train: list[str], given: dict[str, str]) -> Plan:
   """kubectl apply of launch/gke/jobset.yaml, filled in."""
   values = {k.upper(): v for k, v in _filled('gke', {'name': _name(config), **given}, GKE).items()}
   text = string.Template(template('gke/jobset.yaml').read_text()).safe_substitute(
-      values, ARGS=json.dumps(['--config', config, *train]))
+      values, ARGS=json.dumps(['--config', _shipped(config), *train]))
   return Plan(['kubectl', 'apply', '-f', '-'], {}, text, True)
 
 

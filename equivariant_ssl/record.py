@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from equivariant_ssl import shard
-from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, UserError
+from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 
 Path = str | pathlib.Path
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre without -o flock, some NFS
@@ -35,6 +35,17 @@ def write_whole(path: pathlib.Path, text: str) -> None:
   part = path.with_name(path.name + '.tmp')
   part.write_text(text)
   part.replace(path)
+
+
+def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
+  """The JSON object in a file; UserError with `fix` where it is damaged."""
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:  # of JSON or of its letters
+    raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
+  if not isinstance(found, dict):
+    raise UserError(f'{path} is damaged, it holds no JSON object.', fix, code)
+  return found
 
 
 def _git() -> str | None:
@@ -119,10 +130,7 @@ def leaves(value: Any, path: str = '') -> dict[str, Any]:
 def _compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   """UserError OTHER_CONFIG where `workdir`'s config differs from `config` in a key that is not free."""
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  try:
-    old = text(json.loads((workdir / 'config.json').read_text()))
-  except ValueError as error:
-    raise UserError(f'{workdir}/config.json is not JSON: {error}.', 'Use a new --workdir.', OTHER_CONFIG) from error
+  old = text(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
@@ -146,8 +154,8 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
     raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
                     NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
-  with contextlib.suppress(FileNotFoundError, ValueError):
-    before = json.loads((workdir / 'env.json').read_text())
+  with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
+    before = read_object(workdir / 'env.json', '')
   with contextlib.suppress(FileNotFoundError):
     commands = (workdir / 'command.txt').read_text()
   earlier = before.pop('earlier', [])

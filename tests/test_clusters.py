@@ -52,14 +52,24 @@ WHERE = ['--zone', 'us-central2-b']
 SSH = ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', 'eqssl-smoke', *WHERE, '--worker', 'all', '--command']
 CREATE = ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'eqssl-smoke', '--node-id', 'eqssl-smoke', *WHERE,
           '--accelerator-type', 'v5litepod-32', '--runtime-version', 'tpu-ubuntu2204-base', '--spot']
-SETUP = ('mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs mine runs; } && '
-         r'pip install -q equivariant-ssl\[tpu\]\ @\ git+https://x/y')
-TRAIN = 'python3 -m equivariant_ssl.cli train --config smoke --workdir runs/eqssl-smoke --config.batch=32 '
+SETUP = [
+    'command -v gcsfuse >/dev/null || { echo deb https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main | '
+    'sudo tee /etc/apt/sources.list.d/gcsfuse.list && curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg | '
+    'sudo apt-key add - && sudo apt-get -qq update && sudo apt-get -qq install gcsfuse; }',
+    'mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs --rename-dir-limit 100000 --metadata-cache-ttl-secs 0 '
+    'mine runs; }',
+    '{ [ -x eqssl/bin/python ] || { curl -LsSf https://astral.sh/uv/install.sh | sh && '
+    '.local/bin/uv venv -q --seed --python 3.12 eqssl; }; } && '
+    r'eqssl/bin/pip install -q equivariant-ssl\[tpu\]\ @\ git+https://x/y']
+TRAIN = ('TFDS_DATA_DIR=runs/tensorflow_datasets eqssl/bin/python -m equivariant_ssl.cli train --config smoke '
+         '--workdir runs/eqssl-smoke --config.batch=32')
+ON_ALL = [[*SSH, command] for command in (*SETUP, TRAIN)]
 
 
 def test_tpu(capfd):
-  lines = [shlex.split(line) for line in dry(capfd, 'tpu', '--set', *SETTINGS).splitlines()]
-  assert lines == [CREATE, [*SSH, SETUP], [*SSH, TRAIN]]
+  shown = dry(capfd, 'tpu', '--set', *SETTINGS).splitlines()
+  assert [shlex.split(line) for line in shown] == [CREATE, *ON_ALL]
+  assert not any(line.endswith(' ') for line in shown)
 
 
 def test_tpu_asks_again_for_what_was_taken_away(tmp_path, monkeypatch):
@@ -78,7 +88,7 @@ esac
   said = [shlex.split(line) for line in (tmp_path / 'said').read_text().splitlines()]
   said = [line for line in said if 'describe' not in line]
   assert said == [['gcloud', 'compute', 'tpus', 'queued-resources', 'delete', 'eqssl-smoke', *WHERE, '--force', '--quiet'],
-                  CREATE, [*SSH, SETUP], [*SSH, TRAIN]]
+                  CREATE, *ON_ALL]
 
 
 def test_gke(capfd):
@@ -91,7 +101,8 @@ def test_gke(capfd):
   assert (made['kind'], made['metadata']['name']) == ('JobSet', 'eqssl-smoke')
   assert container['args'] == ['--config', 'smoke', '--workdir', 'runs/smoke', '--config.batch=32']
   assert {e['name']: e['value'] for e in container['env']} == {
-      'EQSSL_COORDINATOR': 'eqssl-smoke-workers-0-0.eqssl-smoke:61440', 'EQSSL_PROCESSES': '4'}
+      'EQSSL_COORDINATOR': 'eqssl-smoke-workers-0-0.eqssl-smoke:61440', 'EQSSL_PROCESSES': '4',
+      'TFDS_DATA_DIR': '/shared/tensorflow_datasets'}
   schema = pytest.importorskip('kubernetes_validate', reason='pip install -e ".[kubernetes]"')
   job |= {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'inner'}}
   schema.validate(job, '1.31', strict=True)
@@ -100,13 +111,27 @@ def test_gke(capfd):
     schema.validate(job, '1.31', strict=True)
 
 
+BAD = ('nodes=abc', 'nodes=0', 'nodes=', 'nodes=-1', 'gpus=1.5', 'gpus=²')
+
+
 @pytest.mark.parametrize('argv,says', [
     (('gke',), 'launch gke needs image and claim'), (('tpu', '--set', 'zon=1'), "Did you mean 'zone'"),
     (('slurm', '--set', 'template=b100'), 'It has: a100, h100, train, v100'), (('slurm', '--set', 'nodes'), 'nodes=4'),
-    (('tpu', '--workdir', 'w'), 'bucket'), (('slurm', '--config.batchh=2'), "'batch'")])
+    (('tpu', '--workdir', 'w'), 'bucket'), (('slurm', '--config.batchh=2'), "'batch'"),
+    *((('gke', '--set', 'image=i', 'claim=c', n), f'--set {n}: ') for n in BAD)])
 def test_a_mistake_is_said_before_the_queue(argv, says, capsys):
   assert cli.main(['launch', *argv[:1], '--config', 'smoke', *argv[1:], '--dry-run']) == 2
   assert says in capsys.readouterr().err
+
+
+def test_machines_elsewhere_are_given_what_they_have(tmp_path, capfd):
+  """A path of the clone becomes its name; a file of one's own is refused where it would not be."""
+  argv = lambda config: ['launch', 'gke', '--config', str(config), '--set', 'image=i', 'claim=c', '--dry-run']
+  assert cli.main(argv(ROOT / 'configs' / 'smoke.py')) == 0
+  assert '["--config", "smoke", "--workdir", "runs/smoke"]' in capfd.readouterr().out
+  (tmp_path / 'mine.py').write_text((ROOT / 'configs' / 'smoke.py').read_text())
+  assert cli.main(argv(tmp_path / 'mine.py')) == 2
+  assert 'the machines there will not have it' in capfd.readouterr().err
 
 
 def test_no_tool_is_said(monkeypatch, capsys):

@@ -40,7 +40,7 @@ def test_overrides():
     ('invariance.name', 'simclear', "config.invariance has no 'simclear'", "'simclr'"),
     ('optimizer.name', 'larz', "config.optimizer has no 'larz'", "'lars'"),
     ('augment.crop.role', 'seen', "config.augment.crop.role has no 'seen'", 'sensitive'),
-    ('batch', 'many', "config.batch is 'many'; it needs a int", '--config.batch'),
+    ('batch', 'many', "config.batch is 'many'; it needs an int", '--config.batch=256'),
     ('batch', '0', 'config.batch is 0', 'config.batch'),
     ('optimizer.lr', '(1, 2)', 'config.optimizer.lr is (1, 2)', 'float'),
     ('dtype', 'float16', "config.dtype has no 'float16'", 'bfloat16'),
@@ -49,12 +49,69 @@ def test_overrides():
     ('mean', '.5,.5', 'config.mean is (0.5, 0.5)', '--config.std'),
     ('std', '1,1,0', 'config.mean is ()', 'three numbers'),
     ('encoder', '3', 'config.encoder is 3', '--config.encoder.name'),
+    ('encoder', 'vit', "config.encoder is 'vit'", '--config.encoder.name=vit'),
+    ('encoder.name', '3', "config.encoder has no 3", 'resnet'),
+    ('augment', '3', 'config.augment is 3', '--config.augment.'),
+    ('augment.crop', '3', 'config.augment.crop is 3', '--config.augment.crop.role='),
+    ('augment.second', '3', 'config.augment.second is 3', '--config.augment.second.'),
+    ('optimizer', '3', 'config.optimizer is 3', '--config.optimizer.name'),
+    ('invariance', '3', 'config.invariance is 3', '--config.invariance.name'),
+    ('augment.crop.scale', 'x,1', "config.augment.crop.scale is ('x', '1')", "--config.augment.crop.scale='(0.08, 1.0)'"),
+    ('augment.order', '3', 'config.augment.order is 3', '--config.augment.order=crop'),
+    ('batch.foo', '3', 'config.batch is a number, 16: it has no fields', '--config.batch=3'),
+    ('keep.foo', '3', 'config.keep is a number, 2: it has no fields', '--config.keep=3'),
+    ('equivariance.1.weight', '.5', 'config.equivariance has one objective', '--config.equivariance.weight=.5'),
+    ('probe', 'yes', "config.probe is 'yes'", '--config.probe=True'),
+    ('mean', 'a,b,c', "config.mean is ('a', 'b', 'c')", "--config.mean='(0.485, 0.456, 0.406)'"),
+    ('encoder.width', '0', 'config.encoder.width is 0; it must be at least 1', '--config.encoder.width=64'),
+    ('invariance.projector.out', '0', 'config.invariance.projector.out is 0', 'out=128'),
+    ('invariance.projector.hidden', '64,-1', 'config.invariance.projector.hidden is (64, -1)', 'hidden='),
+    ('equivariance.dim', '0', 'config.equivariance.dim is 0', 'dim=128'),
+    ('equivariance.action_dim', '-1', 'config.equivariance.action_dim is -1', 'action_dim=128'),
+    ('checkpoint_every', '-1', 'config.checkpoint_every is -1; it must be at least 0', 'checkpoint_every=0'),
+    ('seed', '99999999999999999999', 'it must be at most 4294967295', '--config.seed=0'),
+    ('batch', '1e999', 'config.batch is inf; it needs an int', '--config.batch'),
+    ('epochs', '1' + 400 * '0', 'it needs a float', '--config.epochs'),
 ])
 def test_a_mistake_is_named_with_its_remedy(key, value, cause, fix):
   with pytest.raises(UserError) as error:
     configs.load('smoke', {key: value})
   assert error.value.code == 2
   assert cause in str(error.value) and fix in str(error.value)
+
+
+@pytest.mark.parametrize('key,cause,fix', [
+    ('2.weight', "config.equivariance has 2 objectives, 0 to 1; '2' does not say which", '--config.equivariance.0.weight=x'),
+    ('1.hidden', "config.equivariance.1.hidden is 'x'", "--config.equivariance.1.hidden='(2048, 2048)'"),
+    ('2', 'config.equivariance has 2 objectives', '--config.equivariance.0=x')])
+def test_a_mistake_in_one_of_several_objectives(key, cause, fix):
+  with pytest.raises(UserError) as error:
+    configs.load('smoke', {'equivariance': 'equimod,essl', f'equivariance.{key}': 'x'})
+  assert cause in str(error.value) and fix in str(error.value)
+
+
+def test_one_word_is_a_list_and_a_switch_is_true_in_any_letters():
+  config = configs.load('smoke', {'equivariance': 'equimod,essl', 'equivariance.0.told': 'crop', 'probe': 'true',
+                                  'equivariance.1': 'sie', 'tensorboard': 'FALSE'})
+  assert config.equivariance[0].told == ('crop',) and config.equivariance[1].name == 'sie'
+  assert config.probe is True and config.tensorboard is False
+  assert configs.load('smoke', {'equivariance.told': 'crop'}).equivariance.told == ('crop',)
+
+
+def test_a_section_under_another_name_keeps_what_both_have():
+  config = configs.load('imagenet_simclr', {'optimizer.name': 'adam', 'data.name': 'folder', 'data.path': 'x'})
+  assert config.optimizer.lr == 2.4 and config.optimizer.weight_decay == 1e-6 and 'trust' not in config.optimizer
+  assert config.data.size == 256 and config.data.test == .1  # TFDS's `test` is a word, a folder's a share
+  config = configs.load('cifar10_byol', {'invariance.name': 'simclr'})
+  assert 'predictor' not in config.invariance
+  config = configs.load('imagenet_simclr', {'invariance.predictor.hidden': '64', 'invariance.name': 'byol'})
+  assert config.invariance.predictor.hidden == (64,)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_what_is_asked_beside_another_name_must_be_there(order):
+  with pytest.raises(UserError, match="config.encoder has no 'stem'"):
+    configs.load('imagenet_simclr', dict([('encoder.name', 'vit'), ('encoder.stem', 'cifar')][::order]))
 
 
 def test_a_missing_or_broken_file(tmp_path):
@@ -64,5 +121,14 @@ def test_a_missing_or_broken_file(tmp_path):
   broken.write_text('def get_config(:')
   with pytest.raises(UserError, match='SyntaxError'):
     configs.load(str(broken))
+  for returned in ("{'seed': 1}", 'None'):
+    broken.write_text(f'def get_config():\n  return {returned}')
+    with pytest.raises(UserError, match='get_config.. returned .*\n.*that returns a ConfigDict'):
+      configs.load(str(broken))
   with pytest.raises(UserError, match='config.json is missing'):
+    configs.read(tmp_path / 'config.json')
+  (tmp_path / 'config.json').write_text('[]')
+  with pytest.raises(UserError, match='is not a Python file.\n.*eqssl resume '):
+    configs.load(str(tmp_path / 'config.json'))
+  with pytest.raises(UserError, match='config.json is damaged.*\n.*backup'):
     configs.read(tmp_path / 'config.json')

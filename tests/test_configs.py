@@ -143,6 +143,15 @@ def test_the_factories_take_their_settings(name, loaded):
       lambda count: 1., **own(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_a_section_may_take_another_name(name):
+  for over in ({'encoder.name': 'vit'}, {'encoder.name': 'resnet'}, {'equivariance.name': 'none'},
+               {'invariance.name': 'byol'}, {'invariance.name': 'none'}, {'optimizer.name': 'adam'},
+               {'data.name': 'folder', 'data.path': 'x'}):
+    config = configs.load(name, over)
+    assert all(config[k.split('.')[0]][k.split('.')[1]] == v for k, v in over.items())
+
+
 def test_the_lines_in_the_docs_are_config_lines():
   text = (FOLDER.parent / 'docs' / 'methods.md').read_text()
   blocks = [block.split('```')[0] for block in text.split('```python\n')[1:]]

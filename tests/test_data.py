@@ -210,7 +210,7 @@ def test_broken_files_are_left_out_and_said(tmp_path):
   made = folder.make(str(root), size=4, test=0.)
   assert len(made.train.images) == 8 + 2 and made.problems[0].startswith('6 unreadable')
   text = '\n'.join(made.problems)
-  for name in ('zero.jpg: empty', 'text.png: not a', r'line\udcff.jpg', 'pipe.png: not a regular', 'linked',
+  for name in ('zero.jpg: empty', 'text.png: not a', r'new\nline\xff.jpg', 'pipe.png: not a regular', 'linked',
                'out.png: a link that', 'loop.png: cannot be opened', '1 links to folders'):
     assert name in text
   assert all(len(line.splitlines()) == 1 for line in made.problems)
@@ -274,6 +274,28 @@ def test_reading_stops_at_the_folder(tmp_path):
   for path in (str(inside.parent / '..' / 'x.png'), str(outside)):
     with pytest.raises(BadImage, match='leads out'):
       read_file(path, str(inside.parent))
+
+
+def test_check_of_what_is_not_there_says_so(tmp_path, monkeypatch):
+  image = write(tmp_path / 'x.png', encoded(photo(0)))
+  monkeypatch.chdir(tmp_path)
+  for what, words in ((str(tmp_path / 'no'), 'no. is not there'), ('./no', "'./no' is not there"),
+                      (str(image), 'a file, not a folder'), ('x.png', 'a file, not a folder'),
+                      ('mine', 'eqssl data prepare mine --src FOLDER; or say where it is: --root DIR$'),
+                      ('mnist', 'Prepare it once: in Python')):
+    with pytest.raises(UserError, match=words):
+      check(what, str(tmp_path / 'root'))
+  with pytest.raises(UserError, match='a folder, but not of a prepared data set.\n.*data.name=folder'):
+    tfds.make(str(tmp_path))
+
+
+def test_many_broken_images_name_the_folder_to_check(tmp_path):
+  root = album(tmp_path / 'my album', each=4)
+  for name in ('a.png', 'b.png'):
+    write(root / 'cat' / name, encoded(photo(0))[:100])
+  with pytest.raises(UserError, match=f"Run `eqssl data check '{root}'` to list them") as e:
+    folder.make(str(root), size=4, test=0.)
+  assert '..' not in str(e.value)
 
 
 def test_check_sees_copies_and_odd_shapes(tmp_path):
@@ -451,6 +473,13 @@ def test_a_wrong_archive_is_refused(tmp_path, monkeypatch, words):
   assert os.listdir(tmp_path / 'root') == []
 
 
+def test_the_archive_is_found_in_a_folder(tmp_path):
+  archive(tmp_path / 'cifar-10-binary.tar.gz', batches())
+  assert prepare.prepare(str(tmp_path), tmp_path / 'root', BATCH, str).is_dir()
+  with pytest.raises(UserError, match='cifar-10-binary.tar.gz. is not there'):
+    prepare.prepare(str(tmp_path / 'root'), tmp_path / 'other', BATCH, str)
+
+
 def test_a_torn_archive_is_refused_and_a_plain_tar_taken(tmp_path):
   whole = pathlib.Path(archive(tmp_path / 'a.tar.gz', batches())).read_bytes()
   flipped = bytearray(whole)
@@ -544,6 +573,8 @@ def test_other_tfds_data(tmp_path):
                     ({'dataset': 'mnist'}, "mnist', file_format='array_record'")):
     with pytest.raises(UserError, match=words):
       tfds.make(**{'dataset': 'small', 'root': str(tmp_path / 'grey'), **kw})
+  with pytest.raises(UserError, match='config.data.test=train.80%:'):
+    tfds.make('small', str(tmp_path / 'grey'))
   small_tfds(tmp_path / 'wide', (None, None, 3), label=False)
   with pytest.raises(UserError, match='data.size=64'):
     tfds.make('small', str(tmp_path / 'wide'), test='')

@@ -3,6 +3,7 @@ import functools
 import html
 import importlib.util
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -30,9 +31,9 @@ def one_encoder(monkeypatch):
   monkeypatch.setattr(embed, '_encoder', ENCODER)
 
 
-def started(workdir):
+def started(workdir, **overrides):
   """A run on the digits that has a checkpoint of its first state."""
-  config = configs.load('smoke')
+  config = configs.load('smoke', overrides)
   run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
   record.start(workdir, configs.as_json(config), 'eqssl train')
   with checkpoint.open(workdir / 'checkpoints') as saved:
@@ -84,13 +85,14 @@ def test_features_are_the_evaluations(world, written):
   assert np.ptp(found.features, axis=0).max() > .01
 
 
-def test_every_form_says_the_same(written):
+def test_every_form_says_the_same(world, written):
   found = [embeddings.read(written[form]) for form in FORMS]
   for one in found:
     assert one.paths == found[0].paths
     np.testing.assert_array_equal(one.features, found[0].features)  # bitwise
   with np.load(written['npz']) as stored:
-    assert set(stored) == {'paths', 'features'}
+    assert set(stored) == {'paths', 'features', 'run', 'step', 'digest'}
+  assert found[0].made == found[2].made == ENCODER(world[0], None).made and found[1].made is None
   assert written['csv'].read_text().startswith('path,f0,f1,')
   import pyarrow.parquet
   column = pyarrow.parquet.read_table(written['parquet']).schema.field('features').type
@@ -179,7 +181,7 @@ def drawn(tmp_path):
 
 
 def test_neighbours_are_brute_force(drawn, capsys, monkeypatch):
-  file, (paths, h) = drawn
+  file, (paths, h, _) = drawn
   x = h.astype(np.float64) / np.linalg.norm(h.astype(np.float64), axis=1, keepdims=True)
   for query in (7, 20, 3):
     cosines = x @ x[query]
@@ -195,7 +197,7 @@ def test_neighbours_are_brute_force(drawn, capsys, monkeypatch):
 
 
 def test_mistakes_of_a_query_are_one_line(drawn, world, tmp_path):
-  file, (paths, _) = drawn
+  file, (paths, *_) = drawn
   (tmp_path / 'no.png').write_bytes(b'no')
   for args, match in (((file, 'photos/x.png'), 'not among the 30 images'), ((file, paths[0], 30), 'has 29 other images'),
                       ((file, paths[0], 0), 'Give 1 to 29'), ((file, 'photos/x.png', 3, world[0]), 'is no file'),
@@ -215,6 +217,31 @@ def test_any_image_may_be_asked_with_the_run(world, written, tmp_path, capsys):
   text = html.unescape((tmp_path / 'near.html').read_text())
   assert text.count('<img ') == 8 and '://' not in text and f'1. cosine {near[0][1]:.3f}; {near[0][0]}"' in text
   assert str(tmp_path / 'near.html') in capsys.readouterr().out
+
+
+def test_another_run_is_refused(world, written, tmp_path):
+  """Of the same width; with the step that made the file where it is still there."""
+  workdir, _, photos = world
+  (tmp_path / 'copy.png').write_bytes((photos / 'b' / '3.png').read_bytes())
+  started(tmp_path / 'other', seed='1')
+  with pytest.raises(UserError, match=r'all.npz was made by step 0 of .*run, and step 0 of .*other has other weights') as e:
+    embed.neighbours(str(written['npz']), str(tmp_path / 'copy.png'), 3, str(tmp_path / 'other'))
+  assert len(str(e.value).splitlines()) == 2 and f'--run {workdir};' in str(e.value)
+  shutil.copytree(workdir, tmp_path / 'moved')
+  assert embed.neighbours(str(written['npz']), str(tmp_path / 'copy.png'), 1, str(tmp_path / 'moved'))
+
+
+def test_fewer_images_than_are_shown_of_themselves(drawn, tmp_path, capsys):
+  few = Embeddings([f'{i}.png' for i in range(4)], drawn[1].features[:4])
+  embeddings.save(tmp_path / 'few.npz', few)
+  assert len(embed.neighbours(str(tmp_path / 'few.npz'), '0.png')) == 3 == len(capsys.readouterr().out.splitlines())
+  with pytest.raises(UserError, match='few.npz has 3 other images'):
+    embed.neighbours(str(tmp_path / 'few.npz'), '0.png', 4)
+  embeddings.save(tmp_path / 'one.npz', Embeddings(['0.png'], few.features[:1]))
+  with pytest.raises(UserError, match='no other image than'):
+    embed.neighbours(str(tmp_path / 'one.npz'), '0.png')
+  with pytest.raises(UserError, match='is a folder, not a file'):
+    embed.neighbours(str(tmp_path / 'few.npz'), '0.png', out=str(tmp_path))
 
 
 def test_a_picture_that_is_gone_is_said_on_the_page(drawn, tmp_path):

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,9 @@ import tensorflow_datasets as tfds
 import tiny  # noqa: F401 (the ResNet of depth 4)
 from PIL import Image
 
-from equivariant_ssl import cli, record
+from equivariant_ssl import cli, modules, record
+from equivariant_ssl import config as configs
+from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, source, stream, writer
 from equivariant_ssl.data import tfds as reader
 from equivariant_ssl.errors import UserError
@@ -169,6 +172,42 @@ def test_shrunk_images_are_small_rgb_jpegs(tmp_path):
   assert sizes == {'a/0.png': (32, 48), 'a/1.png': (64, 32), 'a/2.png': (30, 20)}
 
 
+def photographs(src, *splits) -> pathlib.Path:
+  """Class folders, in the folders of `splits`; names and a class that are not UTF-8."""
+  for split in splits:
+    for k, name in enumerate(('b/1.jpg', 'b/2.jpg', 'b/bad\udcff.jpg', 'cl\udcffass/1.jpg', 'cl\udcffass/2.jpg')):
+      (src / split / name).parent.mkdir(parents=True, exist_ok=True)
+      (src / split / name).write_bytes(encoded(k))
+  return src
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path, capsys):
+  src = photographs(tmp_path / 'src', '')
+  (src / 'b' / 'link\udcff.jpg').symlink_to('/nowhere')
+  assert prepare('mine', '--src', src, '--root', tmp_path / 'root') == 0
+  assert r'  b/link\xff.jpg: cannot be opened' in capsys.readouterr().out   # not train/b
+  rows = tfds.data_source('mine', data_dir=tmp_path / 'root', split='train')
+  assert {r['file_name'].decode(): int(r['label']) for r in rows} == {
+      'b/1.jpg': 0, 'b/2.jpg': 0, r'b/bad\xff.jpg': 0, r'cl\xffass/1.jpg': 1, r'cl\xffass/2.jpg': 1}
+  assert rows.dataset_info.features['label'].names == ['b', r'cl\xffass']
+  assert cli.main(['data', 'check', 'mine', '--root', str(tmp_path / 'root')]) == 0
+  assert cli.main(['data', 'check', str(src)]) == source.BAD_DATA
+  assert r'cl\xffass 2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('splits', [('',), ('train', 'val'), ('train', 'test')])
+def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
+  src = photographs(tmp_path / 'src', *splits)
+  assert prepare('mine', '--src', src, '--root', tmp_path / 'a root') == 0
+  line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('Next: '))
+  eqssl, train, flag, name, _, _, *overrides = shlex.split(line.removeprefix('Next: '))
+  assert (eqssl, train, flag) == ('eqssl', 'train', '--config')
+  config = configs.load(name, cli._overrides(overrides, takes=True))
+  made = modules.make(datas, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+  assert (len(made.train.images), len(made.test.images)) == ((4, 1) if splits == ('',) else (5, 5))
+  assert config.batch == 4 == made.train.images.shape[1] // 16 and config.size == 64
+
+
 def test_cifar100_and_stl10(tmp_path):
   rng = np.random.default_rng(0)
   fine, coarse = [f'f{i}' for i in range(100)], [f'c{i}' for i in range(20)]
@@ -230,7 +269,8 @@ def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkey
   root = tmp_path / 'root'
   monkeypatch.setattr(writer.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 10})())
   assert cli.main(['data', 'prepare', 'imagenet', '--src', str(src), '--root', str(root)]) == 2
-  assert '--shrink' in capsys.readouterr().err and not list((root / 'imagenet2012').iterdir())
+  err = capsys.readouterr().err
+  assert '--shrink' in err and '0.0 KiB left' in err and 'KiB, and' in err and not list(root.iterdir())
   monkeypatch.undo()
   torn = src / 'ILSVRC2012_img_train.tar'
   with tarfile.open(torn) as tar:
@@ -239,11 +279,11 @@ def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkey
     torn.write_bytes(torn.read_bytes()[:cut])
     with pytest.raises(UserError, match=f'cannot be read as imagenet: {why}'):
       writer.write(archives.imagenet(str(src)), root, log=lambda line: None)
-  assert [p.name for p in root.rglob('*')] == ['imagenet2012']
+  assert not list(root.iterdir())
   many = {FIRST: {f'{i}.JPEG': encoded(i) if i > 2 else b'' for i in range(20)}}
   with pytest.raises(UserError, match='3 of 20 images cannot be decoded') as e:
     writer.write(archives.imagenet(str(ilsvrc(src, many, [(encoded(3), FIRST)]))), root, log=lambda line: None)
-  assert e.value.code == source.BAD_DATA and [p.name for p in root.rglob('*')] == ['imagenet2012']
+  assert e.value.code == source.BAD_DATA and not list(root.iterdir())
 
 
 def test_what_a_killed_process_left_goes(tmp_path):

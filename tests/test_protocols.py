@@ -2,11 +2,14 @@
 import csv
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
+import reports
 import tiny
+from rich.console import Console
 
 from equivariant_ssl import checkpoint, compare, runs, shard, train
 from equivariant_ssl import config as configs
@@ -55,6 +58,24 @@ def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
   assert set(gains['numbers']) == {f'equimod {op}' for op in ('all', 'crop', 'rotate')}
   assert gains['controls']['equimod all']['identity'] == 0 and 'shuffled' in gains['controls']['equimod all']
   json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize('name', ['gains', 'retrieval', 'knn'])
+def test_a_table_loses_no_digit_at_any_width(name, capsys):
+  def shown(width):
+    Console(soft_wrap=True, width=width).print(run.table(reports.results(gain=-1.0567)[name], 'x'))
+    return capsys.readouterr().out
+  digits = lambda text: sorted(c for c in text if c.isdigit())
+  whole = shown(250)
+  numbers = re.findall(r'-?\d+\.\d\d', whole)
+  for width in range(12, 250):
+    text = shown(width)
+    assert '…' not in text and digits(text) == digits(whole), width
+    if width >= 60:  # nor is a number broken
+      assert max(map(len, text.splitlines())) <= width and sorted(re.findall(r'-?\d+\.\d\d', text)) == sorted(numbers)
+  if name == 'gains':
+    assert whole.count('equimod all') == 1 and 'trained' in whole.splitlines()[2]
+    assert re.search(r'equimod all, trained +│ +-105.67 \[-106.67, -104.67\] │\n│   untrained ', shown(80))
 
 
 @pytest.mark.slow

@@ -71,8 +71,18 @@ def test_bad_workdirs_are_said_in_a_line(tmp_path):
   assert code_of(record.start, tmp_path / 'none', CONFIG, 'x', resume=True)[0] == errors.NO_CHECKPOINT
   (tmp_path / 'file').write_text('')
   assert code_of(record.start, tmp_path / 'file', CONFIG, 'x')[0] == errors.USAGE
-  (tmp_path / 'config.json').write_text('{"seed": ')
-  assert code_of(record.start, tmp_path, CONFIG, 'x')[0] == errors.OTHER_CONFIG
+  for text in ('{"seed": ', '[]'):
+    (tmp_path / 'config.json').write_text(text)
+    code, said = code_of(record.start, tmp_path, CONFIG, 'x')
+    assert code == errors.OTHER_CONFIG and f'{tmp_path}/config.json is damaged' in said and '--workdir' in said
+
+
+@pytest.mark.parametrize('text', ['{"python": ', '[]', '3'])
+def test_a_damaged_environment_is_written_anew(text, tmp_path):
+  record.start(tmp_path, CONFIG, 'x')
+  (tmp_path / 'env.json').write_text(text)
+  record.start(tmp_path, CONFIG, 'x')
+  assert 'python' in json.loads((tmp_path / 'env.json').read_text())
 
 
 def test_a_workdir_has_one_writer(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 import reports
 from reports import HOSTILE, SVG, Parsed
 
+from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
-from equivariant_ssl.report import page, report
+from equivariant_ssl.report import gallery, page, report
 
 
 def read(path: pathlib.Path) -> Parsed:
@@ -162,6 +163,20 @@ def test_a_comparison_without_results(tmp_path):
     report(folders, tmp_path / 'd.html', 'augment.spin')
 
 
+def test_curves_of_runs_that_share_no_step(tmp_path):
+  logs = {'a': {10: 4., 20: 2.}, 'b': {5: 8., 15: 4.}, 'far': {50: 1.}}
+  for seed, (name, log) in enumerate(logs.items()):
+    folder = reports.run(tmp_path / name, seed)
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps({'step': s, 'loss': v}) + '\n' for s, v in log.items()))
+  for runs, said, between in ((('a', 'b'), 'simclr + equimod (n=2): 5 at 10, 3.5 at 15', True),  # (4 + 6) / 2, (3 + 4) / 2
+                              (('a', 'far'), 'simclr + equimod: a: 4 at 10, 2 at 20', False)):
+    parsed = read(report([tmp_path / r for r in runs], tmp_path / 'c.html'))
+    loss = next(s for s in parsed.svgs if s[0].text == 'loss')[1].text
+    assert said in loss, loss
+    assert ('Interpolated between the steps' in parsed.text) == between and 'Nothing was logged' not in parsed.text
+  assert 'far: 1 at 50' in loss
+
+
 def test_a_study(tmp_path):
   folder = reports.study(tmp_path / 'study')
   parsed = read(report([folder]))
@@ -214,6 +229,27 @@ def test_only_runs_and_studies(tmp_path):
   (study / 'results.json').write_text('{"torn')
   with pytest.raises(UserError, match='is not JSON'):
     report([study])
+
+
+def test_a_folder_is_no_page(tmp_path):
+  run, out = reports.run(tmp_path / 'run'), tmp_path / 'imgs'
+  out.mkdir()
+  for write in (lambda: report([run], out, images=False), lambda: report([run, run], out),
+                lambda: gallery.show(configs.load('smoke'), out=out), lambda: page.save(out, '')):
+    with pytest.raises(UserError, match=r"imgs' is a folder, not a file to write") as e:
+      write()
+    assert len(str(e.value).splitlines()) == 2
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['imgs', 'run'] and not list(out.iterdir())
+
+
+def test_one_is_one(tmp_path):
+  folder = reports.run(tmp_path / 'run', batch='1', steps='0', epochs='1', rows=1)
+  (folder / 'env.json').write_text(json.dumps({**reports.ENV, 'cores': 1}))
+  (folder / 'metrics.jsonl').write_text('{"step": 1, "epoch": 1.0, "loss": 1.0, "images_per_s": 1.0}\n')
+  parsed = read(report([folder], images=False))
+  ran = dict(parsed.table('The run'))
+  assert ran['length'] == '1 step of 1 image, 1 epoch; asked for 1 epoch' and ran['machine'].endswith(', 1 core')
+  assert 'Median 1 image a second over 1 logged span, 1 s in all' in parsed.text
 
 
 def test_arms_of_a_study_are_compared_without_their_untrained_network(tmp_path):

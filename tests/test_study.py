@@ -128,7 +128,8 @@ def test_an_objective_that_can_be_told_nothing_is_not_there():
     ({'equal': 'time'}, 'neither'), ({'seeds': (0, 0)}, 'seeds'), ({'proxies': (1.,)}, 'proxies'),
     ({'interactions': (('blur.seen', 'blur.told'),)}, 'of a factorial'), ({'objective': ('nope',)}, 'nope'),
     ({'interactions': (('blur.seen', 'blur.tol'),), 'design': 'factorial'}, "blur.tol"),
-    ({'config': 'nowhere'}, 'not found')])
+    ({'budget': float('nan')}, 'budget nan'), ({'arms': ()}, 'no role'), ({'protocols': ('nope',)}, 'nope'),
+    ({'transfer': ('nope',)}, 'nope'), ({'config': 'nowhere'}, 'not found')])
 def test_what_no_study_can_be(change, match):
   with pytest.raises(UserError, match=match):
     planned(**change)
@@ -293,6 +294,10 @@ def test_a_folder_holds_one_study(tmp_path):
     plan.write(tmp_path, planned(budget=7.))
   with pytest.raises(UserError, match='study.json is missing'):
     plan.read(tmp_path / 'none')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='holds a run'):
+    plan.write(tmp_path / 'run', planned())
 
 
 def test_resuming_takes_nothing_new(tmp_path, capsys):
@@ -320,9 +325,9 @@ def start(folder, *more, steps=6):
   return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(process):
+def finished(process, code=0):
   out = process.communicate(timeout=900)[0]
-  assert process.returncode == 0, out
+  assert process.returncode == code, out
   return out
 
 
@@ -459,7 +464,7 @@ def test_killed_at_five_random_moments(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fails_is_said_and_the_rest_goes_on(tmp_path):
   (tmp_path / 'runs' / 'blur=sensitive' / '0' / 'config.json').mkdir(parents=True)  # its run cannot write there
-  out = finished(start(tmp_path, '--augs', 'blur', '--arms', 'off,sensitive', '--seeds', '0'))
+  out = finished(start(tmp_path, '--augs', 'blur', '--arms', 'off,sensitive', '--seeds', '0'), 2)
   found = json.loads((tmp_path / 'results.json').read_text())['runs']
   assert {k: r['status'] for k, r in found.items()} == {'base/0': 'done', 'blur=sensitive/0': 'failed'}
   assert 'config.json' in found['blur=sensitive/0']['error'] and 'failed: blur=sensitive/0: ' in out

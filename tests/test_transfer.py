@@ -1,5 +1,6 @@
 """Transfer: the right squares, splits and metrics, a cache that knows what it keeps, and what is missing said."""
 import io
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def test_the_square_is_pillows_resize_and_centre_crop():
 
 
 def test_two_folders_the_digits_and_what_is_missing(albums, tmp_path):
-  names = (str(albums / 'pairs'), 'digits', 'pets', 'mit67', 'cars', './nowhere', 'plant_village')
+  names = (str(albums / 'pairs'), 'digits', 'pets', 'mit67', 'cars', 'cifar100', 'plant_village')
   rows, missing = transfer.transfer(ENCODE, names, 16, root=str(tmp_path))
   assert [r.name for r in rows] == list(names[:2])
   pairs, scans = rows
@@ -99,9 +100,19 @@ def test_two_folders_the_digits_and_what_is_missing(albums, tmp_path):
   assert [m.name for m in missing] == list(names[2:])
   assert missing[0].command.startswith(f'tfds build oxford_iiit_pet --file_format=array_record --data_dir={tmp_path} ')
   assert 'indoorCVPR_09.tar' in missing[1].command and f'{tmp_path}/cars/train' in missing[2].command
-  assert './nowhere/train/CLASS/' in missing[3].command and 'tfds build plant_village ' in missing[4].command
+  assert missing[3].command.startswith(f'eqssl data prepare cifar100 --src ARCHIVE --root {tmp_path} ')
+  assert 'tfds build plant_village ' in missing[4].command
   assert [r.metric for r in rows] == ['top1', 'top1']
   assert all('\n' not in m.command for m in missing)
+
+
+def test_unknown_targets_are_a_line_before_anything_is_read(tmp_path):
+  transfer.check_targets(('digits', 'pets', 'plant_village', 'sun397/standard-part1-120k', str(tmp_path)))
+  for name, words in (('cifar1O', "has no 'cifar1O'.\n.*mean 'cifar10'.*sun397"), ('folder', 'has no'),
+                      ('./no', 'not there')):
+    for f in (lambda: transfer.check_targets(('digits', name)), lambda: transfer.transfer(None, ('digits', name), SIZE)):
+      with pytest.raises(errors.UserError, match=words):
+        f()
 
 
 def test_the_table_has_the_published_metrics():
@@ -180,13 +191,13 @@ def test_records_are_decoded_in_pieces_and_few_may_be_broken(monkeypatch):
   def pieces(bad):
     records = Records(lambda i: f'record {i}', lambda rows: [b'no' if i in bad else png(i) for i in rows],
                       np.arange(70, dtype=np.int32), 70)
-    return list(transfer._decoded(records, SIZE))
+    return list(transfer._decoded(records, SIZE, pathlib.Path('my photographs')))
   found = pieces({31})
   assert [len(s.images) for s in found] == [30, 30, 10]
   images, labels = (np.concatenate([getattr(s, k) for s in found]) for k in ('images', 'labels'))
   np.testing.assert_array_equal(images[:, 0, 0, 0], labels)  # the broken one has the image and label of another
   assert labels[31] != 31 and np.sum(labels != np.arange(70)) == 1
-  with pytest.raises(errors.UserError, match='record 3[12]: ') as e:
+  with pytest.raises(errors.UserError, match="record 3[12]: .*\n.*check 'my photographs'` to") as e:
     pieces({31, 32})
   assert e.value.code == errors.BAD_DATA
 
@@ -198,7 +209,7 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path, monkeypatch):
   class Label(tuple):
     names = tuple('0123456789')
   builder = type('B', (), {'info': type('I', (), {'splits': ('train', 'validation'), 'features': {'label': Label()}})})
-  monkeypatch.setattr(tfds, 'find', lambda dataset, root: tmp_path)
+  monkeypatch.setattr(tfds, 'find', lambda dataset, *a: tmp_path)
   monkeypatch.setattr(tfds, 'open_directory', lambda path: builder)
   monkeypatch.setattr(tfds, 'keys', lambda dataset, info: ('image', 'label'))
 

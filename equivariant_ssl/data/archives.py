@@ -15,6 +15,7 @@ import numpy as np
 from equivariant_ssl.data import folder
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
 from equivariant_ssl.data.encode import png
+from equivariant_ssl.data.source import to_check
 from equivariant_ssl.data.writer import Dataset, Example
 from equivariant_ssl.errors import UserError
 
@@ -22,6 +23,7 @@ BROKEN = (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.Bad
 IMAGENET = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 FOLDERS = {'train': ('train',), 'validation': ('val', 'validation'), 'test': ('test',)}
 FOUND_AT = {'imagenet': 'https://image-net.org (an account is needed): ' + ', '.join(IMAGENET.values()),
+            'cifar10': 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
             'cifar100': 'https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
             'stl10': 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
             'tiny-imagenet': 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'}
@@ -83,18 +85,22 @@ def of_folder(name: str, base: pathlib.Path) -> Dataset:
   elif 'validation' in parts:
     parts.pop('test', None)
   found = {split: folder.index(str(place)) for split, place in parts.items()}
-  firsts = [p.split(os.sep)[0] if os.sep in p else '' for i in found.values() for p in i.paths]
+  class_of = lambda p: folder.as_text(p.split(os.sep)[0]) if os.sep in p else ''
+  firsts = [class_of(p) for i in found.values() for p in i.paths]
   classes = tuple(sorted(set(firsts)))
   if '' in classes and len(classes) > 1:
     raise UserError(f'{base}: {firsts.count(""):,} images lie in no class folder, and others do.',
                     'Put them into the folders of their classes, or all of them into none.')
   number = {c: k for k, c in enumerate(classes)}
-  label = (lambda p: number.get(p.split(os.sep)[0], -1)) if '' not in classes else lambda p: -1
+  label = (lambda p: number.get(class_of(p), -1)) if '' not in classes else lambda p: -1
   splits = {split: functools.partial(_files, i, label) for split, i in found.items()}
-  return Dataset(name, '1.0.0', None if '' in classes else classes, splits, sum(map(_bytes, found.values())))
+  return Dataset(name, '1.0.0', None if '' in classes else classes, splits, sum(map(_bytes, found.values())),
+                 places={split: os.path.relpath(place, base).removeprefix('.') for split, place in parts.items()},
+                 fix=to_check(str(base)))
 
 
-def _files(index: folder.Index, label: Callable[[str], int], key: Callable[[str], str] = str) -> Iterator[Example]:
+def _files(index: folder.Index, label: Callable[[str], int], key: Callable[[str], str] = folder.as_text
+           ) -> Iterator[Example]:
   """The images of a folder, also those that cannot be read."""
   why = dict(index.bad)
   for path in sorted((*index.paths, *why)):
@@ -177,7 +183,7 @@ def _tar(path: pathlib.Path) -> Iterator[Example]:
 
 # -- others
 
-def _one(src: str, name: str) -> pathlib.Path:
+def one(src: str, name: str) -> pathlib.Path:
   """The file of `src`, or that of the archive's usual name in the folder `src`."""
   path = places(src)[0]
   file = path / posixpath.basename(FOUND_AT[name]) if path.is_dir() else path
@@ -188,7 +194,7 @@ def _one(src: str, name: str) -> pathlib.Path:
 
 def cifar100(src: str) -> Dataset:
   """CIFAR-100 as TFDS's cifar100/3.0.2, from the official binary archive."""
-  path = _one(src, 'cifar100')
+  path = one(src, 'cifar100')
   with archive(path, 'cifar100'):
     files = picked(path, ('train.bin', 'test.bin', 'fine_label_names.txt', 'coarse_label_names.txt'))
     fine, coarse = (tuple(files[f'{k}_label_names.txt'].decode().split()) for k in ('fine', 'coarse'))
@@ -204,7 +210,7 @@ def cifar100(src: str) -> Dataset:
 
 def stl10(src: str) -> Dataset:
   """STL-10 as TFDS's stl10/1.0.0, from the official binary archive; unlabelled images have the label -1."""
-  path, size = _one(src, 'stl10'), 3 * 96 * 96
+  path, size = one(src, 'stl10'), 3 * 96 * 96
   with archive(path, 'stl10'):
     files = picked(path, ('train_y.bin', 'test_y.bin', 'class_names.txt'))
     classes = tuple(files['class_names.txt'].decode().split())
@@ -224,7 +230,7 @@ def stl10(src: str) -> Dataset:
 
 def tiny_imagenet(src: str) -> Dataset:
   """Tiny ImageNet (200 classes of 64 x 64 pixels), from its zip; the splits train and validation."""
-  path = _one(src, 'tiny-imagenet')
+  path = one(src, 'tiny-imagenet')
   with archive(path, 'tiny-imagenet'), zipfile.ZipFile(path) as zipped:
     names = [n for n in zipped.namelist() if n.endswith('.JPEG')]
     top = names[0].split('/')[0] if names else ''

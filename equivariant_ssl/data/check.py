@@ -54,13 +54,13 @@ def check_folder(path: pathlib.Path) -> Report:
   train, test, bad, links = folder.splits(path, .1)
   names, loose = folder.class_names(train, test)
   parts = {split: folder.records(part, names) for split, part in (('train', train), ('test', test)) if part.paths}
-  return report(str(path), parts, names, listed(folder.UNREADABLE, bad, len(bad)),
+  return report(printable(str(path)), parts, names, listed(folder.UNREADABLE, bad, len(bad)),
                 listed(folder.LINKS, links, len(links)) + loose)
 
 
 def check_tfds(what: str, root: str) -> Report:
   """Every record of every split of a prepared TFDS data set, decoded."""
-  builder = tfds.open_directory(tfds.find(what, root))
+  builder = tfds.open_directory(tfds.find(what, root, '--root DIR'))
   image, label = tfds.keys(what, builder.info)
   parts = {split: tfds.records(builder, split, image, label) for split in builder.info.splits}
   names = tuple(builder.info.features[label].names) if label else None

@@ -1,9 +1,13 @@
 """`eqssl data prepare` and `eqssl data check`: their arguments, and what they ask for."""
 import argparse
+import pathlib
+import shlex
 from collections.abc import Callable
 
 from equivariant_ssl.errors import BAD_DATA, OK, UserError
 
+CONFIGS = {'cifar10': 'cifar10_quick', 'imagenet2012': 'imagenet_simclr_equimod', 'stl10': 'stl10_simclr_augself'}
+BATCH = 256   # of the small config
 ROOT = 'TFDS folder (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)'
 
 
@@ -26,13 +30,28 @@ def prepare(args: argparse.Namespace) -> None:
   if args.shrink < 0:
     raise UserError(f'--shrink {args.shrink}: not a side in pixels.', 'e.g. --shrink 256')
   if args.name == 'cifar10':
-    prepares.cifar10(args.src or None, args.root)
+    _next(prepares.cifar10(args.src or None, args.root), args.root)
     return
   if not args.src:
     raise UserError(f'{args.name} is made from files that are here already: --src says where.',
                     archives.FOUND_AT.get(args.name, 'e.g. --src FOLDER, with a folder a class'))
   data = archives.KNOWN[args.name](args.src) if args.name in archives.KNOWN else archives.named(args.name, args.src)
-  writer.write(data, tfds.default_root(args.root), args.shrink)
+  _next(writer.write(data, tfds.default_root(args.root), args.shrink), args.root)
+
+
+def _next(path: pathlib.Path, root: str) -> None:
+  """Say how to train on the prepared data set in `path`: with its own config, else with the small one."""
+  from equivariant_ssl.data import tfds
+  name = path.parent.name
+  where = [f'--config.data.root={tfds.default_root(root).absolute()}'] if root else []
+  if name not in CONFIGS:
+    info = tfds.open_directory(path).info
+    where = ['--config.data.name=tfds', f'--config.data.dataset={name}', *where, *tfds.splitting(info.splits)]
+    where += [] if info.features['image'].shape[0] else ['--config.data.size=64', '--config.size=64']
+    count = info.splits['train' if 'test' in info.splits or 'validation' in info.splits else 'train[:80%]'].num_examples
+    where += [] if count >= BATCH else [f'--config.batch={2 ** (count.bit_length() - 1)}']
+  config = CONFIGS.get(name, 'cifar10_quick')
+  print(f'Next: {shlex.join(["eqssl", "train", "--config", config, "--workdir", f"runs/{name}", *where])}')
 
 
 def check(args: argparse.Namespace) -> int:

@@ -148,6 +148,6 @@ def decode(data: bytes | BadImage, size: int | None) -> tuple[np.ndarray, tuple[
 
 
 def _line(error: Exception) -> str:
-  """An error in one line, without the path that an OSError repeats."""
+  """An error in one line, without the path that an OSError repeats and without a stop."""
   text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-  return ' '.join((text or type(error).__name__).split())
+  return ' '.join((text or type(error).__name__).split()).removesuffix('.')

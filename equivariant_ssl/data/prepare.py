@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from equivariant_ssl.data.archives import FOUND_AT, one
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
 from equivariant_ssl.data.writer import Dataset, Example, build, publish, scratch
 from equivariant_ssl.errors import UserError
 
-URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
+URL = FOUND_AT['cifar10']
 SIZE = 170_052_171
 SHA256 = 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 NAMES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
@@ -37,9 +38,9 @@ Log = Callable[[str], Any]
 def cifar10(archive: str | None = None, root: str = '', log: Log = print) -> pathlib.Path:
   """Write `root`/cifar10/3.0.2, which plain `tfds.data_source('cifar10', data_dir=root)` reads; returns its path.
 
-  archive: the official binary archive if it is here already, else it is downloaded and its checksum verified. What
-  is in it (record sizes, counts, labels) is verified in both cases. root: as `data.cifar10.make`. A valid data set
-  that is there already is kept; nothing half-written ever has that name. Raises UserError.
+  archive: the official binary archive, or its folder, if it is here already, else it is downloaded and its checksum
+  verified. What is in it (record sizes, counts, labels) is verified in both cases. root: as `data.cifar10.make`. A valid
+  data set that is there already is kept; nothing half-written ever has that name. Raises UserError.
   """
   return prepare(archive, default_root(root), BATCH, log)
 
@@ -58,6 +59,7 @@ def prepare(archive: str | None, root: pathlib.Path, batch: int, log: Log) -> pa
         log(f'Downloading {URL} ({SIZE / 1e6:.0f} MB)')
         archive = str(place / os.path.basename(URL))
         download(archive)
+      archive = str(one(archive, 'cifar10'))
       log(f'Reading {archive}')
       splits = {split: np.concatenate(parts) for split, parts in read_archive(archive, batch).items()}
       log(f'Writing {sum(map(len, splits.values())):,} records as TFDS cifar10/3.0.2')

@@ -12,7 +12,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from equivariant_ssl.data.decode import BadImage, decode
-from equivariant_ssl.data.source import MEMORY, Moments, Records, Split, fits, hopeless_data, moments, others, threads
+from equivariant_ssl.data.source import (
+  MEMORY,
+  Moments,
+  Records,
+  Split,
+  fits,
+  hopeless_data,
+  moments,
+  others,
+  threads,
+  to_check,
+)
 from equivariant_ssl.errors import BAD_DATA, UserError
 
 TRIES = 100        # records that are asked in the place of one before the data are given up
@@ -23,8 +34,8 @@ SAID = 5           # unreadable records that are named
 
 class Canvases:
   """uint8 canvases [N S S 3] that `images[rows]` decodes, as an array would index them. An unreadable record gives
-  another in its place, drawn from its own index: the same in every run, and of the `labels` that one's. rows: of the
-  records, all by default."""
+  another in its place, drawn from its own index: the same in every run, and of the `labels` that one's. name: the path of
+  the data. rows: of the records, all by default."""
   dtype, ndim = np.dtype(np.uint8), 4
 
   def __init__(self, name: str, records: Records, size: int, rows: np.ndarray | None = None,
@@ -56,7 +67,7 @@ class Canvases:
         return canvas, np.asarray(size, np.float32)
       except BadImage as e:
         self.trouble(at, str(e))
-    raise UserError(f'{self.name}: {TRIES} records in turn cannot be read.', 'Run `eqssl data check`.', BAD_DATA)
+    raise UserError(f'{self.name}: {TRIES} records in turn cannot be read.', to_check(self.name), BAD_DATA)
 
   def trouble(self, i: int, why: str) -> None:
     """Keep that record i is unreadable, and say so once; the run ends where more than 1 % are."""
@@ -67,7 +78,7 @@ class Canvases:
       if len(self.bad) > max(1, .01 * self.records.count):
         first = next(iter(self.bad))
         raise hopeless_data(self.name, len(self.bad), self.records.count,
-                            f'{self.records.names(first)}: {self.bad[first]}')
+                            f'{self.records.names(first)}: {self.bad[first]}', to_check(self.name))
       if len(self.bad) <= SAID:
         print(f'{self.records.names(i)}: {why}; another record is in its place', file=sys.stderr)
 

@@ -1,8 +1,10 @@
 """Any TFDS data set that is already prepared as array_record, read without TensorFlow."""
+import functools
 import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -48,17 +50,17 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   image, label = keys(dataset, builder.info)
   size = size or _own_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
-  parts = [records(builder, split, image, label) if split else None for split in (train, test)]
+  parts = [records(builder, split, image, label, _hint(builder.info.splits)) if split else None for split in (train, test)]
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
-    splits = [p and lazy_split(builder.info.name, p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
+    splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
     normal = normal or USUAL.get(builder.info.name) or measured(splits[0].images)
     return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']))
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
     nonlocal problems
-    *splits, problems = load(dataset, *parts, size)
+    *splits, problems = load(str(path), *parts, size)
     arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
               for field, array in split._asdict().items() if array is not None}
     return arrays | ({'files': parts[0].files.astype(str)} if parts[0].files is not None else {}), not problems
@@ -95,8 +97,19 @@ def default_root(root: str = '') -> pathlib.Path:
   return pathlib.Path(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
 
 
-def find(dataset: str, root: str = '') -> pathlib.Path:
-  """The directory of one prepared version; UserError with what to type where there is none."""
+class NotPrepared(UserError):  # noqa: N818
+  """A data set that is not on disk, and could be."""
+
+
+@functools.cache
+def known() -> frozenset[str]:
+  """The names that can be prepared: TFDS's."""
+  import tensorflow_datasets as tfds
+  return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
+
+
+def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
+  """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
   if (path := pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file():
     return path.parent
   name, _, version = dataset.partition(':')
@@ -108,10 +121,36 @@ def find(dataset: str, root: str = '') -> pathlib.Path:
   if configs and not found:
     raise UserError(f'{dataset!r} has configurations.', f'Name one: {", ".join(f"{name}/{c}" for c in configs)}.')
   there = f' (there are versions {", ".join(found)})' if found else ''
-  how = OWN.get(name) or f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record')" \
-                         '.download_and_prepare()'
-  raise UserError(f'{dataset!r} is not prepared under {default_root(root)}{there}.',
-                  f'Prepare it once: {how}; or say where it is: --config.data.root=DIR')
+  if name.split('/')[0] not in known() and (os.sep in dataset or pathlib.Path(dataset).is_file()):
+    raise no_data(dataset)
+  raise NotPrepared(f'{dataset!r} is not prepared under {default_root(root)}{there}.',
+                    f'Prepare it once: {how_to_make(name)}; or say where it is: {option}')
+
+
+def how_to_make(name: str) -> str:
+  """What to type to prepare a data set of this name."""
+  if name in OWN or name.split('/')[0] not in known():
+    return OWN.get(name) or f'eqssl data prepare {name} --src FOLDER'
+  return f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
+
+
+def no_data(name: str) -> UserError:
+  """The error for a path that holds no prepared data set."""
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    return UserError(f'{name!r} is a folder, but not of a prepared data set.',
+                     'A folder of images is read with --config.data.name=folder --config.data.path=DIR')
+  return UserError(f'{name!r} is {"a file, not a folder" if path.exists() else "not there"}.',
+                   'Name a folder of images, or a prepared data set.')
+
+
+def splitting(splits: Iterable[str]) -> list[str]:
+  """The arguments of `eqssl train` that give a test split, of a data set with these splits."""
+  if 'test' in splits:
+    return []
+  if 'validation' in splits:
+    return ['--config.data.test=validation']
+  return ['--config.data.train=train[:80%]', '--config.data.test=train[80%:]']
 
 
 def _versions(base: pathlib.Path) -> list[str]:
@@ -181,8 +220,14 @@ def _own_size(dataset: str, shape: tuple[int | None, ...]) -> int:
   return shape[0]
 
 
-def records(builder: Any, split: str, image: str, label: str | None) -> Records:
-  """The records of one split; `labels` and `files` are filled in as the records are read."""
+def _hint(splits: Iterable[str]) -> str:
+  """What to say of a test split that is not there, where the name of another, or a part of one, would do."""
+  found = splitting(splits)
+  return f' Say {shlex.join(found)}, or --config.data.test= for no test images.' if found else ''
+
+
+def records(builder: Any, split: str, image: str, label: str | None, hint: str = '') -> Records:
+  """The records of one split; `labels` and `files` are filled in as the records are read. hint: if it is not there."""
   import tensorflow_datasets as tfds
   images = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
   try:
@@ -190,7 +235,7 @@ def records(builder: Any, split: str, image: str, label: str | None) -> Records:
     count = len(rows)
   except Exception as e:
     raise UserError(f'{builder.info.name} has no split {split!r} that can be read: {str(e).splitlines()[0]}',
-                    f'It has: {", ".join(builder.info.splits)}.') from e
+                    f'It has: {", ".join(builder.info.splits)}.{hint}') from e
   labels = np.zeros(count, np.int32) if label else None
   files = np.full(count, '', object) if FILE in builder.info.features else None
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from equivariant_ssl.data import encode
 from equivariant_ssl.data.decode import BadImage
+from equivariant_ssl.data.folder import printable
 from equivariant_ssl.data.source import hopeless_data, listed, threads
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.record import lock
@@ -27,6 +28,7 @@ from equivariant_ssl.record import lock
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
 SPARE = 1.03          # bytes on disk for one of the sources
 YOUNG = 60.           # seconds in which a folder may be made and not locked yet
+UNITS = {'GiB': 2**30, 'MiB': 2**20, 'KiB': 2**10}
 HEAD = struct.Struct('>16sQ')   # before a record in a bucket: the hash of its key, its length
 
 Log = Callable[[str], Any]
@@ -44,7 +46,8 @@ class Example(NamedTuple):
 class Dataset(NamedTuple):
   """classes: names in the order of the labels; None: unlabelled, or TFDS has them. splits: {name: () -> its examples}.
   bytes: of the sources, 0 where they are not known. more: {feature: its class names}. official: TFDS has it by this name,
-  and its features are taken. side: of all images, 0 where they differ. published: {split: how many there should be}."""
+  and its features are taken. side: of all images, 0 where they differ. published: {split: how many there should be}. places:
+  {split: its folder}, to name images by. fix: what to do where many are broken."""
   name: str
   version: str
   classes: tuple[str, ...] | None
@@ -54,6 +57,14 @@ class Dataset(NamedTuple):
   official: bool = False
   side: int = 0
   published: dict[str, int] = {}
+  places: dict[str, str] = {}
+  fix: str = 'Is it whole? Get it anew, and try again.'
+
+
+def amount(count: int) -> str:
+  """So many bytes, to be read."""
+  unit = next((u for u in UNITS if count >= UNITS[u]), 'KiB')
+  return f'{count / UNITS[unit]:.1f} {unit}'
 
 
 def worked(example: Example, shrink: int) -> Example:
@@ -106,13 +117,14 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
     log(f'{target} is there already: kept. (To make it anew, move it away.)')
     return target
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with scratch(root, data.name) as place:
       room, need = shutil.disk_usage(root).free, 0 if shrink else int(SPARE * data.bytes)
       if need > room:
-        raise UserError(f'{data.name} takes {need / 2**30:.1f} GiB, and {root} has {room / 2**30:.1f} left.',
+        raise UserError(f'{data.name} takes {amount(need)}, and {root} has {amount(room)} left.',
                         'Say another place: --root DIR; or make the images smaller: --shrink 256')
       info, bad = build(data, place, shrink, log)
+      target.parent.mkdir(exist_ok=True)
       publish(pathlib.Path(info.data_dir), target)
   except OSError as e:
     raise UserError(f'cannot write {data.name} under {root}: {e.strerror or e}.', 'Say another place: --root DIR') from e
@@ -137,7 +149,8 @@ def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[
       count += 1
       if isinstance(example.data, BadImage):
         wrong += 1
-        bad.append(f'{split}/{example.key}: {example.data}')
+        name = os.path.join(data.places.get(split, split), str(example.key))
+        bad.append(f'{printable(name)}: {example.data}')
         continue
       values = {'image': example.data, 'file_name': str(example.key), 'label': example.label, **example.more}
       yield example.key, serializer.serialize_example(info.features.encode_example(
@@ -146,7 +159,7 @@ def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[
       raise UserError(f'{data.name} {split}: no image {"can be read" if wrong else "was found"}.',
                       'Is it the right archive or folder?')
     if wrong > max(1, .01 * count):
-      raise hopeless_data(f'{data.name} {split}', wrong, count, bad[-wrong])
+      raise hopeless_data(f'{data.name} {split}', wrong, count, bad[-wrong], data.fix)
 
   done = [_split(place, data, split, serialized(split), log) for split in data.splits]
   info.set_splits(splits.SplitDict(done))

@@ -4,12 +4,13 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterable
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs
@@ -22,6 +23,7 @@ from equivariant_ssl.modules import unknown
 from equivariant_ssl.state import TrainState
 
 WIDTH = 120  # of tables that go into a file
+HEAD = 10    # letters in a line of a narrow column's head
 
 
 def as_json(value: Any) -> Any:
@@ -58,6 +60,9 @@ def chosen(names: list[str]) -> list[str]:
 def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
   """(cause, fix) where the run cannot have a protocol of these `needs`."""
   source = run.source
+  if needs == 'labels' and source.train.labels is not None and source.test is None:
+    return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
+            '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (source.train.labels is None or source.test is None or source.test.labels is None):
     return f'{run.config.data.name} has no labels', 'Class folders give labels; --protocol equivariance needs none.'
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
@@ -70,11 +75,22 @@ def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
   return workdir / 'eval' / f'{name}{changed}.json'
 
 
+def result(path: pathlib.Path) -> dict[str, Any]:
+  """What an evaluation left in a file; UserError where it is damaged."""
+  fix = f'Delete it, or evaluate again: eqssl eval {path.parent.parent}'
+  found = record.read_object(path, fix)
+  for seeds in (found[who] for who in ('trained', 'untrained') if who in found):
+    whole = isinstance(seeds, list) and all(isinstance(f, dict) and isinstance(f.get('numbers'), dict) for f in seeds)
+    if not seeds or not whole:
+      raise UserError(f'{path} is damaged, numbers are missing.', fix)
+  return found
+
+
 def _cached(path: pathlib.Path, about: dict, who: Iterable[str]) -> dict | None:
   """The result in `path` where it is complete, of `who`, and of the same checkpoint under the same conditions."""
   try:
-    found = json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError):
+    found = result(path)
+  except (OSError, UserError):
     return None
   whole = not any(f.get('missing') for f in found.get('trained', ()))
   return found if whole and set(who) <= found.keys() and all(found.get(k) == v for k, v in about.items()) else None
@@ -96,21 +112,43 @@ def _over_seeds(found: list[dict], row: str, scale: float) -> str:
   return f'{scale * mean:.2f} ± {scale * std:.2f}'
 
 
-def table(found: dict, title: str) -> Table:
-  """A result file as a table: a row a number, a column a control."""
-  percent = PROTOCOLS[found['protocol']].percent
-  scale = 100. if percent else 1.
-  controls = list(dict.fromkeys(c for row in found['trained'][0]['controls'].values() for c in row))
-  out = Table(title=f'{title}: {found["trained"][0]["name"]}{", %" if percent else ""}')
-  who = [w for w in ('trained', 'untrained') if w in found]
-  for column in ('', *who, *controls):
-    out.add_column(column, justify='right' if column else 'left')
-  for row in found['trained'][0]['numbers']:
-    beside = found['trained'][0]['controls'].get(row, {})
-    out.add_row(row, *(_over_seeds(found[w], row, scale) for w in who),
-                *(_number(plain(beside[c]), 1. if c.startswith('ratio') else scale) if c in beside else ''
-                  for c in controls))  # their intervals are in the file
+class Fitting(NamedTuple):
+  """The first of `tables` that is no wider than the console; the last, its cells folded, where none is."""
+  tables: tuple[Table, ...]
+
+  def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    endless = options.update(max_width=10_000)
+    fit = (t for t in self.tables if console.measure(t, options=endless).maximum <= options.max_width)
+    yield next(fit, self.tables[-1])
+
+
+def _laid(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+  """Rows under `columns`, the first to the left; a cell that does not fit is folded, not cut."""
+  out = Table(title=title)
+  for i, column in enumerate(columns):
+    out.add_column(column, justify='right' if i else 'left', overflow='fold')
+  for row in rows:
+    out.add_row(*row)
   return out
+
+
+def table(found: dict, title: str) -> Fitting:
+  """A result file as a table: a row a number, a column a control; on a narrow console an interval is under its mean, on
+  a narrower one what is beside a number is under it."""
+  percent, first = PROTOCOLS[found['protocol']].percent, found['trained'][0]
+  scale = 100. if percent else 1.
+  controls = dict.fromkeys(c for row in first['controls'].values() for c in row)
+  who = [w for w in ('trained', 'untrained') if w in found]
+  cells = {row: {**{w: _over_seeds(found[w], row, scale) for w in who},  # the controls' intervals are in the file
+                 **{c: _number(plain(v), 1. if c.startswith('ratio') else scale)
+                    for c, v in first['controls'].get(row, {}).items()}} for row in first['numbers']}
+  heads, title = [*who, *controls], f'{title}: {first["name"]}{", %" if percent else ""}'
+  wide = [(row, *(of.get(h, '') for h in heads)) for row, of in cells.items()]
+  under = [(row, *(cell.replace(' [', '\n[') for cell in of)) for row, *of in wide]
+  beneath = [(f'{row}, {h}' if h == who[0] else f'  {h}', of[h]) for row, of in cells.items() for h in heads if h in of]
+  return Fitting((_laid(title, ['', *heads], wide),
+                  _laid(title, ['', *('\n'.join(textwrap.wrap(h, HEAD)) for h in heads)], under),
+                  _laid(title, ['number', 'value'], beneath)))
 
 
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, seeds: tuple[int, ...] = (0,),

@@ -91,6 +91,12 @@ def show(of: Interval, scale: float = 1., digits: int = 2, sign: bool = True) ->
   return f'{mean} [{of.low * scale:.{digits}f}, {of.high * scale:.{digits}f}]'
 
 
+def counted(n: float | str, what: str, form: str = ',') -> str:
+  """'1 image', '2,048 images'; form: of the number."""
+  number = f'{n:{form}}'
+  return f'{number} {what}{"" if number == "1" else "s"}'
+
+
 def accuracy(predictions, labels) -> float:
   """The fraction of `predictions` [M] that are the `labels` [M]."""
   predictions, labels = np.asarray(predictions), np.asarray(labels)

@@ -16,13 +16,13 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import data, fingerprint, modules
 from equivariant_ssl.augment.pixels import resample
-from equivariant_ssl.data import folder, source, tfds
+from equivariant_ssl.data import archives, folder, source, tfds
 from equivariant_ssl.data.source import Records, Split
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.logistic import logistic
-from equivariant_ssl.evaluate.targets import DATASETS, Target
+from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
 from equivariant_ssl.types import Array
 
 VERSION = 2   # raise it when reading or cropping changes what the features are
@@ -92,8 +92,9 @@ def _stamps(files: Iterable[pathlib.Path]) -> list[tuple]:
   return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
 
 
-def _decoded(records: Records, size: int) -> Iterator[Split]:
-  """The canvases of `records`, CHUNK at a time. Raises UserError (BAD_DATA) where more than 1 % cannot be read."""
+def _decoded(records: Records, size: int, place: pathlib.Path) -> Iterator[Split]:
+  """The canvases of `records`, CHUNK at a time. Raises UserError (BAD_DATA) where more than 1 % cannot be read. place: of
+  the data."""
   bad = 0
   for start in range(0, records.count, CHUNK):
     count = min(CHUNK, records.count - start)
@@ -103,7 +104,7 @@ def _decoded(records: Records, size: int) -> Iterator[Split]:
     bad += len(wrong)
     if bad > max(1, .01 * records.count) or len(wrong) == count:
       raise UserError(f'more than 1 % cannot be decoded: {records.names(start + wrong[0][0])}: {wrong[0][1]}.',
-                      'Run `eqssl data check` to list them, and remove or repair them.', BAD_DATA)
+                      source.to_check(str(place)), BAD_DATA)
     yield split
 
 
@@ -126,7 +127,7 @@ def _of_folder(target: Target, base: pathlib.Path) -> Opened:
   if classes is None:
     raise UserError('some images are in no class folder, so there are no labels.', 'Make train/CLASS/ and test/CLASS/.')
   mark = lambda p: _digest(_stamps(pathlib.Path(p.root, path) for path in p.paths), classes)
-  return Opened(target, len(classes), {k: Part(mark(p), lambda size, p=p: _decoded(folder.records(p, classes), size))
+  return Opened(target, len(classes), {k: Part(mark(p), lambda size, p=p: _decoded(folder.records(p, classes), size, base))
                                        for k, p in parts.items()})
 
 
@@ -138,7 +139,7 @@ def _of_tfds(target: Target, path: pathlib.Path) -> Opened:
   test = target.test if target.test in builder.info.splits else 'validation'
   splits = {'train': target.train, 'test': test, **({'valid': target.valid} if target.valid else {})}
   stamps = _stamps(f for f in path.iterdir() if f.is_file())
-  read = lambda size, split: _decoded(tfds.records(builder, split, image, label), size)
+  read = lambda size, split: _decoded(tfds.records(builder, split, image, label), size, path)
   return Opened(target, len(builder.info.features[label].names), {
       k: Part(_digest(stamps, s, image, label), functools.partial(read, split=s)) for k, s in splits.items()})
 
@@ -153,15 +154,32 @@ def find(name: str, root: str = '') -> Opened | Missing:
     return _of_folder(target, place)
   if name not in DATASETS and name in modules.names(data):
     return _in_memory(target, modules.make(data, name))
-  if name.startswith(('.', '/', '~')) and not place.is_dir():
-    return Missing(name, f'make {name}/train/CLASS/ and {name}/test/CLASS/')
   try:
-    path = tfds.find(target.dataset or name, root)
-  except UserError as e:
-    if 'is not prepared' not in str(e):  # it has configurations, and none is named
-      raise
-    return Missing(name, ' '.join(target.prepare.format(dataset=target.dataset, root=base).split()))
+    path = tfds.find(target.dataset or name, root, '--root DIR')
+  except tfds.NotPrepared:
+    return Missing(name, _to_make(target, base))
   return _of_tfds(target, path)
+
+
+def _to_make(target: Target, base: pathlib.Path) -> str:
+  """What to type for a data set that is not on disk: without TensorFlow where that can be."""
+  if target.prepare == BUILD and target.dataset in tfds.OWN:
+    url = archives.FOUND_AT.get(target.dataset)
+    return f'{tfds.OWN[target.dataset]} --root {base}' + (f'   (ARCHIVE: {url})' if url else '')
+  return ' '.join(target.prepare.format(dataset=target.dataset, root=base).split())
+
+
+def check_targets(names: Iterable[str], root: str = '') -> None:
+  """Raise UserError for a name that is of no target of `transfer`: no data set on disk or known to TFDS, no folder."""
+  own = {*DATASETS, *modules.names(data)} - {'folder', 'tfds'}
+  for name in names:
+    if name in own or pathlib.Path(name).expanduser().is_dir():
+      continue
+    try:
+      tfds.find(name, root, '--root DIR')
+    except tfds.NotPrepared as e:
+      if name.partition(':')[0].split('/')[0] not in tfds.known():
+        raise modules.unknown('protocol transfer', name, own) from e
 
 
 def mark(encode: Callable[[Array], Array], size: int) -> str:
@@ -213,8 +231,9 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
   encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches). size:
   pixels of the central square. root: TFDS's folder. cache: a folder for features, kept by the encoder's weights and
   program and by the images. What is not on disk is returned beside the rows. Raises UserError, the data set's name
-  first, where one has no labels, one class or unreadable images, or a feature is not finite.
+  first, where one is unknown, has no labels, one class or unreadable images, or a feature is not finite.
   """
+  check_targets(names, root)
   rows, missing, by = [], [], mark(encode, size) if cache else ''
   for name in names or tuple(DATASETS):
     try:

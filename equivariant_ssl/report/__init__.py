@@ -14,7 +14,7 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   out: the file; None: report.html in the folder, of several in the current one. by: what several are grouped by.
   images: with the panels of a run that read its data and checkpoint. Raises UserError where a folder is neither.
   """
-  from equivariant_ssl.report import comparison, run, study
+  from equivariant_ssl.report import comparison, page, run, study
   folders, out = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
   for folder in folders:
     kinds = [name for name in ('study.json', 'config.json') if (folder / name).is_file()]
@@ -22,6 +22,8 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
       what = 'a study: it is reported alone' if kinds else 'neither a run nor a study'
       raise UserError(f'{str(folder)!r} is {what}.',
                       'eqssl report DIR [DIR ...]: folders that eqssl train made, or one that eqssl study made.')
+  if out:
+    page.check(out)
   if not folders:
     raise UserError('no folder to report.', 'eqssl report DIR [DIR ...]')
   if len(folders) > 1:

@@ -3,7 +3,7 @@ import os
 import pathlib
 import shlex
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from equivariant_ssl import compare
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import mean_std, plain, show
+from equivariant_ssl.evaluate.statistics import counted, mean_std, plain, show
 from equivariant_ssl.report import charts, folder, page, panels, results
 from equivariant_ssl.report.folder import Left
 from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
@@ -136,19 +136,38 @@ TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test i
           'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
 
 
-def _curves(lefts: Sequence[Left], groups: Sequence[str]) -> Section:
-  """A chart a number of the log, a line a group: the mean over its runs where all of them logged it."""
+def _means(group: str, own: Mapping[str, charts.Series]) -> tuple[dict[str, charts.Series], bool]:
+  """({legend: curve} of a group's `own` curves, whether it is interpolated): their mean at each step that one run logged
+  and that lies between the first and the last of all; each run's own where there is none."""
+  first, last = max(steps[0] for steps, _ in own.values()), min(steps[-1] for steps, _ in own.values())
+  grid = sorted({s for steps, _ in own.values() for s in steps if first <= s <= last})
+  if not grid:
+    return {f'{group}: {name}': curve for name, curve in own.items()}, False
+  mean = np.mean([np.interp(grid, *curve) for curve in own.values()], 0)
+  return {f'{group} (n={len(own)})': (grid, mean.tolist())}, any(not set(grid) <= set(steps) for steps, _ in own.values())
+
+
+def _logged(left: Left, name: str, scale: float) -> charts.Series | None:
+  """The (steps, values) of a number of a run's log where it was finite; None where it nowhere was."""
+  rows = [r for r in left.rows if r.get(name) is not None]
+  return panels.series(rows, name, scale)
+
+
+def _curves(lefts: Sequence[Left], names: Sequence[str], groups: Sequence[str]) -> Section:
+  """A chart a number of the log, a line a group: the mean over its runs that logged it."""
   made = []
   for name in dict.fromkeys([*(n for left in lefts for n in panels.terms(left.rows)), *TITLES]):
-    found, scale, title = {}, 100. if name.endswith('top1') else 1., TITLES.get(name, name)
+    found, between, title = {}, False, TITLES.get(name, name)
     for group in dict.fromkeys(groups):
-      own = [{r['step']: r.get(name) for r in left.rows} for left, g in zip(lefts, groups, strict=True) if g == group]
-      shared = sorted(s for s in set.intersection(*map(set, own)) if all(o[s] is not None for o in own))
-      if shared:
-        found[f'{group} (n={len(own)})'] = shared, [scale * float(np.mean([o[s] for o in own])) for s in shared]
+      curves = {n: _logged(left, name, 100. if name.endswith('top1') else 1.)
+                for left, n, g in zip(lefts, names, groups, strict=True) if g == group}
+      if own := {n: c for n, c in curves.items() if c}:
+        lines, interpolated = _means(group, own)
+        found, between = found | lines, between or interpolated
     if found:
-      note = 'Methods add different terms: compare shapes, not heights.' if name == 'loss' else ''
-      made.append(Chart(title, charts.lines(title, found), note))
+      notes = ['Methods add different terms: compare shapes, not heights.'] * (name == 'loss')
+      notes += ['Interpolated between the steps that a run logged.'] * between
+      made.append(Chart(title, charts.lines(title, found), ' '.join(notes)))
   return Section('Curves', 'curves', [Charts(made)] if made else [Missing('Nothing was logged yet.')])
 
 
@@ -160,7 +179,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method
   """
   lefts = [folder.read(pathlib.Path(w)) for w in workdirs]
   groups, names = [compare.group(left.config, by) for left in lefts], _names(lefts)
-  found = [*_results(lefts, by), _runs(lefts, names, groups, out), _curves(lefts, groups)]
+  found = [*_results(lefts, by), _runs(lefts, names, groups, out), _curves(lefts, names, groups)]
   again: list[Any] = [c for left in lefts for c in left.commands]
   folders = ' '.join(shlex.quote(str(w)) for w in workdirs)
   commands = [*again, f'eqssl eval {folders}', f'eqssl report {folders} --out {shlex.quote(str(out))}'
@@ -169,7 +188,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method
   if len({left.env.get('git') for left in lefts}) > 1:
     found[-1] = found[-1]._replace(blocks=[*found[-1].blocks, Text(
         'The runs are of several commits: each run\'s is in the table above; the lines here are the first one\'s.')])
-  about = f'{len(lefts)} runs in {len(set(groups))} groups: {", ".join(dict.fromkeys(groups))}'
+  about = f'{len(lefts)} runs in {counted(len(set(groups)), "group")}: {", ".join(dict.fromkeys(groups))}'
   data = {'kind': 'comparison', 'by': by, 'runs': {n: folder.data(left) for n, left in zip(names, lefts, strict=True)}}
   path = page.save(out, page.render(f'Comparison of {len(lefts)} runs', about, found, data))
   if console:

@@ -1,6 +1,7 @@
 """`eqssl embed`: the features of any images as a file; `eqssl neighbours`: the images nearest to one of them."""
 import os
 import pathlib
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -14,23 +15,26 @@ from equivariant_ssl.data import folder, source
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
+from equivariant_ssl.evaluate.run import digest
+from equivariant_ssl.evaluate.statistics import counted
 from equivariant_ssl.evaluate.transfer import central
 from equivariant_ssl.report import embeddings, page
-from equivariant_ssl.report.embeddings import Embeddings
+from equivariant_ssl.report.embeddings import Embeddings, Made
 from equivariant_ssl.report.gallery import block, opened
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 
 CHUNK = 1024     # images decoded at a time: 150 MB of 224 x 224 pixels
 BATCH = 256
 THUMBNAIL = 192  # longer side, pixels
+K = 10           # neighbours where none are asked for
 
 
 class Encoder(NamedTuple):
-  """encode: images [B S S 3] in [0, 1] -> features [B D]. size: S. name: the run and its step."""
+  """encode: images [B S S 3] in [0, 1] -> features [B D]. size: S. made: the checkpoint that it is of."""
   encode: Partial
   size: int
   mesh: Mesh
-  name: str
+  made: Made
 
 
 def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
@@ -39,7 +43,7 @@ def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
   run = runs.prepare(config, runs.mesh_for(config))
   number, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
-                 f'step {number} of {workdir}')
+                 Made(str(workdir), number, digest(state)))
 
 
 def _listed(images: str) -> tuple[folder.Part, str, list[str]]:
@@ -84,6 +88,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   """
   workdir, target = pathlib.Path(workdir), pathlib.Path(out)
   embeddings.form(target)
+  page.check(target, f'features{target.suffix}')
   if not target.parent.is_dir():
     raise UserError(f'{target.parent} is no folder.', f'mkdir -p {target.parent}')
   (root, paths), base, lines = _listed(images)
@@ -101,10 +106,11 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
     print(line, file=sys.stderr)
   if not names:
     raise UserError(f'{images!r} has no image that can be read.', 'The lines above say why.', BAD_DATA)
-  found = Embeddings(names, np.concatenate(parts))
+  found = Embeddings(names, np.concatenate(parts), encoder.made)
   embeddings.save(target, found)
   left = f'; {len(lines):,} left out, listed above' if lines else ''
-  print(f'{len(names):,} images, {found.features.shape[1]} features each, of {encoder.name}, written to {out}{left}.')
+  print(f'{counted(len(names), "image")}, {counted(found.features.shape[1], "feature")} each, of {encoder.made.name}, '
+        f'written to {out}{left}.')
   return len(lines)
 
 
@@ -115,19 +121,32 @@ def _query(found: Embeddings, file: str, query: str, workdir: str | None) -> tup
   if row is not None:
     return found.features[row], row
   if not workdir:
-    raise UserError(f'{query!r} is not among the {len(found.paths):,} images of {file}.',
+    raise UserError(f'{query!r} is not among the {counted(len(found.paths), "image")} of {file}.',
                     f'Give one of its paths, e.g. {found.paths[0]}; or, for any image, the run that made it: --run DIR')
   if not os.path.isfile(os.path.expanduser(query)):
     raise UserError(f'{query!r} is no file.', f'Give an image, or a path of {file}, e.g. {found.paths[0]}')
   part, _, _ = _listed(query)
-  encoder = _encoder(pathlib.Path(workdir))
+  encoder = _maker(found, file, pathlib.Path(workdir))
   _, features, bad = _encoded(encoder, part, 1)
   if bad:
     raise UserError(f'{query}: {bad[0][1]}.', 'Give a JPEG, PNG, WebP, GIF or BMP file.')
   D, made = found.features.shape[1], features.shape[1]
   if made != D:
-    raise UserError(f'{file} has {D} features an image, and {encoder.name} makes {made}.', 'Give the run that made it.')
+    raise UserError(f'{file} has {counted(D, "feature")} an image, and {encoder.made.name} makes {made}.',
+                    'Give the run that made it: --run DIR')
   return features[0], None
+
+
+def _maker(found: Embeddings, file: str, workdir: pathlib.Path) -> Encoder:
+  """The encoder of a run at the step that made the file, if it is still there; UserError where the file says another."""
+  made = found.made
+  there = made and made.step in checkpoint.steps(workdir / 'checkpoints')
+  encoder = _encoder(workdir, made.step if there else None)
+  if made and made.digest != encoder.made.digest:
+    raise UserError(f'{file} was made by {made.name}, and {encoder.made.name} has other weights.',
+                    f'Give the run that made it: --run {shlex.quote(made.run)}; or embed again: '
+                    f'eqssl embed {shlex.quote(str(workdir))} IMAGES --out {shlex.quote(file)}')
+  return encoder
 
 
 def _tile(path: str, *lines: str) -> Tile:
@@ -138,28 +157,33 @@ def _tile(path: str, *lines: str) -> Tile:
     return Tile(np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8), (*lines, path, f'not shown: {e}'))
 
 
-def neighbours(file: str, query: str, k: int = 10, workdir: str | None = None, out: str | None = None
+def neighbours(file: str, query: str, k: int | None = None, workdir: str | None = None, out: str | None = None
                ) -> list[tuple[str, float]]:
   """Print the rank, cosine and path of the k images of an embedding file nearest to `query`, and return (path, cosine).
 
   query: a path of the file, which is left out of its own neighbours; or with `workdir`, the run that made the file, any
-  image. out: also write a page with the pictures. Raises UserError for a query that is not there, a run of another
-  dimension, or a k of more images than there are.
+  image. k: None is K, or all of fewer. out: also write a page with the pictures. Raises UserError for a query that is not
+  there, another run than the file's, or a k of more images than there are.
   """
+  if out:
+    page.check(pathlib.Path(out))
   found = embeddings.read(pathlib.Path(file))
   vector, row = _query(found, file, query, workdir)
   there, other = len(found.paths) - (row is not None), 'other ' if row is not None else ''
+  if not there:
+    raise UserError(f'{file} has no other image than {query!r}.', 'Embed a folder: eqssl embed DIR IMAGES --out FILE')
+  k = min(K, there) if k is None else k
   if not 1 <= k <= there:
-    raise UserError(f'--k {k}: {file} has {there:,} {other}images.', f'Give 1 to {there}.')
+    raise UserError(f'--k {k}: {file} has {counted(there, f"{other}image")}.', f'Give 1 to {there}.')
   order, cosines = nearest(vector[None], found.features, k + 1)
   near = [(found.paths[i], float(c)) for i, c in zip(order[0], cosines[0], strict=True) if i != row][:k]
   for rank, (path, cosine) in enumerate(near, 1):
     print(f'{rank:4d}  {cosine:6.3f}  {folder.printable(path)}')
   if out:
     tiles = [_tile(query, 'query'), *(_tile(path, f'{r}. cosine {c:.3f}') for r, (path, c) in enumerate(near, 1))]
-    about = f'Of the {len(found.paths):,} images of {file}, by the cosine of their features.'
+    about = f'Of the {counted(len(found.paths), "image")} of {file}, by the cosine of their features.'
     shown = block('Nearest first', 'The query, then its neighbours.', [tiles])
-    html = page.render(f'The {k} images nearest to {os.path.basename(query)}', about,
+    html = page.render(f'The {counted(len(near), "image")} nearest to {os.path.basename(query)}', about,
                        [page.Section('Neighbours', 'neighbours', [shown])], {'query': query, 'neighbours': near})
     page.save(pathlib.Path(out), html)
     print(f'Written to {out}')

@@ -1,6 +1,7 @@
 """Embedding files: the paths and features of images, as .npz, .csv or .parquet."""
 import csv
 import importlib.util
+import json
 import os
 import pathlib
 import tempfile
@@ -13,12 +14,25 @@ import numpy as np
 from equivariant_ssl.errors import UserError
 
 AGAIN = 'Make it again: eqssl embed DIR IMAGES --out FILE'
+MADE = 'equivariant_ssl'  # of a .parquet's metadata
+
+
+class Made(NamedTuple):
+  """The checkpoint that made features: its run's folder, its step, and the digest of its weights as in DIR/eval."""
+  run: str
+  step: int
+  digest: str
+
+  @property
+  def name(self) -> str:
+    return f'step {self.step} of {self.run}'
 
 
 class Embeddings(NamedTuple):
-  """paths: of N images. features: float32 [N D]."""
+  """paths: of N images. features: float32 [N D]. made: by what, None where a file does not say (a .csv cannot)."""
   paths: list[str]
   features: np.ndarray
+  made: Made | None = None
 
 
 class Form(NamedTuple):
@@ -28,12 +42,13 @@ class Form(NamedTuple):
 
 
 def _write_npz(path: pathlib.Path, found: Embeddings) -> None:
-  np.savez(path, paths=np.array(found.paths), features=found.features)
+  np.savez(path, paths=np.array(found.paths), features=found.features, **(found.made._asdict() if found.made else {}))
 
 
 def _read_npz(path: pathlib.Path) -> Embeddings:
   with open(path, 'rb') as file, np.load(file) as stored:
-    return Embeddings(stored['paths'].tolist(), stored['features'])
+    made = Made(*(stored[field].item() for field in Made._fields)) if 'digest' in stored else None
+    return Embeddings(stored['paths'].tolist(), stored['features'], made)
 
 
 def _write_csv(path: pathlib.Path, found: Embeddings) -> None:
@@ -56,14 +71,16 @@ def _write_parquet(path: pathlib.Path, found: Embeddings) -> None:
   import pyarrow
   import pyarrow.parquet
   features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.features.ravel()), found.features.shape[1])
-  pyarrow.parquet.write_table(pyarrow.table({'path': found.paths, 'features': features}), path)
+  about = {MADE: json.dumps(found.made)} if found.made else None
+  pyarrow.parquet.write_table(pyarrow.table({'path': found.paths, 'features': features}, metadata=about), path)
 
 
 def _read_parquet(path: pathlib.Path) -> Embeddings:
   import pyarrow.parquet
   table = pyarrow.parquet.read_table(path)
   flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table['features'].chunks])
-  return Embeddings(table['path'].to_pylist(), flat.reshape(table.num_rows, -1))
+  about = (table.schema.metadata or {}).get(MADE.encode())
+  return Embeddings(table['path'].to_pylist(), flat.reshape(table.num_rows, -1), Made(*json.loads(about)) if about else None)
 
 
 FORMS = {'.npz': Form(_write_npz, _read_npz), '.csv': Form(_write_csv, _read_csv),
@@ -93,7 +110,7 @@ def read(path: pathlib.Path) -> Embeddings:
   kind = form(path)
   try:
     found = kind.read(path)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
     why = (e.strerror if isinstance(e, OSError) else None) or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {why}', AGAIN) from e
   if found.features.ndim != 2 or not len(found.paths) == len(found.features) > 0:

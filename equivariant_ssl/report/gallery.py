@@ -100,6 +100,7 @@ def show(config: ConfigDict, image: str = '', out: pathlib.Path = pathlib.Path('
   With a file, no data are read; its canvas has the side of the config's data, where that says one, else of the views.
   Raises UserError where there is no such image, or no row to show.
   """
+  page.check(pathlib.Path(out))
   if count < 1:
     raise UserError(f'--count {count}: nothing to show.', 'Give 1 or more.')
   if image:

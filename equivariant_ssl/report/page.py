@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from equivariant_ssl import record
+from equivariant_ssl.errors import UserError
 
 
 class Text(NamedTuple):
@@ -131,8 +132,15 @@ def render(title: str, about: str, sections: Sequence[Section], data: Any) -> st
                                                          data=Markup(embedded))
 
 
+def check(path: pathlib.Path, name: str = 'page.html') -> None:
+  """UserError where the file to write is a folder, with the `name` of a file to write in it."""
+  if path.is_dir():
+    raise UserError(f'{str(path)!r} is a folder, not a file to write.', f'Give a file in it, e.g. {path / name}')
+
+
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Write a page whole: a kill leaves the old one or the new one."""
+  check(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   record.write_whole(path, text.encode('utf-8', 'replace').decode())  # a file's name can hold what UTF-8 cannot
   return path

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from equivariant_ssl import config as configs
+from equivariant_ssl.evaluate.statistics import counted
 from equivariant_ssl.report import charts, folder
 from equivariant_ssl.report.folder import Left
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Section, Table, Text
@@ -124,11 +125,12 @@ def ran(left: Left) -> Section:
   rows = [('method', left.method), ('data', c.data.name),
           ('encoder', ', '.join([c.encoder.name, *(f'{k} {v}' for k, v in c.encoder.items() if k != 'name')])),
           ('augmentations', ', '.join(f'{op} ({c.augment[op].role})' for op in c.augment.order)),
-          ('length', f'{last.get("step", 0)} steps of {c.batch} images, {last.get("epoch", 0.):.4g} epochs; asked for '
-                     + (f'{c.steps} steps' if c.steps else f'{c.epochs:g} epochs')),
+          ('length', f'{counted(last.get("step", 0), "step", "")} of {counted(c.batch, "image", "")}, '
+                     f'{counted(last.get("epoch", 0.), "epoch", ".4g")}; asked for '
+                     + (counted(c.steps, 'step', '') if c.steps else counted(c.epochs, 'epoch', 'g'))),
           ('seed', c.seed), ('started', left.env.get('time', 'unknown')),
           ('time in training steps', duration(seconds(left))), ('devices', devices(left.env)),
-          ('machine', f'{left.env.get("cpu", "unknown")}, {left.env.get("cores", "?")} cores'),
+          ('machine', f'{left.env.get("cpu", "unknown")}, {counted(left.env.get("cores", "?"), "core", "")}'),
           ('commit', commit(left.env))]
   blocks: list[Any] = [Table('The run', ('what', 'value'), rows, 2)]
   if not base:
@@ -151,8 +153,8 @@ def throughput(left: Left) -> Section:
   rates = [r['images_per_s'] for r in left.rows if r.get('images_per_s')]
   if not rates:
     return Section('Throughput', 'throughput', [Missing('No throughput was logged yet.', left.command('resume'))])
-  text = (f'Median {np.median(rates):,.0f} images a second over {len(rates)} logged spans, {duration(seconds(left))} '
-          'in all; a span holds compilation and checkpoints where they fell into it.')
+  text = (f'Median {counted(np.median(rates), "image", ",.0f")} a second over {counted(len(rates), "logged span")}, '
+          f'{duration(seconds(left))} in all; a span holds compilation and checkpoints where they fell into it.')
   return Section('Throughput', 'throughput', [Text(text), *charted(
       curve('Images a second', left.rows, {'images_per_s': 'images/s'}),
       curve('Waiting for data, % of the time', left.rows, {'data_wait': 'wait'}, 100.),

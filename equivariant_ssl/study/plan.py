@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from equivariant_ssl import augment, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import OTHER_CONFIG, UserError
+from equivariant_ssl.evaluate import transfer
+from equivariant_ssl.evaluate.run import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.study import design, effects
 from equivariant_ssl.train import COLLAPSED
-from equivariant_ssl.types import Image
+from equivariant_ssl.types import ROLES, Image
 
 READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}  # read-out: the protocol whose top1 it is
 PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # of every run; more where they are asked for
@@ -64,11 +67,17 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   """The plan, as study.json holds it. Raises UserError for a setting that cannot be."""
   if s.equal not in ('images', 'compute'):
     raise UserError(f'--equal {s.equal} is neither.', 'Give images (seen by every arm) or compute.')
-  if not s.seeds or len(set(s.seeds)) < len(s.seeds) or s.budget < 0 or not all(0 < p < 1 for p in s.proxies):
-    raise UserError(f'--seeds {s.seeds} --budget {s.budget} --proxies {s.proxies}: not what they can be.',
+  if (not s.seeds or len(set(s.seeds)) < len(s.seeds) or not 0 <= s.budget < math.inf
+      or not all(0 < p < 1 for p in s.proxies)):
+    listed = lambda values: ','.join(f'{v:g}' for v in values) or 'none'
+    raise UserError(f'--seeds {listed(s.seeds)} --budget {s.budget:g} --proxies {listed(s.proxies)}: not what they can be.',
                     'e.g. --seeds 0,1,2 --budget 40 --proxies 1/8,1/4,1/2')
   if not s.augs or len(set(s.augs)) < len(s.augs):
     raise UserError('--augs names no augmentation, or one twice.', 'e.g. --augs rotate,jitter')
+  if not s.arms:
+    raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
+  chosen(list(s.protocols))
+  transfer.check_targets(s.transfer, s.root)
   config = design.base(configs.load(s.config, s.overrides), s.augs)
   sections = design.objectives(config, s.objective)
   arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
@@ -86,11 +95,14 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
   """study.json; UserError where the folder holds another study."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'study.json'
+  if (folder / 'config.json').exists():
+    raise UserError(f'{folder} holds a run.', 'Give the study a folder of its own, with --out.')
   if path.exists():
     old = read(folder)
     changed = [k for k in plan if k not in FREE and old.get(k) != plan[k]]
     if changed:
-      raise UserError(f'{folder} holds a study with another {", ".join(changed)}.',
+      asked = [f'--{k}' for k in changed if k not in ('made', 'epochs')] or ['version of a config or of eqssl']
+      raise UserError(f'{folder} holds a study with another {", ".join(asked)}.',
                       f'Use another --out; or go on with that one as it was: eqssl study --resume {folder}', OTHER_CONFIG)
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 

@@ -14,7 +14,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import record
+from equivariant_ssl import record, shard
+from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.study import effects
 from equivariant_ssl.study import plan as plans
@@ -192,10 +193,15 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   plan |= {'environment': environment} if settings else {}
   if workers > fit and environment['backend'] != 'cpu' and launcher == 'local':
     raise UserError(f'--workers {workers}: {environment["backend"]}s for {fit} are here.', 'One run a device.')
+  every = plans.runs(plan)
+  first = plans.config(plan, every[0])
+  if not collect:
+    prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
   with record.lock(folder):
     plans.write(folder, plan)
-    say(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {plan["epochs"]:g} epochs, equal '
-        f'{plan["equal"]}: {len(plans.runs(plan))} runs')
+    length = f'{first.steps} steps' if first.steps else f'{first.epochs:g} epochs'
+    say(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {length}, equal {plan["equal"]}: '
+        f'{len(every)} runs')
     if launcher == 'slurm' and not collect:
       slurm(folder, plan, workers, say)
       return plans.results(folder, plan, {})
@@ -208,6 +214,7 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   from equivariant_ssl import report
   page = report.report([folder])
   say(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
-  if failed and len(failed) == len(found['runs']):
-    raise UserError(f'every run failed, {next(iter(failed))} so: {next(iter(failed.values()))}', f'The logs: {folder}/runs/')
+  if failed:
+    raise UserError(f'{len(failed)} of {len(every)} runs failed, {next(iter(failed))} so: {next(iter(failed.values()))}',
+                    f'Their logs: log.txt in {folder}/runs/. To try them again: eqssl study --resume {folder}')
   return found

@@ -3,7 +3,7 @@
 #   ZONE=us-central2-b BUCKET=mine SOURCE=git+https://... launch/tpu/train.sh CONFIG [--config.a.b=value ...]
 # DRY_RUN=1 prints the commands only.
 # The run is in gs://$BUCKET/$NAME, which each worker mounts (gcsfuse), since all must see it. TYPE is the slice, RUNTIME
-# its software, SPOT=1 a cheaper one that can be taken away, SOURCE what pip installs there. It costs until it is deleted:
+# its software; data sets are looked for in gs://$BUCKET/tensorflow_datasets. SPOT=1 is a cheaper one that can be taken away, SOURCE what pip installs there. It costs until it is deleted:
 #   gcloud compute tpus queued-resources delete NAME --zone ZONE --force
 set -euo pipefail
 if [ $# -lt 1 ] || [[ "$1" == -* ]] || [ -z "${ZONE:-}" ] || [ -z "${BUCKET:-}" ] || [ -z "${SOURCE:-}" ]; then
@@ -17,10 +17,14 @@ name=${NAME:-eqssl-${base//_/-}}
 tpus=(gcloud compute tpus)
 where=(--zone "$ZONE")
 if [ -n "${PROJECT:-}" ]; then where+=(--project "$PROJECT"); fi
+quoted() {
+  local words
+  printf -v words ' %q' "$@"
+  echo "${words# }"
+}
 run() {
   if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q ' "$@"
-    echo
+    quoted "$@"
   else
     "$@"
   fi
@@ -50,6 +54,15 @@ else
     sleep "${WAIT:-30}"
   done
 fi
-on_all "mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") runs; } && \
-pip install -q $(printf %q "equivariant-ssl[tpu] @ $SOURCE")"
-on_all "python3 -m equivariant_ssl.cli train --config $(printf '%q ' "$config" --workdir "runs/$name" "$@")"
+# Orbax commits a checkpoint by renaming its folder, and what one worker wrote the others must see at once. The image's own
+# Python is older than ours.
+on_all "command -v gcsfuse >/dev/null || { \
+echo deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main | sudo tee /etc/apt/sources.list.d/gcsfuse.list && \
+curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add - && \
+sudo apt-get -qq update && sudo apt-get -qq install gcsfuse; }"
+on_all "mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs --rename-dir-limit 100000 \
+--metadata-cache-ttl-secs 0 $(printf %q "$BUCKET") runs; }"
+on_all "{ [ -x eqssl/bin/python ] || { curl -LsSf https://astral.sh/uv/install.sh | sh && \
+.local/bin/uv venv -q --seed --python 3.12 eqssl; }; } && eqssl/bin/pip install -q $(printf %q "equivariant-ssl[tpu] @ $SOURCE")"
+on_all "TFDS_DATA_DIR=runs/tensorflow_datasets eqssl/bin/python -m equivariant_ssl.cli train --config \
+$(quoted "$config" --workdir "runs/$name" "$@")"

@@ -1,0 +1,48 @@
+"""Damaged results of a run, and what cannot group runs, are said in a line."""
+import json
+
+import pytest
+
+from equivariant_ssl import compare
+from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import run
+
+WHOLE = {'protocol': 'knn', 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(configs.load('smoke'))))
+  (tmp_path / 'eval' / 'knn.json').write_text(json.dumps(WHOLE))
+  return tmp_path
+
+
+@pytest.mark.parametrize('text', [json.dumps(WHOLE)[:-9], '[]', '{"protocol": "knn", "trained": [3]}',
+                                  '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
+def test_a_damaged_result_is_named_and_computed_again(folder, text):
+  path = folder / 'eval' / 'knn.json'
+  assert run._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
+  path.write_text(text)
+  with pytest.raises(UserError) as error:
+    compare.read(folder, 'method')
+  cause, fix = str(error.value).splitlines()
+  assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
+  assert run._cached(path, {'protocol': 'knn'}, ['trained']) is None
+
+
+@pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),
+                                    ('equivariance', 'equivariance.'), ('augment.rotate', 'augment.rotate.')])
+def test_a_section_is_no_name_of_a_group(folder, by, fix):
+  with pytest.raises(UserError) as error:
+    compare.rows([folder], by)
+  cause, said = str(error.value).splitlines()
+  assert f'config.{by} is a whole section' in cause and fix in said
+  leaf = said.split('--group-by ')[-1]
+  assert compare.rows([folder], leaf)[0].seeds == {0: .5}
+
+
+def test_several_objectives_are_no_name_of_a_group():
+  with pytest.raises(UserError, match='a whole section.*\n  e.g. --group-by method$'):
+    compare.group(configs.load('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
