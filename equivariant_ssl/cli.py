@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
   try:
     args.overrides = _overrides(rest, takes=hasattr(args, 'config'))
     args.command_line = shlex.join(['eqssl', *argv])
-    return args.run(args) or OK
+    code = args.run(args) or OK
+    sys.stdout.flush()
+    return code
   except UserError as e:
     if args.debug:
       raise
@@ -54,10 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def entry() -> None:
   """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
   code = main()
-  try:
-    sys.stdout.flush()
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.stdout.flush()
   sys.stderr.flush()
   jax = sys.modules.get('jax')
   if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
@@ -203,7 +202,7 @@ def train(args) -> None:
     from equivariant_ssl import plan
     plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
   elif args.devices:
-    raise UserError('--devices is of --plan.', 'A training takes all that it sees; CUDA_VISIBLE_DEVICES=0,1 hides the rest.', USAGE)
+    raise UserError('--devices is of --plan.', 'A training takes all that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
   elif not args.workdir:
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{pathlib.Path(args.config).stem}', USAGE)
   else:

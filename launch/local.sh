@@ -2,8 +2,8 @@
 # Train CONFIG with N processes on this machine, joined over loopback; the same command again resumes it.
 #   launch/local.sh N CONFIG [--workdir DIR] [--config.a.b=value ...]      DRY_RUN=1 prints the commands only.
 # The workdir is runs/CONFIG unless given. DEVICES=k gives each process k CPU devices (default 1); on a machine with
-# GPUs say which is whose, e.g. PER_PROCESS='CUDA_VISIBLE_DEVICES=$i' (words of shell; i is the process). PYTHON and
-# PORT are chosen where they are not set. TERM or INT asks all to save and stop. All end with the first that fails, the
+# GPUs each has one, or say which is whose, e.g. PER_PROCESS='CUDA_VISIBLE_DEVICES=$((2*i)),$((2*i+1))' (words of shell; i
+# is the process). PYTHON and PORT are chosen where they are not set. TERM or INT asks all to save and stop. All end with the first that fails, the
 # rest at the latest GRACE (default 10) seconds after it; the exit code is that of the cause: 2 to 75 are eqssl's own.
 set -euo pipefail
 if [ $# -lt 2 ] || ! [[ "$1" =~ ^[1-9][0-9]*$ ]] || [[ "$2" == -* ]]; then
@@ -15,6 +15,9 @@ shift 2
 case " $* " in *" --workdir"*) ;; *) set -- --workdir "runs/$(basename "$config" .py)" "$@" ;; esac
 python=${PYTHON:-python3}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+if [ -z "${PER_PROCESS:-}" ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$n" -gt 1 ] && [ -e /dev/nvidia0 ]; then
+  PER_PROCESS="CUDA_VISIBLE_DEVICES=\$i" # else each would take all of them
+fi
 pids=()
 own() { [ "$1" -ge 2 ] && [ "$1" -le 75 ] && [ "$1" -ne 8 ]; }
 stop() { [ ${#pids[@]} -eq 0 ] || kill "-$1" "${pids[@]}" 2>/dev/null || true; }

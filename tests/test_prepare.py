@@ -150,12 +150,21 @@ def test_the_order_and_the_metadata_are_tfds_own(tmp_path):
   assert 8 <= sum(r['label'] == 0 for r in half) <= 22   # not a class after the other
 
 
-def test_labels_of_a_stream_are_read_once(tmp_path, capsys):
+def test_labels_of_a_stream_are_read_once(tmp_path, capsys, monkeypatch):
+  """And kept beside the data, where other machines find them; `data prepare` does so where they are many."""
   src = ilsvrc(tmp_path / 'src', {FIRST: {f'{i}.JPEG': encoded(i) for i in range(4)}}, [(encoded(3), FIRST)])
   writer.write(archives.imagenet(str(src)), tmp_path, log=lambda line: None)
   for times in (2, 0):  # train and validation
     reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
     assert capsys.readouterr().err.count('labels, once') == times
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'another machine'))
+  monkeypatch.setattr(reader, 'MOST', 0)
+  for path in (tmp_path / 'imagenet2012').glob('*/.eqssl-*'):
+    path.unlink()
+  reader.remember(next((tmp_path / 'imagenet2012').iterdir()))
+  capsys.readouterr()
+  made = reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
+  assert not capsys.readouterr().err and (made.train.labels == 0).all() and len(made.train.labels) == 4
 
 
 def test_shrunk_images_are_small_rgb_jpegs(tmp_path):

@@ -20,9 +20,10 @@ def folder() -> pathlib.Path:
 
 
 def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[], tuple[Arrays, bool]],
-           stamped: bool = False) -> Arrays:
+           stamped: bool = False, beside: pathlib.Path | None = None) -> Arrays:
   """`compute()`'s arrays, from disk if they were computed from files of this content under these settings; `stamped`: of
-  this name, size and time instead, for files that are too many bytes to hash.
+  this name, size and time instead, for files that are too many bytes to hash. beside: a folder to keep them in where it may
+  be written, so that all machines that see it have them.
 
   compute: () -> (arrays, whether they may be kept). A file of the cache that is damaged (its CRC is checked) is
   computed again; one that cannot be written is done without. Two processes may do this at once: both write their
@@ -34,15 +35,17 @@ def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[]
   digest = hashlib.sha256(repr((VERSION, settings)).encode())
   for file in files:
     digest.update(f'{file.name} {_stamp(file) if stamped else _content(file)}\n'.encode())
-  path = folder() / f'{digest.hexdigest()[:40]}.npz'
-  try:
-    with open(path, 'rb') as file, np.load(file) as stored:   # np.load would leave a damaged file open
-      return dict(stored)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-    pass
+  name = f'{digest.hexdigest()[:40]}.npz'
+  paths = [*([beside / f'.eqssl-{name}'] if beside else []), folder() / name]
+  for path in paths:
+    try:
+      with open(path, 'rb') as file, np.load(file) as stored:   # np.load would leave a damaged file open
+        return dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+      pass
   arrays, keep = compute()
   if keep and sum(a.nbytes for a in arrays.values()) <= MOST:
-    _store(path, arrays)
+    any(_store(path, arrays) for path in paths)  # the first that can be
   return arrays
 
 
@@ -56,8 +59,8 @@ def _stamp(file: pathlib.Path) -> str:
   return f'{found.st_size} {found.st_mtime_ns}'
 
 
-def _store(path: pathlib.Path, arrays: Arrays) -> None:
-  """Write all of a file or none of it; a full or read-only disk costs the next run its time, nothing else."""
+def _store(path: pathlib.Path, arrays: Arrays) -> bool:
+  """Write all of a file or none of it, and say which; a full or read-only disk costs the next run its time, nothing else."""
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +68,8 @@ def _store(path: pathlib.Path, arrays: Arrays) -> None:
       temporary = f.name
       np.savez(f, **arrays)
     os.replace(temporary, path)
+    return True
   except OSError:
     if temporary and os.path.exists(temporary):
       os.unlink(temporary)
+    return False

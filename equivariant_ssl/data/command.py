@@ -36,7 +36,9 @@ def prepare(args: argparse.Namespace) -> None:
     raise UserError(f'{args.name} is made from files that are here already: --src says where.',
                     archives.FOUND_AT.get(args.name, 'e.g. --src FOLDER, with a folder a class'))
   data = archives.KNOWN[args.name](args.src) if args.name in archives.KNOWN else archives.named(args.name, args.src)
-  _next(writer.write(data, tfds.default_root(args.root), args.shrink), args.root)
+  path = writer.write(data, tfds.default_root(args.root), args.shrink)
+  tfds.remember(path)
+  _next(path, args.root)
 
 
 def _next(path: pathlib.Path, root: str) -> None:

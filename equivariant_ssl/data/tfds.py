@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.data.cache import cached
+from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, moments
 from equivariant_ssl.data.stream import lazy_split, measured
@@ -77,7 +77,7 @@ def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
 
 def labels(path: pathlib.Path, split: str, found: Records) -> dict[str, np.ndarray | None]:
   """{'labels': [N], 'files': [N] file names} of all records of a split that is not decoded, None of what it has not: every
-  record is read once, and these are kept on disk."""
+  record is read once, and these are kept beside the data."""
   if found.labels is None and found.files is None:
     return {'labels': None, 'files': None}
 
@@ -87,9 +87,19 @@ def labels(path: pathlib.Path, split: str, found: Records) -> dict[str, np.ndarr
                     found.count)
     have = {'labels': found.labels, 'files': None if found.files is None else found.files.astype(str)}
     return {k: v for k, v in have.items() if v is not None}, not bad
-  kept = cached((f for f in path.iterdir() if f.is_file()), ('labels', str(path), split), read, stamped=True)
+  files = (f for f in path.iterdir() if f.is_file() and f.name[0] != '.')
+  kept = cached(files, ('labels', split), read, stamped=True, beside=path)
   known = kept.get('labels')
   return {'labels': None if known is None or (known < 0).any() else known, 'files': kept.get('files')}
+
+
+def remember(path: pathlib.Path) -> None:
+  """Read the labels of the prepared data set in `path` that are too many to decode, so that no training has to."""
+  builder = open_directory(path)
+  image, label = keys(path.parent.name, builder.info)
+  if builder.info.dataset_size > MOST:
+    for split in builder.info.splits:
+      labels(path, split, records(builder, split, image, label))
 
 
 def default_root(root: str = '') -> pathlib.Path:
