@@ -1,6 +1,5 @@
 """The command line: `eqssl COMMAND`. A mistake of the user ends in one line, one hint and an exit code."""
 import argparse
-import io
 import os
 import pathlib
 import shlex
@@ -18,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')  # of a GPU: jax's own .75 is less than --plan counts on
   for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to end
-    if isinstance(stream, io.TextIOWrapper):
+    if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
   parser = build_parser()
   args, rest = parser.parse_known_args(argv)
