@@ -34,7 +34,7 @@ def conclude(arms: dict[str, Arm]) -> str:
   told = [g['all'].over_shuffled for g in arms['sensitive'].gains]
   uses = all(t.excludes_zero and t.mean > 0 for t in told)
   return (f'On these digits, turning as an invariance {verb(cost, "helps", "costs")} kNN accuracy ({show(cost)} points '
-          f'against crops alone); telling EquiMod of the turns {verb(gain, "wins some of it back", "loses more of it")} '
+          f'against crops alone); telling EquiMod of the turns {verb(gain, "wins back some of", "loses more of")} it '
           f'({show(gain)}); and sensitivity instead of invariance {verb(keep, "adds to", "takes from")} crops alone '
           f'({show(keep)}), while the predictor {"uses" if uses else "does not use"} what it is told.')
 

@@ -28,7 +28,7 @@ def arms(invariant: float, both: float, sensitive: float, told: float) -> dict[s
 
 def test_the_conclusion_follows_the_numbers():
   text = demo.conclude(arms(-10., -5., 1., .2))
-  assert 'costs kNN accuracy (-10.00' in text and 'wins some of it back (+5.00' in text
+  assert 'costs kNN accuracy (-10.00' in text and 'wins back some of it (+5.00' in text
   assert 'adds to crops alone (+1.00' in text and 'predictor uses' in text
   text = demo.conclude(arms(2., 1., -3., 0.))
   assert 'helps kNN' in text and 'loses more of' in text and 'takes from' in text and 'does not use' in text
