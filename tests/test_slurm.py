@@ -136,11 +136,12 @@ def test_two_tasks_stop_together_are_queued_again_and_finish_as_if_never_stopped
   until(lambda: len(record.read_metrics(tmp_path / 'stopped')) > 20, 400)
   slurm('scancel', '--signal=TERM', job)
   until(lambda: 'everything is saved' in said('stopped'), 60)
-  until(lambda: 'Restarts=1' in slurm('scontrol', 'show', 'job', job), 60)
+  until(lambda: {'Restarts=1', 'JobState=PENDING'} <= set(slurm('scontrol', 'show', 'job', job).split()), 120)
   assert said('stopped').count('everything is saved') == 2
   slurm('scontrol', 'update', f'JobId={job}', 'StartTime=now')  # SLURM holds what is queued again for two minutes
   until(lambda: ended(slurm, job), 400)
-  assert 'JobState=COMPLETED' in slurm('scontrol', 'show', 'job', job), said('stopped')
+  shown = slurm('scontrol', 'show', 'job', job)
+  assert 'JobState=COMPLETED' in shown, shown + said('stopped')
   whole = submit(slurm, tmp_path, 'whole', steps)
   until(lambda: ended(slurm, whole), 400)
   assert fingerprint.of(weights(tmp_path / 'stopped', steps)) == fingerprint.of(weights(tmp_path / 'whole', steps))
