@@ -126,7 +126,7 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
     assert HOSTILE in parsed.text and parsed.data()['metrics'][-1] == {'step': 99, HOSTILE: 1., 'loss': None}
   parsed = read(report(folders, tmp_path / 'c.html'))
   assert name in parsed.text
-  read(report([reports.study(tmp_path / 'study')]))
+  read(report([reports.study(tmp_path / 'study')], images=False))
 
 
 def test_a_comparison(tmp_path):
@@ -201,6 +201,10 @@ def test_a_study(tmp_path):
   assert mrr == 'rotate=invariant: true 0.38, chance 0.09.'
   gamma = next(s for s in parsed.svgs if s[0].text == 'care: crop gamma')[1].text
   assert gamma == 'rotate=invariant: true 0.50, ignores it 1.00.'
+  lines = {s[0].text: s[1].text for s in parsed.svgs if 'invariant (n' in s[1].text}
+  assert list(lines) == ['rotate: invariance', 'rotate: Spread of the embeddings']  # no loss: arms add different terms
+  assert 'invariant (n=2): 4.5 at 1, 2.5 at 2' in lines['rotate: invariance']  # without the smaller budget's
+  assert parsed.text.count('the image, ') == 2 * 3 and 'rotate 180°' in parsed.text and 'crop ' in parsed.text
   assert ['commit', 'the runs are of 3: 000000000000, 111111111111, 999999999999'] in parsed.table('The study')
   assert parsed.table('Failed')[1] == ['rotate=sensitive/0', f'the loss {HOSTILE} is not finite']
   assert parsed.table('Every run')[1][:5] == ['rotate=invariant/0', 'done', '93.0', '91.0', '80.0']

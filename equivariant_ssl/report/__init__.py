@@ -12,7 +12,7 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   """Write the page of one study (a folder with study.json), of one run, or of several runs compared; its path.
 
   out: the file; None: report.html in the folder, of several in the current one. by: what several are grouped by.
-  images: with the panels of a run that read its data and checkpoint. Raises UserError where a folder is neither.
+  images: with the panels that read data and checkpoints. Raises UserError where a folder is neither.
   """
   from equivariant_ssl.report import comparison, page, run, study
   folders, out = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
@@ -29,5 +29,5 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   if len(folders) > 1:
     return comparison.write(folders, out or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
-    return study.write(folders[0], console, out)
+    return study.write(folders[0], images, console, out)
   return run.write(folders[0], images, console, out)

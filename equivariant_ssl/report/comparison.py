@@ -3,7 +3,7 @@ import os
 import pathlib
 import shlex
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,8 +121,7 @@ def _results(lefts: Sequence[Left], by: str) -> list[Section]:
     rows = compare.rows([left.workdir for left in lefts], by)
     rows.sort(key=lambda r: list(PROTOCOLS).index(_protocol(r.protocol)))
   except UserError as error:
-    cause, _, fix = str(error).partition('\n')
-    return [Section('Results', 'results', [Missing(cause, fix.strip())])]
+    return [Section('Results', 'results', [panels.why(error)])]
   fewest = min(len(r.seeds) for r in rows)
   words = [Text('A group with one seed has n = 1: no interval and no standard deviation exist. Train more seeds: '
                 '--config.seed=1.')] if fewest == 1 else []
@@ -132,42 +131,8 @@ def _results(lefts: Sequence[Left], by: str) -> list[Section]:
   return found + ([Section('Sensitivity and equivariance', 'equivariance', [Charts(heats)])] if heats else [])
 
 
-TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test images, %',
-          'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
-
-
-def _means(group: str, own: Mapping[str, charts.Series]) -> tuple[dict[str, charts.Series], bool]:
-  """({legend: curve} of a group's `own` curves, whether it is interpolated): their mean at each step that one run logged
-  and that lies between the first and the last of all; each run's own where there is none."""
-  first, last = max(steps[0] for steps, _ in own.values()), min(steps[-1] for steps, _ in own.values())
-  grid = sorted({s for steps, _ in own.values() for s in steps if first <= s <= last})
-  if not grid:
-    return {f'{group}: {name}': curve for name, curve in own.items()}, False
-  mean = np.mean([np.interp(grid, *curve) for curve in own.values()], 0)
-  return {f'{group} (n={len(own)})': (grid, mean.tolist())}, any(not set(grid) <= set(steps) for steps, _ in own.values())
-
-
-def _logged(left: Left, name: str, scale: float) -> charts.Series | None:
-  """The (steps, values) of a number of a run's log where it was finite; None where it nowhere was."""
-  rows = [r for r in left.rows if r.get(name) is not None]
-  return panels.series(rows, name, scale)
-
-
 def _curves(lefts: Sequence[Left], names: Sequence[str], groups: Sequence[str]) -> Section:
-  """A chart a number of the log, a line a group: the mean over its runs that logged it."""
-  made = []
-  for name in dict.fromkeys([*(n for left in lefts for n in panels.terms(left.rows)), *TITLES]):
-    found, between, title = {}, False, TITLES.get(name, name)
-    for group in dict.fromkeys(groups):
-      curves = {n: _logged(left, name, 100. if name.endswith('top1') else 1.)
-                for left, n, g in zip(lefts, names, groups, strict=True) if g == group}
-      if own := {n: c for n, c in curves.items() if c}:
-        lines, interpolated = _means(group, own)
-        found, between = found | lines, between or interpolated
-    if found:
-      notes = ['Methods add different terms: compare shapes, not heights.'] * (name == 'loss')
-      notes += ['Interpolated between the steps that a run logged.'] * between
-      made.append(Chart(title, charts.lines(title, found), ' '.join(notes)))
+  made = panels.compared({name: left.rows for name, left in zip(names, lefts, strict=True)}, groups)
   return Section('Curves', 'curves', [Charts(made)] if made else [Missing('Nothing was logged yet.')])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from equivariant_ssl import config as configs
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.statistics import counted
 from equivariant_ssl.report import charts, folder
 from equivariant_ssl.report.folder import Left
@@ -17,6 +18,12 @@ BESIDE = ('step', 'loss', 'invariance', 'gradient', 'lr', 'std', 'images_per_s',
           'probe_loss', 'probe_top1', 'knn_top1')  # of the log; the others are terms of the loss
 READ = 'json.loads(re.search(r\'id="data">(.*?)</script>\', open("report.html").read(), re.S)[1])'
 PINNED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def why(error: UserError) -> Missing:
+  """A mistake as a block: its cause, and its fix."""
+  cause, _, fix = str(error).partition('\n')
+  return Missing(cause, fix.strip())
 
 
 def terms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -36,6 +43,47 @@ def curve(title: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str
   """A chart of numbers of the log, {name in the log: what to call it}; None where none was logged."""
   found = {shown: s for name, shown in names.items() if (s := series(rows, name, scale))}
   return Chart(title, charts.lines(title, found, log_y=log_y, rules=rules), note) if found else None
+
+
+TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test images, %',
+          'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
+
+
+def _means(group: str, own: Mapping[str, charts.Series]) -> tuple[dict[str, charts.Series], bool]:
+  """({legend: curve} of a group's `own` curves, whether it is interpolated): their mean at each step that one run logged
+  and that lies between the first and the last of all; each run's own where there is none."""
+  first, last = max(steps[0] for steps, _ in own.values()), min(steps[-1] for steps, _ in own.values())
+  grid = sorted({s for steps, _ in own.values() for s in steps if first <= s <= last})
+  if not grid:
+    return {f'{group}: {name}': curve for name, curve in own.items()}, False
+  mean = np.mean([np.interp(grid, *curve) for curve in own.values()], 0)
+  return {f'{group} (n={len(own)})': (grid, mean.tolist())}, any(not set(grid) <= set(steps) for steps, _ in own.values())
+
+
+def _logged(rows: Sequence[Mapping[str, Any]], name: str) -> charts.Series | None:
+  """The (steps, values) of a number of a log where it was finite; None where it nowhere was."""
+  return series([r for r in rows if r.get(name) is not None], name, 100. if name.endswith('top1') else 1.)
+
+
+def compared(logs: Mapping[str, Sequence[Mapping[str, Any]]], groups: Sequence[str], before: str = '',
+             without: Sequence[str] = ()) -> list[Chart]:
+  """A chart a number of the `logs` {run: its rows}, a line a group: the mean over its runs that logged it.
+
+  groups: of the runs, in their order. before: of the titles. without: the numbers to leave out.
+  """
+  made = []
+  for name in dict.fromkeys([*(n for rows in logs.values() for n in terms(rows)), *TITLES]):
+    found, between, title = {}, False, before + TITLES.get(name, name)
+    for group in dict.fromkeys(groups) if name not in without else ():
+      curves = {run: _logged(rows, name) for (run, rows), g in zip(logs.items(), groups, strict=True) if g == group}
+      if own := {run: c for run, c in curves.items() if c}:
+        lines, interpolated = _means(group, own)
+        found, between = found | lines, between or interpolated
+    if found:
+      notes = ['Methods add different terms: compare shapes, not heights.'] * (name == 'loss')
+      notes += ['Interpolated between the steps that a run logged.'] * between
+      made.append(Chart(title, charts.lines(title, found), ' '.join(notes)))
+  return made
 
 
 def charted(*made: Chart | None) -> list[Any]:

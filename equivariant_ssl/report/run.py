@@ -16,12 +16,6 @@ from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
 SIDE = 96  # of a picture in the page, pixels: a hundred of them are 3 MB
 
 
-def _why(error: UserError) -> Missing:
-  """A mistake as a block: its cause, and its fix."""
-  cause, _, fix = str(error).partition('\n')
-  return Missing(cause, fix.strip())
-
-
 def _views(run: runs.Run) -> list[Any]:
   found = []
   for name, rows in pictures.gallery(run).items():
@@ -59,11 +53,11 @@ def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict
   try:
     run = runs.prepare(left.config, runs.mesh_for(left.config), say)
   except UserError as error:
-    return every(_why(error)), {}
+    return every(panels.why(error)), {}
   try:
     found, data = _of_features(run, left, say)
   except UserError as error:
-    found, data = every(_why(error)), {}
+    found, data = every(panels.why(error)), {}
   return found | {'views': _views(run)}, data
 
 

@@ -5,14 +5,25 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from equivariant_ssl import config as configs
+from equivariant_ssl import record, runs, shard
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.report import charts, page, panels, results
+from equivariant_ssl.recipe import seen
+from equivariant_ssl.report import charts, page, panels, pictures, results
+from equivariant_ssl.report.gallery import block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
+from equivariant_ssl.report.run import SIDE
+from equivariant_ssl.step import Batch
+from equivariant_ssl.train import COLLAPSED
+from equivariant_ssl.types import ROLES, Group
 
 NAMED = 10  # runs that wait
+IMAGES = 3  # whose views are shown
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
 
 
@@ -137,6 +148,40 @@ def _actions(found: dict) -> list[Section]:
   return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
 
 
+def _training(folder: pathlib.Path, study: dict, found: dict) -> Section:
+  """Each augmentation's roles beside each other over time: the loss's terms, collapse, the monitors."""
+  done = {k: r for k, r in found['runs'].items() if r['status'] == 'done' and r.get('share', 1) == 1}
+  logs = {k: record.read_metrics(folder / r['workdir']) for k, r in done.items()}
+  base, made = next(iter(found['runs'].values()), {}).get('roles', {}), []
+  for aug in study['augs']:
+    alone = lambda r, aug=aug: {**r['roles'], aug: ''} == {**base, aug: ''}  # the others as in the base
+    own = {k: r['roles'][aug] for k, r in done.items() if study['design'] == 'factorial' or alone(r)}
+    own = dict(sorted(own.items(), key=lambda item: ROLES.index(item[1])))
+    made += panels.compared({k: logs[k] for k in own}, list(own.values()), f'{aug}: ', ('loss', 'images_per_s'))
+  over = 'every other augmentation\'s roles' if study['design'] == 'factorial' else 'seeds'
+  return Section('Training', 'training', [
+      Text(f'A line a role: the mean over {over}, at the full budget. A spread under {COLLAPSED} is a collapse.'),
+      Charts(made)] if made else [Text('Nothing was logged yet.')])
+
+
+def _views(study: dict) -> Section:
+  """What each augmentation does alone, as its settings have it."""
+  given = study['made'][0]['config']
+
+  def alone(aug: str) -> Group:
+    ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
+    return Group(seen(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
+  try:
+    run = runs.prepare(configs.resolve(ConfigDict(given)), shard.mesh(jax.devices()[:1]), lambda line: None)
+    images, sizes, _ = pictures.split(run)
+    found = pictures.rows(run.recipe._replace(groups={aug: alone(aug) for aug in study['augs']}), run.key,
+                          Batch(images[:IMAGES], sizes[:IMAGES]))
+  except UserError as error:
+    return Section('Views', 'views', [panels.why(error)])
+  return Section('Views', 'views', [Text('Each augmentation alone, as its settings have it. A row an image: the original, '
+                                         'then two views.'), *(block(k, '', rows, SIDE) for k, rows in found.items())])
+
+
 def _state(folder: pathlib.Path, study: dict, found: dict) -> Section:
   """What failed and why, what still waits, what every run took."""
   runs = found['runs']
@@ -159,7 +204,7 @@ def _state(folder: pathlib.Path, study: dict, found: dict) -> Section:
   first = next((r['workdir'] for r in runs.values() if r['status'] == 'done'), None)
   if first:
     where = shlex.quote(str(folder / first))
-    blocks.append(Missing('Losses over time, collapse, views and neighbours of one run are a page of their own.',
+    blocks.append(Missing('Map, neighbours and retrieval of one run are on a page of its own.',
                           f'eqssl report {where}'))
   return Section('Runs', 'runs', blocks)
 
@@ -194,7 +239,8 @@ def _commits(env: dict, found: dict) -> str:
   return panels.commit(env) if len(of) < 2 else f'the runs are of {len(of)}: {every}'
 
 
-def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Path | None = None) -> pathlib.Path:
+def write(folder: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None
+          ) -> pathlib.Path:
   """Write the page of the study in `folder` (study.json, results.json) to `out` (None: report.html in it); its path.
 
   Raises UserError where either is missing or is not JSON.
@@ -211,8 +257,10 @@ def write(folder: pathlib.Path, console: Console | None = None, out: pathlib.Pat
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
   again = panels.again(env, [study['command'], f'eqssl report {shlex.quote(str(folder))}'],
                        'the study and its results')
+  views = _views(study) if images else Section('Views', 'views', [Missing('Left out as asked.',
+                                                                      f'eqssl report {shlex.quote(str(folder))}')])
   parts = [_answer(study, found), _effects(study, found), _arms(found), *_actions(found), _proxies(found),
-           _state(pathlib.Path(folder), study, found), ran, again]
+           _training(pathlib.Path(folder), study, found), views, _state(pathlib.Path(folder), study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
   n = len(study['seeds'])
   about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
