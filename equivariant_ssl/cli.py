@@ -5,9 +5,11 @@ import pathlib
 import shlex
 import signal
 import sys
+import traceback
+from typing import NoReturn
 
 from equivariant_ssl.data import command as datas
-from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError
+from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, told
 from equivariant_ssl.study import command as studies
 from equivariant_ssl.study.command import split
 
@@ -19,37 +21,26 @@ def main(argv: list[str] | None = None) -> int:
   for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to end
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
-  parser = build_parser()
-  args, rest = parser.parse_known_args(argv)
+  debug = '--debug' in argv
   try:
+    args, rest = build_parser().parse_known_args(argv)
     args.overrides = _overrides(rest, takes=hasattr(args, 'config'))
     args.command_line = shlex.join(['eqssl', *argv])
     code = args.run(args) or OK
     sys.stdout.flush()
     return code
-  except UserError as e:
-    if args.debug:
-      raise
-    print(f'eqssl: {e}', file=sys.stderr)
-    return e.code
   except BrokenPipeError:  # `| head`: whoever read has enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
-  except OSError as e:
-    if args.debug:
-      raise
-    print(f'eqssl: {e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n'
-          '  Check that the folder exists, may be written, and has room; the traceback: add --debug.', file=sys.stderr)
-    return USAGE
   except KeyboardInterrupt:
     print('eqssl: interrupted.', file=sys.stderr)
     return 130
   except Exception as e:
-    if args.debug:
-      raise
-    print(f'eqssl: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
-          'This is not a mistake that eqssl knows; the traceback: add --debug.', file=sys.stderr)
-    return 1
+    if debug:
+      traceback.print_exc()
+    text, code = told(e)
+    print(f'eqssl: {text}', file=sys.stderr)
+    return code
 
 
 def entry() -> None:
@@ -63,13 +54,20 @@ def entry() -> None:
   sys.exit(code)
 
 
+class Parser(argparse.ArgumentParser):
+  """Whose mistakes are told like all others."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}.', f'See {self.prog} --help.', USAGE)
+
+
 def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser('eqssl', allow_abbrev=False, description=__doc__.split('.')[0] + '.')
+  parser = Parser('eqssl', allow_abbrev=False, description=__doc__.split('.')[0] + '.')
   commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
   def add(name: str, run, help_: str, within=commands) -> argparse.ArgumentParser:
     p = within.add_parser(name, help=help_, description=help_, allow_abbrev=False)
-    p.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
     p.set_defaults(run=run)
     return p
 

@@ -104,7 +104,7 @@ def table(found: list[Row]) -> Table:
   first = found[0].group
   out = Table(title=f'mean ± standard deviation over seeds; difference from {first} paired by seed [95 %]')
   for column in ('protocol', 'number', 'group', 'seeds', 'trained', 'untrained', 'difference'):
-    out.add_column(column, justify='left' if column in ('protocol', 'number', 'group') else 'right')
+    out.add_column(column, justify='left' if column in ('protocol', 'number', 'group') else 'right', overflow='fold')
   before = None
   for r in found:
     mean, std = mean_std(list(r.seeds.values()))

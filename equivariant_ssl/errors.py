@@ -9,3 +9,14 @@ class UserError(Exception):
   def __init__(self, cause: str, fix: str = '', code: int = USAGE):
     super().__init__(f'{cause}\n  {fix}' if fix else cause)
     self.code = code
+
+
+def told(e: Exception) -> tuple[str, int]:
+  """(what to print, the exit code) for what ended a command."""
+  if isinstance(e, UserError):
+    return str(e), e.code
+  if isinstance(e, OSError):
+    return (f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n  '
+            'Check that the folder exists, may be written, and has room; the traceback: add --debug.', USAGE)
+  return (f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
+          'This is not a mistake that eqssl knows; the traceback: add --debug.', 1)

@@ -10,7 +10,7 @@ import pkgutil
 import shlex
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from equivariant_ssl.errors import UserError
 
@@ -50,11 +50,15 @@ def schema(package: ModuleType, name: str) -> dict[str, Any]:
 
 
 def make(package: ModuleType, name: str, /, **kw) -> Any:
-  """Call factory `name` of `package`; an unknown keyword is a UserError that names the nearest."""
-  known = schema(package, name)
-  for k in kw:
+  """Call factory `name` of `package`; an unknown keyword is a UserError that names the nearest, and so is a tuple of
+  another length where the annotation says one."""
+  known = inspect.signature(factory(package, name)).parameters
+  for k, value in kw.items():
     if k not in known:
       raise unknown(f'{package.__name__.split(".")[-1]}.{name}', k, known)
+    parts = get_args(known[k].annotation) if isinstance(value, tuple) else ()
+    if parts and Ellipsis not in parts and len(parts) != len(value):
+      raise UserError(f'{name}.{k} = {value}; it takes {len(parts)} values.', f'As in {known[k].default}.')
   return factory(package, name)(**kw)
 
 

@@ -138,6 +138,7 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.batch=2048'), 'larger than the 1000 training images', '--config.batch='),
   (('--config', 'smoke', '--config.data.name=cifar10', '--config.data.root=/nowhere'), 'cifar10', 'eqssl data prepare'),
   (('--config', 'smoke', '--config.data.name=folder', '--config.data.path=/nowhere'), '/nowhere', ''),
+  (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale = (0.5,); it takes 2', '(0.08, 1.0)'),
   (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'), 'told no', 'both'),
 ]
 
@@ -148,6 +149,19 @@ def test_one_line_and_exit_code_2(argv, cause, fix, tmp_path, capsys):
   assert code == 2 and cause in err and fix in err
   assert 'Traceback' not in err and len(err.strip().splitlines()) <= 2
   assert not (tmp_path / 'run').exists(), 'a refused run leaves nothing behind'
+
+
+@pytest.mark.parametrize('argv,said', [
+    (('trian',), "invalid choice: 'trian'"), ((), 'COMMAND'), (('train',), '--config'),
+    (('eval', 'x', '--step', 'k'), "'k'")])
+def test_what_is_no_command_is_one_line_too(argv, said, capsys):
+  code, _, err = eqssl(*argv, capsys=capsys)
+  assert code == 2 and err.startswith('eqssl: ') and said in err and err.endswith(' --help.\n')
+
+
+def test_debug_shows_the_traceback_too(capsys):
+  code, _, err = eqssl('train', '--config', 'smook', '--debug', capsys=capsys)
+  assert code == 2 and err.startswith('Traceback') and "eqssl: config file 'smook' not found" in err
 
 
 def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):

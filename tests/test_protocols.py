@@ -1,5 +1,6 @@
 """`eqssl eval` and `eqssl compare` on real runs: what is written, read again, left alone and put side by side."""
 import csv
+import functools
 import json
 import pathlib
 import re
@@ -113,15 +114,19 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
 
 
 def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
-  called = []
-  def nothing(*args):
+  called, rows = [], [transfer.Row('there', 'top1', .5, .5, '', '')]
+  def some(*args):
     called.append(args[1])
-    return [], [transfer.Missing('nosuch', 'type this')]
-  monkeypatch.setattr(transfer, 'transfer', nothing)
+    return rows, [transfer.Missing('nosuch', 'type this')]
+  monkeypatch.setattr(transfer, 'transfer', some)
+  asked = functools.partial(run.evaluate, evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
   for _ in range(2):
-    run.evaluate(evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
+    asked()
   assert called == [('nosuch',)] * 4
   assert capsys.readouterr().out.count('nosuch left out: it is not on disk. type this') == 2  # once an evaluation
+  rows.clear()
+  with pytest.raises(UserError, match='nothing that it needs'):
+    asked()
 
 
 def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):

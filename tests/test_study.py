@@ -129,7 +129,8 @@ def test_an_objective_that_can_be_told_nothing_is_not_there():
     ({'interactions': (('blur.seen', 'blur.told'),)}, 'of a factorial'), ({'objective': ('nope',)}, 'nope'),
     ({'interactions': (('blur.seen', 'blur.tol'),), 'design': 'factorial'}, "blur.tol"),
     ({'budget': float('nan')}, 'budget nan'), ({'arms': ()}, 'no role'), ({'protocols': ('nope',)}, 'nope'),
-    ({'transfer': ('nope',)}, 'nope'), ({'config': 'nowhere'}, 'not found')])
+    ({'transfer': ('nope',)}, 'nope'), ({'transfer': ('digits', 'pets'), 'root': '/nowhere'}, 'pets: it is not on disk'),
+    ({'config': 'nowhere'}, 'not found')])
 def test_what_no_study_can_be(change, match):
   with pytest.raises(UserError, match=match):
     planned(**change)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs
 from equivariant_ssl import config as configs
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
@@ -189,11 +189,13 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
       found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
                        **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
+      for line in found['trained'][0]['missing']:
+        console.print(line)
+      if not found['trained'][0]['numbers'] and strict:
+        raise UserError(f'{name}: nothing that it needs is on disk.', 'Each line above ends with what makes it.', BAD_DATA)
       path.parent.mkdir(exist_ok=True)
       record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
-    for line in found['trained'][0]['missing']:
-      console.print(line)
     console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}'))
   console.print(f'Written to {workdir / "eval"}')
   return results

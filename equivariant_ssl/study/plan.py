@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from equivariant_ssl import augment, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import runs as prepared
-from equivariant_ssl.errors import OTHER_CONFIG, UserError
+from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.run import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
@@ -78,6 +78,9 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
   chosen(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
+  for found in (transfer.find(name, s.root) for name in s.transfer):
+    if isinstance(found, transfer.Missing):
+      raise UserError(f'--transfer {found.name}: it is not on disk.', found.command, BAD_DATA)
   config = design.base(configs.load(s.config, s.overrides), s.augs)
   sections = design.objectives(config, s.objective)
   arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
