@@ -1,13 +1,14 @@
 """The loop: one jitted step over resident data, logged, checkpointed, stoppable and resumable at any step."""
 import contextlib
 import functools
+import hashlib
 import math
 import pathlib
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.runs import Run, abstract, initial, prepare
@@ -128,6 +130,14 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   log.since[:3] = [now, n, 0.]
 
 
+def data_marks(source: Source) -> dict[str, Any]:
+  """What two processes that read the same training data have in common."""
+  labels = source.train.labels
+  return {'number of images': len(source.train.images),
+          'mean': [round(float(m), 6) for m in source.mean],  # whose last bit is a CPU's own
+          'labels': None if labels is None else hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()[:16]}
+
+
 def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
           mesh: Mesh | None = None, quiet: bool = False) -> states.TrainState:
   """Run `config` in `workdir`: from its newest valid checkpoint if it has one, else from the start.
@@ -139,6 +149,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   distributed.agree('config', record.leaves(configs.as_json(config)))
   say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
   run = prepare(config, mesh, say)
+  distributed.agree('the data\'s', data_marks(run.source))
   with contextlib.ExitStack() as stack:
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)

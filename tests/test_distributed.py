@@ -6,9 +6,11 @@ import sys
 import time
 
 import jax
+import processes
 import pytest
 
-from equivariant_ssl import cluster, distributed
+from equivariant_ssl import cluster, distributed, train
+from equivariant_ssl import config as configs
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 
 TASK = {'SLURM_JOB_ID': '70', 'SLURM_STEP_NODELIST': 'gpu[07-09,11],big1', 'SLURM_NTASKS': '16', 'SLURM_STEP_ID': '0',
@@ -72,6 +74,14 @@ def test_the_first_difference_between_processes_is_named(monkeypatch):
   with pytest.raises(UserError, match='processes 0 and 2 differ in config optimizer.lr: 0.1 and 0.3') as raised:
     distributed.agree('config', {'batch': 2, 'optimizer.lr': .1})
   assert raised.value.code == OTHER_CONFIG
+
+
+def test_other_data_on_another_machine_are_said_before_anything_is_written(monkeypatch, tmp_path):
+  marks = 'number of images'
+  monkeypatch.setattr(distributed, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
+  with pytest.raises(UserError, match="processes 0 and 1 differ in the data's number of images: 1000 and 7"):
+    train.train(configs.load(processes.__file__), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_what_a_file_system_shows_late_is_waited_for(monkeypatch):
