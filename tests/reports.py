@@ -85,7 +85,9 @@ def study(folder: pathlib.Path) -> pathlib.Path:
       'profile': {'rotate': .3 + .1 * seed, 'crop': .22},
       'gains': {'equimod all': {'true': .05, 'shuffled': -.1, 'zeroed': -.02, 'identity': 0., 'ratio of means': 1.5}},
       'retrieval': {'equimod all mrr': {'true': .38, 'chance': .09}},
-      'more': {'care': {'crop gamma': {'true': .5, 'ignores it': 1.}}}, 'git': f'{seed}' * 16}
+      'more': {'care': {'crop gamma': {'true': .5, 'ignores it': 1.}},
+               'regression': {'crop absolute pooled': {'true': .6, 'chance': 0.},
+                              'flip absolute pooled': {'true': .9, 'chance': .1}}}, 'git': f'{seed}' * 16}
   unread = lambda run: {k: v for k, v in run.items() if k in ('arm', 'roles', 'seed', 'workdir', 'status', 'error')}
   runs = {'rotate=invariant/0': one('rotate=invariant', 0), 'rotate=invariant/1': one('rotate=invariant', 1),
           'rotate=sensitive/0': unread(one('rotate=sensitive', 0, 'failed', f'the loss {HOSTILE} is not finite')),

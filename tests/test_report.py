@@ -199,8 +199,10 @@ def test_a_study(tmp_path):
                                                                                 'retrieval: equimod all mrr'))
   assert gain == 'rotate=invariant: true 5.0, shuffled -10.0, zeroed -2.0, identity 0.0.'
   assert mrr == 'rotate=invariant: true 0.38, chance 0.09.'
-  gamma = next(s for s in parsed.svgs if s[0].text == 'care: crop gamma')[1].text
-  assert gamma == 'rotate=invariant: true 0.50, ignores it 1.00.'
+  gamma = next(s for s in parsed.svgs if s[0].text == 'care: gamma')[1].text
+  assert gamma == 'rotate=invariant: crop 0.50; ignores it: crop 1.00.'
+  r2 = next(s for s in parsed.svgs if s[0].text == 'regression: absolute, pooled')[1].text
+  assert r2 == 'rotate=invariant: crop 0.60, flip 0.90; chance: crop 0.00, flip 0.10.'
   lines = {s[0].text: s[1].text for s in parsed.svgs if 'invariant (n' in s[1].text}
   assert list(lines) == ['rotate: invariance', 'rotate: Spread of the embeddings']  # no loss: arms add different terms
   assert 'invariant (n=2): 4.5 at 1, 2.5 at 2' in lines['rotate: invariance']  # without the smaller budget's

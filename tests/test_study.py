@@ -122,6 +122,11 @@ def test_an_objective_that_can_be_told_nothing_is_not_there():
     planned(objective=('essl',))
 
 
+def test_objectives_that_predict_actions_are_read_out_by_regression():
+  of = lambda *objective: planned(augs=('rotate', 'flip'), objective=objective)['protocols']
+  assert of('augself') == of('equimod', 'essl') == ['regression'] and of('equimod') == []
+
+
 @pytest.mark.parametrize('change, match', [
     ({'augs': ('nope',)}, 'nope'), ({'augs': ()}, 'no augmentation'), ({'arms': ('of',)}, "no 'of'"),
     ({'arms': ('off', 'sensitive', 'both'), 'design': 'factorial'}, 'no factorial'), ({'design': 'latin'}, 'latin'),

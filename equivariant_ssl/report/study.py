@@ -24,6 +24,7 @@ from equivariant_ssl.types import ROLES, Group
 
 NAMED = 10  # runs that wait
 IMAGES = 3  # whose views are shown
+FORMS = ('absolute', 'relative')  # of an action that is read from features
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
 
 
@@ -128,6 +129,28 @@ def _heat(title: str, of: Mapping[str, Mapping[str, Sequence[float]]], scale: fl
   return Chart(title, charts.heat(title, list(of), columns, values, form), note)
 
 
+def _more(runs: Sequence[dict]) -> list[Charts]:
+  """What else was asked for, a heat map a kind of number: a row an arm, under them the controls of all arms together."""
+  arms, made = {r['arm'] for r in runs}, []
+  for protocol in dict.fromkeys(k for r in runs for k in r.get('more') or ()):
+    maps: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for r in runs:
+      for number, values in (r.get('more') or {}).get(protocol, {}).items():
+        (kind, labels), = results.kinds([number]).items()
+        what, _, form = labels[number].rpartition(' ')
+        if form in FORMS:  # an action is read of one view or between two
+          kind, labels = f'{form}, {kind}', {number: what}
+        if protocol not in results.OF_ACTIONS:  # numbers of many units
+          kind, labels = number, {number: number}
+        for name, value in values.items():
+          if not name.startswith('ratio'):
+            row = maps.setdefault(kind, {}).setdefault(r['arm'] if name == 'true' else name, {})
+            row.setdefault(labels[number], []).append(value)
+    made += [_heat(f'{protocol}: {kind}', dict(sorted(rows.items(), key=lambda item: item[0] not in arms)), 1., '.2f',
+                   results.meaning(protocol, kind)) for kind, rows in maps.items()]
+  return [Charts(made)] if made else []
+
+
 def _actions(found: dict) -> list[Section]:
   """How far each augmentation moves each arm's features, and whether predictors use what they are told."""
   done = [r for r in found['runs'].values() if r['status'] == 'done' and r.get('share', 1) == 1]
@@ -140,11 +163,7 @@ def _actions(found: dict) -> list[Section]:
     made = [_heat(f'{kind}: {what}', _over(done, lambda r, k=kind, w=what: (r.get(k) or {}).get(w)), scale, form, '')
             for what in whats]
     blocks += [Text(f'Mean over seeds. {results.MEANS[kind, of]}'), Charts(made)] if made else []
-  for kind in dict.fromkeys(k for r in done for k in r.get('more') or ()):
-    whats = dict.fromkeys(w for r in done for w in (r.get('more') or {}).get(kind, ()))
-    pick = lambda r, w, k=kind: (r.get('more') or {}).get(k, {}).get(w)
-    blocks.append(Charts([_heat(f'{kind}: {what}', _over(done, lambda r, w=what: pick(r, w)), 1., '.2f', '')
-                          for what in whats]))
+  blocks += _more(done)
   return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
 
 
