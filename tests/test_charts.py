@@ -93,7 +93,8 @@ def test_ticks_are_round_and_hold_the_range():
     assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-9 * abs(high) and 2 <= len(found) <= 7
     assert np.allclose(np.diff(found), found[1] - found[0])
   assert svg.log_ticks(1, 1000) == [1, 10, 100, 1000] and svg.log_ticks(1, 9) == [1, 2, 5]
-  assert [svg.short(v) for v in (0., .25, 12000, 2e-5, 3e6)] == ['0', '0.25', '12k', '2e-5', '3M']
+  assert [svg.short(v) for v in (0., .25, 999.6, 1170, 9999.6, 12000, 2e-5, 3e6)] == [
+      '0', '0.25', '1000', '1170', '10k', '12k', '2e-5', '3M']
 
 
 def test_colours_can_be_read():

@@ -29,8 +29,10 @@ def short(value: float) -> str:
   size = abs(value)
   if size >= 1e6:
     return f'{value / 1e6:.4g}M'
-  if size >= 1e4:
+  if size >= 9999.5:
     return f'{value / 1e3:.4g}k'
+  if size >= 999.5:
+    return f'{value:.0f}'
   return f'{value:.0e}'.replace('e-0', 'e-') if 0 < size < 1e-3 else f'{value:.3g}'
 
 
