@@ -138,8 +138,8 @@ def test_two_tasks_stop_together_are_queued_again_and_finish_as_if_never_stopped
   until(lambda: 'everything is saved' in said('stopped'), 60)
   until(lambda: {'Restarts=1', 'JobState=PENDING'} <= set(slurm('scontrol', 'show', 'job', job).split()), 120)
   assert said('stopped').count('everything is saved') == 2
-  # SLURM holds what is queued again for two minutes. In the second in which it revoked the credential of a job's last
-  # start it refuses the next one.
+  # SLURM holds what is queued again for two minutes. Started in the very second it was queued again, it failed at once,
+  # twice, without a word of the script: slurmd revokes credentials by the second, it seems.
   slurm('scontrol', 'update', f'JobId={job}', 'StartTime=now+10')
   until(lambda: ended(slurm, job), 400)
   shown = slurm('scontrol', 'show', 'job', job)
