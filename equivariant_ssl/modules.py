@@ -52,14 +52,15 @@ def schema(package: ModuleType, name: str) -> dict[str, Any]:
 def make(package: ModuleType, name: str, /, **kw) -> Any:
   """Call factory `name` of `package`; an unknown keyword is a UserError that names the nearest, and so is a tuple of
   another length where the annotation says one."""
-  known = inspect.signature(factory(package, name)).parameters
+  function = factory(package, name)
+  known = inspect.signature(function).parameters
   for k, value in kw.items():
     if k not in known:
       raise unknown(f'{package.__name__.split(".")[-1]}.{name}', k, known)
     parts = get_args(known[k].annotation) if isinstance(value, tuple) else ()
     if parts and Ellipsis not in parts and len(parts) != len(value):
       raise UserError(f'{name}.{k} = {value}; it takes {len(parts)} values.', f'As in {known[k].default}.')
-  return factory(package, name)(**kw)
+  return function(**kw)
 
 
 def flag(path: str, value: Any) -> str:

@@ -130,7 +130,7 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   log.since[:3] = [now, n, 0.]
 
 
-def data_marks(source: Source) -> dict[str, Any]:
+def _marks(source: Source) -> dict[str, Any]:
   """What two processes that read the same training data have in common."""
   labels = source.train.labels
   return {'number of images': len(source.train.images),
@@ -149,7 +149,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   distributed.agree('config', record.leaves(configs.as_json(config)))
   say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
   run = prepare(config, mesh, say)
-  distributed.agree('the data\'s', data_marks(run.source))
+  distributed.agree("the data's", _marks(run.source))
   with contextlib.ExitStack() as stack:
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)

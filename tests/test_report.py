@@ -219,6 +219,11 @@ def test_a_study(tmp_path):
                                       ['50 %', 'kNN', '0.97', 'none', '2', 'unknown', 'unknown', 'none to compare']]
   stored = {k: json.loads((folder / f'{k}.json').read_text()) for k in ('study', 'results')}
   assert parsed.data() == {'kind': 'study', **stored}
+  two = {k: {**r, 'objective': ('equimod', 'essl')[r['seed'] % 2]} for k, r in stored['results']['runs'].items()}
+  (folder / 'results.json').write_text(json.dumps({**stored['results'], 'runs': two}))
+  (folder / 'study.json').write_text(json.dumps({**stored['study'], 'objective': ['equimod', 'essl']}))
+  said = next(s for s in read(report([folder], images=False)).svgs if s[0].text == 'rotate: invariance')[1].text
+  assert 'invariant, equimod (n=1): 4 at 1' in said and 'invariant, essl (n=1): 5 at 1' in said  # not one mean of both
   early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}
   (folder / 'results.json').write_text(json.dumps(early))
   assert 'needs two finished arms' in read(report([folder])).text  # nothing is done yet

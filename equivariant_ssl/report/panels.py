@@ -17,6 +17,8 @@ from equivariant_ssl.train import COLLAPSED
 BESIDE = ('step', 'loss', 'invariance', 'gradient', 'lr', 'std', 'images_per_s', 'data_wait', 'epoch', 'memory_gib',
           'probe_loss', 'probe_top1', 'knn_top1')  # of the log; the others are terms of the loss
 READ = 'json.loads(re.search(r\'id="data">(.*?)</script>\', open("report.html").read(), re.S)[1])'
+TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test images, %',
+          'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
 PINNED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -43,10 +45,6 @@ def curve(title: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str
   """A chart of numbers of the log, {name in the log: what to call it}; None where none was logged."""
   found = {shown: s for name, shown in names.items() if (s := series(rows, name, scale))}
   return Chart(title, charts.lines(title, found, log_y=log_y, rules=rules), note) if found else None
-
-
-TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test images, %',
-          'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
 
 
 def _means(group: str, own: Mapping[str, charts.Series]) -> tuple[dict[str, charts.Series], bool]:
@@ -118,7 +116,7 @@ def training(left: Left) -> Section:
 
 def spread(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
   """The spread of the embeddings over time, beside what counts as a collapse."""
-  return curve('Spread of the embeddings', rows, {'std': 'spread'}, rules={f'collapsing under {COLLAPSED}': COLLAPSED},
+  return curve(TITLES['std'], rows, {'std': 'spread'}, rules={f'collapsing under {COLLAPSED}': COLLAPSED},
                note='1 fills the sphere, 0 is a single point.')
 
 
@@ -204,7 +202,7 @@ def throughput(left: Left) -> Section:
   text = (f'Median {counted(np.median(rates), "image", ",.0f")} a second over {counted(len(rates), "logged span")}, '
           f'{duration(seconds(left))} in all; a span holds compilation and checkpoints where they fell into it.')
   return Section('Throughput', 'throughput', [Text(text), *charted(
-      curve('Images a second', left.rows, {'images_per_s': 'images/s'}),
+      curve(TITLES['images_per_s'], left.rows, {'images_per_s': 'images/s'}),
       curve('Waiting for data, % of the time', left.rows, {'data_wait': 'wait'}, 100.),
       curve('Peak device memory, GiB', left.rows, {'memory_gib': 'GiB'}))])
 

@@ -77,9 +77,9 @@ def _equivariance(left: Left) -> list[Any]:
 
 def _monitors(left: Left) -> list[Any]:
   made = panels.charted(
-      panels.curve('kNN accuracy on test images, %', left.rows, {'knn_top1': 'kNN'}, 100.,
+      panels.curve(panels.TITLES['knn_top1'], left.rows, {'knn_top1': 'kNN'}, 100.,
                    'A monitor: to choose a checkpoint by it is to choose on test images.'),
-      panels.curve('Online probe: accuracy on augmented training images, %', left.rows, {'probe_top1': 'probe'}, 100.),
+      panels.curve(panels.TITLES['probe_top1'], left.rows, {'probe_top1': 'probe'}, 100.),
       panels.curve('Online probe: loss', left.rows, {'probe_loss': 'probe loss'}))
   missing = [flag for name, flag in (('knn_top1', '--config.knn_every=1'), ('probe_top1', '--config.probe=True'))
              if not any(name in r for r in left.rows)]

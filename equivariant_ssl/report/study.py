@@ -129,25 +129,28 @@ def _heat(title: str, of: Mapping[str, Mapping[str, Sequence[float]]], scale: fl
   return Chart(title, charts.heat(title, list(of), columns, values, form), note)
 
 
+def _kind(protocol: str, number: str) -> tuple[str, str]:
+  """(the heat map that a number of a protocol is in, its column there)."""
+  if protocol not in results.OF_ACTIONS:  # numbers of many units
+    return number, number
+  (kind, labels), = results.kinds([number]).items()
+  what, _, form = labels[number].rpartition(' ')
+  return (f'{form}, {kind}', what) if form in FORMS else (kind, labels[number])
+
+
 def _more(runs: Sequence[dict]) -> list[Charts]:
   """What else was asked for, a heat map a kind of number: a row an arm, under them the controls of all arms together."""
-  arms, made = {r['arm'] for r in runs}, []
-  for protocol in dict.fromkeys(k for r in runs for k in r.get('more') or ()):
-    maps: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for r in runs:
-      for number, values in (r.get('more') or {}).get(protocol, {}).items():
-        (kind, labels), = results.kinds([number]).items()
-        what, _, form = labels[number].rpartition(' ')
-        if form in FORMS:  # an action is read of one view or between two
-          kind, labels = f'{form}, {kind}', {number: what}
-        if protocol not in results.OF_ACTIONS:  # numbers of many units
-          kind, labels = number, {number: number}
-        for name, value in values.items():
-          if not name.startswith('ratio'):
-            row = maps.setdefault(kind, {}).setdefault(r['arm'] if name == 'true' else name, {})
-            row.setdefault(labels[number], []).append(value)
-    made += [_heat(f'{protocol}: {kind}', dict(sorted(rows.items(), key=lambda item: item[0] not in arms)), 1., '.2f',
-                   results.meaning(protocol, kind)) for kind, rows in maps.items()]
+  arms, maps = {r['arm'] for r in runs}, {}
+  every = ((r['arm'], protocol, number, values) for r in runs for protocol, numbers in (r.get('more') or {}).items()
+           for number, values in numbers.items())
+  for arm, protocol, number, values in every:
+    kind, column = _kind(protocol, number)
+    rows = maps.setdefault((protocol, kind), {})
+    for name, value in values.items():
+      if not name.startswith('ratio'):
+        rows.setdefault(arm if name == 'true' else name, {}).setdefault(column, []).append(value)
+  made = [_heat(f'{protocol}: {kind}', dict(sorted(rows.items(), key=lambda item: item[0] not in arms)), 1., '.2f',
+                results.meaning(protocol, kind)) for (protocol, kind), rows in maps.items()]
   return [Charts(made)] if made else []
 
 
@@ -172,11 +175,13 @@ def _training(folder: pathlib.Path, study: dict, found: dict) -> Section:
   done = {k: r for k, r in found['runs'].items() if r['status'] == 'done' and r.get('share', 1) == 1}
   logs = {k: record.read_metrics(folder / r['workdir']) for k, r in done.items()}
   base, made = next(iter(found['runs'].values()), {}).get('roles', {}), []
+  several = len(study['objective']) > 1
   for aug in study['augs']:
     alone = lambda r, aug=aug: {**r['roles'], aug: ''} == {**base, aug: ''}  # the others as in the base
-    own = {k: r['roles'][aug] for k, r in done.items() if study['design'] == 'factorial' or alone(r)}
-    own = dict(sorted(own.items(), key=lambda item: ROLES.index(item[1])))
-    made += panels.compared({k: logs[k] for k in own}, list(own.values()), f'{aug}: ', ('loss', 'images_per_s'))
+    own = sorted((ROLES.index(r['roles'][aug]), r['objective'] if several else '', k) for k, r in done.items()
+                 if study['design'] == 'factorial' or alone(r))
+    groups = [f'{ROLES[i]}, {objective}' if objective else ROLES[i] for i, objective, _ in own]
+    made += panels.compared({k: logs[k] for *_, k in own}, groups, f'{aug}: ', ('loss', 'images_per_s'))
   over = 'every other augmentation\'s roles' if study['design'] == 'factorial' else 'seeds'
   return Section('Training', 'training', [
       Text(f'A line a role: the mean over {over}, at the full budget. A spread under {COLLAPSED} is a collapse.'),
@@ -264,7 +269,8 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
 
   Raises UserError where either is missing or is not JSON.
   """
-  study, found = (_read(pathlib.Path(folder) / name) for name in ('study.json', 'results.json'))
+  folder, command = pathlib.Path(folder), f'eqssl report {shlex.quote(str(folder))}'
+  study, found = (_read(folder / name) for name in ('study.json', 'results.json'))
   env = study.get('environment', {})
   objective, epochs = ' or '.join(study['objective']), f'{study["epochs"]:g}' if study['epochs'] else ''
   settings = [('augmentations', ', '.join(study['augs'])), ('arms', ', '.join(study['arms'])),
@@ -274,17 +280,15 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
               ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']), ('devices', panels.devices(env)),
               ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
-  again = panels.again(env, [study['command'], f'eqssl report {shlex.quote(str(folder))}'],
-                       'the study and its results')
-  views = _views(study) if images else Section('Views', 'views', [Missing('Left out as asked.',
-                                                                      f'eqssl report {shlex.quote(str(folder))}')])
+  again = panels.again(env, [study['command'], command], 'the study and its results')
+  views = _views(study) if images else Section('Views', 'views', [Missing('Left out as asked.', command)])
   parts = [_answer(study, found), _effects(study, found), _arms(found), *_actions(found), _proxies(found),
-           _training(pathlib.Path(folder), study, found), views, _state(pathlib.Path(folder), study, found), ran, again]
+           _training(folder, study, found), views, _state(folder, study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
   n = len(study['seeds'])
   about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
   text = page.render(title, about, parts, {'kind': 'study', 'study': study, 'results': found})
-  path = page.save(out or pathlib.Path(folder) / 'report.html', text)
+  path = page.save(out or folder / 'report.html', text)
   if console:
     console.print(f'Written to {path}')
   return path

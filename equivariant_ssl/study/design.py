@@ -56,22 +56,23 @@ def configured(config: ConfigDict, arm: Arm, sections: dict[str, list]) -> dict:
   return configs.as_json(configs.resolve(ConfigDict(given)))
 
 
-def usable(config: ConfigDict, arms: list[Arm], sections: dict[str, list]) -> list[tuple[Arm, dict]]:
-  """The arms with their configs. One whose objective can be told nothing, where the studied augmentations tell nothing
-  either, has none (E-SSL beside a crop). Raises UserError where they do: it would not be the arm that its name says."""
+def usable(config: ConfigDict, arms: list[Arm], sections: dict[str, list]) -> list[tuple[Arm, dict, set[str | None]]]:
+  """The arms, their configs and what their objectives predict. One whose objective can be told nothing, where the studied
+  augmentations tell nothing either, has none (E-SSL beside a crop). Raises UserError where they do: it would not be the
+  arm that its name says."""
   found = []
   for arm in arms:
     made = configured(config, arm, sections)
     try:
-      recipe.wired(configs.resolve(ConfigDict(made)), 0)
+      objectives = recipe.wired(configs.resolve(ConfigDict(made)), 0)[1]
     except UserError as e:
       told = [a for a, role in arm.roles.items() if BITS[role][1]]
       if not arm.objective or told:
         raise UserError(f'arm {arm.name}: {str(e).splitlines()[0]}',
                         f'Study others than {", ".join(told)}, or with another --objective.' if told else '') from None
       arm = arm._replace(objective='')
-      made = configured(config, arm, sections)
-    found.append((arm, made))
+      made, objectives = configured(config, arm, sections), {}
+    found.append((arm, made, {e.predicts for e in objectives.values()}))
   return found
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, recipe, record, shard
+from equivariant_ssl import augment, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
@@ -84,9 +84,9 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   config = design.base(configs.load(s.config, s.overrides), s.augs)
   sections = design.objectives(config, s.objective)
   arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
-  made = [{**arm._asdict(), 'config': own} for arm, own in design.usable(config, arms, sections)]
-  objectives = [recipe.wired(configs.resolve(ConfigDict(arm['config'])), 0)[1] for arm in made]
-  if any(e.predicts == 'action' for own in objectives for e in own.values()):  # what is for them as gains are for others
+  usable = design.usable(config, arms, sections)
+  made = [{**arm._asdict(), 'config': own} for arm, own, _ in usable]
+  if any('action' in predicted for *_, predicted in usable):  # what is for them as gains are for others
     s = s._replace(protocols=tuple(dict.fromkeys([*s.protocols, 'regression'])))
   epochs = s.budget or (config.epochs if not config.steps else 0.)
   if s.equal == 'compute':
