@@ -1,17 +1,22 @@
 """A run's data card: what it knows of its data from its first step on, in data.json and in each of its checkpoints."""
 import hashlib
 import json
+import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from equivariant_ssl import record
 from equivariant_ssl.data.cache import MOST
 from equivariant_ssl.data.source import Source, Split, threads
 from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.errors import UserError
 
+FILE = 'data.json'  # in a run's folder
 ROUND = 6  # digits of a mean that are compared: its last bits are a CPU's own
+NAMED = 3  # classes that a difference names
 
 
 class Part(NamedTuple):
@@ -104,3 +109,58 @@ def from_json(found: dict[str, Any]) -> Card:
     return Card(**kept | {k: kept[k] and Part(**kept[k]) for k in ('train', 'test')})
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'no data card: {error}') from None
+
+
+def read(workdir: pathlib.Path) -> Card | None:
+  """The card in a run's data.json, None where there is none; UserError where it is damaged."""
+  path, fix = workdir / FILE, 'Restore it from a backup, or delete it: the next start makes a new one.'
+  try:
+    return from_json(record.read_object(path, fix))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise UserError(f'{path} is damaged: {error}.', fix) from None
+
+
+def write(workdir: pathlib.Path, card: Card) -> None:
+  """Write a run's data.json, whole or not at all."""
+  record.write_whole(workdir / FILE, json.dumps(as_json(card), indent=1, ensure_ascii=False) + '\n')
+
+
+def _classes(known: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
+  more = lambda names: f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
+  named = lambda names: ', '.join(map(repr, names[:NAMED])) + more(names)
+  found = [(verb, [c for c in ours if c not in others]) for verb, ours, others in (
+      ('new', now, known), ('gone', known, now))]
+  return [f'{"classes" if len(names) > 1 else "class"} {named(names)} {"are" if len(names) > 1 else "is"} {verb}'
+          for verb, names in found if names] or ['the classes are in another order']
+
+
+def differences(known: Card, now: Card) -> list[str]:
+  """What data as they are `now` have other than those that a run knows; [] where all that is known of both is the same."""
+  found = [] if known.canvas == now.canvas else [f'canvases of side {now.canvas} for {known.canvas}']
+  if known.classes != now.classes and bool(known.classes) != bool(now.classes):
+    found.append('labels for none' if now.classes else 'no labels')
+  elif known.classes != now.classes:
+    found += _classes(known.classes, now.classes)
+  for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test)):
+    old, new = old or Part(0), new or Part(0)
+    same = lambda field, old=old, new=new: not (getattr(old, field) and getattr(new, field)) or (
+        getattr(old, field) == getattr(new, field))
+    # A stream's labels are replaced as its broken records are met, so they are compared where nothing else says more.
+    by_files = old.files and new.files and bool(old.pixels) != bool(new.pixels)
+    if old.count != new.count:
+      found.append(f'{new.count:,} {name} images for {old.count:,}')
+    elif not same('files'):
+      found.append(f'the {name} images have other names or sizes in bytes')
+    elif not by_files and not same('labels'):
+      found.append(f'the {name} images have other labels')
+    elif not same('pixels'):
+      found.append(f'the {name} images have other pixels')
+  return found
+
+
+def taken(known: Card, now: Card) -> Card:
+  """The card of data as they are now of the run that `known` is of: what it normalises by and counts from is for ever."""
+  return now._replace(mean=known.mean, std=known.std, images=known.images or now.images, since=known.since,
+                      changes=known.changes, start=known.start)
