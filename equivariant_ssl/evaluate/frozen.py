@@ -195,20 +195,21 @@ def panel(side: int, p: float) -> dict[str, Op]:
 def panel_views(encode: Callable, ops: dict[str, Op], shows: Inputs, views: int, shared: int = 0):
   """(variables, (index [B], uint8 images [B S S C], sizes [B 2])) -> (features [B P 1 + V D], {op: actions [B V ...]}): each
   image, as it is shown, after each op alone, `views` draws of it; before them its identity action, which has the op's
-  treatment. A crop is cut from the whole image. shared > 0: all images get the same draws."""
+  treatment. A crop is cut from the whole image. shared > 0: all images get the same draws, of what is shown."""
   def of(values: dict, rows: tuple[Array, Array, Array]) -> tuple[Array, Action]:
     def of_one(index: Array, pixels: Array, size: Size):
       whole, pictures, drawn = canvas(pixels, size), [], {}
       image = inputs.shown(shows, whole)
       for name, op in ops.items():
-        source = whole if name == 'crop' else image
+        source = whole if name == 'crop' and not shared else image
         who = jnp.zeros((), jnp.int32) if shared else index
         key = key_for(jax.random.key(SEED), 'panel', name, who)
         keys = jax.vmap(lambda v, key=key: key_for(key, v))(jnp.arange(views))
         drawn[name] = jax.vmap(lambda k, op=op, source=source: op.sample(k, source.size))(keys)
-        actions = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), op.identity(size), drawn[name])
+        still = op.identity(source.size)
+        actions = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), still, drawn[name])
         found = jax.vmap(lambda a, op=op, source=source: op.apply(a, source).pixels)(actions)
-        if name == 'crop':  # of the whole image: before it is what is shown
+        if source is whole:  # before it is what is shown
           found = jnp.concatenate([image.pixels[None], found[1:]])
         pictures.append(found)
       return jnp.stack(pictures), drawn
