@@ -10,7 +10,7 @@ from rich.table import Table
 from equivariant_ssl import config as configs
 from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.cached import NEW, result, says
+from equivariant_ssl.evaluate.cached import result
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.run import WIDTH
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show

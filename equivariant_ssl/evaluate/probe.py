@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from equivariant_ssl import shard
 from equivariant_ssl.data import stream

@@ -1,7 +1,6 @@
 """The named protocols: what each measures of one network, and the controls that stand beside its numbers."""
 import functools
 import hashlib
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 

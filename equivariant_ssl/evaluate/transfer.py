@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from equivariant_ssl import data, fingerprint, modules
 from equivariant_ssl.data import archives, folder, source, tfds
