@@ -1,5 +1,7 @@
 """What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
+import hashlib
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -69,6 +71,15 @@ def moments(images: np.ndarray) -> Moments:
   mean = weights @ values
   variance = (weights * (values - mean[:, None])**2).sum(axis=1)
   return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
+def listing(files: Iterable[tuple]) -> str:
+  """A short digest of the files of a split in their order: their names, whatever form of Unicode a disk gives them, and
+  numbers, the size in bytes first."""
+  found = hashlib.sha256()
+  for name, *numbers in files:
+    found.update(f'{unicodedata.normalize("NFC", name)}\0{numbers}\n'.encode('utf-8', 'surrogateescape'))
+  return found.hexdigest()[:16]
 
 
 def fits(count: int, size: int) -> bool:

@@ -68,7 +68,7 @@ def constants(of: Iterable[Any]) -> dict[str, Any]:
 
 
 def definition(protocol: Any) -> dict[str, Any]:
-  """What a protocol is, for the key of its results: its version, its constants, and the versions of what it computes with."""
+  """What a protocol is, for the key of its results: its version, its constants, and the versions of its packages."""
   return {'version': protocol.version, 'constants': constants(protocol.of()),
           'packages': {name: importlib.metadata.version(name) for name in protocol.packages}}
 

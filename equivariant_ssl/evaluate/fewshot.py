@@ -73,4 +73,5 @@ def few_labels(train_features: np.ndarray, train_labels: np.ndarray, test_featur
     for rows in subsets(train_labels, classes, key, per_class, trials):
       model = RidgeClassifierCV(alphas=np.array(RIDGES) * train.shape[1]).fit(train[rows], train_labels[rows])
       found.append(accuracy(model.predict(test), test_labels))
-  return FewLabels(f'few_labels {per_class} a class, ridge, {trials} trials{left}', *mean_std(found), np.array(found), classes)
+  protocol = f'few_labels {per_class} a class, ridge, {trials} trials{left}'
+  return FewLabels(protocol, *mean_std(found), np.array(found), classes)

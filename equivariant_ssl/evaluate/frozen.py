@@ -36,8 +36,8 @@ class Frozen(NamedTuple):
   pairs: {objective: {what was done: ((variables, (index [B], images uint8 [B S S C], sizes [B 2])) -> Pair [B V ...])}}, for
   'all' the objective's own chain, for each op that it is told that op alone, and 'OP beyond': the op outside of the range it
   was trained on; of the objectives that predict where an embedding goes.
-  banks: the same keys: (variables, (index, images, sizes)) -> (embeddings [B M E], actions [B M ...]) of M views of each image, the
-  first the reference.
+  banks: the same keys: (variables, (index, images, sizes)) -> (embeddings [B M E], actions [B M ...]) of M views of each
+  image, the first the reference.
   answer: {objective: ((variables, Pair [N ...]) -> [N E])}.
   """
   encode: Any

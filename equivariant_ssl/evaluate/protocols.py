@@ -134,8 +134,8 @@ def _episodes(s: Subject) -> Found:
     ways = max(min(5, int((np.bincount(labels, minlength=K) > shots).sum())), 2)  # of classes that are large enough
     found[f'{ways}-way {shots}-shot'] = episodes.episodes(h, labels, K, s.key, ways, shots)
   left = [f'{row}: {e.protocol.split(", ")[-1]}' for row, e in found.items() if e.protocol.endswith('left out')]
-  return Found('; '.join(['episodes', *left]), {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()},
-               {k: {'chance': 1. / int(k.partition('-')[0])} for k in found}, found)
+  numbers = {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()}
+  return Found('; '.join(['episodes', *left]), numbers, {k: {'chance': 1. / int(k.partition('-')[0])} for k in found}, found)
 
 
 def _finetune(fraction: float) -> Callable[[Subject], Found]:
@@ -285,7 +285,8 @@ SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
 PANEL_OF = lambda *more: (frozen.SEED, frozen.PANEL, PANEL_TRAIN, PANEL_TEST, CARE, SHARED, frozen.panel_views, *more)
 PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, equivariance, *more)
 PROTOCOLS = {
-    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels', of=lambda: (knn, knn.evaluate)),
+    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
+                    of=lambda: (knn, knn.evaluate)),
     'cached': Protocol(_of_arrays(linear.cached), 'logistic regression on un-augmented features', 'labels',
                        of=lambda: (linear, linear.cached), packages=SKLEARN),
     **{name: Protocol(_of_images(name), f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
@@ -298,8 +299,8 @@ PROTOCOLS = {
     'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
                          of=lambda: (episodes, episodes.episodes)),
     **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True,
-                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, sorted(finetune.RATES.items()), f),
-                                             data=_tuned_on)
+                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, sorted(finetune.RATES.items()), f,
+                                                             inputs.CENTRE), data=_tuned_on)
        for f in (.01, .1, 1.)},
     'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target', of=lambda: PAIRS_OF()),
     'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False,

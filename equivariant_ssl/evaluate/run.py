@@ -12,7 +12,6 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl import checkpoint, record, runs
-from equivariant_ssl import config as configs
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.cached import as_json, definition, digest, kept
@@ -42,8 +41,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
     return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
             '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
-    return (f'{run.config.data.name} has no labels', 'Train with --config.data.labelled=SPLIT (a labelled split of a TFDS data '
-            'set), or on class folders; --protocol equivariance needs none.')
+    return (f'{run.config.data.name} has no labels', 'Train with --config.data.labelled=SPLIT (of a TFDS data set), or on class '
+            'folders; --protocol equivariance needs none.')
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding', 'Train with --config.equivariance.name=equimod.')
 
@@ -110,21 +109,20 @@ def table(found: dict, title: str) -> Fitting:
 
 
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, seeds: tuple[int, ...] = (0,),
-             options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True
-             ) -> dict[str, dict]:
+             options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True,
+             asked: runs.Asked = runs.Asked()) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols, print tables, write
   eval/PROTOCOL.json; {protocol: what was written}. A result of the same weights, data, pixels, protocol and options is read,
   not computed again; why another is not, is said.
 
   names: of PROTOCOLS or GROUPS; [] the default ones that the run can have (what it cannot is said). seeds: of the
   protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be (on these data: when the others
-  are done); else it is left out.
-  untrained: measure the network at its initialisation too.
+  are done); else it is left out. untrained: measure the network at its initialisation too. asked: of the data, where they are
+  not where the run says, or not what it knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which, failed = chosen(names), {}
-  config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, runs.mesh_for(config), console.print)
+  run = runs.reopen(workdir, None, console.print, asked)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:
@@ -144,7 +142,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   for name in [n for n in which if not missing[n]]:
     protocol = PROTOCOLS[name]
     drawn = list(seeds if protocol.seeded else seeds[:1])
-    path, here = _path(workdir, name, options), {**about, 'protocol': name, 'seeds': drawn, 'definition': definition(protocol)}
+    path, here = _path(workdir, name, options), about | {
+        'protocol': name, 'seeds': drawn, 'definition': definition(protocol)}
     try:
       here |= {'data': as_json(protocol.data(run, options))}
       found = kept(path, here, of, console.print)
