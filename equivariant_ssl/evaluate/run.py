@@ -41,8 +41,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
     return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
             '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
-    return (f'{run.config.data.name} has no labels', 'Train with --config.data.labelled=SPLIT (of a TFDS data set), or on class '
-            'folders; --protocol equivariance needs none.')
+    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT (of a TFDS '
+            'data set); --protocol equivariance needs none.')
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding', 'Train with --config.equivariance.name=equimod.')
 
@@ -117,8 +117,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
 
   names: of PROTOCOLS or GROUPS; [] the default ones that the run can have (what it cannot is said). seeds: of the
   protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be (on these data: when the others
-  are done); else it is left out. untrained: measure the network at its initialisation too. asked: of the data, where they are
-  not where the run says, or not what it knows (UserError OTHER_DATA).
+  are done); else it is left out. untrained: measure the network at its initialisation too. asked: of the data, where they
+  are not where the run says, or not what it knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which, failed = chosen(names), {}
