@@ -27,6 +27,7 @@ TOP = {
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
     'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
     'std': (),              # the same
+    'validation': 0.,       # this share of each class is kept out of training: evaluations read out on it, not on the test split
     'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
     'log_every': 10,        # steps
     'checkpoint_every': 0,  # steps; 0: ten times in the run
@@ -290,6 +291,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if {len(out.mean), len(out.std)} not in ({0}, {3}) or min(out.std, default=1.) <= 0:
     raise UserError(f'config.mean is {out.mean} and config.std {out.std}; they need three numbers each, or none.',
                     'e.g. --config.mean=.485,.456,.406 --config.std=.229,.224,.225')
+  if not 0 <= out.validation < 1:
+    raise UserError(f'config.validation is {out.validation}; it is a share of the training images, 0 for none.',
+                    'e.g. --config.validation=.2')
   if out.epochs <= 0 and not out.steps:
     raise UserError(f'config.epochs is {out.epochs} and config.steps {out.steps}: nothing to train.',
                     'e.g. --config.epochs=10')
