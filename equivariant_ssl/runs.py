@@ -14,6 +14,8 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import data, modules, shard
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import state as states
+from equivariant_ssl.data import card as cards
+from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
 
 
@@ -24,6 +26,7 @@ class Run(NamedTuple):
   recipe: recipes.Recipe
   mesh: Mesh
   key: jax.Array
+  card: Card
 
 
 def mesh_for(config: ConfigDict) -> Mesh:
@@ -41,11 +44,10 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], N
     log(line)
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
-  mean, std = config.mean or source.mean, config.std or source.std
+  card = cards.of(source, config)
   matters = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *configs.FREE)}
-  recipe = _recipe(json.dumps(matters), len(source.train.images), source.train.images.shape[1], tuple(mean), tuple(std),
-                   len(source.classes or ()) if source.train.labels is not None else 0)
-  return Run(config, source, recipe, mesh, jax.random.key(config.seed))
+  recipe = _recipe(json.dumps(matters), card.images, card.canvas, card.mean, card.std, len(card.classes or ()))
+  return Run(config, source, recipe, mesh, jax.random.key(config.seed), card)
 
 
 @functools.lru_cache(8)

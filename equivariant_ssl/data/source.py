@@ -27,7 +27,9 @@ class Split(NamedTuple):
 
 class Source(NamedTuple):
   """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
-  what was left out or replaced. names: the file of each training image, where they have one, else None."""
+  what was left out or replaced. names: the file of each training image, where they have one, else None. files: a digest
+  of the names and sizes in bytes of each split's files (training, test), '' where it has none. place: (field, value) of the
+  config's `data` that find these data from any folder."""
   name: str
   train: Split
   test: Split | None
@@ -36,6 +38,8 @@ class Source(NamedTuple):
   std: tuple[float, float, float]
   problems: tuple[str, ...] = ()
   names: tuple[str, ...] | None = None
+  files: tuple[str, str] = ('', '')
+  place: tuple[tuple[str, str], ...] = ()
 
 
 class Records(NamedTuple):
