@@ -27,14 +27,14 @@ TOP = {
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
     'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
     'std': (),              # the same
-    'validation': 0.,       # this share of each class is kept out of training: evaluations read out on it, not on the test split
+    'validation': 0.,       # a share of each class, kept out of training: evaluations read out on it, not on the test split
     'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
     'log_every': 10,        # steps
     'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
     'tensorboard': False,
     'probe': False,         # train a linear classifier beside, on stopped features, and log its accuracy
-    'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
+    'knn_every': 0.,        # epochs: log kNN accuracy on the test images (or held-out ones) this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
 # What may differ on resuming.
@@ -291,9 +291,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if {len(out.mean), len(out.std)} not in ({0}, {3}) or min(out.std, default=1.) <= 0:
     raise UserError(f'config.mean is {out.mean} and config.std {out.std}; they need three numbers each, or none.',
                     'e.g. --config.mean=.485,.456,.406 --config.std=.229,.224,.225')
-  if not 0 <= out.validation < 1:
-    raise UserError(f'config.validation is {out.validation}; it is a share of the training images, 0 for none.',
-                    'e.g. --config.validation=.2')
   if out.epochs <= 0 and not out.steps:
     raise UserError(f'config.epochs is {out.epochs} and config.steps {out.steps}: nothing to train.',
                     'e.g. --config.epochs=10')

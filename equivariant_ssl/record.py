@@ -146,8 +146,9 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   """Write config.json, env.json, and one more line of command.txt, each whole or not at all.
 
   config: resolved, of JSON values. free: dotted keys (with all below them) that may differ from those of the run
-  that is there. defaults: of the keys that a run of an older version does not have. env.json is this start's, with those before it that differed under 'earlier'. UserError OTHER_CONFIG
-  where another key differs; NO_CHECKPOINT where `resume` is asked and no run is there.
+  that is there. defaults: of the keys that a run of an older version does not have. env.json is this start's, with those
+  before it that differed under 'earlier'. UserError OTHER_CONFIG where another key differs; NO_CHECKPOINT where `resume` is
+  asked and no run is there.
   """
   workdir = _folder(workdir)
   if (workdir / 'config.json').exists():

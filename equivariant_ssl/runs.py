@@ -15,6 +15,7 @@ from equivariant_ssl import data, modules, shard
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import state as states
 from equivariant_ssl.data import card as cards
+from equivariant_ssl.data import holdout
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
 
@@ -35,8 +36,10 @@ def mesh_for(config: ConfigDict) -> Mesh:
   return shard.mesh(devices if config.batch // config.accumulate % len(devices) == 0 else devices[:1])
 
 
-def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None) -> Run:
-  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices."""
+def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], None] = lambda line: None,
+            readout: str = '') -> Run:
+  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices. readout: 'test':
+  although the run holds images out of its training, read out on the test split."""
   mesh = mesh or shard.mesh()
   shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
   source = modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
@@ -44,7 +47,9 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Callable[[str], N
     log(line)
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
-  card = cards.of(source, config)
+  card = cards.of(source, config)  # of all that is there, whatever part is read out on
+  source = holdout.split(source, config.validation, readout)
+  card = card._replace(images=len(source.train.images))
   matters = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *configs.FREE)}
   recipe = _recipe(json.dumps(matters), card.images, card.canvas, card.mean, card.std, len(card.classes or ()))
   return Run(config, source, recipe, mesh, jax.random.key(config.seed), card)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs
 from equivariant_ssl import config as configs
+from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
@@ -71,7 +72,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
 
 def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
   listed = pathlib.Path(options.images).stem
-  changed = ''.join(f'-{k}{v}' for k, v in (('epochs', options.epochs), ('batch', options.batch), ('', listed)) if v)
+  given = ('epochs', options.epochs), ('batch', options.batch), ('', listed), ('', options.readout)
+  changed = ''.join(f'-{k}{v}' for k, v in given if v)
   return workdir / 'eval' / f'{name}{changed}.json'
 
 
@@ -164,7 +166,9 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
   config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, runs.mesh_for(config), console.print)
+  on = holdout.named(config.validation, options.readout)
+  options = options._replace(readout='test' if on == 'test' and config.validation else '')  # '': what the run itself says
+  run = runs.prepare(config, runs.mesh_for(config), console.print, options.readout)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:
@@ -187,7 +191,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
     found = _cached(path, here, of)
     if found is None:
       subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
-      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
+      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'readout': on,
+                       'environment': record.environment(),
                        **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
       for line in found['trained'][0]['missing']:
         console.print(line)
@@ -196,6 +201,6 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       path.parent.mkdir(exist_ok=True)
       record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
-    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}'))
+    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}, on the {on} images'))
   console.print(f'Written to {workdir / "eval"}')
   return results
