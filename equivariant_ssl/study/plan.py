@@ -183,7 +183,8 @@ def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) 
   of = lambda name, share: [(r['arm'], r['seed'], r['readouts'][name]) for r in found.values()
                             if r['status'] == 'done' and r['share'] == share and name in r['readouts']]
   names = list(dict.fromkeys(n for r in found.values() for n in r.get('readouts', ())))
-  table = [{'arm': arm, 'readout': name, 'split': plan['readout'], 'n': len(values), **dict(zip(('mean', 'std'), mean_std(values), strict=True))}
+  table = [{'arm': arm, 'readout': name, 'split': plan['readout'], 'n': len(values),
+            **dict(zip(('mean', 'std'), mean_std(values), strict=True))}
            for name in names for arm in arms if (values := [v for a, _, v in of(name, 1.) if a == arm])]
   every = effects.corrected([e for name in names for e in fitted(plan, of(name, 1.), name)])
   said = {name: [e for e in every if e.readout == name] for name in names}

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from equivariant_ssl.errors import OK, UserError
+from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, plain
 from equivariant_ssl.study import plan as plans
@@ -80,8 +80,8 @@ def run(folder: pathlib.Path, number: int) -> None:
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
 
 
-def test(folder: pathlib.Path, name: str) -> None:
-  """Read out run `name`, of the arm that is recommended, on the test split, once; what it found, in test.json."""
+def test(folder: pathlib.Path, plan: dict, mine: plans.Run) -> None:
+  """Read out a run, of the arm that is recommended, on the test split, once; what it found, in test.json."""
   from rich.console import Console
 
   from equivariant_ssl import record
@@ -89,18 +89,25 @@ def test(folder: pathlib.Path, name: str) -> None:
   from equivariant_ssl.evaluate.protocols import Options
   from equivariant_ssl.runs import keep_programs
   keep_programs()
-  plan = plans.read(folder)
-  mine = next(r for r in plans.runs(plan) if r.name == name)
-  workdir = folder / mine.workdir
-  labelled = [p for p in evaluations.chosen(list(plan['protocols'])) if PROTOCOLS[p].needs == 'labels'
-              ] if plan['protocols'] else []
-  asked = [*plans.READOUTS.values(), *labelled, *(['transfer'] if plan['transfer'] else [])]
+  workdir, every = folder / mine.workdir, evaluations.chosen([*plans.READOUTS.values(), *plan['protocols']])
+  asked = [*(p for p in every if PROTOCOLS[p].needs == 'labels'), *(['transfer'] if plan['transfer'] else [])]
   with record.lock(workdir):  # the last jobs of an array may end together
     if plans.done(folder, mine, 'test'):
       return
     found = evaluations.evaluate(workdir, asked, console=Console(quiet=True), strict=False, untrained=False, options=Options(
         targets=tuple(plan['transfer']), root=plan['root'], readout='test'))
     record.write_whole(workdir / 'test.json', json.dumps({'readouts': readouts(found, 'trained')}, indent=1) + '\n')
+
+
+def last(folder: pathlib.Path, plan: dict) -> None:
+  """What the last job of an array does, when its own run is done: read out the recommended arm on the test split."""
+  todo = recommend.untested(plans.results(folder, plan, {}))
+  for mine in [r for r in plans.runs(plan) if r.name in todo]:
+    try:
+      test(folder, plan, mine)
+    except UserError as e:
+      if e.code != IN_USE:  # another job was as late, and is at it
+        raise
 
 
 def main() -> int:
@@ -110,11 +117,11 @@ def main() -> int:
   try:
     plan = plans.read(folder)
     if sys.argv[3:] == ['test']:
-      test(folder, plans.runs(plan)[number].name)
+      test(folder, plan, plans.runs(plan)[number])
       return OK
     run(folder, number)
-    for name in [] if local else recommend.untested(plans.results(folder, plan, {})):  # of an array's jobs the last
-      test(folder, name)
+    if not local:
+      last(folder, plan)
   except UserError as e:
     print(f'eqssl: {e}', file=sys.stderr)
     return e.code
