@@ -154,8 +154,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
       stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(config), command or shlex.join(sys.argv), free=configs.FREE,
-                   defaults=configs.TOP)
+      record.start(workdir, configs.as_json(config), command or shlex.join(sys.argv), False, configs.FREE, configs.TOP)
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
     found = saved.restore(abstract(run, run.config.sharding))

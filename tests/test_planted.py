@@ -64,7 +64,7 @@ def test_the_study_names_what_must_not_be_an_invariance(carrier, tmp_path):
   assert done.returncode == 0, done.stderr
   found = json.loads((tmp_path / 'study' / 'results.json').read_text())
   effects = {e['aug']: e for e in found['effects'] if e['readout'] == 'linear' and e['contrast'] == 'invariant - off'}
-  named = f'Should not be invariances, for as such they cost linear accuracy: {DESTROYS[carrier]} ('
+  named = f'Should not be invariances, for as such they cost linear accuracy on validation: {DESTROYS[carrier]} ('
   assert found['verdict'][0].startswith(named)
   other = max(effects[a]['high'] - effects[a]['mean'] for a in effects)
   assert all(effects[DESTROYS[carrier]]['mean'] < e['mean'] - other for a, e in effects.items() if a != DESTROYS[carrier])

@@ -181,7 +181,8 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
               ('objective', objective or 'the config\'s'), ('config', study['config']),
               ('overrides', ', '.join(f'{k}={v}' for k, v in study['overrides'].items()) or 'none'),
               ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
-              ('read-out', numbers.split(study)), ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']), ('devices', panels.devices(env)),
+              ('read-out', numbers.split(study)), ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']),
+              ('devices', panels.devices(env)),
               ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
   again = panels.again(env, [study['command'], command], 'the study and its results')

@@ -70,8 +70,8 @@ def effects(study: dict, found: dict) -> Section:
     made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
                       f'95 % intervals: {noise}; a ring has none: too few runs.'))
   rows = [(e['aug'], e['contrast'], named(e['readout']), _points(e['mean']),
-           f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
-           'unknown' if e.get('holm') is None else f'{e["holm"]:.2g}' if e['holm'] >= .001 else '< .001',
+           f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]',
+           'unknown' if e.get('holm') is None else f'{e["holm"]:.2g}' if e['holm'] >= .001 else '< .001', e['n'],
            'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in every]
   columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'Holm p', 'n', 'smallest')
   told = sum(e.get('holm') is not None for e in every)
@@ -117,7 +117,7 @@ def proxies(study: dict, found: dict) -> Section:
                                                                      rules={'the same order': 1.}))
   return Section('Smaller budgets', 'proxies', [
       Text(f'How well the order of the arms on {split(study)} after part of the training agrees with that after all of it: '
-           '1 is the same order, 0 no relation. Arms that differ by less than seeds do have no order: "a repeat" is what the '
-           'whole budget would reach if it were repeated with other seeds.'), Charts([chart]),
+           '1 is the same order, 0 no relation. Arms that differ by less than seeds do have no order: "a repeat" is what '
+           'the whole budget would reach if it were repeated with other seeds.'), Charts([chart]),
       Table('Rank correlation of the arms; of the effects; and how many of the clear effects had the same sign',
             ('budget', 'read-out', 'arms', '95 % interval', 'n', 'a repeat', 'effects', 'same sign'), rows, 2)])
