@@ -253,7 +253,7 @@ def table(found: dict[str, Any]) -> str:
       of = {r['seed']: r.get(key, {}).get(row['readout'], '') for r in done if r['arm'] == row['arm']}
       write.writerow([*(row[k] for k in ('arm', 'readout', 'split', 'n', 'mean', 'std')), *(of.get(s, '') for s in seeds)])
   write.writerow([])
-  fields = 'aug', 'contrast', 'readout', 'split', 'mean', 'low', 'high', 'n', 'smallest', 'holm'
+  fields = 'aug', 'contrast', 'readout', 'split', 'mean', 'low', 'high', 'holm', 'n', 'smallest'
   write.writerow([{'aug': 'augmentation', 'mean': 'difference', 'holm': 'Holm p'}.get(k, k) for k in fields])
   for e in found['effects']:
     write.writerow([e[k] for k in fields])
