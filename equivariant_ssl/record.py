@@ -127,11 +127,14 @@ def leaves(value: Any, path: str = '') -> dict[str, Any]:
   return {path: value}
 
 
-def _compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults: dict) -> None:
-  """UserError OTHER_CONFIG where `workdir`'s config, and `defaults` of what it does not say, differs from `config` in a key
-  that is not free."""
+def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults: dict | None = None) -> None:
+  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, and `defaults` of what it does not say
+  differ from `config` in a key that is not free."""
+  if not (workdir / 'config.json').exists():
+    return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  old = text(json.loads(json.dumps(defaults)) | read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
+  there = read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)
+  old = text(json.loads(json.dumps(defaults or {})) | there)
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
@@ -151,9 +154,8 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   asked and no run is there.
   """
   workdir = _folder(workdir)
-  if (workdir / 'config.json').exists():
-    _compare(workdir, config, free, defaults or {})
-  elif resume:
+  compare(workdir, config, free, defaults)
+  if resume and not (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
                     NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''

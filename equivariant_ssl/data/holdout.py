@@ -35,20 +35,24 @@ def named(share: float, readout: str = '') -> str:
 
 def split(source: Source, share: float, readout: str = '') -> Source:
   """`source` without `share` of the training images of each class (of all, where there are no labels), always the same,
-  which stand in the place of its test split; with `readout` 'test' that stays. mean and std stay those of all: six numbers
-  that know no label. Raises UserError where no class has enough images."""
+  which stand in the place of its test split; with `readout` 'test' that stays. Where a split of its own is `labelled`, of
+  that one alone. mean and std stay those of all: six numbers that know no label. Raises UserError where no class has enough
+  images."""
   if not share:
     return source
   if not 0 < share < 1:
     raise UserError(f'config.validation is {share:g}: it is a share of the training images of each class, 0 for none.',
                     'e.g. --config.validation=.2')
-  labels = source.train.labels
-  out = held_out(np.zeros(len(source.train.images), np.int32) if labels is None else labels, share)
+  bank = source.bank
+  out = held_out(np.zeros(len(bank.images), np.int32) if bank.labels is None else bank.labels, share)
   if not out.any():
     raise UserError(f'config.validation is {share:g}: no class has the {np.ceil(1 / share):.0f} images of which one '
                     'could be held out.', 'A larger share, e.g. --config.validation=.5; or 0: read out on the test split.')
 
   def part(rows: np.ndarray) -> Split:
-    return stream.some(source.train, np.flatnonzero(rows))
-  return source._replace(train=part(~out), test=source.test if readout == 'test' else part(out),
-                         names=source.names and tuple(n for n, held in zip(source.names, out, strict=True) if not held))
+    return stream.some(bank, np.flatnonzero(rows))
+  source = source._replace(test=source.test if readout == 'test' else part(out))
+  if source.labelled:
+    return source._replace(labelled=part(~out))
+  return source._replace(train=part(~out), names=source.names and tuple(
+      n for n, held in zip(source.names, out, strict=True) if not held))

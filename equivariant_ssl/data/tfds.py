@@ -13,7 +13,7 @@ import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.decode import BadImage
-from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, moments
+from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, listing, load, moments
 from equivariant_ssl.data.stream import lazy_split, measured
 from equivariant_ssl.errors import UserError
 
@@ -30,16 +30,18 @@ USUAL = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
 
 
 def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0,
-         stream: bool = False) -> Source:
+         stream: bool = False, labelled: str = '') -> Source:
   """The image and the class label of every record of two splits.
 
   dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
   root: where TFDS data sets are kept ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). train, test: splits in TFDS's
   notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
   Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
-  What does not fit in memory decoded is streamed; with `stream` all is.
+  What does not fit in memory decoded is streamed; with `stream` all is. labelled: a split whose labels an evaluation reads
+  where the training split has images without (STL-10's 'train', of 'train+unlabelled').
   """
-  return source(dataset, root, train, test, size, stream=stream)
+  found = source(dataset, root, train, test, size, stream=stream)
+  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream).train) if labelled else found
 
 
 def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,
@@ -51,11 +53,13 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   size = size or _own_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
   parts = [records(builder, split, image, label, _hint(builder.info.splits)) if split else None for split in (train, test)]
+  place = ('dataset', os.path.abspath(path)) if _is_path(dataset) else ('root', os.path.abspath(default_root(root)))
+  about = {'files': tuple(contents(builder, split) for split in (train, test)), 'place': (place,)}
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
     splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
     normal = normal or USUAL.get(builder.info.name) or measured(splits[0].images)
-    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']))
+    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']), **about)
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
@@ -68,7 +72,15 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
   return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
-                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')))
+                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')),
+                **about)
+
+
+def contents(builder: Any, split: str) -> str:
+  """A digest of the shards that a split is read from: name, size in bytes, records of it, which of them; '' of no split."""
+  parts = builder.info.splits[split].file_instructions if split else ()
+  of = lambda p: (p.basename(), os.path.getsize(p.filename), p.examples_in_shard, p.skip, p.take)
+  return listing(map(of, parts)) if parts else ''
 
 
 def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
@@ -118,10 +130,15 @@ def known() -> frozenset[str]:
   return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
 
 
+def _is_path(dataset: str) -> bool:
+  """Whether a data set is named by the directory of one of its versions."""
+  return (pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file()
+
+
 def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
   """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
-  if (path := pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file():
-    return path.parent
+  if _is_path(dataset):
+    return pathlib.Path(dataset).expanduser()
   name, _, version = dataset.partition(':')
   base = default_root(root) / name
   found = _versions(base)

@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from equivariant_ssl import data, fingerprint, modules
-from equivariant_ssl.augment.pixels import resample
 from equivariant_ssl.data import archives, folder, source, tfds
 from equivariant_ssl.data.source import Records, Split
 from equivariant_ssl.errors import BAD_DATA, UserError
-from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.features import as_partial
+from equivariant_ssl.evaluate.inputs import central
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.logistic import logistic
 from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
 from equivariant_ssl.types import Array
 
-VERSION = 2   # raise it when reading or cropping changes what the features are
+VERSION = 3   # raise it when reading changes what the features are; what is shown has its own (inputs.VERSION)
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
 
 
@@ -56,32 +56,6 @@ class Opened(NamedTuple):
   target: Target
   classes: int
   parts: dict[str, Part]
-
-
-def square(images: Array, sizes: Array, size: int) -> Array:
-  """Resize of the shorter side to `size` and the central crop of `size`, bicubic: [B S S C] -> [B size size C].
-
-  images: canvases, which show whole images of true `sizes` [B 2] (height, width). Cut first, then resized.
-  """
-  def one(pixels: Array, true: Array) -> Array:
-    h, w = jnp.min(true) / true
-    return resample(pixels, (1. - h) / 2., (1. - w) / 2., h, w, size, 'bicubic')
-  return jax.vmap(one)(images, sizes)
-
-
-@functools.lru_cache
-def _squared(size: int):
-  def f(encode: Callable[[Array], Array], rows: tuple[Array, Array]) -> Array:
-    return encode(square(rows[0].astype(jnp.float32) / 255., rows[1], size)).astype(jnp.float32)
-  return f
-
-
-def central(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256, mesh: Mesh | None = None
-            ) -> np.ndarray:
-  """Features [N D] of the central squares of a split, at `size` pixels; otherwise as `features.features`."""
-  found = in_batches(Partial(_squared(size), as_partial(encode)), (split.images, split.sizes), batch, mesh)
-  check_finite(found)
-  return found
 
 
 def _digest(*lines: object) -> str:
@@ -182,6 +156,12 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
         raise modules.unknown('protocol transfer', name, own) from e
 
 
+def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | None]:
+  """{data set: {split: its mark}} of what `transfer` would read, None of what is not on disk."""
+  found = {name: find(name, root) for name in names or tuple(DATASETS)}
+  return {n: None if isinstance(f, Missing) else {k: part.mark for k, part in f.parts.items()} for n, f in found.items()}
+
+
 def mark(encode: Callable[[Array], Array], size: int) -> str:
   """A digest of what `encode` does to images of `size`: of its program and its weights."""
   encode = as_partial(encode)
@@ -256,7 +236,7 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
       for split, part in opened.parts.items():
         if split == 'test' and validation:
           continue
-        stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, by, part.mark)[:32]}.npz'
+        stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, inputs.VERSION, by, part.mark)[:32]}.npz'
         kept = _kept(pathlib.Path(cache).expanduser() / stem if cache else None,
                      functools.partial(_features, encode, part, size, mesh))
         arrays[split] = kept['features'], kept['labels']
