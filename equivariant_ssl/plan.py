@@ -67,7 +67,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
           + memory.temp_size_in_bytes)
   if mesh.devices.flat[0].platform == 'cpu':
     need = memory.argument_size_in_bytes + params + saved
-  num = KNOWN[known(config)][0] if run.source is None else len(run.source.train.images)
+  num = count(config) if run.source is None else len(run.source.train.images)
   streams = lazy(run.source.train.images) if run.source else config.data.get('stream') or not fits(num, recipe.canvas)
   data = 0 if streams else num * recipe.canvas ** 2 * 3
   return Plan(
@@ -101,13 +101,17 @@ def known(config: ConfigDict) -> tuple[str, str]:
   return config.data.get('dataset', config.data.name).split(':')[0], config.data.get('train', 'train')
 
 
+def count(config: ConfigDict) -> int:
+  """Images to train on of data in KNOWN, without what the config holds out."""
+  return round(KNOWN[known(config)][0] * (1 - config.validation))
+
+
 def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
   """The run of `config`, without a source where it is known how many images that has."""
   shard.check_batch(config.batch, mesh.size, config.accumulate)
   if known(config) not in KNOWN:
     return runs.prepare(config, mesh, log)
-  num, classes = KNOWN[known(config)]
-  recipe = recipes.make(config, num, config.data.get('size') or config.size, classes=classes)
+  recipe = recipes.make(config, count(config), config.data.get('size') or config.size, classes=KNOWN[known(config)][1])
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), None)
 
 

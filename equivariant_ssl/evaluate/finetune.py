@@ -15,12 +15,12 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import fingerprint, shard
 from equivariant_ssl.data import stream
+from equivariant_ssl.data.holdout import rank_in_class
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.features import check_labels
-from equivariant_ssl.evaluate.linear import rank_in_class
 from equivariant_ssl.evaluate.probe import Head
 from equivariant_ssl.evaluate.statistics import Result, result
 from equivariant_ssl.keys import key_for

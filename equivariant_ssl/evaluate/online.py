@@ -11,8 +11,9 @@ from equivariant_ssl.state import TrainState
 
 
 def monitor(run: Run) -> Callable[[TrainState], dict[str, float]]:
-  """state -> {'knn_top1': a fraction}, on the run's test images, its labelled training images the bank. A monitor: to choose
-  a checkpoint by it is to choose on test images. Raises UserError where there are no labels."""
+  """state -> {'knn_top1': a fraction}, on the run's test images (or those it holds out in their place), its labelled
+  training images the bank. A monitor: to choose a checkpoint by it is to choose on test images. Raises UserError where there
+  are no labels."""
   a, b = run.source.bank, run.source.test
   if a.labels is None or b is None or b.labels is None:
     raise UserError(f'config.knn_every needs labels, and {run.config.data.name} has none.', 'e.g. --config.knn_every=0')

@@ -39,13 +39,15 @@ PANEL_TRAIN, PANEL_TEST, BANK, CARE, SHARED = 2000, 1000, 200, 256, 8  # images,
 
 class Options(NamedTuple):
   """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. images: a file, the list of those to fine-tune
-  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept."""
+  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept.
+  readout: 'test': on the test split, of a run that holds images out of its training to be read out on."""
   epochs: int = 0
   batch: int = 0
   images: str = ''
   targets: tuple[str, ...] = ()
   root: str = ''
   cache: str = ''
+  readout: str = ''
 
 
 class Subject(NamedTuple):
@@ -266,7 +268,7 @@ def _health(s: Subject) -> Found:
 
 def _transfer(s: Subject) -> Found:
   rows, missing = transfers.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh, s.options.root,
-                                     s.options.cache)
+                                     s.options.cache, 0. if s.options.readout == 'test' else s.run.config.validation)
   return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, rows,
                tuple(f'transfer to {m.name} left out: it is not on disk. {m.command}' for m in missing))
 

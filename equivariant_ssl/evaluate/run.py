@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl import checkpoint, record, runs
+from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.cached import as_json, definition, digest, kept
@@ -49,7 +50,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
 
 def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
   listed = pathlib.Path(options.images).stem
-  changed = ''.join(f'-{k}{v}' for k, v in (('epochs', options.epochs), ('batch', options.batch), ('', listed)) if v)
+  given = ('epochs', options.epochs), ('batch', options.batch), ('', listed), ('', options.readout)
+  changed = ''.join(f'-{k}{v}' for k, v in given if v)
   return workdir / 'eval' / f'{name}{changed}.json'
 
 
@@ -122,7 +124,9 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which, failed = chosen(names), {}
-  run = runs.reopen(workdir, None, console.print, asked)
+  run = runs.reopen(workdir, None, console.print, asked._replace(readout=options.readout))
+  on = holdout.named(run.config.validation, options.readout)
+  options = options._replace(readout='test' if on == 'test' and run.config.validation else '')  # '': as the run says
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:
@@ -157,8 +161,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       console.print(f'{name} left out: {str(e).splitlines()[0]}')
       continue
     if found is None:
-      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
-                       **numbers})
+      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'readout': on,
+                       'environment': record.environment(), **numbers})
       for line in found['trained'][0]['missing']:
         console.print(line)
       if not found['trained'][0]['numbers'] and strict:
@@ -166,7 +170,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       path.parent.mkdir(exist_ok=True)
       record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
-    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}'))
+    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}, on the {on} images'))
   console.print(f'Written to {workdir / "eval"}')
   for name in [n for n in failed if n in names and strict]:
     raise UserError(f'{name}: {failed[name]}')

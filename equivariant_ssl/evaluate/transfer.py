@@ -204,14 +204,25 @@ def _row(name: str, opened: Opened, arrays: dict[str, tuple[np.ndarray, np.ndarr
   return Row(name, found.chosen['metric'], found.chosen['value'], found.top1, f'{found.protocol}, centre {size}', note)
 
 
+def _held_out(arrays: dict[str, tuple[np.ndarray, np.ndarray]], share: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """`arrays` with `share` of each training class in the place of the test split."""
+  x, y = arrays['train']
+  out = held_out(y, share)
+  if not out.any():
+    raise UserError(f'no class has the {np.ceil(1 / share):.0f} training images of which one could be held out.',
+                    'Read out on its test split: --readout test.')
+  return arrays | {'train': (x[~out], y[~out]), 'test': (x[out], y[out])}
+
+
 def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int, mesh: Mesh | None = None,
-             root: str = '', cache: str = '') -> tuple[list[Row], list[Missing]]:
+             root: str = '', cache: str = '', validation: float = 0.) -> tuple[list[Row], list[Missing]]:
   """The accuracy of `logistic.logistic` on the frozen features of each of `names` (see `find`; (): all of DATASETS).
 
   encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches). size:
   pixels of the central square. root: TFDS's folder. cache: a folder for features, kept by the encoder's weights and
-  program and by the images. What is not on disk is returned beside the rows. Raises UserError, the data set's name
-  first, where one is unknown, has no labels, one class or unreadable images, or a feature is not finite.
+  program and by the images. validation: > 0: read out on this share of each training class, in place of the
+  test split. What is not on disk is returned beside the rows. Raises UserError, the data set's name first, where one is
+  unknown, has no labels, one class or unreadable images, or a feature is not finite.
   """
   check_targets(names, root)
   rows, missing, by = [], [], mark(encode, size) if cache else ''
@@ -223,11 +234,13 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
         continue
       arrays = {}
       for split, part in opened.parts.items():
+        if split == 'test' and validation:
+          continue
         stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, inputs.VERSION, by, part.mark)[:32]}.npz'
         kept = _kept(pathlib.Path(cache).expanduser() / stem if cache else None,
                      functools.partial(_features, encode, part, size, mesh))
         arrays[split] = kept['features'], kept['labels']
-      rows.append(_row(name, opened, arrays, size))
+      rows.append(_row(name, opened, _held_out(arrays, validation) if validation else arrays, size))
     except UserError as e:
       raise UserError(f'{name}: {e}', code=e.code) from e
   return rows, missing

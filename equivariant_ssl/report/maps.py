@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from equivariant_ssl import runs
 from equivariant_ssl.augment.algebra import resize
+from equivariant_ssl.data import holdout
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.evaluate.features import features, in_batches
@@ -128,7 +129,7 @@ def maps(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> dict[str, Ma
   """{'PCA by class', 't-SNE by class', 'PCA by action: OP', ...: Map} of test (else training) images; 'of images', in
   one colour, where there are no labels. A map of too few images, or of features that are all one, is left out."""
   shown, classes = split(run), run.source.classes
-  what = f'{"test" if run.source.test else "training"} images'
+  what = f'{holdout.named(run.config.validation) if run.source.test else "training"} images'
   encode, rows = Partial(fixed.encode, frozen.variables(state)), np.arange(len(shown.images))
   labels, names, by, of = np.zeros(len(rows), int), (what,), 'of images', ''
   if shown.labels is not None and classes:

@@ -97,7 +97,7 @@ def upright(canvas: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def split(run: runs.Run) -> Split:
-  """The images to show: the test split, or the training split where there is none."""
+  """The images to show: the test split (what was held out in its place), or the training split where there is none."""
   return run.source.test or run.source.train
 
 
