@@ -1,0 +1,185 @@
+"""What the calls do, in order: `measure` is call 1, `experiment` calls 2 and 3. Exit codes as lease.py says. Standard library."""
+import budget
+import carried
+import sizes
+
+SEEDS = range(10)
+DATA = 35.   # seconds to prepare CIFAR-10 (24 + 11 measured on 2 busy cores), the programs compiled meanwhile
+AFTER = 25.  # seconds after a training that is stopped
+TRITON = '--xla_gpu_enable_triton_gemm=false'  # for a product that has no Triton tiling (design/accelerators.md)
+
+
+def measure(lease) -> int:
+  """Versions and device; one step against the CPU; speed of three methods; a second start; PyTorch beside it; XLA flags."""
+  size = sizes.SIZES[lease.size]
+  device = lease.part('device', 'device', {}, 10, 60)
+  if size.accelerator and device.get('platform') != 'gpu':
+    lease.say(f'jax finds no GPU here ({device.get("platform", "no device at all: see log.txt")}): nothing was measured')
+    return 4
+  lease.part('step against the CPU', 'agree', {}, 30, 100)
+  if not lease.found('step against the CPU'):
+    lease.part('step against the CPU, without Triton', 'agree', {}, 30, 100, TRITON)
+    if lease.found('step against the CPU, without Triton'):
+      lease.results['flags'] = TRITON  # what fails there may fail in every part
+  for config in sizes.ARMS:
+    lease.part(f'speed {config}', 'speed', {'config': config}, 30, 100)
+  lease.part('second start', 'speed', {'config': sizes.ARMS[-1], 'profile': False, 'share': .1}, 20, 60)
+  lease.part('PyTorch', 'pytorch', {}, 40, 130)
+  for config in sizes.SPEEDS[len(sizes.ARMS):]:
+    lease.part(f'speed {config}', 'speed', {'config': config}, 30, 100)
+  flags(lease)
+  for line in told(lease.results['parts']):
+    lease.say(line)
+  return 0 if lease.found('speed ' + sizes.ARMS[-1]) else 4
+
+
+def flags(lease) -> None:
+  """Try each of sizes.FLAGS for the step with EquiMod, then keep the best for the trainings."""
+  base, before = lease.found('speed ' + sizes.ARMS[-1]), lease.results.get('flags', '')
+  if not base:
+    return
+  tried = {}
+  for name, flag in sizes.FLAGS.items():
+    lease.part(f'flags {name}', 'speed', {'config': sizes.ARMS[-1], 'profile': False}, 15, 60, f'{before} {flag}'.strip())
+    tried[name] = lease.found(f'flags {name}')
+  best = budget.best(base, tried)
+  if best and sizes.FLAGS[best] not in before:
+    lease.results['flags'] = f'{before} {sizes.FLAGS[best]}'.strip()
+  lease.results['best_flags'] = {'name': best, 'tried': sum(bool(f) for f in tried.values())}
+  lease.write()
+
+
+def told(parts: dict) -> list[str]:
+  """The main numbers of call 1, a line each, for the end of the output, which the reply carries."""
+  lines = []
+  for key, part in parts.items():
+    found = part.get('found', {})
+    if 'ms_per_step' in found:
+      lines.append(f'{key}: {budget.middle(found["images_per_s"]):.0f} images/s, {found["ms_per_step"]:.2f} ms a step, compiled in '
+                   f'{found["compile_s"]:.1f} s, first step after {found["start_s"]:.1f} s, {found.get("memory_gib", 0):.2f} GiB')
+    if 'gradient_error' in found:
+      lines.append(f'{key}: loss {found["loss_error"]:.1e}, gradient {found["gradient_error"]:.1e}: '
+                   f'{"passed" if found["passed"] else "FAILED"}')
+    lines += [f'{name}: {speed:.0f} images/s' for name, speed in found.get('median', {}).items()]
+  return lines
+
+
+# -- the founding experiment
+
+def plan(lease, seed: int) -> dict | None:
+  """{epochs, enough} of a seed: as decided before, else what fits now; None where not even one epoch does, or the speed of the
+  arms is not known and could not be measured."""
+  plans = lease.results.setdefault('plans', {})
+  if str(seed) in plans:
+    return plans[str(seed)]
+  speeds = [lease.part(f'speed {arm}', 'speed', {'config': arm, 'profile': False, 'share': .3}, 30, 100) for arm in sizes.ARMS]
+  if not all('epoch_s' in s for s in speeds):
+    lease.say('the speed of the arms is not known (their parts failed): no training')
+    return None
+  again = lease.found('second start').get('start_s')
+  start = again or max(s['start_s'] for s in speeds)
+  needs = budget.Needs(tuple(s['epoch_s'] for s in speeds), start)
+  left = lease.left() - (0. if lease.found('data') else DATA)
+  epochs = budget.epochs(needs, left, plans.get('0', {}).get('epochs', sizes.MOST))
+  if not epochs:
+    lease.say(f'{lease.left():.0f} s are left: not one epoch of both arms fits')
+    return None
+  plans[str(seed)] = {'epochs': epochs, 'enough': epochs >= sizes.LEAST, 'epoch_s': needs.epoch, 'start_s': start,
+                      'fixed_s': budget.fixed(needs, left), 'left_s': left}
+  lease.say(f'seed {seed}: {epochs} epochs of each arm fit ({sum(needs.epoch):.2f} s a pair of epochs)'
+            + ('' if epochs >= sizes.LEAST else f': FEWER than the {sizes.LEAST} that the experiment should have'))
+  lease.write()
+  return plans[str(seed)]
+
+
+def ready(lease, seed: int, epochs: int) -> bool:
+  """Prepare the data while the programs of both arms are compiled; whether there are data."""
+  given = {arm: {'arm': arm, 'epochs': epochs, 'seed': seed} for arm in sizes.ARMS}
+  for arm in sizes.ARMS:
+    lease.start(f'programs {arm} s{seed}', 'programs', given[arm], 20, 150)
+  lease.part('data', 'data', {}, 20, 150)
+  for arm in sizes.ARMS:
+    lease.finish(f'programs {arm} s{seed}')
+  return bool(lease.found('data'))
+
+
+def unfinished(lease, seed: int) -> bool:
+  return not all(lease.found(f'train {arm} s{seed}') for arm in sizes.ARMS)
+
+
+def experiment(lease) -> int:
+  """The arms of the first seed that is not done, then what else fits of the seeds that are."""
+  if carried.missing(lease.store):
+    return 3  # lease.py says of what, and which call brings it; half of CIFAR-10 is not the experiment
+  seed, code = next(s for s in SEEDS if unfinished(lease, s)), 0
+  for done in range(seed):
+    evaluate(lease, done, wait=False)
+  decided = plan(lease, seed) if worth(lease, seed) else None
+  if decided and ready(lease, seed, decided['epochs']):
+    code = arms(lease, seed, decided['epochs'])
+  for s in range(seed + 1):
+    evaluate(lease, s, wait=True)
+  lease.deliver()
+  for line in learned(lease):
+    lease.say(line)
+  return code
+
+
+def worth(lease, seed: int) -> bool:
+  """Whether a seed after the first would have the epochs of the first."""
+  plans = lease.results.get('plans', {})
+  if seed == 0 or str(seed) in plans:
+    return True
+  first = plans['0']
+  fit = budget.epochs(budget.Needs(tuple(first['epoch_s']), first['start_s']), lease.left(), sizes.MOST)
+  if fit < first['epochs']:
+    lease.say(f'{lease.left():.0f} s are left: seed {seed} would have {fit} epochs, not the {first["epochs"]} of seed 0: not begun')
+  return fit >= first['epochs']
+
+
+def arms(lease, seed: int, epochs: int) -> int:
+  """Train both arms, bring each one's encoder back as soon as it is there, evaluate beside the next training."""
+  code = 0
+  lease.part(f'untrained s{seed}', 'untrained', {'arm': sizes.ARMS[0], 'epochs': epochs, 'seed': seed}, 20, 60)
+  for arm in sizes.ARMS:
+    key, given = f'train {arm} s{seed}', {'arm': arm, 'epochs': epochs, 'seed': seed}
+    # What must follow has its time: to stop, which saves, and to write the encoder.
+    if lease.start(key, 'train', given, 40, lease.left() - AFTER):
+      evaluate(lease, seed, wait=False)
+      if lease.finish(key) == 'failed' and lease.results.get('flags') and not lease.reached(key):
+        lease.say(f'{arm}: once more without {lease.results["flags"]}')
+        lease.part(key, 'train', given, 40, lease.left() - AFTER, '')
+    whole = bool(lease.found(key))
+    code = code if whole else 4
+    if whole or lease.reached(key):
+      lease.part(f'bring {arm} s{seed}', 'bring', {'arm': arm, 'seed': seed}, 4, 40)
+      lease.deliver()
+      if not whole:  # an encoder on its way: brought again when it is there
+        lease.results['parts'][f'bring {arm} s{seed}']['state'] = 'of a cut training'
+        lease.write()
+  return code
+
+
+def evaluate(lease, seed: int, wait: bool) -> None:
+  """kNN and `cached` of the networks of a seed that are there: begun, beside a training; or (`wait`) begun and taken, with
+  EquiMod's own linear protocol beside them where there is time for it."""
+  trained = [arm for arm in sizes.ARMS if lease.found(f'train {arm} s{seed}')]
+  parts = [('probe', who, ['knn', 'cached'], 15) for who in (['untrained'] if lease.found(f'untrained s{seed}') else []) + trained]
+  parts += [('linear', arm, ['equimod'], 60) for arm in trained] if wait else []
+  keys = [f'{what} {who} s{seed}' for what, who, *_ in parts]
+  for key, (_, who, protocols, least) in zip(keys, parts, strict=True):
+    if key not in lease.running and not lease.found(key):
+      lease.start(key, 'probe', {'arm': who, 'seed': seed, 'protocols': protocols}, least, 400)
+  for key in keys if wait else ():
+    lease.finish(key)
+
+
+def learned(lease) -> list[str]:
+  """The accuracies, a line a network."""
+  lines = []
+  for key, part in lease.results['parts'].items():
+    for name, result in part.get('found', {}).items():
+      if isinstance(result, dict) and 'trained' in result:
+        top1 = result['trained'][0]['numbers'].get('top1')
+        lines.append(f'{key}: {name} top-1 {100 * top1:.2f} % at step {result["checkpoint"]}')
+  return lines
