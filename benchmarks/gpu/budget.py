@@ -1,8 +1,8 @@
-"""The arithmetic of a lease: what is left of a call, and how many epochs of two arms fit into it. No jax, no clock of its own."""
+"""The arithmetic of a lease: how many epochs of both arms fit into what is left of a call; which flags are the best."""
 import math
 from typing import NamedTuple
 
-MARGIN = .03  # of what is left, and
+MARGIN = .05  # of what is left, for checkpoints and what a timing does not see; and
 SPARE = 4.    # seconds, kept free at the end
 
 

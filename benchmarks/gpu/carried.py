@@ -1,4 +1,4 @@
-"""What the calls carry, and what of it is on the machine: wheels, half of CIFAR-10 each, a list of checksums. Standard library."""
+"""What the calls carry, wheels and half of CIFAR-10 each, and what of it is on the machine. The standard library alone."""
 import hashlib
 import importlib.metadata
 import json
@@ -28,7 +28,8 @@ def environment(store: pathlib.Path) -> dict[str, str]:
   return {'PYTHONPATH': os.pathsep.join(p for p in path if p), 'TFDS_DATA_DIR': str(store / 'tfds'),
           'EQSSL_CACHE': os.environ.get('EQSSL_CACHE', str(store / 'xla')), 'XDG_CACHE_HOME': str(store / 'cache'),
           # Several processes share the device: a training, and an evaluation beside it.
-          'XLA_PYTHON_CLIENT_MEM_FRACTION': '.25', 'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '1'}
+          'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '.25'),
+          'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '1'}
 
 
 def older(version: str, floor: str) -> bool:
@@ -58,8 +59,8 @@ def install(wheels: list[pathlib.Path], store: pathlib.Path, say: Callable[[str]
     return
   for folder in (new, store / 'site'):
     shutil.rmtree(folder, ignore_errors=True)
-  done = subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', '--no-compile', '--no-cache-dir',
-                         '--target', str(new), *map(str, wheels)], capture_output=True, text=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', '--no-compile', '--no-cache-dir']
+  done = subprocess.run([*pip, '--target', str(new), *map(str, wheels)], capture_output=True, text=True)
   if done.returncode:
     say(f'wheels: {done.stderr.strip().splitlines()[-1:]}')
     return

@@ -35,8 +35,7 @@ def on(device: jax.Device, batch: int, changed: dict[str, str]):
 
 
 def compare(batch: int, changed: dict[str, str]) -> dict:
-  """What the first device's step, of the config so `changed`, differs from the CPU's by, relative, and whether that is little
-  enough."""
+  """What the first device's step, of the config so `changed`, differs from the CPU's by, relative; whether it may."""
   device = jax.devices()[0]
   (loss, grads, views), (loss_, grads_, views_) = (on(d, batch, changed) for d in (device, jax.devices('cpu')[0]))
   largest = max(np.abs(g).max() for g in grads_)

@@ -34,7 +34,7 @@ def write(leaves: dict[str, np.ndarray], folder: pathlib.Path, stem: str, piece:
 
 
 def read(files: list[pathlib.Path], sha256: str) -> dict[str, np.ndarray]:
-  """{key path: array, float32 where it was narrowed} of the pieces, in order; ValueError where they are not what was written."""
+  """{key path: array, float32 where it was narrowed} of the pieces, in order; ValueError where they are other bytes."""
   whole = b''.join(file.read_bytes() for file in files)
   if hashlib.sha256(whole).hexdigest() != sha256:
     raise ValueError(f'{", ".join(f.name for f in files)}: together not the bytes that were written')

@@ -5,10 +5,11 @@
   python3 benchmarks/gpu/lease.py call2 --minutes 7      there: SimCLR and SimCLR + EquiMod, what they learned, both encoders
   python3 benchmarks/gpu/lease.py call3 --minutes 4      there: what call 2 was cut from; else the arms at the next seed
 
-A part of a call is a process of its own (parts.py): one that fails, hangs or runs out of memory is reported, and the next
-begins. What is done is not done again: a call that was cut is typed again. --only load takes what the call carries, and ends.
-$OUT has results.json, log.txt and the encoders; restore.py makes runs of these. Exit codes: 0, 3 something is missing here (the
-last line says which call to repeat), 4 a part failed. The standard library alone, so that this starts on a bare machine.
+A part of a call is a process of its own (parts.py): one that fails, hangs or runs out of memory is reported, and the
+next begins. What is done is not done again: a call that was cut is typed again. --only load takes what the call carries,
+and ends. $OUT has results.json, log.txt and the encoders; restore.py makes runs of these. Exit codes: 0; 3 something is
+missing here (the last line says which call to repeat); 4 a part failed. The standard library alone: it starts on a bare
+machine.
 """
 import argparse
 import json
@@ -30,25 +31,28 @@ import sizes  # noqa: E402
 
 LOG = 4 * 2**20  # bytes of the log that are kept
 ENCODERS, BACK = 6, 60 * 2**20  # files beside results.json and log.txt, and their bytes: 8 and 64 MiB come back
+PARTS = HERE / 'parts.py'
 GRACE = 15.      # seconds in which a part that was asked to stop saves what it has
 
 
 class Lease:
   """One call: its clock, its results, and the processes of its parts. The only object with a state here."""
 
-  def __init__(self, call: str, minutes: float, size: str, store: pathlib.Path, out: pathlib.Path, again: bool):
-    self.began, self.seconds = time.monotonic(), 60. * minutes
-    self.call, self.size, self.store, self.out, self.again = call, size, store, out, again
+  def __init__(self, args: argparse.Namespace, out: pathlib.Path):
+    self.began, self.seconds = time.monotonic(), 60. * args.minutes
+    self.size, self.store, self.out, self.again = args.size, args.store, out, args.again
+    self.arms, self.seed = [sizes.arm(text) for text in args.arms], args.seed
     self.running: dict[str, tuple] = {}
-    for folder in (store / 'found', out):
+    for folder in (self.store / 'found', out):
       folder.mkdir(parents=True, exist_ok=True)
     try:
-      self.results = json.loads((store / 'results.json').read_text())
+      self.results = json.loads((self.store / 'results.json').read_text())
     except (OSError, ValueError):
       self.results = {'calls': [], 'parts': {}}
-    for file in (store / 'found').glob('*.json'):  # of a call that was killed before it could take it
+    for file in (self.store / 'found').glob('*.json'):  # of a call that was killed before it could take it
       self.take(file.stem, 'cut', 0., 'the call ended before it')
-    self.results['calls'].append({'call': call, 'minutes': minutes, 'size': size, 'time': time.strftime('%Y-%m-%dT%H:%M:%S')})
+    self.results['calls'].append({'call': args.call, 'minutes': args.minutes, 'size': args.size, 'only': args.only,
+                                  'arms': args.arms, 'time': time.strftime('%FT%T')})
     self.write()
 
   def left(self) -> float:
@@ -98,12 +102,13 @@ class Lease:
     env = {**os.environ, **carried.environment(self.store), 'LEASE_BEGAN': str(time.time()), 'LEASE_STORE': str(self.store),
            'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()}
     found = self.store / 'found' / f'{key}.json'
-    argv = [sys.executable, str(HERE / 'parts.py'), name, '--size', self.size, '--found', str(found), '--given', json.dumps(given)]
+    argv = [sys.executable, str(PARTS), name, '--size', self.size, '--found', str(found)]
     with (self.out / 'log.txt').open('a') as log:
       log.write(f'--- {key}: {name} {json.dumps(given)}\n')
       log.flush()
       # A group, not a session: what starts a session of its own outlives the call.
-      process = subprocess.Popen(argv, cwd=HERE.parent.parent, env=env, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+      process = subprocess.Popen([*argv, '--given', json.dumps(given)], cwd=HERE.parent.parent, env=env, stdout=log,
+                                 stderr=subprocess.STDOUT, process_group=0)
     self.running[key] = process, time.monotonic(), min(most, self.left() - budget.SPARE)
     return True
 
@@ -135,6 +140,10 @@ class Lease:
     if self.start(key, name, given, least, most, flags):
       self.finish(key)
     return self.results['parts'].get(key, {}).get('found', {})
+
+  def plans(self) -> dict[str, dict]:
+    """{seed: what was decided} of these arms."""
+    return self.results.setdefault('plans', {}).setdefault(' '.join(arm.label for arm in self.arms), {})
 
   def reached(self, key: str) -> int:
     """The step that a training came to, whether it is done or not."""
@@ -172,12 +181,15 @@ class Lease:
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('call', choices=('pack', 'call1', 'call2', 'call3'))
-  parser.add_argument('--minutes', type=float, default=6., help='of the call, all of it; kept by itself (default: %(default)s)')
-  parser.add_argument('--only', choices=('load',), help='take what the call carries, and end')
+  parser.add_argument('--minutes', type=float, default=6., help='of the whole call (default: %(default)s)')
+  parser.add_argument('--only', choices=('load', 'imagenet', 'resume'),
+                      help='take what the call carries, and end; or measure this alone')
   parser.add_argument('--size', choices=sizes.SIZES, default='official')
   parser.add_argument('--load', type=pathlib.Path, help='folder that the call carries (default: .gpu/CALL)')
   parser.add_argument('--store', type=pathlib.Path, default=pathlib.Path('/tmp/eqssl-gpu'), help='on the machine\'s disk')
   parser.add_argument('--again', action='store_true', help='do what was done before once more')
+  parser.add_argument('--arms', nargs='+', default=list(sizes.FOUNDING), metavar='"CONFIG;field=value"')
+  parser.add_argument('--seed', type=int, default=0, help='the first that is wanted of these arms')
   parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'), help='of pack: CIFAR-10\'s parts')
   args = parser.parse_args(argv)
   if args.call == 'pack':
@@ -187,11 +199,13 @@ def main(argv: list[str] | None = None) -> int:
     print('lease.py: --minutes must be over 0, e.g. --minutes 6', file=sys.stderr)
     return 2
   out = pathlib.Path(os.environ.get('OUT') or args.store / 'out')
-  lease = Lease(args.call, args.minutes, args.size, args.store, out, args.again)
+  lease = Lease(args, out)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
     carried.take(args.load or HERE.parent.parent / '.gpu' / args.call, args.store, lease.say)
-    code = 0 if args.only else {'call1': calls.measure, 'call2': calls.experiment, 'call3': calls.experiment}[args.call](lease)
+    work = {'load': lambda lease: 0, 'imagenet': calls.imagenet, 'resume': calls.resume}.get(
+        args.only, calls.measure if args.call == 'call1' else calls.experiment)
+    code = work(lease)
   finally:
     lease.stop()
     lease.write()
@@ -200,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
   lease.say(f'{args.call}: {lease.seconds - lease.left():.0f} s of {lease.seconds:.0f}; to come back: ' + ', '.join(
       f'{f.name} {f.stat().st_size / 2**20:.2f} MiB' for f in sorted(out.iterdir()) if f.is_file())
       + (f'. Not done: {"; ".join(states)}' if states else ''))
-  if missing and (args.call != 'call1' or args.only):
+  if missing and (args.call != 'call1' or args.only == 'load'):
     lease.say(f'On this machine is no {", ".join(missing)}. Repeat: {carried.repeat(missing)}')
     return 3
   return code

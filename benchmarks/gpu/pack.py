@@ -1,4 +1,4 @@
-"""Make the folders that the calls carry, .gpu/call1 and .gpu/call2, and print each call as it is typed, with what it weighs."""
+"""Make the folders that the calls carry, .gpu/call1 and .gpu/call2; print each call as it is typed, and what it weighs."""
 import email
 import json
 import pathlib
@@ -30,8 +30,8 @@ def download(folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   pip = [sys.executable, '-m', 'pip']
   platforms = [word for p in PLATFORMS for word in ('--platform', p)]
-  subprocess.run([*pip, 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12', '--implementation', 'cp',
-                  *platforms, '-d', str(folder), *WHEELS, *SPARE], check=True)
+  subprocess.run([*pip, 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12',
+                  '--implementation', 'cp', *platforms, '-d', str(folder), *WHEELS, *SPARE], check=True)
   subprocess.run([*pip, 'wheel', '-q', '--no-deps', '-w', str(folder), *SOURCES], check=True)
 
 
@@ -77,11 +77,16 @@ def load(folder: pathlib.Path, names: tuple[str, ...], data: pathlib.Path, wheel
   return sum(f.stat().st_size for f in folder.rglob('*') if f.is_file())
 
 
+def travelling(root: pathlib.Path) -> list[str]:
+  """The files of the working tree that travel: tracked ones, and untracked ones that git does not ignore."""
+  git = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+  listed = subprocess.run(git, cwd=root, capture_output=True, text=True, check=True).stdout
+  return [n for n in listed.split('\0') if n and (root / n).is_file()]
+
+
 def tree(root: pathlib.Path) -> int:
-  """Bytes of the working tree that travel: tracked files, and untracked ones that git does not ignore."""
-  listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=root, capture_output=True,
-                          text=True, check=True).stdout
-  return sum((root / n).lstat().st_size for n in listed.split('\0') if n and (root / n).exists())
+  """Their bytes."""
+  return sum((root / n).stat().st_size for n in travelling(root))
 
 
 def call(name: str, minutes: float | str, carry: str) -> str:
@@ -103,7 +108,7 @@ def main(data: pathlib.Path, root: pathlib.Path = ROOT) -> int:
   wheels = sorted((root / '.gpu' / 'whl').glob('*.whl'))
   there = on_the_machine(MACHINE)
   if there and (lacks := lacking(wheels, there)):
-    print(f'lease.py: neither carried nor on the machine: {", ".join(lacks)}. Add them to WHEELS in {__file__}', file=sys.stderr)
+    print(f'lease.py: neither carried nor there: {", ".join(lacks)}. Add them to WHEELS in {__file__}', file=sys.stderr)
     return 2
   own, code = tree(root), 0
   for name, minutes in CALLS.items():
@@ -113,6 +118,6 @@ def main(data: pathlib.Path, root: pathlib.Path = ROOT) -> int:
           f'(code {own / 2**20:.2f}, {len(wheels)} wheels {sum(w.stat().st_size for w in wheels) / 2**20:.2f})')
     print(f'  {call(name, minutes, f".gpu/{name}")}')
   print(f'call3: {own / 2**20:.2f} MiB, nothing carried\n  {call("call3", "(budget_left_s - 60) / 60", "")}')
-  print('Between the calls: `status` (free) says budget_left_s; call 2 has min(9, (budget_left_s - 60) / 60) minutes. No more than '
-        '30 s may pass before it. After the last: give_back. Each time: python benchmarks/gpu/restore.py FOLDER ... --out runs/gpu')
+  print('Between the calls `status` (free) says budget_left_s: call 2 has min(9, (budget_left_s - 60) / 60) minutes,')
+  print('and must follow within 30 s. After the last: give_back; then python benchmarks/gpu/restore.py FOLDER ... --out DIR')
   return code

@@ -26,7 +26,7 @@ BEGAN = float(os.environ.get('LEASE_BEGAN', time.time()))  # when this process w
 
 
 def device(size: sizes.Size, say) -> dict:
-  """Versions, the device and its memory, the two ceilings that METHOD.md asks for: bytes/s of a copy, FLOP/s of a product."""
+  """Versions, the device, and its two ceilings: bytes/s of a copy (read and written), FLOP/s of a product in bfloat16."""
   import jax
   import jax.numpy as jnp
 
@@ -34,8 +34,9 @@ def device(size: sizes.Size, say) -> dict:
   first = jax.devices()[0]
   found = {'platform': first.platform, **record.environment(), 'start_s': time.time() - BEGAN}
   with contextlib.suppress(OSError):
-    found['nvidia_smi'] = subprocess.run(['nvidia-smi', '--query-gpu=name,driver_version,memory.total,clocks.sm,temperature.gpu',
-                                          '--format=csv,noheader'], capture_output=True, text=True, timeout=20).stdout.strip()
+    asked = 'name,driver_version,memory.total,clocks.sm,temperature.gpu'
+    found['nvidia_smi'] = subprocess.run(['nvidia-smi', f'--query-gpu={asked}', '--format=csv,noheader'], timeout=20,
+                                         capture_output=True, text=True).stdout.strip()
   say(found)
   side, count = (8192, 2**30) if size.accelerator else (256, 2**16)
 
@@ -71,11 +72,12 @@ def described(size: sizes.Size, config: str, more: dict[str, str] | None = None,
   from equivariant_ssl.data.cifar10 import NORMAL
   from equivariant_ssl.data.source import Source, Split
   resolved = configs.load(config, sizes.overrides(size, config, more))
-  num = 5 * size.records
-  made = recipe.make(resolved, num, 32, *NORMAL, 10)
+  side = resolved.data.get('size') or resolved.size
+  num = 5 * size.records if config.startswith('cifar10') else 2 * resolved.batch
+  made = recipe.make(resolved, num, side, *NORMAL, 10)
   mesh = shard.mesh(jax.devices()[:1])
-  pixels = np.random.default_rng(0).integers(0, 256, (num, 32, 32, 3), np.uint8) if images else None
-  split = Split(pixels, np.full((num, 2), 32, np.float32), None)
+  pixels = np.random.default_rng(0).integers(0, 256, (num, side, side, 3), np.uint8) if images else None
+  split = Split(pixels, np.full((num, 2), side, np.float32), None)
   return runs.Run(resolved, Source('noise', split, None, None, *NORMAL), made, mesh, jax.random.key(resolved.seed))
 
 
@@ -86,14 +88,14 @@ def compiled(run):
 
   from equivariant_ssl import runs, shard
   from equivariant_ssl import step as steps
-  num, whole = len(run.source.train.sizes), shard.replicated(run.mesh)
+  num, whole, side = len(run.source.train.sizes), shard.replicated(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-  data = steps.Batch(of((num, 32, 32, 3), np.uint8), of((num, 2), np.float32), None)
+  data = steps.Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
   return steps.resident(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
 
 
 def timed(run, program, seconds: float, say, found: dict):
-  """Add to `found`: the seconds until the first step, the loss after ten, images/s of three windows; the state after them."""
+  """Add to `found`: seconds until the first step, the loss after ten, images/s of three windows. Returns ten steps more."""
   import jax
   import numpy as np
 
@@ -128,25 +130,27 @@ def timed(run, program, seconds: float, say, found: dict):
   return functools.partial(advance, 10)
 
 
-def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float = 1.) -> dict:
+def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float = 1., more: dict | None = None) -> dict:
   """Images/s, memory, seconds to compile and to start of a config's training step, and its ten largest kernels."""
   from budget import middle
 
   from equivariant_ssl import runs
   runs.keep_programs()
-  run = described(size, config)
+  run = described(size, config, more)
   start = time.perf_counter()
   program = compiled(run)
-  found = {'config': config, 'batch': run.recipe.batch, 'dtype': run.config.dtype, 'steps_per_epoch': run.recipe.steps_per_epoch,
-           'flags': os.environ.get('XLA_FLAGS', ''), 'compile_s': time.perf_counter() - start,
-           'planned_gib': (program.memory_analysis().temp_size_in_bytes + program.memory_analysis().argument_size_in_bytes) / 2**30}
+  memory = program.memory_analysis()
+  found = {'config': config, 'batch': run.recipe.batch, 'dtype': run.config.dtype,
+           'steps_per_epoch': run.recipe.steps_per_epoch, 'flags': os.environ.get('XLA_FLAGS', ''),
+           'compile_s': time.perf_counter() - start,
+           'planned_gib': (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30}
   say(found)
-  more = timed(run, program, size.seconds * share, say, found)
+  ten = timed(run, program, size.seconds * share, say, found)
   found['ms_per_step'] = 1e3 * run.recipe.batch / middle(found['images_per_s'])
   found['epoch_s'] = run.recipe.steps_per_epoch * found['ms_per_step'] / 1e3
   say(found)
   if profile:
-    found['kernels'] = kernels(more)
+    found['kernels'] = kernels(ten)
   return found
 
 
@@ -163,16 +167,42 @@ def kernels(ten_steps) -> list[dict]:
     lines = lines or [line for p in planes for line in p.lines if 'XLA' in line.name]
     total = {}
     for line in lines:
-      for event in line.events:
+      for event in line.events if devices else (e for e in line.events if 'Execute' not in e.name):
         total[event.name] = total.get(event.name, 0.) + event.duration_ns
   whole = sum(total.values()) or 1.
   top = sorted(total.items(), key=lambda kv: -kv[1])[:TOP]
   return [{'name': name[:160], 'ms': ns / 1e7, 'share': ns / whole} for name, ns in top]
 
 
+def bitwise(size: sizes.Size, say, config: str) -> dict:
+  """Whether 20 steps are bitwise the same twice, and where the state was on the host after ten, as a checkpoint's is."""
+  import jax
+  import numpy as np
+
+  from equivariant_ssl import fingerprint, runs, shard
+  from equivariant_ssl import step as steps
+  runs.keep_programs()
+  run = described(size, config)
+  program, train, whole = compiled(run), run.source.train, shard.replicated(run.mesh)
+  given = shard.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
+
+  def twenty(stop: bool) -> dict:
+    state = runs.initial(run)
+    for n in range(20):
+      if stop and n == 10:
+        state = shard.place(jax.device_get(state), whole)
+      state, _ = program(run.key, state, *given)
+    return fingerprint.of(state)
+  first, again, stopped = twenty(False), twenty(False), twenty(True)
+  return {'flags': os.environ.get('XLA_FLAGS', ''), 'twice': first == again, 'resumed': first == stopped}
+
+
 def pytorch(size: sizes.Size, say) -> dict:
   """Our SimCLR step beside PyTorch's."""
   import torch_parts
+
+  from equivariant_ssl import runs
+  runs.keep_programs()
   return torch_parts.compare(size, say, functools.partial(described, size, 'cifar10_simclr'), compiled)
 
 
@@ -186,7 +216,7 @@ def main() -> int:
   parser.add_argument('--given', default='{}')
   args = parser.parse_args()
   import experiment
-  known = {f.__name__: f for f in (device, agree, speed, pytorch, *experiment.PARTS)}
+  known = {f.__name__: f for f in (device, agree, speed, bitwise, pytorch, *experiment.PARTS)}
 
   def say(found: dict) -> None:
     part = args.found.with_suffix('.tmp')

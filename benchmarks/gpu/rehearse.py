@@ -1,6 +1,6 @@
-"""The device machine played on this one: what travels is copied, the network is cut, the limits on what comes back are checked.
+"""The device machine played on this one: what travels is copied, the network is cut, the limits of $OUT are checked.
 
-Command: python benchmarks/gpu/rehearse.py --python BARE/bin/python --machine /tmp/machine [--size rehearsal] call1 --minutes 3
+Command: python benchmarks/gpu/rehearse.py --python BARE/bin/python --machine /tmp/machine call1 --minutes 3
 BARE: an environment of that machine's versions without what the calls carry (benchmarks/gpu/README.md says how to make one).
 The machine's disk is --machine: remove it to play a machine that is bare again. `lease.py pack` comes first.
 """
@@ -22,9 +22,7 @@ def send(root: pathlib.Path, repo: pathlib.Path, carry: str) -> int:
   for file in repo.rglob('*') if repo.exists() else ():
     if file.is_file() and '.gpu' not in file.parts:
       file.unlink()
-  listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=root, capture_output=True,
-                          text=True, check=True).stdout
-  names = [n for n in listed.split('\0') if n and (root / n).is_file()]
+  names = pack.travelling(root)
   names += [str(f.relative_to(root)) for f in (root / carry).rglob('*') if f.is_file()] if carry else []
   for name in names:
     (repo / name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,16 +51,17 @@ def run(machine: pathlib.Path, root: pathlib.Path, python: str, argv: list[str],
   alone = ['unshare', '-rn'] if shutil.which('unshare') and subprocess.run(['unshare', '-rn', 'true'], capture_output=True
                                                                            ).returncode == 0 else []
   began = time.monotonic()
-  process = subprocess.Popen([*alone, python, 'benchmarks/gpu/lease.py', *argv, '--store', str(machine / 'store')], cwd=repo, env=env,
-                             start_new_session=True)
+  command = [*alone, python, 'benchmarks/gpu/lease.py', *argv, '--store', str(machine / 'store')]
+  process = subprocess.Popen(command, cwd=repo, env=env, start_new_session=True)
   try:
     code = process.wait(kill or None)
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, 9)  # its parts follow it: each asked the kernel for that
     code = process.wait()
   wrong = returned(out)
-  print(f'ended with {code} after {time.monotonic() - began:.1f} s{"" if alone else " (the network was NOT cut: no unshare)"}; in {out}: '
-        + ', '.join(f'{f.name} {f.stat().st_size / 2**20:.2f} MiB' for f in sorted(out.iterdir()))
+  open_ = '' if alone else ' (the network was NOT cut: no unshare)'
+  back = ', '.join(f'{f.name} {f.stat().st_size / 2**20:.2f} MiB' for f in sorted(out.iterdir()))
+  print(f'ended with {code} after {time.monotonic() - began:.1f} s{open_}; in {out}: {back}'
         + ''.join(f'. WOULD NOT COME BACK: {w}' for w in wrong), flush=True)
   return code if not wrong and size <= pack.LIMIT else 5
 

@@ -1,9 +1,9 @@
 """Make run directories of the encoders that a lease brought back: what `eqssl eval` reads, here, without a GPU.
 
-Command: python benchmarks/gpu/restore.py FOLDER [FOLDER ...] --out runs/gpu      (FOLDERs: the calls' $OUT, as they came back)
+Command: python benchmarks/gpu/restore.py FOLDER [FOLDER ...] --out runs/gpu    (the calls' $OUT, as they came back)
 Then:    eqssl eval runs/gpu/cifar10_simclr_equimod-s0 --protocol cached,few_labels,equivariance,health
-CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have float16's rounding. What was not brought back, the
-invariance's projector and the optimiser, is as at the start of the run: no protocol of `eqssl eval` reads these.
+CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have float16's rounding. What was not brought back,
+the invariance's projector and the optimiser, is as at the start of the run: no protocol of `eqssl eval` reads these.
 """
 import argparse
 import json
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     found = brought(args.folders)
     if not found:
-      raise UserError('no encoder came back: the results have none.', 'Was call 2 run? Its log.txt says how it ended.', BAD_DATA)
+      raise UserError('no encoder came back: the results have none.', 'log.txt of call 2 says how it ended.', BAD_DATA)
     for about in found.values():
       workdir = restore(about, args.out, {})
       whole = '' if about['step'] == about['steps'] else f' (cut: {about["steps"]} were planned)'

@@ -1,8 +1,11 @@
 """How large a lease's work is: the official size, and about a hundredth of it to rehearse on a CPU. No import of others'."""
+import re
 from typing import NamedTuple
 
-ARMS = ('cifar10_simclr', 'cifar10_simclr_equimod')  # of the founding experiment, in the order of their training
-SPEEDS = (*ARMS, 'cifar10_byol')
+FOUNDING = ('cifar10_simclr', 'cifar10_simclr_equimod')  # arms, in the order of their training
+SPEEDS = (*FOUNDING, 'cifar10_byol')
+# Of imagenet_simclr_equimod, at one device's share of eight.
+IMAGENET = {'at 224': {'batch': '512'}, 'at 224, remat': {'batch': '512', 'encoder.remat': 'True'}}
 LEAST = 60  # epochs that the experiment should have; warm-up is 10 of them
 MOST = 800  # as published
 # XLA flags that are tried in turn; the empty word turns command buffers off, a smallest graph of 1 makes all into one.
@@ -14,6 +17,20 @@ FLAGS = {
     'cuDNN product fusions': '--xla_gpu_cudnn_gemm_fusion_level=2',
     'latency hiding': '--xla_gpu_enable_latency_hiding_scheduler=true',
 }
+
+
+class Arm(NamedTuple):
+  """A network to train: config and what it is changed by; label: what its files are called."""
+  label: str
+  config: str
+  changed: dict[str, str]
+
+
+def arm(text: str) -> Arm:
+  """The Arm of 'CONFIG;field=value;...'; ValueError where a change is not one."""
+  config, *changes = text.split(';')
+  changed = dict(c.strip().split('=', 1) for c in changes if c.strip())
+  return Arm(re.sub(r'[^\w.-]+', '_', text).strip('_'), config, changed)
 
 
 class Size(NamedTuple):

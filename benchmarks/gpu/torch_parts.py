@@ -128,15 +128,16 @@ def compare(size: sizes.Size, say: Callable[[dict], None], described: Callable, 
         step.advance()
       step.wait()
       made[name] = step
+      found['images_per_s'][name] = [turn(step, size.batch, size.seconds / 2)]
     except Exception as e:
       found['not_made'][name] = f'{type(e).__name__}: {(str(e).splitlines() or [""])[0][:300]}'
     found.setdefault('ready_s', {})[name] = time.perf_counter() - start
     say(found)
   for _ in range(ROUNDS):  # in turns: what drifts, drifts for all
     for name, step in made.items():
-      found['images_per_s'].setdefault(name, []).append(turn(step, size.batch, size.seconds / 2))
+      found['images_per_s'][name].append(turn(step, size.batch, size.seconds / 2))
+      found['median'] = {n: middle(values) for n, values in found['images_per_s'].items()}
       say(found)
-  found['median'] = {name: middle(values) for name, values in found['images_per_s'].items()}
   if where == 'cuda':
     found['memory_gib'] = {'ours': device.memory_stats()['peak_bytes_in_use'] / 2**30,
                            'PyTorch': torch.cuda.max_memory_allocated() / 2**30}
