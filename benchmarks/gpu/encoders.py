@@ -14,7 +14,9 @@ PIECE = 16 * 2**20  # bytes of a file that comes back, at most
 
 def narrowed(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Floating-point arrays of two dimensions and more as float16; ValueError where one is not finite there."""
-  small = {k: v.astype(np.float16) if v.ndim > 1 and np.issubdtype(v.dtype, np.floating) else v for k, v in leaves.items()}
+  with np.errstate(over='ignore'):  # said below, by name
+    small = {k: v.astype(np.float16) if v.ndim > 1 and np.issubdtype(v.dtype, np.floating) else v
+             for k, v in leaves.items()}
   broken = [k for k, v in small.items() if not np.isfinite(v).all()]
   if broken:
     raise ValueError(f'{", ".join(broken[:3])}: not finite in float16')
