@@ -109,7 +109,7 @@ class Lease:
       # A group, not a session: what starts a session of its own outlives the call.
       process = subprocess.Popen([*argv, '--given', json.dumps(given)], cwd=HERE.parent.parent, env=env, stdout=log,
                                  stderr=subprocess.STDOUT, process_group=0)
-    self.running[key] = process, time.monotonic(), min(most, self.left() - budget.SPARE)
+    self.running[key] = process, time.monotonic(), min(sizes.SIZES[self.size].patience * most, self.left() - budget.SPARE)
     return True
 
   def finish(self, key: str) -> str:

@@ -36,7 +36,8 @@ def arm(text: str) -> Arm:
 class Size(NamedTuple):
   """records: images taken of each of CIFAR-10's six files. overrides: of every config; heads: of one whose name ends so.
   seconds: of each timing. agree: images of the step that is compared with the CPU's. batch, width, dtype: of the
-  comparison with PyTorch. workers: that augment for it. accelerator: whether there must be one."""
+  comparison with PyTorch. workers: that augment for it. accelerator: whether there must be one. patience: with a part's
+  limit, which is meant for the device."""
   records: int
   overrides: dict[str, str]
   heads: dict[str, dict[str, str]]
@@ -47,24 +48,25 @@ class Size(NamedTuple):
   dtype: str
   workers: int
   accelerator: bool
+  patience: float
 
 
 _HEAD = "{'hidden': (64,), 'out': 32}"
 SIZES = {
-    'official': Size(10_000, {}, {}, 6., 64, 512, 64, 'bfloat16', 16, True),
+    'official': Size(10_000, {}, {}, 6., 64, 512, 64, 'bfloat16', 16, True, 1.),
     'rehearsal': Size(
         100, {'encoder.depth': '10', 'encoder.width': '8', 'batch': '64', 'dtype': 'float32', 'log_every': '7',
               'invariance.projector': _HEAD},
         {'equimod': {'equivariance.hidden': '(64,)', 'equivariance.dim': '32', 'equivariance.action_dim': '32'},
          'byol': {'invariance.predictor': _HEAD}},
-        1., 4, 16, 4, 'float32', 2, False),
+        1., 4, 16, 4, 'float32', 2, False, 4.),
     # The suite's: as little as still goes through every line.
     'test': Size(
         20, {'encoder.depth': '10', 'encoder.width': '4', 'batch': '16', 'dtype': 'float32', 'log_every': '6',
              'invariance.projector': "{'hidden': (16,), 'out': 8}"},
         {'equimod': {'equivariance.hidden': '(16,)', 'equivariance.dim': '8', 'equivariance.action_dim': '8'},
          'byol': {'invariance.predictor': "{'hidden': (16,), 'out': 8}"}},
-        .2, 2, 8, 4, 'float32', 1, False),
+        .2, 2, 8, 4, 'float32', 1, False, 2.),
 }
 
 
