@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -82,6 +83,17 @@ def test_every_flag_is_known_to_this_xla():
   done = subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], capture_output=True, text=True,
                         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags})
   assert done.returncode == 0, done.stderr[-300:]
+
+
+def test_every_item_of_the_list_can_be_typed():
+  words = [shlex.split(m) for m in re.findall(r'`((?:--arms|--seed|--epochs|call\d) [^`]*)`', (GPU / 'README.md').read_text())]
+  typed = [['call2', *w] if w[0].startswith('--') else w for w in words]
+  asked = [lease.parser().parse_args(['1' if x == 'N' else x for x in w]) for w in typed]
+  arms = {text for a in asked for text in a.arms}
+  assert len(asked) >= 10 and len(arms) >= 9 and {a.only for a in asked} >= {'load', 'imagenet', 'resume'}
+  for text in arms:
+    arm = sizes.arm(text)
+    configs.load(arm.config, arm.changed)
 
 
 # -- what travels
@@ -232,7 +244,7 @@ def a_lease(tmp_path, monkeypatch, **changed):
   (tmp_path / 'parts.py').write_text(STAND_IN)
   monkeypatch.setattr(lease, 'PARTS', tmp_path / 'parts.py')
   args = {'call': 'call1', 'minutes': 1., 'size': 'test', 'store': tmp_path / 'store', 'again': False, 'only': None,
-          'seed': 0, 'arms': list(sizes.FOUNDING)}
+          'seed': 0, 'epochs': 0, 'arms': list(sizes.FOUNDING)}
   return lease.Lease(argparse.Namespace(**{**args, **changed}), tmp_path / 'out')
 
 

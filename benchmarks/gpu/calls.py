@@ -31,19 +31,19 @@ def measure(lease) -> int:
   flags(lease)
   for line in told(lease.results['parts']):
     lease.say(line)
-  return 0 if lease.found('speed ' + sizes.FOUNDING[-1]) else 4
+  return 0 if 'epoch_s' in lease.known('speed ' + sizes.FOUNDING[-1]) else 4
 
 
 def flags(lease) -> None:
   """Try each of sizes.FLAGS for the step with EquiMod, then keep the best for the trainings."""
-  base, before = lease.found('speed ' + sizes.FOUNDING[-1]), lease.results.get('flags', '')
-  if not base:
+  base, before = lease.known('speed ' + sizes.FOUNDING[-1]), lease.results.get('flags', '')
+  if 'loss' not in base or len(base.get('images_per_s', ())) < 3:
     return
   tried = {}
   for name, flag in sizes.FLAGS.items():
     given = {'config': sizes.FOUNDING[-1], 'profile': False}
     lease.part(f'flags {name}', 'speed', given, 15, 60, f'{before} {flag}'.strip())
-    tried[name] = lease.found(f'flags {name}')
+    tried[name] = lease.known(f'flags {name}')
   best = budget.best(base, tried)
   if best and sizes.FLAGS[best] not in before:
     lease.results['flags'] = f'{before} {sizes.FLAGS[best]}'.strip()
@@ -95,21 +95,24 @@ def plan(lease, seed: int) -> dict | None:
   if str(seed) in plans:
     return plans[str(seed)]
   quick = {'profile': False, 'share': .3}
-  speeds = [lease.part(f'speed {arm.label}', 'speed', {'config': arm.config, 'more': arm.changed, **quick}, 30, 100)
-            for arm in lease.arms]
+  for arm in lease.arms:
+    if 'epoch_s' not in lease.known(f'speed {arm.label}'):
+      lease.part(f'speed {arm.label}', 'speed', {'config': arm.config, 'more': arm.changed, **quick}, 30, 100)
+  speeds = [lease.known(f'speed {arm.label}') for arm in lease.arms]
   if not all('epoch_s' in s for s in speeds):
     lease.say('the speed of the arms is not known (their parts failed): no training')
     return None
   start = lease.found('second start').get('start_s') or max(s['start_s'] for s in speeds)
   needs = budget.Needs(tuple(s['epoch_s'] for s in speeds), start)
   left = lease.left() - (0. if lease.found('data') else DATA)
-  epochs = budget.epochs(needs, left, next((p['epochs'] for p in plans.values()), sizes.MOST))
+  epochs = lease.epochs or budget.epochs(needs, left, next((p['epochs'] for p in plans.values()), sizes.MOST))
   if not epochs:
     lease.say(f'{lease.left():.0f} s are left: not one epoch of every arm fits')
     return None
   plans[str(seed)] = {'epochs': epochs, 'enough': epochs >= sizes.LEAST, 'epoch_s': needs.epoch, 'start_s': start,
                       'fixed_s': budget.fixed(needs, left), 'left_s': left}
-  lease.say(f'seed {seed}: {epochs} epochs of each arm fit ({sum(needs.epoch):.2f} s for one of each)'
+  lease.say(f'seed {seed}: {epochs} epochs of each arm {"as asked" if lease.epochs else "fit"} '
+            f'({sum(needs.epoch):.2f} s for one of each)'
             + ('' if epochs >= sizes.LEAST else f': FEWER than the {sizes.LEAST} that the experiment should have'))
   lease.write()
   return plans[str(seed)]
@@ -150,7 +153,7 @@ def experiment(lease) -> int:
 def worth(lease, seed: int) -> bool:
   """Whether a seed after the first would have the epochs of the first."""
   plans = lease.plans()
-  if not plans or str(seed) in plans:
+  if lease.epochs or not plans or str(seed) in plans:
     return True
   first = next(iter(plans.values()))
   fit = budget.epochs(budget.Needs(tuple(first['epoch_s']), first['start_s']), lease.left(), sizes.MOST)

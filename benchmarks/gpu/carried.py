@@ -27,8 +27,8 @@ def environment(store: pathlib.Path) -> dict[str, str]:
   path = [str(store / 'site'), str(pathlib.Path(__file__).resolve().parent.parent.parent), os.environ.get('PYTHONPATH', '')]
   return {'PYTHONPATH': os.pathsep.join(p for p in path if p), 'TFDS_DATA_DIR': str(store / 'tfds'),
           'EQSSL_CACHE': os.environ.get('EQSSL_CACHE', str(store / 'xla')), 'XDG_CACHE_HOME': str(store / 'cache'),
-          # Several processes share the device: a training, and an evaluation beside it.
-          'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '.25'),
+          # Up to five processes share the device: a training, and evaluations beside it.
+          'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '.12'),
           'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '1'}
 
 
@@ -84,6 +84,12 @@ def take(load: pathlib.Path, store: pathlib.Path, say: Callable[[str], None]) ->
       shutil.copyfile(file, store / 'data' / f'{name}.tmp')
       (store / 'data' / f'{name}.tmp').rename(store / 'data' / name)
   install(wanted(sorted((load / 'whl').glob('*.whl'))), store, say)
+
+
+def commit(store: pathlib.Path) -> str:
+  """Of the checkout that the load was packed in: on the machine there is no git folder to ask."""
+  file = store / 'data' / 'commit.txt'
+  return file.read_text().strip() if file.exists() else 'unknown'
 
 
 def missing(store: pathlib.Path) -> list[str]:

@@ -42,6 +42,7 @@ class Lease:
     self.began, self.seconds = time.monotonic(), 60. * args.minutes
     self.size, self.store, self.out, self.again = args.size, args.store, out, args.again
     self.arms, self.seed = [sizes.arm(text) for text in args.arms], args.seed
+    self.epochs = args.epochs
     self.running: dict[str, tuple] = {}
     for folder in (self.store / 'found', out):
       folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,10 @@ class Lease:
     """What a part that is done found; else {}."""
     part = self.results['parts'].get(key, {})
     return part.get('found', {}) if part.get('state') == 'done' else {}
+
+  def known(self, key: str) -> dict:
+    """What a part found, whatever came of it: a speed is one even where the profile after it failed."""
+    return self.results['parts'].get(key, {}).get('found', {})
 
   def take(self, key: str, state: str, seconds: float, why: str = '') -> None:
     """Move what a part wrote into the results; a done part is not forgotten for one that is not."""
@@ -139,7 +144,7 @@ class Lease:
     """`start` and `finish`; what it found, whatever came of it."""
     if self.start(key, name, given, least, most, flags):
       self.finish(key)
-    return self.results['parts'].get(key, {}).get('found', {})
+    return self.known(key)
 
   def plans(self) -> dict[str, dict]:
     """{seed: what was decided} of these arms."""
@@ -147,7 +152,7 @@ class Lease:
 
   def reached(self, key: str) -> int:
     """The step that a training came to, whether it is done or not."""
-    return self.results['parts'].get(key, {}).get('found', {}).get('step', 0)
+    return self.known(key).get('step', 0)
 
   def deliver(self) -> None:
     """Copy the encoders that were written to $OUT, the newest seed's first, as far as may come back."""
@@ -178,7 +183,7 @@ class Lease:
       self.finish(key)
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('call', choices=('pack', 'call1', 'call2', 'call3'))
   parser.add_argument('--minutes', type=float, default=6., help='of the whole call (default: %(default)s)')
@@ -190,8 +195,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--again', action='store_true', help='do what was done before once more')
   parser.add_argument('--arms', nargs='+', default=list(sizes.FOUNDING), metavar='"CONFIG;field=value"')
   parser.add_argument('--seed', type=int, default=0, help='the first that is wanted of these arms')
+  parser.add_argument('--epochs', type=int, default=0, help='of each arm, over several calls (default: what fits into one)')
   parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'), help='of pack: CIFAR-10\'s parts')
-  args = parser.parse_args(argv)
+  return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = parser().parse_args(argv)
   if args.call == 'pack':
     import pack
     return pack.main(args.data)
@@ -203,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
     carried.take(args.load or HERE.parent.parent / '.gpu' / args.call, args.store, lease.say)
+    lease.results['commit'] = carried.commit(args.store)
     work = {'load': lambda lease: 0, 'imagenet': calls.imagenet, 'resume': calls.resume}.get(
         args.only, calls.measure if args.call == 'call1' else calls.experiment)
     code = work(lease)

@@ -63,12 +63,19 @@ def on_the_machine(page: pathlib.Path) -> set[str]:
   return {plain(n.strip(' .\n')) for n in listed.partition('\n')[0].split(',')}
 
 
+def head() -> str:
+  """The commit of this checkout, and whether files differ from it."""
+  git = lambda *args: subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+  return git('rev-parse', 'HEAD') + ('+modified' if git('status', '--porcelain') else '')
+
+
 def load(folder: pathlib.Path, names: tuple[str, ...], data: pathlib.Path, wheels: list[pathlib.Path]) -> int:
   """Make a call's folder of the data's files `names` and the wheels, with their checksums; its bytes."""
   shutil.rmtree(folder, ignore_errors=True)
   (folder / 'whl').mkdir(parents=True)
   for name in (*names, 'unpack.py'):
     shutil.copyfile(data / name, folder / name)
+  (folder / 'commit.txt').write_text(head() + '\n')
   for wheel in wheels:
     shutil.copyfile(wheel, folder / 'whl' / wheel.name)
   files = [f for f in folder.rglob('*') if f.is_file()]
