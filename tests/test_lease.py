@@ -86,8 +86,8 @@ def test_every_flag_is_known_to_this_xla():
 
 
 def test_every_item_of_the_list_can_be_typed():
-  words = [shlex.split(m) for m in re.findall(r'`((?:--arms|--seed|--epochs|call\d) [^`]*)`', (GPU / 'README.md').read_text())]
-  typed = [['call2', *w] if w[0].startswith('--') else w for w in words]
+  typed = re.findall(r'`((?:--arms|--seed|--epochs|call\d) [^`]*)`', (GPU / 'README.md').read_text())
+  typed = [['call2', *w] if w[0].startswith('--') else w for w in map(shlex.split, typed)]
   asked = [lease.parser().parse_args(['1' if x == 'N' else x for x in w]) for w in typed]
   arms = {text for a in asked for text in a.arms}
   assert len(asked) >= 10 and len(arms) >= 9 and {a.only for a in asked} >= {'load', 'imagenet', 'resume'}
