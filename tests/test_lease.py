@@ -232,7 +232,16 @@ def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys
 STAND_IN = '''
 import json, os, pathlib, sys, time
 name, found = sys.argv[1], pathlib.Path(sys.argv[sys.argv.index('--found') + 1])
-found.write_text(json.dumps({'step': 3, 'flags': os.environ['XLA_FLAGS']}))
+given = json.loads(sys.argv[sys.argv.index('--given') + 1])
+fast = 'graph' in os.environ['XLA_FLAGS']
+found.write_text(json.dumps({
+    'step': 3, 'flags': os.environ['XLA_FLAGS'], 'given': given, 'platform': 'gpu', 'passed': True, 'loss_error': 0.,
+    'gradient_error': 0., 'epoch_s': .01 if 'equimod' in given.get('config', '') else .02, 'start_s': .5, 'loss': 5.,
+    'images_per_s': [200. if fast else 100.] * 3, 'ms_per_step': 1., 'compile_s': 1.}))
+if name in os.environ.get('STOP', '').split(): sys.exit(75)
+if name == 'bring':
+  (pathlib.Path(os.environ['LEASE_STORE']) / 'brought').mkdir(exist_ok=True)
+  (pathlib.Path(os.environ['LEASE_STORE']) / 'brought' / f'{given["label"]}-s{given["seed"]}.encoder.0').write_bytes(b'x')
 if name == 'bad': raise MemoryError('out of memory')
 if name == 'hang': time.sleep(60)
 if name == 'shot': os.kill(os.getpid(), 9)
@@ -281,6 +290,54 @@ def test_the_next_call_goes_on_from_where_one_was_killed(tmp_path, monkeypatch):
   assert two.results['parts']['first']['seconds'] == began, 'what is done is not done again'
   two.part('second', 'good', {}, 1, 20)
   assert states(tmp_path)['second'] == 'done' and [c['call'] for c in two.results['calls']] == ['call1', 'call2']
+
+
+def whole_data(tmp_path):
+  (tmp_path / 'store' / 'data').mkdir(parents=True)
+  for name in sum(carried.HALVES.values(), ()):
+    (tmp_path / 'store' / 'data' / name).touch()
+
+
+def trainings(results):
+  """{key: (epochs, flags)} of every training."""
+  found = {k: p['found'] for k, p in results['parts'].items() if k.startswith('train ')}
+  return {k: (f['given']['epochs'], f['flags']) for k, f in found.items()}
+
+
+def test_the_calls_hand_on_what_they_measured(tmp_path, monkeypatch):
+  """Call 1's speeds give call 2's epochs, equal for both arms, its best flag is theirs, and call 3 is the next seed's."""
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  whole_data(tmp_path)
+  one = a_lease(tmp_path, monkeypatch, minutes=2.)
+  assert calls.measure(one) == 0
+  assert one.results['best_flags'] == {'name': 'all into command buffers', 'tried': len(sizes.FLAGS)}
+  assert set(states(tmp_path).values()) == {'done'}
+  two = a_lease(tmp_path, monkeypatch, call='call2', minutes=2.)
+  assert calls.experiment(two) == 0
+  plan = two.plans()['0']
+  assert plan['epoch_s'] == (.02, .01) and plan['enough'] and plan['epochs'] == sizes.MOST
+  assert trainings(two.results) == {f'train {arm} s0': (sizes.MOST, sizes.FLAGS['all into command buffers'])
+                                    for arm in sizes.FOUNDING}
+  assert {f'{what} {arm} s0' for what in ('bring', 'probe', 'linear') for arm in sizes.FOUNDING} <= states(tmp_path).keys()
+  assert len(list((tmp_path / 'out').glob('*.encoder.0'))) == 2
+  three = a_lease(tmp_path, monkeypatch, call='call3', minutes=2.)
+  assert calls.experiment(three) == 0 and len(trainings(three.results)) == 4
+  short = a_lease(tmp_path, monkeypatch, call='call3', minutes=1.)
+  assert calls.experiment(short) == 0 and len(trainings(short.results)) == 4, 'a third seed would have fewer epochs'
+
+
+def test_a_training_that_was_cut_goes_on_with_its_epochs(tmp_path, monkeypatch):
+  whole_data(tmp_path)
+  monkeypatch.setenv('STOP', 'train')
+  one = a_lease(tmp_path, monkeypatch, call='call2', minutes=1.6)
+  assert calls.experiment(one) == 4
+  epochs = one.plans()['0']['epochs']
+  assert states(tmp_path)[f'bring {sizes.FOUNDING[1]} s0'] == 'of a cut training'
+  monkeypatch.delenv('STOP')
+  two = a_lease(tmp_path, monkeypatch, call='call3', minutes=3.)
+  assert calls.experiment(two) == 0
+  assert {e for e, _ in trainings(two.results).values()} == {epochs} and len(trainings(two.results)) == 2
+  assert states(tmp_path)[f'bring {sizes.FOUNDING[1]} s0'] == 'done'
 
 
 def test_the_newest_encoders_come_back_first_and_no_more_than_may(tmp_path, monkeypatch):

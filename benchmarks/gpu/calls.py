@@ -26,24 +26,27 @@ def measure(lease) -> int:
     lease.part(f'speed {config}', 'speed', {'config': config}, 30, 100)
   lease.part('second start', 'speed', {'config': sizes.FOUNDING[-1], 'profile': False, 'share': .1}, 20, 60)
   lease.part('PyTorch', 'pytorch', {}, 40, 130)
-  for config in sizes.SPEEDS[len(sizes.FOUNDING):]:
-    lease.part(f'speed {config}', 'speed', {'config': config}, 30, 100)
-  flags(lease)
+  together(lease)
   for line in told(lease.results['parts']):
     lease.say(line)
   return 0 if 'epoch_s' in lease.known('speed ' + sizes.FOUNDING[-1]) else 4
 
 
-def flags(lease) -> None:
-  """Try each of sizes.FLAGS for the step with EquiMod, then keep the best for the trainings."""
+def together(lease) -> None:
+  """Each of sizes.FLAGS for the step with EquiMod, of which the best is kept for the trainings; and the speed of what else
+  is in sizes.SPEEDS. All are compiled at once, then timed one after the other."""
   base, before = lease.known('speed ' + sizes.FOUNDING[-1]), lease.results.get('flags', '')
+  lock = {'lock': str(lease.store / 'lock')}
+  for config in sizes.SPEEDS[len(sizes.FOUNDING):]:
+    lease.start(f'speed {config}', 'speed', {'config': config, **lock}, 30, 130)
+  for name, flag in sizes.FLAGS.items():
+    given = {'config': sizes.FOUNDING[-1], 'profile': False, **lock}
+    lease.start(f'flags {name}', 'speed', given, 30, 130, f'{before} {flag}'.strip())
+  for key in list(lease.running):
+    lease.finish(key)
   if 'loss' not in base or len(base.get('images_per_s', ())) < 3:
     return
-  tried = {}
-  for name, flag in sizes.FLAGS.items():
-    given = {'config': sizes.FOUNDING[-1], 'profile': False}
-    lease.part(f'flags {name}', 'speed', given, 15, 60, f'{before} {flag}'.strip())
-    tried[name] = lease.known(f'flags {name}')
+  tried = {name: lease.known(f'flags {name}') for name in sizes.FLAGS}
   best = budget.best(base, tried)
   if best and sizes.FLAGS[best] not in before:
     lease.results['flags'] = f'{before} {sizes.FLAGS[best]}'.strip()

@@ -128,7 +128,7 @@ class Lease:
         break
       except subprocess.TimeoutExpired:
         os.killpg(process.pid, word)
-        most = time.monotonic() - began + GRACE
+        most = time.monotonic() - began + max(1., min(GRACE, self.left() - 1.))
     process.wait()
     del self.running[key]
     seconds, code = time.monotonic() - began, process.returncode

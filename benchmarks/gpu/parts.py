@@ -6,6 +6,7 @@ Started by lease.py, which says what each is for.
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import functools
 import json
 import os
@@ -130,12 +131,19 @@ def timed(run, program, seconds: float, say, found: dict):
   return functools.partial(advance, 10)
 
 
-def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float = 1., more: dict | None = None) -> dict:
-  """Images/s, memory, seconds to compile and to start of a config's training step, and its ten largest kernels."""
+def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float = 1., more: dict | None = None,
+          lock: str = '') -> dict:
+  """Images/s, memory, seconds to compile and to start of a config's training step, and its ten largest kernels.
+
+  lock: a file by which several that compile at once are timed one after the other, none while another compiles.
+  """
   from budget import middle
 
   from equivariant_ssl import runs
   runs.keep_programs()
+  held = open(lock, 'a') if lock else None
+  if held:
+    fcntl.flock(held, fcntl.LOCK_SH)
   run = described(size, config, more)
   start = time.perf_counter()
   program = compiled(run)
@@ -145,6 +153,9 @@ def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float
            'compile_s': time.perf_counter() - start,
            'planned_gib': (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30}
   say(found)
+  if held:
+    fcntl.flock(held, fcntl.LOCK_UN)
+    fcntl.flock(held, fcntl.LOCK_EX)  # once none is compiling; until the process ends
   ten = timed(run, program, size.seconds * share, say, found)
   found['ms_per_step'] = 1e3 * run.recipe.batch / middle(found['images_per_s'])
   found['epoch_s'] = run.recipe.steps_per_epoch * found['ms_per_step'] / 1e3
