@@ -1,4 +1,4 @@
-"""Several processes on this machine, and the GPU experiment's script in miniature."""
+"""Several processes on this machine."""
 import json
 import os
 import pathlib
@@ -145,59 +145,3 @@ def test_a_process_that_does_not_end_is_killed(tmp_path):
                       'while :; do sleep .1; done\n')
   stand_in.chmod(0o755)
   assert script('launch/local.sh', 2, 'smoke', PYTHON=stand_in, PORT=9, GRACE=1).returncode == 6
-
-
-MINIATURE = {'data': "{'name':'digits'}", 'size': 16, 'batch': 16, 'dtype': 'float32', 'log_every': 1,
-             'encoder.depth': 10, 'encoder.width': 4, 'invariance.projector': "{'hidden':(16,),'out':8}",
-             'augment': "{'order':('crop',),'crop':{'role':'both','method':'bilinear'}}"}
-ARMS = ('cifar10_simclr', 'cifar10_simclr_equimod')
-
-
-def experiment(out, arms=ARMS, steps=4, **settings):
-  extra = ' '.join(f'--config.{k}={v}' for k, v in {**MINIATURE, 'steps': steps}.items())
-  return script('benchmarks/gpu/cifar10.sh', OUT_DIR=out, ARMS=' '.join(arms), EXTRA=extra, PROTOCOL='cached',
-                JAX_NUM_CPU_DEVICES=1, TRAIN_SECONDS=0, **{'EVAL_SECONDS': 0, **settings})
-
-
-def whole(out, arms):
-  """Run the miniature, look at what it prints last, and run it again: it must do nothing more."""
-  (out / 'back').mkdir()
-  done = experiment(out, arms, OUT=out / 'back')
-  assert done.returncode == 0, done.stderr
-  for arm, line in zip(arms, done.stdout.splitlines()[-len(arms):], strict=True):
-    assert line.startswith(f'{arm}: step 4, ') and 'images/s' in line and 'device memory not reported (CPU)' in line
-    assert 'knn k=200 T=0.1' in line and 'cached ' in line
-    assert ('gain over shuffled actions' in line) == (arm == ARMS[1])
-  assert (out / 'back' / 'results.txt').read_text().splitlines()[-1] == line
-  commands = [(out / arm / 'command.txt').read_text() for arm in arms]
-  before = {p: p.stat().st_mtime_ns for arm in arms for p in (out / arm).rglob('*')}
-  again = experiment(out, arms)
-  assert again.returncode == 0 and again.stdout.splitlines()[-1] == line
-  assert {p: p.stat().st_mtime_ns for arm in arms for p in (out / arm).rglob('*')} == before
-  assert [(out / arm / 'command.txt').read_text() for arm in arms] == commands
-
-
-@pytest.mark.slow
-def test_the_experiment_in_miniature(tmp_path):
-  whole(tmp_path, ARMS[:1])
-
-
-@pytest.mark.slow
-def test_both_arms_of_the_experiment_in_miniature(tmp_path):
-  whole(tmp_path, ARMS)
-
-
-@pytest.mark.slow
-def test_a_segment_cut_short_ends_with_75_and_the_next_goes_on(tmp_path):
-  run, last = tmp_path / ARMS[0], []
-  for seconds in (10, 10, 20, 40, 80):  # a busy machine may spend the short ones on getting ready
-    done = experiment(tmp_path, ARMS[:1], steps=100_000, SECONDS_PER_CALL=seconds)
-    assert done.returncode == 75 and 'call again for more: train cifar10_simclr' in done.stdout, done.stderr
-    rows = [row['step'] for row in record.read_metrics(run)]
-    assert rows == list(range(1, len(rows) + 1)), 'a step was lost or done twice'
-    last += rows[-1:]
-    if len(set(last)) > 1:
-      break
-  assert len(set(last)) > 1, 'no call went on from another'
-  assert 'not evaluated yet' in done.stdout.splitlines()[-1]
-  assert experiment(tmp_path, ARMS[:1], SECONDS_PER_CALL=0).returncode == 2

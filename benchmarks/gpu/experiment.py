@@ -1,0 +1,126 @@
+"""The parts of the founding experiment: data, programs, training, what comes back, read-outs. Run by parts.py,
+each alone."""
+import hashlib
+import io
+import json
+import os
+import pathlib
+import sys
+import tarfile
+
+import encoders
+import sizes
+
+STORE = pathlib.Path(os.environ.get('LEASE_STORE', '/tmp/eqssl-gpu'))  # on the machine's own disk: outlasts a call
+FILES = (*(f'cifar10-train{i}.webp.zip' for i in range(1, 6)), 'cifar10-test.webp.zip')
+LEFT = ('projector', 'predictor')  # of the invariance: no protocol reads them, so they are not brought back
+
+
+def folder(label: str, seed: int) -> pathlib.Path:
+  """The run of an arm, or of the untrained network."""
+  return STORE / 'runs' / f'{label}-s{seed}'
+
+
+def data(size: sizes.Size, say) -> dict:
+  """Unpack the six carried files and prepare them as `eqssl data prepare cifar10` does; their bytes are checked."""
+  sys.path.insert(0, str(STORE / 'data'))
+  import unpack  # travels with the data
+
+  from equivariant_ssl.data import cifar10, prepare
+  archive, root = STORE / 'cifar10.tar', pathlib.Path(os.environ['TFDS_DATA_DIR'])
+  with tarfile.open(archive, 'w') as tar:
+    for name in FILES:
+      part = name.removeprefix('cifar10-').removesuffix('.webp.zip')
+      member = 'test_batch.bin' if part == 'test' else f'data_batch_{part.removeprefix("train")}.bin'
+      content = unpack.binary(*unpack.part(part))
+      if hashlib.sha256(content).hexdigest() != unpack.SHA256[member]:
+        raise ValueError(f'{name}: not the bytes that were packed')
+      info = tarfile.TarInfo(prepare.FOLDER + member)
+      info.size = size.records * prepare.RECORD
+      tar.addfile(info, io.BytesIO(content[:info.size]))
+  prepare.prepare(str(archive), root, size.records, print)
+  archive.unlink()
+  source = cifar10.make()  # decoded once, and kept for every run
+  return {'train': len(source.train.images), 'test': len(source.test.images)}
+
+
+def _settings(size: sizes.Size, arm: list, epochs: int, seed: int) -> dict[str, str]:
+  """What an arm's config is changed by. Three checkpoints: each costs the device its time."""
+  _, config, changed = arm
+  steps = epochs * (5 * size.records) // int(size.overrides.get('batch', 512))
+  return sizes.overrides(size, config, {**changed, 'epochs': str(float(epochs)), 'seed': str(seed),
+                                        'checkpoint_every': str(steps // 3 + 1)})
+
+
+def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
+  """Compile an arm's step and its initialisation into the cache, while the data are prepared."""
+  import parts
+
+  from equivariant_ssl import runs
+  runs.keep_programs()
+  run = parts.described(size, arm[1], _settings(size, arm, epochs, seed), images=False)
+  parts.compiled(run)
+  runs.initial(run)
+  return {'arm': arm[0], 'epochs': epochs}
+
+
+def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
+  """Train an arm, from its newest checkpoint where it has one. Ends with the command line's code: 75 stopped and saved."""
+  from equivariant_ssl import cli, record
+  place = folder(arm[0], seed)
+  changes = _settings(size, arm, epochs, seed)
+  code = cli.main(['train', '--config', arm[1], '--workdir', str(place), *(f'--config.{k}={v}' for k, v in changes.items())])
+  rows = record.read_metrics(place)
+  found = {'code': code, 'epochs': epochs, 'seed': seed, 'step': rows[-1]['step'] if rows else 0, 'metrics': rows}
+  say(found)
+  if code:
+    sys.exit(code)
+  return found
+
+
+def untrained(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
+  """The network of an arm before its first step as a run of step 0, to be evaluated like the others."""
+  from equivariant_ssl import checkpoint, record, runs
+  from equivariant_ssl import config as configs
+  runs.keep_programs()
+  place = folder('untrained', seed)
+  run = runs.prepare(configs.load(arm[1], _settings(size, arm, epochs, seed)))
+  record.start(place, configs.as_json(run.config), f'benchmarks/gpu/parts.py untrained, of {arm[0]}')
+  with checkpoint.open(place / 'checkpoints') as saved:
+    saved.save(0, runs.initial(run), {}, wait=True)
+  return {'arm': arm[0], 'seed': seed}
+
+
+def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
+  """Write the newest checkpoint's encoder and equivariance heads to the store: what restore.py makes a run of."""
+  import jax
+  import numpy as np
+
+  from equivariant_ssl import checkpoint, fingerprint, record, runs
+  from equivariant_ssl import config as configs
+  place = folder(label, seed)
+  run = runs.prepare(configs.read(place / 'config.json'))
+  step, state, _ = checkpoint.load(place / 'checkpoints', runs.abstract(run))
+  kept = {part: {k: v for k, v in getattr(state, part).items() if k not in LEFT} for part in ('params', 'stats')}
+  leaves = {k: np.asarray(v) for k, v in fingerprint.flat(jax.device_get(kept)).items()}
+  out = STORE / 'brought'
+  out.mkdir(exist_ok=True)
+  files = encoders.write(leaves, out, f'{place.name}.encoder')
+  return {**files, 'run': place.name, 'step': step, 'steps': run.recipe.steps, 'config': configs.as_json(run.config),
+          'environment': json.loads((place / 'env.json').read_text()), 'metrics': record.read_metrics(place),
+          'command': (place / 'command.txt').read_text()}
+
+
+def probe(size: sizes.Size, say, label: str, seed: int, protocols: list[str]) -> dict:
+  """The results of protocols of an arm's newest checkpoint, or of the untrained network's, one after the other."""
+  from equivariant_ssl import runs
+  from equivariant_ssl.evaluate import run as evaluation
+  runs.keep_programs()
+  found = {}
+  for name in protocols:
+    found |= evaluation.evaluate(folder(label, seed), [name], untrained=False)
+    say(found)
+  return found
+
+
+PARTS = (data, programs, train, untrained, bring, probe)

@@ -1,0 +1,95 @@
+"""Make run directories of the encoders that a lease brought back: what `eqssl eval` reads, here, without a GPU.
+
+Command: python benchmarks/gpu/restore.py FOLDER [FOLDER ...] --out runs/gpu    (the calls' $OUT, as they came back)
+Then:    eqssl eval runs/gpu/cifar10_simclr_equimod-s0 --protocol cached,few_labels,equivariance,health
+CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have float16's rounding. What was not brought back,
+the invariance's projector and the optimiser, is as at the start of the run: no protocol of `eqssl eval` reads these.
+"""
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+import encoders
+import jax
+import numpy as np
+
+from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
+from equivariant_ssl import config as configs
+from equivariant_ssl.errors import BAD_DATA, UserError, told
+
+
+def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
+  """{run: what `bring` says of it, its files as paths} of the results of every folder; of two, the later step."""
+  found = {}
+  for folder in folders:
+    results = record.read_object(folder / 'results.json', 'Give the folder that $OUT came back as.')
+    for key, part in results.get('parts', {}).items():
+      about = part.get('found', {})
+      if key.startswith('bring ') and 'sha256' in about and about['step'] > found.get(about['run'], {}).get('step', -1):
+        files = [next((f / name for f in folders if (f / name).is_file()), None) for name in about['files']]
+        if None in files:
+          raise UserError(f'{about["run"]}: {about["files"][files.index(None)]} is in none of the folders.',
+                          'Give the folders of all calls, the one that trained it too.', BAD_DATA)
+        found[about['run']] = {**about, 'files': files}
+  return found
+
+
+def restore(about: dict, out: pathlib.Path, changed: dict) -> pathlib.Path:
+  """One run directory. changed: fields of the config that are this machine's, as JSON. Raises UserError."""
+  workdir = out / about['run']
+  if workdir.exists():
+    raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')
+  config = configs.resolve(configs.ConfigDict({**about['config'], **changed}))
+  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  try:
+    leaves = encoders.read(about['files'], about['sha256'])
+  except ValueError as error:
+    raise UserError(f'{error}.', 'Copy the files again from where the call put them.', BAD_DATA) from None
+  state = runs.initial(run)
+  flat = fingerprint.flat(state)
+  place = {k: k.split('/', 1) for k in flat}
+  wrong = [k for k, v in leaves.items() if k not in flat or flat[k].shape != v.shape]
+  encoder = [k for k in flat if place[k][0] in ('params', 'stats') and place[k][1].startswith('encoder/')]
+  wrong += [k for k in encoder if k not in leaves]
+  if wrong:
+    raise UserError(f'{about["run"]}: {len(wrong)} tensors do not fit its config, {wrong[0]} for one.', '', BAD_DATA)
+  filled = {**flat, **leaves, 'step': np.int32(about['step'])}
+  state = jax.tree.unflatten(jax.tree.structure(state), [filled[k] for k in flat])
+  out.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=out, prefix='.restore-') as scratch:
+    new = pathlib.Path(scratch, about['run'])
+    record.start(new, configs.as_json(config), about['command'])
+    here = json.loads((new / 'env.json').read_text())
+    record.write_whole(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
+    (new / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in about['metrics']))
+    with checkpoint.open(new / 'checkpoints', config.keep) as saved:
+      saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimiser'}, wait=True)
+    os.replace(new, workdir)
+  return workdir
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('folders', nargs='+', type=pathlib.Path)
+  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/gpu'))
+  args = parser.parse_args(argv)
+  try:
+    found = brought(args.folders)
+    if not found:
+      raise UserError('no encoder came back: the results have none.', 'log.txt of call 2 says how it ended.', BAD_DATA)
+    for about in found.values():
+      workdir = restore(about, args.out, {})
+      whole = '' if about['step'] == about['steps'] else f' (cut: {about["steps"]} were planned)'
+      print(f'{workdir}: step {about["step"]}{whole}. Next: eqssl eval {workdir} --protocol cached,few_labels,profile')
+  except (OSError, UserError) as error:
+    text, code = told(error)
+    print(f'restore.py: {text}', file=sys.stderr)
+    return code
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
