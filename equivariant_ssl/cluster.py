@@ -58,10 +58,10 @@ def _address(env: Env, host: str, job: int) -> str:
 
 
 def _number(env: Env, name: str, job: str, default: int | None = None) -> int:
-  """The whole number that `env` has under `name`, or `default`; UserError, in the name of variable `job`, where it has none."""
+  """The whole number under `name` in `env`, or `default`; UserError where there is none, though variable `job` is set."""
   text = env.get(name) or ('' if default is None else str(default))
   if not (text.isascii() and text.isdigit()):
-    raise UserError(f'{job} is set, and {name} is {repr(text) if text else "missing"}: that is a part of a job\'s environment.',
+    raise UserError(f'{job} is set, and {name} is {repr(text) if text else "missing"}: that is not the whole of a job.',
                     f'{"srun" if job.startswith("SLURM") else "mpirun"} sets all of it; for one process alone: '
                     f'env -u {job} eqssl ...')
   return int(text)
@@ -79,7 +79,8 @@ def ompi(env: Env) -> Place | None:
   job = 'OMPI_COMM_WORLD_SIZE'
   if job not in env:
     return None
-  count, index, here, local = (_number(env, f'OMPI_COMM_WORLD_{k}', job) for k in ('SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK'))
+  names = 'SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK'
+  count, index, here, local = (_number(env, f'OMPI_COMM_WORLD_{k}', job) for k in names)
   _within(index, count, f'OMPI_COMM_WORLD_RANK and {job}', job)
   _within(local, here, 'OMPI_COMM_WORLD_LOCAL_RANK and OMPI_COMM_WORLD_LOCAL_SIZE', job)
   _within(here - 1, count, f'OMPI_COMM_WORLD_LOCAL_SIZE, less one, and {job}', job)

@@ -24,6 +24,7 @@ from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
+from equivariant_ssl.recipe import slow_start
 from equivariant_ssl.runs import Run, abstract, initial, prepare
 
 COLLAPSED = .3  # of the spread of a uniform sphere
@@ -162,6 +163,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     start, total = int(state.step), run.recipe.steps
     say(f'{workdir.name}: ' + (f'resuming at step {start} of {total}' if found else f'{total} steps') +
         f', batch {config.batch} = {run.mesh.devices.size} devices x {config.batch // run.mesh.devices.size}')
+    if line := slow_start(config, run.recipe):
+      say(line)
     if distributed.main():
       write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
       show = stack.enter_context(record.progress(total, start, workdir.name, quiet))

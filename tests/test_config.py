@@ -34,7 +34,8 @@ def test_overrides():
   assert config.invariance.projector.hidden == (32,)
 
 
-AS_TYPED = ('2024_01_15', '1e5', 'a,b', '1', '0x10', 'None', "('a', 'b')", '{}', ' a ', 'train[:80%]', '-', 'é', "it's", '1_0.5')
+AS_TYPED = ('2024_01_15', '1e5', 'a,b', '1', '0x10', 'None', "('a', 'b')", '{}', ' a ', 'train[:80%]', '-', 'é',
+            "it's", '1_0.5')
 
 
 @pytest.mark.parametrize('text', AS_TYPED)
