@@ -120,7 +120,7 @@ def table(found: list[Row]) -> Table:
 def write(found: list[Row], path: pathlib.Path) -> None:
   """The same as CSV, unscaled: one line a number and group, with every seed's value."""
   seeds = sorted({s for r in found for s in r.seeds})
-  with open(path, 'w', newline='') as file:
+  with open(path, 'w', newline='', encoding='utf-8') as file:
     out = csv.writer(file)
     out.writerow(['protocol', 'number', 'group', 'n', 'mean', 'std', 'untrained', 'difference', 'low', 'high',
                   *(f'seed {s}' for s in seeds)])

@@ -191,7 +191,7 @@ def unsafe_class(value: Any) -> str | None:
 def open_directory(path: pathlib.Path) -> Any:
   """The TFDS builder of a prepared directory, after a look at what it would import. Raises UserError."""
   try:
-    bad = unsafe_class(json.loads((path / 'features.json').read_text()))
+    bad = unsafe_class(json.loads((path / 'features.json').read_text(encoding='utf-8')))
   except (OSError, ValueError, RecursionError) as e:
     raise UserError(f'{path} is not a readable TFDS data set: features.json: {e}', 'Prepare it again.') from e
   if bad is not None:

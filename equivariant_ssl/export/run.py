@@ -35,7 +35,7 @@ CLOSE = 1e-3  # of the largest feature: what float32 in another order of sums st
 def _said(folder: pathlib.Path) -> dict:
   """What the config.json in `folder` says, {} where there is none; under 'equivariant_ssl' where `export` wrote it."""
   try:
-    found = json.loads((folder / FACTS).read_text())
+    found = json.loads((folder / FACTS).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}
@@ -59,7 +59,7 @@ def _folder(out: pathlib.Path) -> None:
 def _config_name(workdir: pathlib.Path) -> str:
   """The config that the run was started with, '' where its command does not say."""
   try:
-    words = shlex.split((workdir / 'command.txt').read_text().replace('--config=', '--config '))
+    words = shlex.split((workdir / 'command.txt').read_text(encoding='utf-8').replace('--config=', '--config '))
   except (OSError, ValueError):
     return ''
   return dict(zip(words, words[1:], strict=False)).get('--config', '')
@@ -135,7 +135,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
     (new / WEIGHTS).write_bytes(content)
     lines = _compare(run, encoder, new / WEIGHTS, made)
     facts = _facts(run, made, workdir, number, _digest(content))
-    (new / FACTS).write_text(json.dumps(facts, indent=1) + '\n')
+    (new / FACTS).write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     for name in (FACTS, WEIGHTS):
       os.replace(new / name, out / name)
   size = sum(v.nbytes for v in state.values()) / 1e6

@@ -116,7 +116,7 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
 def read(folder: pathlib.Path) -> dict[str, Any]:
   """The plan in `folder`."""
   try:
-    return json.loads((folder / 'study.json').read_text())
+    return json.loads((folder / 'study.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
     raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
@@ -201,7 +201,7 @@ def done(folder: pathlib.Path, run: Run) -> bool:
 
 def _found(workdir: pathlib.Path) -> dict:
   try:
-    return json.loads((workdir / 'found.json').read_text())
+    return json.loads((workdir / 'found.json').read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
 

@@ -50,7 +50,7 @@ def devices() -> tuple[dict[str, Any], int]:
   """(record.environment, how many runs fit side by side): one a GPU, one a core of a CPU; a TPU's chips work on one run
   together. Asked of another process: this one must not hold what its workers need."""
   code = 'import jax, json; from equivariant_ssl import record; print(json.dumps(record.environment()))'
-  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True).stdout)
   return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
 
 
@@ -68,7 +68,7 @@ def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
 
 def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int) -> Worker:
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
-  with open(folder / run.workdir / 'log.txt', 'w') as out:
+  with open(folder / run.workdir / 'log.txt', 'wb') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
                                env={**os.environ, **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
@@ -77,7 +77,7 @@ def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: i
 
 def _why(folder: pathlib.Path, run: plans.Run, code: int) -> str:
   """The line of a run's log that says why it ended with `code`."""
-  lines = (folder / run.workdir / 'log.txt').read_text(errors='replace').splitlines()
+  lines = (folder / run.workdir / 'log.txt').read_text(encoding='utf-8', errors='replace').splitlines()
   said = [line for line in lines if line.startswith('eqssl: ')]
   said = said or [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Exit)\b', line)]
   said = said or [line for line in lines if line.strip()]
@@ -138,7 +138,7 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
                                  python=shlex.quote(sys.executable)))
   after = f'For the table and the report of what is done, at any time: eqssl study --resume {folder} --collect'
   if shutil.which('sbatch'):
-    done = subprocess.run(['sbatch', str(script)], capture_output=True, text=True)
+    done = subprocess.run(['sbatch', str(script)], capture_output=True, encoding='utf-8')
     if done.returncode:
       raise UserError(f'sbatch: {done.stderr.strip() or done.stdout.strip()}', f'Edit {script}, and sbatch it.')
     say(done.stdout.strip())
