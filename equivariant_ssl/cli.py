@@ -192,7 +192,7 @@ def _train(config, workdir: str, args, begin: str | None = None) -> None:
   with distributed.watched():
     run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
   if distributed.main():
-    print(f'Next: eqssl eval {workdir}')
+    print(f'Next: eqssl eval {shlex.quote(str(workdir))}')
 
 
 def evaluate(args) -> None:

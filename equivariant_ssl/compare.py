@@ -1,6 +1,7 @@
 """Compare evaluated runs: mean and spread over seeds, and differences paired by seed with their intervals."""
 import csv
 import pathlib
+import shlex
 import sys
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
           who in of) else None  # a study measures the untrained network once a seed, not in every arm
       found[path.stem, number] = mean('trained'), mean('untrained'), scale
   if not found:
-    raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {workdir}')
+    raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {shlex.quote(str(workdir))}')
   return group(config, by), config.seed, found
 
 

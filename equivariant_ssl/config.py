@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import shlex
 import sys
 from typing import Any
 
@@ -66,7 +67,8 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     raise UserError(f'config file {name!r} not found.', f'Available: {", ".join(there) or "none here"}.')
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   if spec is None:
-    raise UserError(f'config file {str(path)!r} is not a Python file.', f'To go on with a run: eqssl resume {path.parent}'
+    raise UserError(f'config file {str(path)!r} is not a Python file.',
+                    f'To go on with a run: eqssl resume {shlex.quote(str(path.parent))}'
                     if path.name == 'config.json' else 'It needs a name that ends in .py.')
   module = importlib.util.module_from_spec(spec)
   try:

@@ -76,7 +76,7 @@ def run_demo(out: pathlib.Path, seeds: int = 3, steps: int = 0) -> dict[str, Arm
     for printer in (console, Console(file=file, width=110)):
       tables(arms, printer)
       printer.print(conclude(arms))
-  (out / 'results.json').write_text(json.dumps(
+  record.write_whole(out / 'results.json', json.dumps(
       {'arms': run.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
   demo_figure.draw(out / 'figure.png', arms)
   print(f'{minutes:.1f} minutes. Figure: {out / "figure.png"}  Numbers: {out / "results.json"}\n'

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -140,7 +141,8 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   if changed:
     raise UserError(f'{workdir} holds a run of another config: {"; ".join(changed[:5])}'
                     + (f'; and {len(changed) - 5} more.' if len(changed) > 5 else '.'),
-                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {workdir}', OTHER_CONFIG)
+                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {shlex.quote(str(workdir))}',
+                    OTHER_CONFIG)
 
 
 def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = ()) -> None:
@@ -153,8 +155,8 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   workdir = _folder(workdir)
   compare(workdir, config, free)
   if resume and not (workdir / 'config.json').exists():
-    raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
-                    NO_CHECKPOINT)
+    raise UserError(f'{workdir} holds no run.',
+                    f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
   with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
     before = read_object(workdir / 'env.json', '')

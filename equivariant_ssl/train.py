@@ -259,6 +259,6 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
 
     state = fit(run, state, on_step)
   if stopped:
-    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.', f'Resume: eqssl resume {workdir}',
-                    PREEMPTED)
+    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
+                    f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)
   return state

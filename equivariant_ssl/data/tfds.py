@@ -155,7 +155,7 @@ def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -
 def how_to_make(name: str) -> str:
   """What to type to prepare a data set of this name."""
   if name in OWN or name.split('/')[0] not in known():
-    return OWN.get(name) or f'eqssl data prepare {name} --src FOLDER'
+    return OWN.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
   return f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
 
 

@@ -3,6 +3,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -165,8 +166,8 @@ def _to_make(target: Target, base: pathlib.Path) -> str:
   """What to type for a data set that is not on disk: without TensorFlow where that can be."""
   if target.prepare == BUILD and target.dataset in tfds.OWN:
     url = archives.FOUND_AT.get(target.dataset)
-    return f'{tfds.OWN[target.dataset]} --root {base}' + (f'   (ARCHIVE: {url})' if url else '')
-  return ' '.join(target.prepare.format(dataset=target.dataset, root=base).split())
+    return f'{tfds.OWN[target.dataset]} --root {shlex.quote(str(base))}' + (f'   (ARCHIVE: {url})' if url else '')
+  return ' '.join(target.prepare.format(dataset=target.dataset, root=shlex.quote(str(base))).split())
 
 
 def check_targets(names: Iterable[str], root: str = '') -> None:

@@ -259,5 +259,6 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   say(f'Inputs: {_shown(run)}, {of}.')
   if getattr(made, 'stem', None) in SMALL:
     say(f'Stem: {made.stem}, {"as asked" if "encoder.stem" in overrides else whose}.')
-  say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. Next: eqssl eval {workdir}')
+  say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. '
+      f'Next: eqssl eval {shlex.quote(str(workdir))}')
   return workdir

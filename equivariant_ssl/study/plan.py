@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pathlib
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -109,7 +110,8 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
     if changed:
       asked = [f'--{k}' for k in changed if k not in ('made', 'epochs')] or ['version of a config or of eqssl']
       raise UserError(f'{folder} holds a study with another {", ".join(asked)}.',
-                      f'Use another --out; or go on with that one as it was: eqssl study --resume {folder}', OTHER_CONFIG)
+                      f'Use another --out; or go on with that one as it was: '
+                      f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 
 

@@ -122,7 +122,7 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
       w.process.wait()
   if todo or running or later:
     raise UserError(f'stopped; {sum(plans.done(folder, r) for r in every)} of {len(every)} runs are done.',
-                    f'Go on: eqssl study --resume {folder}', PREEMPTED)
+                    f'Go on: eqssl study --resume {shlex.quote(str(folder))}', PREEMPTED)
   return failed
 
 
@@ -134,16 +134,17 @@ def _keep(folder: pathlib.Path, found: dict[str, Any]) -> None:
 def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
   """Write slurm.sh, an array of the runs, and submit it where there is sbatch."""
   script = folder / 'slurm.sh'
-  script.write_text(SLURM.format(last=len(plans.runs(plan)) - 1, most=most or 32, folder=shlex.quote(str(folder)),
-                                 python=shlex.quote(sys.executable)))
-  after = f'For the table and the report of what is done, at any time: eqssl study --resume {folder} --collect'
+  record.write_whole(script, SLURM.format(last=len(plans.runs(plan)) - 1, most=most or 32, folder=shlex.quote(str(folder)),
+                                          python=shlex.quote(sys.executable)))
+  again = f'eqssl study --resume {shlex.quote(str(folder))}'
+  after = f'For the table and the report of what is done, at any time: {again} --collect'
   if shutil.which('sbatch'):
     done = subprocess.run(['sbatch', str(script)], capture_output=True, encoding='utf-8')
     if done.returncode:
       raise UserError(f'sbatch: {done.stderr.strip() or done.stdout.strip()}', f'Edit {script}, and sbatch it.')
     say(done.stdout.strip())
   else:
-    say(f'There is no sbatch here. Edit {script} for your site, and: sbatch {script}')
+    say(f'There is no sbatch here. Edit {script} for your site, and: sbatch {shlex.quote(str(script))}')
   say(after)
 
 
@@ -216,5 +217,6 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   say(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
   if failed:
     raise UserError(f'{len(failed)} of {len(every)} runs failed, {next(iter(failed))} so: {next(iter(failed.values()))}',
-                    f'Their logs: log.txt in {folder}/runs/. To try them again: eqssl study --resume {folder}')
+                    f'Their logs: log.txt in {folder}/runs/. To try them again: '
+                    f'eqssl study --resume {shlex.quote(str(folder))}')
   return found
