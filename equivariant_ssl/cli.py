@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
   """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
+  if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':  # names are UTF-8 in any locale
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()

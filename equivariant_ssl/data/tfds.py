@@ -114,7 +114,7 @@ def remember(path: pathlib.Path) -> None:
 
 def default_root(root: str = '') -> pathlib.Path:
   """`root`, or where TFDS keeps its data sets."""
-  return pathlib.Path(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+  return pathlib.Path(os.path.expanduser(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
 
 
 class NotPrepared(UserError):  # noqa: N818
@@ -130,13 +130,13 @@ def known() -> frozenset[str]:
 
 def _is_path(dataset: str) -> bool:
   """Whether a data set is named by the directory of one of its versions."""
-  return (pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file()
+  return (pathlib.Path(os.path.expanduser(dataset)) / 'dataset_info.json').is_file()
 
 
 def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
   """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
   if _is_path(dataset):
-    return pathlib.Path(dataset).expanduser()
+    return pathlib.Path(os.path.expanduser(dataset))
   name, _, version = dataset.partition(':')
   base = default_root(root) / name
   found = _versions(base)
@@ -161,7 +161,7 @@ def how_to_make(name: str) -> str:
 
 def no_data(name: str) -> UserError:
   """The error for a path that holds no prepared data set."""
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   if path.is_dir():
     return UserError(f'{name!r} is a folder, but not of a prepared data set.',
                      'A folder of images is read with --config.data.name=folder --config.data.path=DIR')
