@@ -6,6 +6,7 @@ from equivariant_ssl import cli, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.recipe import slow_start
 from equivariant_ssl.runs import prepare
+from equivariant_ssl.study import run
 
 PER_EPOCH = 1000 // 16  # of the tiny config
 
@@ -52,3 +53,14 @@ def test_what_it_proposes_is_shorter():
 def test_no_shipped_config_is_all_warm_up(name):
   config = configs.load(name)
   assert config.steps or config.optimizer.warmup_epochs < config.epochs
+
+
+@pytest.mark.parametrize('argv', [
+    ('--config.steps=3', '--proxies', '1/8'), ('--config.steps=0', '--budget', '1', '--proxies', '.5,.001'),
+    ('--config.steps=0', '--budget', '.001')])
+def test_a_study_with_a_run_of_no_step_does_not_start(argv, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(run, 'execute', lambda *args: pytest.fail('runs were started'))
+  monkeypatch.setattr(run, 'devices', lambda: ({'backend': 'cpu'}, 1))
+  assert cli.main(['study', '--config', tiny.NAME, '--augs', 'flip', '--out', str(tmp_path / 's'), *argv]) == 2
+  err = capsys.readouterr().err
+  assert 'no whole step to train' in err and len(err.strip().splitlines()) == 2 and not (tmp_path / 's').exists()

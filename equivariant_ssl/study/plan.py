@@ -143,9 +143,25 @@ def config(plan: dict[str, Any], run: Run) -> ConfigDict:
   squeeze = share * (plan['budget'] / given['epochs'] if plan['budget'] else 1.)
   if plan['budget']:
     given['steps'] = 0
-  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(given['steps'] * squeeze)}
+  asked = given['steps']
+  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(asked * squeeze)}
   given['optimizer']['warmup_epochs'] *= squeeze
+  if asked and not given['steps']:  # 0 would mean: as many as the epochs have
+    raise _no_step(run, f'{asked} steps')
   return configs.resolve(ConfigDict(given))
+
+
+def _no_step(run: Run, of: str) -> UserError:
+  return UserError(f'run {run.name}: {run.share:g} of its {of} are no whole step to train.',
+                   'Give it more: --budget EPOCHS, --config.steps=N, or larger --proxies.')
+
+
+def check_steps(plan: dict[str, Any], per_epoch: int) -> None:
+  """UserError where some run has no step to train, epochs being of `per_epoch` steps."""
+  for run in runs(plan):
+    found = config(plan, run)
+    if not (found.steps or round(found.epochs * per_epoch)):
+      raise _no_step(run, f'{plan["epochs"]:g} epochs')
 
 
 def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) -> dict[str, Any]:

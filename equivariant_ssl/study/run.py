@@ -197,7 +197,8 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   every = plans.runs(plan)
   first = plans.config(plan, every[0])
   if not collect:
-    prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
+    whole = prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
+    plans.check_steps(plan, whole.recipe.steps_per_epoch)
   with record.lock(folder):
     plans.write(folder, plan)
     length = f'{first.steps} steps' if first.steps else f'{first.epochs:g} epochs'
