@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
   """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
+  if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':  # names are UTF-8 in any locale
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
   code = main()
   sys.stdout.flush()
   sys.stderr.flush()
@@ -193,7 +196,7 @@ def _train(config, workdir: str, args, begin: str | None = None) -> None:
   with distributed.watched():
     run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
   if distributed.main():
-    print(f'Next: eqssl eval {workdir}')
+    print(f'Next: eqssl eval {shlex.quote(str(workdir))}')
 
 
 def evaluate(args) -> None:

@@ -19,5 +19,7 @@ def told(e: Exception) -> tuple[str, int]:
   if isinstance(e, OSError):
     return (f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n  '
             'Check that the folder exists, may be written, and has room; the traceback: add --debug.', USAGE)
+  if isinstance(e, RuntimeError) and 'home directory' in str(e):  # pathlib's, of expanduser
+    return 'there is no home folder for a path with ~: HOME is not set.\n  Give the whole path, or set HOME.', USAGE
   return (f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
           'This is not a mistake that eqssl knows; the traceback: add --debug.', 1)

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,14 +34,14 @@ PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoi
 def write_whole(path: pathlib.Path, text: str) -> None:
   """Write a file whole: a kill leaves the old one or the new one."""
   part = path.with_name(path.name + '.tmp')
-  part.write_text(text)
+  part.write_text(text, encoding='utf-8', errors='surrogateescape')  # a name may be of other bytes
   part.replace(path)
 
 
 def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """The JSON object in a file; UserError with `fix` where it is damaged."""
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # of JSON or of its letters
     raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
   if not isinstance(found, dict):
@@ -53,7 +54,7 @@ def _git() -> str | None:
   here = pathlib.Path(__file__)
 
   def git(*args: str) -> str:
-    return subprocess.run(['git', '--no-optional-locks', *args], cwd=here.parent, capture_output=True, text=True,
+    return subprocess.run(['git', '--no-optional-locks', *args], cwd=here.parent, capture_output=True, encoding='utf-8',
                           check=True, timeout=20).stdout.strip()
   try:
     git('ls-files', '--error-unmatch', here.name)  # installed inside another project's checkout is not ours
@@ -64,7 +65,7 @@ def _git() -> str | None:
 
 def _processor() -> str:
   with contextlib.suppress(OSError):
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+    for line in pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
   return platform.processor() or platform.machine()
@@ -102,7 +103,7 @@ def _folder(workdir: Path) -> pathlib.Path:
 def lock(workdir: Path) -> Iterator[None]:
   """Hold `workdir` for this process; UserError IN_USE where another has it. The kernel lets go of a dead one's."""
   path = _folder(workdir) / 'run.lock'
-  with path.open('a+') as file:
+  with path.open('a+', encoding='utf-8') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -141,7 +142,8 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults
   if changed:
     raise UserError(f'{workdir} holds a run of another config: {"; ".join(changed[:5])}'
                     + (f'; and {len(changed) - 5} more.' if len(changed) > 5 else '.'),
-                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {workdir}', OTHER_CONFIG)
+                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {shlex.quote(str(workdir))}',
+                    OTHER_CONFIG)
 
 
 def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = (),
@@ -156,13 +158,13 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   workdir = _folder(workdir)
   compare(workdir, config, free, defaults)
   if resume and not (workdir / 'config.json').exists():
-    raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
-                    NO_CHECKPOINT)
+    raise UserError(f'{workdir} holds no run.',
+                    f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
   with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
     before = read_object(workdir / 'env.json', '')
   with contextlib.suppress(FileNotFoundError):
-    commands = (workdir / 'command.txt').read_text()
+    commands = (workdir / 'command.txt').read_text(encoding='utf-8', errors='surrogateescape')
   earlier = before.pop('earlier', [])
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
@@ -174,7 +176,7 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """The rows of a run's metrics.jsonl, without a torn line; none where there is no such file."""
   path, rows = pathlib.Path(workdir) / 'metrics.jsonl', []
-  for line in path.read_text(errors='replace').splitlines(keepends=True) if path.exists() else ():
+  for line in path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True) if path.exists() else ():
     with contextlib.suppress(ValueError):
       row = json.loads(line)
       if line.endswith('\n') and isinstance(row, dict) and isinstance(row.get('step'), int):
@@ -207,9 +209,9 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   path = workdir / 'metrics.jsonl'
   board = _board(workdir, resume_step) if tensorboard else None
   kept = ''.join(_row(row) for row in read_metrics(workdir) if row['step'] <= resume_step)
-  if path.exists() and kept != path.read_text(errors='replace'):
+  if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
     write_whole(path, kept)
-  with path.open('a') as file:
+  with path.open('a', encoding='utf-8') as file:
     def write(step: int, values: dict[str, Any]) -> None:
       numbers = {k: float(v) for k, v in values.items()}
       file.write(_row({'step': int(step), **numbers}))

@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import json
 import pathlib
+import shlex
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -75,7 +76,7 @@ def definition(protocol: Any) -> dict[str, Any]:
 
 def result(path: pathlib.Path) -> dict[str, Any]:
   """What an evaluation left in a file; UserError where it is damaged."""
-  fix = f'Delete it, or evaluate again: eqssl eval {path.parent.parent}'
+  fix = f'Delete it, or evaluate again: eqssl eval {shlex.quote(str(path.parent.parent))}'
   found = record.read_object(path, fix)
   for seeds in (found[who] for who in ('trained', 'untrained') if who in found):
     whole = isinstance(seeds, list) and all(isinstance(f, dict) and isinstance(f.get('numbers'), dict) for f in seeds)

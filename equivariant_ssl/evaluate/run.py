@@ -2,6 +2,7 @@
 import functools
 import json
 import pathlib
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator

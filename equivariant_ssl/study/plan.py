@@ -121,7 +121,8 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
       asked = [f'--{k}' + (f' ({old[k]})' if k == 'readout' else '') for k in changed if k not in ('made', 'epochs')]
       asked = asked or ['version of a config or of eqssl']
       raise UserError(f'{folder} holds a study with another {", ".join(asked)}.',
-                      f'Use another --out; or go on with that one as it was: eqssl study --resume {folder}', OTHER_CONFIG)
+                      f'Use another --out; or go on with that one as it was: '
+                      f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 
 
@@ -136,7 +137,7 @@ def _resolved(config: dict) -> dict:
 def read(folder: pathlib.Path) -> dict[str, Any]:
   """The plan in `folder`; one without a read-out is of a version that knew the test split alone."""
   try:
-    return {'readout': 'test'} | json.loads((folder / 'study.json').read_text())
+    return {'readout': 'test'} | json.loads((folder / 'study.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
     raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
@@ -161,9 +162,25 @@ def config(plan: dict[str, Any], run: Run) -> ConfigDict:
   squeeze = share * (plan['budget'] / given['epochs'] if plan['budget'] else 1.)
   if plan['budget']:
     given['steps'] = 0
-  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(given['steps'] * squeeze)}
+  asked = given['steps']
+  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(asked * squeeze)}
   given['optimizer']['warmup_epochs'] *= squeeze
+  if asked and not given['steps']:  # 0 would mean: as many as the epochs have
+    raise _no_step(run, f'{asked} steps')
   return configs.resolve(ConfigDict(given))
+
+
+def _no_step(run: Run, of: str) -> UserError:
+  return UserError(f'run {run.name}: {run.share:g} of its {of} are no whole step to train.',
+                   'Give it more: --budget EPOCHS, --config.steps=N, or larger --proxies.')
+
+
+def check_steps(plan: dict[str, Any], per_epoch: int) -> None:
+  """UserError where some run has no step to train, epochs being of `per_epoch` steps."""
+  for run in runs(plan):
+    found = config(plan, run)
+    if not (found.steps or round(found.epochs * per_epoch)):
+      raise _no_step(run, f'{plan["epochs"]:g} epochs')
 
 
 def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) -> dict[str, Any]:
@@ -235,7 +252,7 @@ def read_on(plan: dict[str, Any]) -> str:
 
 def _found(workdir: pathlib.Path, name: str = 'found.json') -> dict:
   try:
-    return json.loads((workdir / name).read_text())
+    return json.loads((workdir / name).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
 

@@ -74,9 +74,10 @@ def run(folder: pathlib.Path, number: int) -> None:
   asked = [*plans.PROTOCOLS, *plan['protocols'], *(['transfer'] if plan['transfer'] else [])]
   found = evaluations.evaluate(workdir, asked, options=options, console=Console(quiet=True), strict=False,
                                untrained=mine.arm == plan['made'][0]['name'])
-  log = (workdir / 'metrics.jsonl').read_text().splitlines()
+  log = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
   kept = read(found) | {'spread': json.loads(log[-1])['std'] if log else None,
-                        'git': json.loads((workdir / 'env.json').read_text())['git'], 'seconds': time.perf_counter() - start}
+                        'git': json.loads((workdir / 'env.json').read_text(encoding='utf-8'))['git'],
+                        'seconds': time.perf_counter() - start}
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
 
 
