@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
       'epochs': 200.,
       'batchnorm': 'view',
       'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'test': 'test'},
+      'mean': (.43, .42, .39),
+      'std': (.27, .26, .27),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'imagenet', 'width': 64},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur'),
