@@ -27,7 +27,7 @@ TOP = {
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
     'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
     'std': (),              # the same
-    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
+    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each view
     'log_every': 10,        # steps
     'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
