@@ -7,7 +7,8 @@ Published: online top-1 92.10 %, of a classifier trained along with the network 
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's
            own code is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling.
+Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950; solo-learn's
+           from 3e-5 at step 0 to the peak one step before.
 """
 from ml_collections import ConfigDict
 
@@ -21,7 +22,9 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2470, .2435, .2616),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'solo', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
           'second': {'solarize': {'p': .2}},

@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
       'epochs': 1000.,
       'dtype': 'bfloat16',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2470, .2435, .2616),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'solo', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
           'second': {'solarize': {'p': .2}},

@@ -2,11 +2,11 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_barlow_essl --workdir runs/c10_barlow_essl
-           eqssl eval runs/c10_barlow_essl --protocol equimod
+           eqssl eval runs/c10_barlow_essl --protocol essl
 Published: none that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam. The weight is .1 x 8: that of their
            ImageNet code, times the scale of the loss here.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   as cifar10_barlow.
+Differs:   as cifar10_barlow, whose protocol is EquiMod's.
 """
 from ml_collections import ConfigDict
 
@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2470, .2435, .2616),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'solo', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'solarize', 'rotate'),
           'second': {'solarize': {'p': .2}},

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
       'epochs': 800.,
       'dtype': 'bfloat16',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize'),
           'second': {'blur': {'p': .1}, 'solarize': {'p': .2}},

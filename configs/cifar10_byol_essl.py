@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol_essl --workdir runs/c10_byol_essl
-           eqssl eval runs/c10_byol_essl --protocol equimod
+           eqssl eval runs/c10_byol_essl --protocol essl
 Published: none that we could read; E-SSL's code has no BYOL. The weight is that of their SimCLR and SimSiam.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   the views change places, for the turned crop has the first one's chances: blur .1 as in E-SSL's ImageNet
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
       'epochs': 800.,
       'dtype': 'bfloat16',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64},
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize', 'rotate'),
           'second': {'blur': {'p': 1.}, 'solarize': {'p': 0.}},

@@ -6,10 +6,9 @@ Command:   eqssl data prepare cifar10
 Published: linear top-1 91.92 %, against 90.98 % without (CARE's Table 1; github.com/Sharut/CARE, Gupta et al., ICLR
            2024).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   the weight is the script's .03 (scripts/cifar10.sh; the paper's is .01). CARE's own two views share a pass,
-           where the code makes two; each chunk draws actions of its own, as in the paper (in the code, as its vmaps
-           read, the whole batch shares two); crops are antialiased (those of the code's own views are not); inputs
-           over the deviation of all pixels (.247, .243, .261; the code's .2023, .1994, .2010 is another).
+Differs:   the weight is the script's .03 (scripts/cifar10.sh; the paper's is .01). Each chunk draws actions of its own, as in
+           the paper (in the code, as its vmaps read, the whole batch shares two); crops are antialiased (those of the
+           code's own views are not).
 """
 from ml_collections import ConfigDict
 
@@ -22,7 +21,9 @@ def get_config() -> ConfigDict:
       'epochs': 400.,
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 50, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2023, .1994, .2010),
+      'encoder': {'name': 'resnet', 'depth': 50, 'stem': 'cifar', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur'),
           'crop': {'role': 'both', 'scale': (.08, 1.), 'method': 'bilinear'},

@@ -3,13 +3,12 @@ turned.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simclr_essl --workdir runs/c10_simclr_essl
-           eqssl eval runs/c10_simclr_essl --protocol equimod
+           eqssl eval runs/c10_simclr_essl --protocol essl
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling; inputs over the deviation of all pixels (.247, .243, .261;
-           the code's .2023, .1994, .2010 is another). The code's SimCLR is not the paper's: B - 1 negatives
-           ('cross'), a projector of two layers. Its baseline is this file with --config.equivariance=none
+Differs:   bfloat16 in place of float16 with loss scaling. The code's SimCLR is not the paper's: B - 1
+           negatives ('cross'), a projector of two layers. Its baseline is this file with --config.equivariance=none
            --config.optimizer.lr=.06: the two do not share a learning rate.
 """
 from ml_collections import ConfigDict
@@ -24,6 +23,8 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2023, .1994, .2010),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'rotate'),

@@ -2,12 +2,11 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam --workdir runs/c10_simsiam
-           eqssl eval runs/c10_simsiam --protocol equimod
+           eqssl eval runs/c10_simsiam --protocol essl
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/; SimSiam's own code is for ImageNet alone).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling; inputs over the deviation of all pixels (.247, .243, .261;
-           the code's .2023, .1994, .2010 is another).
+Differs:   bfloat16 in place of float16 with loss scaling.
 """
 from ml_collections import ConfigDict
 
@@ -21,6 +20,8 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2023, .1994, .2010),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray'),

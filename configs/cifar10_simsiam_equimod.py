@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
       'epochs': 800.,
       'dtype': 'bfloat16',
       'data': {'name': 'cifar10'},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2023, .1994, .2010),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray'),

@@ -2,13 +2,13 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam_essl --workdir runs/c10_simsiam_essl
-           eqssl eval runs/c10_simsiam_essl --protocol equimod
+           eqssl eval runs/c10_simsiam_essl --protocol essl
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling; inputs over the deviation of all pixels (.247, .243, .261;
-           the code's .2023, .1994, .2010 is another). Its baseline, cifar10_simsiam, has half the learning rate; here
-           the head has no ReLU after its second LayerNorm, as the code's SimSiam branch (its SimCLR branch has one).
+Differs:   bfloat16 in place of float16 with loss scaling. Its baseline, cifar10_simsiam, has half the learning
+           rate; here the head has no ReLU after its second LayerNorm, as the code's SimSiam branch (its SimCLR branch
+           has one).
 """
 from ml_collections import ConfigDict
 
@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2023, .1994, .2010),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'rotate'),

@@ -7,7 +7,9 @@ Published: online top-1 92.07 %, of a classifier trained along with the network 
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's own code
            is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling.
+Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950; solo-learn's
+           from 3e-5 at step 0 to the peak one step before. std is 50: its variance term is 25 (V1 + V2), that of VICReg's
+           own code 25 (V1 + V2) / 2, which is what std multiplies here.
 """
 from ml_collections import ConfigDict
 
@@ -21,7 +23,9 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'batchnorm': 'view',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2470, .2435, .2616),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'solo', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
           'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bicubic'},
@@ -30,7 +34,7 @@ def get_config() -> ConfigDict:
           'gray': {'role': 'both', 'p': .2},
           'solarize': {'role': 'both', 'p': .1},
       },
-      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 25., 'cov': 1.,
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: solo-learn's 25, not halved
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'none'},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,

@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
       'epochs': 1000.,
       'dtype': 'bfloat16',
       'data': {'name': 'cifar10'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 64, 'zero_init': False},
+      'mean': (.4914, .4822, .4465),
+      'std': (.2470, .2435, .2616),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'solo', 'width': 64, 'zero_init': False, 'init': 'stem'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'solarize'),
           'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bicubic'},
@@ -28,7 +30,7 @@ def get_config() -> ConfigDict:
           'gray': {'role': 'both', 'p': .2},
           'solarize': {'role': 'both', 'p': .1},
       },
-      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 25., 'cov': 1.,
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: solo-learn's 25, not halved
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,

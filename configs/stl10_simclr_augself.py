@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
       'batchnorm': 'view',
       'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labelled': 'train',
                'test': 'test'},
-      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'imagenet', 'width': 64},
+      'mean': (.43, .42, .39),
+      'std': (.27, .26, .27),
+      'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'imagenet', 'width': 64, 'init': 'torch'},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur'),
           'crop': {'role': 'both', 'scale': (.2, 1.), 'method': 'bilinear'},

@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
       'batchnorm': 'view',
       'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labelled': 'train',
                'test': 'test'},
+      'mean': (.43, .42, .39),
+      'std': (.27, .26, .27),
       'encoder': {'name': 'resnet', 'depth': 18, 'stem': 'imagenet', 'width': 64},
       'augment': {
           'order': ('crop', 'flip', 'jitter', 'gray', 'blur'),

@@ -28,8 +28,9 @@ TOP = {
     'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
     'std': (),              # the same
     'validation': 0.,       # a share of each class, kept out of training: evaluations read out on it, not on the test split
-    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
-    'log_every': 10, 'checkpoint_every': 0,  # steps; 0: ten times in the run
+    'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each view
+    'log_every': 10,        # steps
+    'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
     'tensorboard': False,
     'probe': False,         # train a linear classifier beside, on stopped features, and log its accuracy

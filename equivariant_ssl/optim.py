@@ -33,16 +33,16 @@ def weights(params: dict) -> dict:
 
 
 def clipped_trust(schedule: optax.Schedule, weight_decay: float, trust: float) -> optax.GradientTransformation:
-  """solo-learn's LARS with `clip_lr`: g + wd w, times min(trust |w| / (|g| + wd |w|) / rate, 1) where neither norm is 0: the
-  trust ratio is itself the step, and the rate its upper bound."""
+  """solo-learn's LARS with `clip_lr`: (g + wd w) min(trust |w| / (|g| + wd |w|) / rate, 1), and g alone, undecayed, where
+  either norm is exactly 0: the trust ratio is itself the step, and the rate its upper bound."""
   def update(updates, state, params):
     rate = schedule(state.count)
 
     def one(g, w):
       g_norm, w_norm = optax.tree.norm(g), optax.tree.norm(w)
       ratio = trust * w_norm / (g_norm + weight_decay * w_norm + 1e-8)
-      scale = jnp.where((g_norm > 0) & (w_norm > 0), jnp.minimum(ratio / jnp.maximum(rate, 1e-12), 1.), 1.)
-      return (g + weight_decay * w) * scale
+      scaled = (g + weight_decay * w) * jnp.minimum(ratio / jnp.maximum(rate, 1e-12), 1.)
+      return jnp.where((g_norm > 0) & (w_norm > 0), scaled, g)
     return jax.tree.map(one, updates, params), optax.ScaleByScheduleState(state.count + 1)
 
   return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)

@@ -203,7 +203,8 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
                                  per_epoch if o.cosine == 'epoch' else 1)
   network = Network(
       encoder, head('projector'), head('predictor'), heads={k: e.head for k, e in equivariances.items()},
-      mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint')
+      mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint',
+      together=tuple(name for name, group in groups.items() if group.all_of))
   tx = optim.build(o.name, schedule, o.lr, inv.constant, **own(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
   if config.probe and not classes:
     raise UserError(f'config.probe needs labels, and {config.data.name} has none.', 'Leave it out: --config.probe=False')

@@ -97,8 +97,8 @@ def test_in_units_of_the_range(everything):
   """Factors and sigma over the ranges of their ops, as measured; a crop in fractions."""
   asked = everything[1]
   np.testing.assert_array_equal(asked['crop'].span, 1.)
-  np.testing.assert_allclose(asked['jitter'].span, [.8, .8, .8, .2], rtol=.03)
-  np.testing.assert_allclose(asked['blur'].span, 2., rtol=.03)  # from not applied to the widest
+  np.testing.assert_allclose(asked['jitter'].span, [.8, .8, .8, .2], rtol=5e-4)
+  np.testing.assert_allclose(asked['blur'].span, 2., rtol=5e-4)  # from not applied to the widest
 
 
 def test_both_ways_round(everything):

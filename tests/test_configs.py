@@ -2,12 +2,15 @@
 import ast
 import pathlib
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import equivariance, invariance, modules, nets, optim, recipe
 from equivariant_ssl.nets import mlp
+from equivariant_ssl.types import Embeddings
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = sorted(p.stem for p in FOLDER.glob('*.py'))
@@ -34,7 +37,7 @@ PUBLISHED = {
     'cifar10_barlow': (SOLO, 'lars', 256, 1000, .3, 1e-4, {
         'optimizer.trust': .02, 'invariance.scale': .1, 'invariance.redundancy': .0051, 'augment.crop.scale': (.08, 1.)}),
     'cifar10_vicreg': (SOLO, 'lars', 256, 1000, .3, 1e-4, {
-        'optimizer.trust': .02, 'invariance.similarity': 25., 'invariance.std': 25., 'invariance.cov': 1.,
+        'optimizer.trust': .02, 'invariance.similarity': 25., 'invariance.std': 2 * 25., 'invariance.cov': 1.,
         'augment.crop.scale': (.2, 1.), 'augment.solarize.p': .1}),
     'cifar10_care': ('github.com/Sharut/CARE: cifar10_cifar100_stl10/scripts/cifar10.sh', 'adam', 256, 400, 1e-3, 1e-6, {
         'invariance.temperature': .5, 'equivariance.weight': .03, 'equivariance.splits': 16, 'optimizer.end': 1e-3}),
@@ -65,6 +68,18 @@ PUBLISHED = {
     'imagenet_barlow_essl': (ESSL, 'lars', 4096, 100, .2 * 16, 1e-6, {
         'equivariance.weight': 8., 'optimizer.bias_scale': .0048 / .2, 'equivariance.hidden': (2048, 2048, 256)}),
     'imagenet_simsiam_essl': (ESSL, 'sgd', 512, 100, .05 * 2, 1e-4, {'equivariance.weight': .08}),
+}
+# name: source, stem, init of the encoder's convolutions, and the deviation of the inputs where it is not the data set's.
+ENCODERS = {
+    **dict.fromkeys(('cifar10_simclr', 'cifar10_simclr_equimod', 'cifar10_byol', 'cifar10_byol_equimod'),
+                    ('EquiMod: src/model.py', 'cifar', 'stem', ())),
+    **dict.fromkeys(('cifar10_simclr_essl', 'cifar10_simsiam', 'cifar10_simsiam_essl'),
+                    ('E-SSL: cifar10/resnet.py, main.py', 'cifar', 'torchvision', (.2023, .1994, .2010))),
+    **dict.fromkeys(('cifar10_barlow', 'cifar10_vicreg'), (
+        'solo-learn: solo/methods/base.py, data/pretrain_dataloader.py', 'solo', 'stem', (.2470, .2435, .2616))),
+    'cifar10_care': ('CARE: cifar10_cifar100_stl10/model.py, dataset.py', 'cifar', 'stem', (.2023, .1994, .2010)),
+    'stl10_simclr_augself': ('AugSelf: models.py, datasets.py', 'imagenet', 'torch', (.27, .26, .27)),
+    'stl10_simclr_stl': ('STL: model.py, main.py', 'imagenet', 'torchvision', (.27, .26, .27)),
 }
 # fork: original, and the sections that differ.
 FORKS = {
@@ -108,6 +123,34 @@ def test_published_constants(name, loaded):
     for part in path.split('.'):
       node = node[part]
     assert node == (pytest.approx(value) if isinstance(value, float) else value), f'{path} is {node}; {source} has {value}'
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_encoders(name, loaded):
+  config = loaded[name]
+  source, *expected = ENCODERS.get(name, ('torchvision', 'imagenet', 'torchvision', ()))
+  if config.encoder.name == 'resnet':
+    assert [config.encoder.stem, config.encoder.init, config.std] == expected, source
+
+
+@pytest.mark.parametrize('name', ['cifar10_vicreg', 'cifar10_vicreg_equimod', 'cifar10_vicreg_essl'])
+def test_vicreg_on_cifar_is_solo_learns(name, loaded):
+  """25 mean (z1 - z2)^2 + 25 (V(z1) + V(z2)) + (C(z1) + C(z2)): in float64, from solo/losses/vicreg.py and vicreg.yaml."""
+  z = np.random.default_rng(0).normal(size=(2, 9, 5)) * .4
+  hinge = lambda x: np.maximum(1. - np.sqrt(x.var(0, ddof=1) + 1e-4), 0.).mean()
+  off = lambda x: sum(c ** 2 for (i, j), c in np.ndenumerate(np.cov(x, rowvar=False)) if i != j) / x.shape[1]
+  wanted = 25. * np.mean((z[0] - z[1]) ** 2) + 25. * (hinge(z[0]) + hinge(z[1])) + off(z[0]) + off(z[1])
+  inv = modules.make(invariance, 'vicreg', **recipe.own(loaded[name].invariance, 'projector'))
+  projected = jnp.float32(z.transpose(1, 0, 2))
+  np.testing.assert_allclose(inv.loss(Embeddings(projected, projected, projected)), wanted, rtol=1e-6)
+
+
+def test_the_command_evaluates_as_the_authors_did():
+  of = lambda name: (FOLDER / f'{name}.py').read_text().split('--protocol ')[1].split()[0]
+  essl = {n for n in NAMES if n.startswith('cifar10') and n.endswith('_essl')} | {'cifar10_simsiam'}
+  assert len(essl) == 6
+  others = {'cifar10_simclr', 'cifar10_simclr_equimod', 'cifar10_byol', 'cifar10_byol_equimod'}
+  assert {of(n) for n in essl} == {'essl'} and {of(n) for n in others} == {'equimod'}
 
 
 def test_every_method_has_its_configs():

@@ -385,7 +385,7 @@ def test_a_plain_torch_network_computes_the_same(given):
   assert 'in plain torch: features of 8 images differ' in '\n'.join(given[4])
 
 
-@pytest.mark.parametrize('made', [(18, 'imagenet', 8), (10, 'imagenet', 64), (50, 'half', 4)])
+@pytest.mark.parametrize('made', [(18, 'imagenet', 8), (10, 'imagenet', 64), (50, 'half', 4), (18, 'solo', 4)])
 def test_what_is_printed_builds_it_in_torch(made, tmp_path):
   torch = pytest.importorskip('torch')
   pytest.importorskip('torchvision')

@@ -99,6 +99,28 @@ def test_a_resnet_has_its_published_size(depth, weights):
   assert net.dim == (2048 if depth >= 50 else 512)
 
 
+@pytest.mark.parametrize(('init', 'uniform'), [('torchvision', 0), ('stem', 1), ('torch', 12)])
+def test_which_convolutions_start_as_torchs_default(key, init, uniform):
+  """Uniform within 1 / sqrt(fan in), the bound nearly reached; else normal of variance 2 / fan out."""
+  net = resnet.make(10, 'cifar', 16, init=init)
+  params = jax.jit(lambda key: net.init(key, jnp.zeros((2, 8, 8, 3)), True)['params'])(key)
+  kernels = [a for a in jax.tree.leaves(params) if a.ndim == 4]
+  bound = lambda a: 1 / np.sqrt(np.prod(a.shape[:3]))
+  default = [a for a in kernels if .9 < np.abs(a).max() / bound(a) <= 1]
+  assert len(default) == uniform and (uniform != 1 or default[0] is params['conv1']['kernel'])
+  for a in kernels:
+    wanted = bound(a) / np.sqrt(3) if any(a is d for d in default) else np.sqrt(2 / (np.prod(a.shape[:2]) * a.shape[3]))
+    np.testing.assert_allclose(np.std(a), wanted, rtol=.12)
+
+
+def test_solo_learns_stem_pads_by_two():
+  net = resnet.make(10, 'solo', 8)
+  x = jnp.zeros((2, 32, 32, 3))
+  shapes = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), x, True, capture_intermediates=True))
+  sides = {k: v['__call__'][0].shape[1] for k, v in shapes[1]['intermediates'].items() if k.startswith(('conv1', 'layer'))}
+  assert sides == {'conv1': 34, 'layer1_0': 34, 'layer2_0': 17, 'layer3_0': 9, 'layer4_0': 5}
+
+
 def test_an_intermediate_stage_can_be_tapped(key):
   net = resnet.make(10, 'cifar', 8)
   x = jax.random.uniform(key, (2, 16, 16, 3))

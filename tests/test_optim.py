@@ -74,6 +74,20 @@ def test_solo_learns_lars_equals_float64():
     np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
 
 
+def test_solo_learns_lars_after_a_gradient_of_exactly_zero():
+  """It moves by its momentum and does not decay; a weight of zeros takes its gradient as it is."""
+  tx = optim.lars(lambda count: .1, weight_decay=.5, trust=.02, lr_outside=True, clip=True)
+  params = {'kernel': jnp.full((2, 2), 3.), 'zero': jnp.zeros((2, 2))}
+  grads = {'kernel': jnp.zeros((2, 2)), 'zero': jnp.ones((2, 2))}
+  updates, state = tx.update(grads, tx.init(params), params)
+  np.testing.assert_array_equal(updates['kernel'], 0.)
+  np.testing.assert_allclose(updates['zero'], -.1, rtol=1e-6)
+  first, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+  assert np.any(first['kernel'])
+  second, _ = tx.update(grads, state, params)
+  np.testing.assert_allclose(second['kernel'], .9 * first['kernel'], rtol=1e-6)
+
+
 def test_the_two_orders_differ_while_the_rate_changes():
   grads = [{'bias': np.ones(1, np.float32)}] * 3
   inside, outside = (reference({'bias': np.zeros(1, np.float32)}, grads, o)['bias'] for o in (False, True))

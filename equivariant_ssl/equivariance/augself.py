@@ -16,7 +16,8 @@ from equivariant_ssl.nets import mlp
 from equivariant_ssl.types import Action, Array, Equivariance, Pair, Wiring
 
 Way = Callable[[Action, Action], Array]  # (action of the first view, of the second) -> w = w1 - w2, [n]
-DRAWS = 512  # actions of each chain; all their pairs measure the range of w
+DRAWS = 2 ** 16  # actions of each chain, which span the range of a value within 1e-4 of it
+PAIRED = 512  # of these, whose pairs measure the range of a w that is no difference of values
 
 
 class Head(nn.Module):
@@ -63,11 +64,15 @@ def colours(action: Action) -> Array:
   return jnp.stack([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
 
 
+def forms(wiring: Wiring) -> dict[str, Callable[[Action], Array]]:
+  """{op: its value [n]} of those for which AugSelf has a form: w is the difference of the two views'."""
+  order = wiring.own[0].name.split('+')
+  return {'crop': lambda action: box(order, action), 'jitter': colours, 'blur': lambda action: action['blur'].sigma[None]}
+
+
 def ways(wiring: Wiring) -> dict[str, Way]:
   """{told op: w}. What AugSelf names has its form; any other is what the op itself tells of the way between two views."""
-  order = wiring.own[0].name.split('+')
-  identity = wiring.told.identity(jnp.full(2, wiring.size, jnp.float32))
-  values = {'crop': lambda action: box(order, action), 'jitter': colours, 'blur': lambda action: action['blur'].sigma[None]}
+  identity, values = wiring.told.identity(jnp.full(2, wiring.size, jnp.float32)), forms(wiring)
 
   def way(name: str) -> Way:
     if name in values:
@@ -93,21 +98,24 @@ def classes(codes: np.ndarray, none: int) -> np.ndarray | None:
 
 def questions(wiring: Wiring, found: dict[str, Way]) -> dict[str, Asked]:
   """What is asked of each told op; NumPy constants."""
-  size, choices = jnp.full(2, wiring.size, jnp.float32), wiring.told.choices
+  size, choices, values = jnp.full(2, wiring.size, jnp.float32), wiring.told.choices, forms(wiring)
 
   def measure(index: Array) -> tuple[dict, dict, dict]:
     key = lambda chain, i: key_for(jax.random.key(0), 'range', chain, i)
     drawn = [jax.vmap(lambda i, v=v, op=op: op.sample(key(v, i), size))(index)
              for v, op in enumerate({id(op): op for op in wiring.own}.values())]
+    few = jax.tree.map(lambda *a: jnp.concatenate([x[:PAIRED] for x in a]), *drawn)
     drawn = jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
     identity = wiring.told.identity(size)
-    spans = {name: jnp.abs(square(way, drawn)).max((0, 1)) for name, way in found.items()}
+    spans = {name: jnp.abs(square(way, few)).max((0, 1)) for name, way in found.items() if name not in values}
+    spans |= {name: jnp.ptp(jax.vmap(values[name])(drawn), axis=0) for name in found if name in values}
     codes = {name: square(lambda a, b, name=name: found[name]({name: a}, {name: b}), c) for name, c in choices.items()}
     return spans, codes, {name: class_of(c, identity[name]) for name, c in choices.items()}
 
   spans, codes, none = jax.device_get(jax.jit(measure)(np.arange(DRAWS)))
   asked = {}
-  for name, span in spans.items():
+  for name in found:
+    span = spans[name]
     table = classes(codes[name], none[name]) if name in codes else None
     kept = np.flatnonzero(span > 1e-6)
     if len(kept):

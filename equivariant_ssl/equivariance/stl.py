@@ -12,6 +12,11 @@ from equivariant_ssl.nets import mlp, predictors
 from equivariant_ssl.types import Array, Equivariance, Group, Pair, Wiring
 
 
+def apart(f: Callable[[Array], Array], rows: Array) -> Array:
+  """f of rows [M 2 ...], a pass (and so BatchNorm statistics) for each of the second axis."""
+  return jnp.stack([f(rows[:, i]) for i in range(2)], axis=1)
+
+
 def exchanged(rows: Array) -> Array:
   """Rows [2M ...] with each pair of neighbours exchanged: 1 0 3 2 ..."""
   return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
@@ -20,8 +25,9 @@ def exchanged(rows: Array) -> Array:
 class Head(nn.Module):
   """Pairs are there and back of each image, and neighbouring images had the same actions.
 
-  The answer: the projected moved features and targets [N E] each, and the projected representations of what was done,
-  of images 0, 2, .. and 1, 3, .. [N/2 T] each.
+  A pass for each direction through `read` and `project`, and for each of two neighbours through `project_read`, as in the
+  official code, whatever the rest of the network's BatchNorm. The answer: the projected moved features and targets [N E]
+  each, and the projected representations of what was done, of images 0, 2, .. and 1, 3, .. [N/2 T] each.
   """
   read: nn.Module      # [h1, h2] -> the representation of what was done
   move: nn.Module
@@ -32,13 +38,15 @@ class Head(nn.Module):
     return features
 
   def __call__(self, pair: Pair, train: bool) -> tuple[Array, Array, Array, Array]:
-    done = self.read(jnp.concatenate([pair.source, pair.target], axis=-1), train)  # [N T]: B, there and back
-    per_image = lambda rows: rows.reshape(-1, 2, *rows.shape[1:])                  # [B 2 ...]
-    others = exchanged(per_image(done)).reshape(done.shape)
-    moved = self.project(self.move(pair.source, others, train), train)
-    targets = self.project(pair.target, train)
-    done = self.project_read(done, train).reshape(-1, 2, 2, self.project_read.out)  # [B/2, image, direction, T]
-    first, second = (done[:, i].reshape(-1, done.shape[-1]) for i in range(2))
+    split = lambda rows: rows.reshape(-1, 2, *rows.shape[1:])
+    flat = lambda rows: rows.reshape(-1, rows.shape[-1])
+    shown = split(jnp.concatenate([pair.source, pair.target], axis=-1))  # [B 2 ..]: there and back
+    done = apart(lambda x: self.read(x, train), shown)
+    project = lambda rows: flat(apart(lambda x: self.project(x, train), split(rows)))
+    moved = project(self.move(pair.source, flat(exchanged(done)), train))
+    targets = project(pair.target)
+    images = split(done).reshape(-1, 2, 2 * done.shape[-1])  # [B/2, image, both directions]
+    first, second = jnp.moveaxis(apart(lambda x: self.project_read(x.reshape(-1, done.shape[-1]), train), images), 1, 0)
     return moved, targets, first, second
 
 

@@ -29,7 +29,7 @@ from equivariant_ssl.state import TrainState
 
 WEIGHTS, FACTS, OURS = 'model.safetensors', 'config.json', 'equivariant_ssl'
 FAMILIES = {'resnet': torchvision, 'vit': timm}  # encoder: who names and builds it
-SMALL = ('cifar', 'half')  # stems of a 3x3 convolution
+SMALL = ('cifar', 'half', 'solo')  # stems of a 3x3 convolution
 IMAGENET = (.485, .456, .406), (.229, .224, .225)  # mean, std of torchvision's own weights
 IMAGES = 8  # whose features are compared
 CLOSE = 1e-3  # of the largest feature: what float32 in another order of sums stays far below
@@ -184,12 +184,13 @@ def _normalisation(facts: dict) -> tuple[tuple, tuple, str]:
 
 
 def _small(facts: dict, name: str, encoder: ConfigDict) -> tuple[str, str]:
-  """(stem, whose) of a 3x3 one, whose stride is not in the weights: of config.json, else of the config's `encoder`."""
+  """(stem, whose) of a 3x3 one, whose stride and padding the weights do not tell: of config.json, else of the config's."""
   stem = facts.get(OURS, {}).get('encoder', {}).get('stem')
   if stem in SMALL:
     return stem, f'of the {FACTS} beside it'
   stem, whose = (encoder.stem, f'of config {name}') if encoder.get('stem') in SMALL else (SMALL[0], 'the usual one')
-  return stem, f'{whose}, since the weights do not say; the other is --config.encoder.stem={SMALL[stem == SMALL[0]]}'
+  others = ' or '.join(s for s in SMALL if s != stem)
+  return stem, f'{whose}, since the weights do not say; others: --config.encoder.stem={others}'
 
 
 def _filled(run: runs.Run, state: dict[str, np.ndarray]) -> tuple[TrainState, int]:

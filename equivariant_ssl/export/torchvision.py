@@ -81,8 +81,8 @@ def blocks(state: State) -> tuple[int, ...]:
 
 
 def architecture(state: State, small: str) -> Architecture:
-  """What the encoder's tensors are, from their names and shapes. small: the stem of a 3x3 one, whose stride they do not
-  tell. Raises UserError where it is none that `nets.resnet` has."""
+  """What the encoder's tensors are, from their names and shapes. small: the stem of a 3x3 one, whose stride and padding
+  they do not tell. Raises UserError where it is none that `nets.resnet` has."""
   counts, deep = blocks(state), 'layer1.0.conv3.weight' in state
   depth = next((d for d, known in DEPTHS.items() if known == (counts, deep)), None)
   if depth is None:
@@ -148,9 +148,9 @@ def torch_features(a: Architecture) -> Callable[[State, np.ndarray], np.ndarray]
   import torch
   import torch.nn.functional as F  # noqa: N812
 
-  def conv(state: dict, x, name: str, norm: str, stride: int):
+  def conv(state: dict, x, name: str, norm: str, stride: int, padding: int | None = None):
     kernel = state[f'{name}.weight']
-    x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+    x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2 if padding is None else padding)
     return F.batch_norm(x, *(state[f'{norm}.{w}'] for w in ('running_mean', 'running_var', 'weight', 'bias')))
 
   def block(state: dict, x, name: str, stride: int):
@@ -164,7 +164,7 @@ def torch_features(a: Architecture) -> Callable[[State, np.ndarray], np.ndarray]
   @torch.no_grad()
   def features(state: State, images: np.ndarray) -> np.ndarray:
     values = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
-    x = F.relu(conv(values, torch.from_numpy(images).permute(0, 3, 1, 2), 'conv1', 'bn1', STEMS[a.stem][1]))
+    x = F.relu(conv(values, torch.from_numpy(images).permute(0, 3, 1, 2), 'conv1', 'bn1', *STEMS[a.stem][1:]))
     x = F.max_pool2d(x, 3, 2, 1) if a.stem == 'imagenet' else x
     for stage, count in enumerate(blocks(state), 1):
       for i in range(count):

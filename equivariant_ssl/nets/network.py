@@ -2,6 +2,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from equivariant_ssl.types import Array, Embeddings, Equivariance, Outputs, Pair, Views
@@ -30,8 +31,8 @@ def actions(views: dict[str, Views]) -> dict:
 
 class Network(nn.Module):
   """mean, std: of the inputs, a channel. joint: views of one size share one pass through the encoder and the heads,
-  and so their BatchNorm statistics (EquiMod); else a pass for each of the invariance's views (BYOL, SimSiam, Barlow
-  Twins, VICReg, E-SSL) and one for each other group. projector, predictor: None where the invariance has none."""
+  and so their BatchNorm statistics (EquiMod); else a pass for each view (BYOL, SimSiam, Barlow Twins, VICReg, CARE), and one
+  for each of the groups `together` (E-SSL's turned views). projector, predictor: None where the invariance has none."""
   encoder: nn.Module
   projector: nn.Module | None
   predictor: nn.Module | None
@@ -39,6 +40,7 @@ class Network(nn.Module):
   mean: tuple[float, ...] = (0., 0., 0.)
   std: tuple[float, ...] = (1., 1., 1.)
   joint: bool = True
+  together: tuple[str, ...] = ()
 
   def stages(self, images: Array, train: bool, taps: tuple[int, ...]) -> list[Array]:
     """Features [... D] float32 of each stage of `taps` (0: the last) of `images` [... H W C] in [0, 1]."""
@@ -51,11 +53,12 @@ class Network(nn.Module):
     """Features [... D] float32 of `images` [... H W C] in [0, 1]."""
     return self.stages(images, train, (tap,))[0]
 
-  def by_view(self, f: Callable[[Array], Array], x: Array, apart: bool = True) -> Array:
-    """f of [B V ...], a view at a time where statistics are not joint and the views are `apart`."""
+  def by_view(self, f: Callable, x, apart: bool = True) -> Array:
+    """f of a tree of [B V ...], a view at a time where statistics are not joint and the views are `apart`."""
     if self.joint or not apart:
       return f(x)
-    return jnp.concatenate([f(x[:, v:v + 1]) for v in range(x.shape[1])], axis=1)
+    V = jax.tree.leaves(x)[0].shape[1]
+    return jnp.concatenate([f(jax.tree.map(lambda a: a[:, v:v + 1], x)) for v in range(V)], axis=1)
 
   def features(self, views: dict[str, Views], train: bool, taps: tuple[int, ...] = (0,)) -> dict[int, Features]:
     """{tap: {group: [B V D]}}."""
@@ -65,7 +68,7 @@ class Network(nn.Module):
     for names in passes:
       images = jnp.concatenate([views[n].images for n in names], axis=1)  # on V: no shard of B moves
       counts = {n: views[n].images.shape[1] for n in names}
-      V = images.shape[1] if not self.joint and names == ['views'] else 1
+      V = 1 if self.joint or names[0] in self.together else images.shape[1]
       stages = [self.stages(part, train, taps) for part in jnp.split(images, V, axis=1)]
       for i, tap in enumerate(taps):
         found[tap] |= split(jnp.concatenate([s[i] for s in stages], axis=1), counts)
@@ -79,7 +82,7 @@ class Network(nn.Module):
     fed = features['views']
     for name, objective in objectives.items():
       if objective.feeds:
-        fed = self.heads[name].feed(fed, actions['views'], train)
+        fed = self.by_view(lambda x, head=self.heads[name]: head.feed(*x, train), (fed, actions['views']))
     return self.by_view(lambda h: self.projector(h, train), fed)
 
   def outputs(self, features: dict[int, Features], actions: dict, objectives: dict[str, Equivariance], train: bool
@@ -108,7 +111,7 @@ class Network(nn.Module):
       together = jnp.concatenate([features[g] for g in objective.uses], axis=1)
       embedded = split(embed(together), {g: features[g].shape[1] for g in objective.uses})
     else:
-      embedded = {g: self.by_view(embed, features[g], apart=g == 'views') for g in objective.uses}
+      embedded = {g: self.by_view(embed, features[g], apart=g not in self.together) for g in objective.uses}
     return objective.pairs(embedded, actions)
 
   def embed(self, name: str, objectives: dict[str, Equivariance], features: Array, train: bool) -> Array:

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.modules import unknown
-from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init
+from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
 from equivariant_ssl.types import Array
 
 # depth: (blocks a stage, bottleneck). 10 is one basic block a stage, for CPU.
 DEPTHS = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False),
           50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True), 152: ((3, 8, 36, 3), True)}
-STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1)}   # kernel, stride, padding
+STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1), 'solo': (3, 1, 2)}   # kernel, stride, padding
+INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_out_init), 'torch': (torch_init, torch_init)}
 EXPANSION = 4
 
 
@@ -26,10 +27,11 @@ class Block(nn.Module):
   bottleneck: bool
   dtype: str
   zero_init: bool
+  initial: str
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    conv = functools.partial(Conv, dtype=self.dtype, kernel_init=fan_out_init)
+    conv = functools.partial(Conv, dtype=self.dtype, kernel_init=INITS[self.initial][1])
     if self.bottleneck:
       features = EXPANSION * self.width
       layers = [(self.width, 1, 1), (self.width, 3, self.stride), (features, 1, 1)]
@@ -56,6 +58,7 @@ class ResNet(nn.Module):
   dtype: str
   zero_init: bool
   remat: bool = False
+  initial: str = 'torchvision'
 
   @property
   def dims(self) -> tuple[int, ...]:
@@ -70,7 +73,7 @@ class ResNet(nn.Module):
   def stages(self, x: Array, train: bool) -> tuple[Array, ...]:
     """x [N H W C] -> what leaves each of the four stages, averaged over its pixels: [N dims[k]] float32."""
     blocks, bottleneck = DEPTHS[self.depth]
-    x = Conv(self.width, *STEMS[self.stem], self.dtype, fan_out_init, name='conv1')(x)
+    x = Conv(self.width, *STEMS[self.stem], self.dtype, INITS[self.initial][0], name='conv1')(x)
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -78,7 +81,7 @@ class ResNet(nn.Module):
     for stage, count in enumerate(blocks):
       for i in range(count):
         stride = 2 if stage > 0 and i == 0 else 1
-        x = block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init,
+        x = block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init, self.initial,
                   name=f'layer{stage + 1}_{i}')(x, train)
       pooled.append(x.mean((1, 2), dtype=jnp.float32))
     return tuple(pooled)
@@ -89,20 +92,22 @@ class ResNet(nn.Module):
 
 
 def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 'float32',
-         zero_init: bool = True, remat: bool = False) -> ResNet:
+         zero_init: bool = True, remat: bool = False, init: str = 'torchvision') -> ResNet:
   """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152, whose first stage has `width` channels.
 
-  stem: 'imagenet' (7x7 stride 2, max-pool), 'cifar' (3x3, no pool) or 'half' (3x3 stride 2, no pool; for small
-  images on CPU). dtype: of the computation ('bfloat16' halves memory); weights, BatchNorm statistics and the
-  output stay float32. zero_init: a block's last BatchNorm starts at 0, so that it starts as the identity. remat: keep
-  each block's input alone and compute the block again on the way back, a third more work for less memory. Raises
-  UserError for an unknown depth, stem or dtype.
+  stem: 'imagenet' (7x7 stride 2, max-pool), 'cifar' (3x3, no pool), 'solo' (the same padded by two pixels: solo-learn's,
+  whose maps of 32 pixels have 34) or 'half' (3x3 stride 2, no pool; for small images on CPU). dtype: of the computation
+  ('bfloat16' halves memory); weights, BatchNorm statistics and the output stay float32. zero_init: a block's last
+  BatchNorm starts at 0, so that it starts as the identity. remat: keep each block's input alone and compute the block
+  again on the way back, a third more work for less memory. init: of the convolutions, 'torchvision' (normal, by the fan
+  out), 'torch' (torch's default, uniform, by the fan in: AugSelf resets them all to it) or 'stem' (the first alone so:
+  EquiMod, CARE and solo-learn replace it for CIFAR). Raises UserError for an unknown depth, stem, dtype or init.
   """
   for what, name, known in (('resnet.depth', depth, DEPTHS), ('resnet.stem', stem, STEMS),
-                            ('resnet.dtype', dtype, DTYPES)):
+                            ('resnet.dtype', dtype, DTYPES), ('resnet.init', init, INITS)):
     if name not in known:
       raise unknown(what, str(name), map(str, known))
-  return ResNet(depth, stem, width, dtype, zero_init, remat)
+  return ResNet(depth, stem, width, dtype, zero_init, remat, init)
 
 
 def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
