@@ -141,6 +141,7 @@ def _first_uses(add) -> None:
   p.add_argument('dir')
   p.add_argument('images', help='an image, or a folder of them, whatever its folders')
   p.add_argument('--out', required=True, metavar='FILE', help='.npz, .parquet or .csv')
+  p.add_argument('--links', action='store_true', help='follow links to folders, and to files elsewhere')
   p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
   p = add('neighbours', neighbours, 'the images of an embedding file nearest to one: eqssl neighbours FILE QUERY')
   p.add_argument('file', help='what eqssl embed wrote')
@@ -268,7 +269,7 @@ def show_augs(args) -> None:
 def embed(args) -> None:
   _cache()
   from equivariant_ssl.report import embed as embeds
-  embeds.embed(args.dir, args.images, args.out, args.step)
+  embeds.embed(args.dir, args.images, args.out, args.step, args.links)
 
 
 def neighbours(args) -> None:

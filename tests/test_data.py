@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import data, modules
-from equivariant_ssl.data import cache, cifar10, folder, prepare, source, tfds
+from equivariant_ssl.data import archives, cache, cifar10, folder, prepare, source, tfds
 from equivariant_ssl.data.check import check
 from equivariant_ssl.data.decode import PIXELS, BadImage, decode, read_file
 from equivariant_ssl.data.order import epoch_order
@@ -48,10 +48,12 @@ def write(path, content):
 
 
 def album(root, classes=('cat', 'dog'), each=30):
-  """A folder of `each` images a class, every one of its own colour."""
+  """A folder of `each` images a class, every one with a red and a green of its own, and blue that rises from left to right."""
   for c, name in enumerate(classes):
     for i in range(each):
-      write(root / name / f'{i:03d}.png', encoded(np.full((8, 12, 3), (c * 100, i, 7), np.uint8)))
+      pixels = np.full((8, 12, 3), (c * 100, i, 0), np.uint8)
+      pixels[..., 2] = np.arange(12) * 20
+      write(root / name / f'{i:03d}.png', encoded(pixels))
   return root
 
 
@@ -136,7 +138,7 @@ def lying_png(width, height):
 
 @pytest.mark.parametrize('bad', [
     b'', b'x', b'<html>', b'%PDF-1.4', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'BM', b'RIFF0000WEBP', b'GIF89a',
-    encoded(photo(0), 'TIFF'), encoded(photo(0), 'PNG')[:900], encoded(photo(0), 'JPEG')[:900],
+    encoded(photo(0), 'TGA'), encoded(photo(0), 'PNG')[:900], encoded(photo(0), 'JPEG')[:900],
     encoded(photo(0), 'WEBP', lossless=True)[:900], lying_png(60_000, 1), lying_png(20_000, 20_000),
     lying_png(9_000, 9_000), lying_png(0, 5), lying_png(50, 50)])
 def test_what_is_no_image_is_a_bad_image(bad):
@@ -147,7 +149,7 @@ def test_what_is_no_image_is_a_bad_image(bad):
 
 def test_damaged_bytes_raise_nothing_but_bad_image():
   rng, escaped = np.random.default_rng(0), 0
-  for kind in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP'):
+  for kind in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM'):
     whole = np.frombuffer(encoded(photo(1, 20, 30), kind), np.uint8)
     for _ in range(60):
       damaged = whole.copy()
@@ -460,13 +462,13 @@ def bad_archives():
       'has no': {n: whole[n] for n in whole if n != last},
       'bytes instead of': {**whole, last: whole[last][:-1]},
       'label 10': {**whole, last: label},
-      'more than CIFAR-10': {'zeros': bytes(2 * 10**6), **whole},
+      'unpacks to more than': {'zeros': bytes(2 * 10**6), **whole},
   }
 
 
 @pytest.mark.parametrize('words', bad_archives())
 def test_a_wrong_archive_is_refused(tmp_path, monkeypatch, words):
-  monkeypatch.setattr(prepare, 'UNPACKED', 10**6)
+  monkeypatch.setitem(archives.UNPACKED, 'cifar10', 10**6)
   path = archive(tmp_path / 'a.tar.gz', bad_archives()[words])
   with pytest.raises(UserError, match=words):
     prepare.prepare(path, tmp_path / 'root', BATCH, str)

@@ -38,7 +38,7 @@ warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 # Tags of a TIFF that break a rule are common in microscopy and say nothing of the pixels.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
 
-# Pillow's blocks of 16 MiB are kept by each thread that has freed some (glibc's arenas); those beyond 32 MiB go back at once.
+# Pillow's blocks of 16 MiB stay with each thread that has freed some (glibc's arenas); those beyond 32 MiB go back at once.
 Image.core.set_block_size(64 * 2**20)
 
 

@@ -14,15 +14,14 @@ from jax.sharding import NamedSharding
 from equivariant_ssl.data.decode import BadImage, decode
 from equivariant_ssl.data.source import (
   MEMORY,
-  Moments,
   Records,
   Split,
   fits,
   hopeless_data,
-  moments,
   others,
   threads,
   to_check,
+  too_many,
 )
 from equivariant_ssl.errors import BAD_DATA, UserError
 
@@ -61,7 +60,7 @@ class Canvases:
     for at in itertools.chain((first,), itertools.islice(others(first, self.records.count), TRIES - 1)):
       try:
         data, = self.records.read(range(at, at + 1))
-        canvas, size = decode(data, self.side)
+        canvas, size = decode(data, self.side, self.records.how)
         if self.labels is not None and at != first:
           self.labels[first] = self.labels[at]
         return canvas, np.asarray(size, np.float32)
@@ -75,7 +74,7 @@ class Canvases:
       if i in self.bad:
         return
       self.bad[i] = why
-      if len(self.bad) > max(1, .01 * self.records.count):
+      if too_many(len(self.bad), self.records.count):
         first = next(iter(self.bad))
         raise hopeless_data(self.name, len(self.bad), self.records.count,
                             f'{self.records.names(first)}: {self.bad[first]}', to_check(self.name))
@@ -150,10 +149,10 @@ def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None
   return Split(canvases, Sizes(canvases), labels)
 
 
-def measured(canvases: Canvases) -> Moments:
-  """`moments` of MOMENTS of the canvases, chosen by a fixed draw, or of all."""
+def sample(canvases: Canvases) -> np.ndarray:
+  """MOMENTS of the canvases, chosen by a fixed draw, or all: what the mean and the deviation of a stream are measured on."""
   count = min(MOMENTS, len(canvases))
-  return moments(canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))])
+  return canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))]
 
 
 def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: int
