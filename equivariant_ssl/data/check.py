@@ -66,7 +66,7 @@ def check_folder(path: pathlib.Path, options: Options = Options()) -> Report:
   not_read += [f'{printable(p)}: {why}' for p, why in found.index.links]
   lost = found.index.damaged
   return report(printable(str(path)), parts, found.classes, found.lines('--links'), listed('damaged:', lost, len(lost)),
-                listed('links, or too large, not read:', not_read, len(not_read)))
+                listed('links, too large or no files, not read:', not_read, len(not_read)))
 
 
 def check_tfds(what: str, root: str, options: Options = Options()) -> Report:
@@ -140,6 +140,7 @@ def _copies(whole: list[tuple[str, str, Look]]) -> tuple[str, ...]:
   groups = [group for group in groups.values() if len(group) > 1]
   across = [{split for split, _, _ in group} for group in groups if len({split for split, _, _ in group}) > 1]
   named = [' = '.join(record for _, record, _ in group) for group in groups]
-  crossing = (f'{len(across):,} of these are in {" and in ".join(sorted(set().union(*across), reverse=True))}: a score on '
+  splits = [split for split in dict.fromkeys(split for split, _, _ in whole) if any(split in one for one in across)]
+  crossing = (f'{len(across):,} of these are in {" and in ".join(splits)}: a score on '
               'images that were trained on is too good',) if across else ()
   return listed('images are there more than once:', named, LISTED) + crossing

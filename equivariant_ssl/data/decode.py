@@ -27,7 +27,7 @@ PIXELS = 64 * 10**6        # of one decoded image, and of all that are decoded a
 SIDE = 30_000
 LARGE = 2**20              # pixels from which an image waits for its room among those PIXELS
 FORMATS = 'JPEG, PNG, WebP, GIF, BMP, TIFF or PPM'
-DAMAGED, TOO_LARGE, LINK, NO_FILE = 'damaged', 'too large', 'link out of the folder', 'not a regular file'
+DAMAGED, TOO_LARGE, LINK, NO_FILE = 'damaged', 'too large', 'links out of the folder', 'not regular files'
 ORIENTATION = 0x0112       # the EXIF tag, and what undoes each of its values
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -135,7 +135,8 @@ def open_file(path: str, root: str) -> io.BufferedReader:
   info = os.fstat(fd)
   if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_BYTES:
     os.close(fd)
-    raise BadImage('larger than 256 MiB', TOO_LARGE) if stat.S_ISREG(info.st_mode) else BadImage(NO_FILE, NO_FILE)
+    large = stat.S_ISREG(info.st_mode)
+    raise BadImage('larger than 256 MiB' if large else 'not a regular file', TOO_LARGE if large else NO_FILE)
   return os.fdopen(fd, 'rb')
 
 
@@ -207,12 +208,13 @@ def _grey(image: Image.Image, how: Reading) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, raw: str) -> None:
-  """The one transparent colour of a PNG in the 8 bits that its pixels have by now; Pillow leaves it in the file's."""
+  """The one transparent colour of a PNG in the 8 bits that its pixels have by now; Pillow leaves it in the file's
+  (newer ones not where that is one bit)."""
   key = image.info.get('transparency')
   if isinstance(key, tuple) and '16' in raw:
     image.info['transparency'] = tuple(k >> 8 for k in key)
   elif isinstance(key, int) and raw in ('1', 'L;2', 'L;4'):
-    image.info['transparency'] = key * {'1': 255, 'L;2': 85, 'L;4': 17}[raw]
+    image.info['transparency'] = min(255, key * {'1': 255, 'L;2': 85, 'L;4': 17}[raw])
 
 
 def jpeg(image: Image.Image, data: bytes) -> Image.Image:

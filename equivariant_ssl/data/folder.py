@@ -72,7 +72,7 @@ def said(index: Index, follow: str) -> tuple[str, ...]:
   """What was left out of a folder, counted by reason, most first; what to type about links."""
   if not index.left_out:
     return ()
-  counts = ', '.join(f'{n:,} {why}' for why, n in sorted(index.left_out.items(), key=lambda kv: -kv[1]))
+  counts = ', '.join(f'{why} {n:,}' for why, n in sorted(index.left_out.items(), key=lambda kv: -kv[1]))
   links = any('link' in why.reason for _, why in index.bad) or any(why == NOT_FOLLOWED for _, why in index.links)
   return (f'left out: {counts}; {len(index.paths):,} images are read',
           *((f'links are followed with {follow}',) if links and follow else ()))
