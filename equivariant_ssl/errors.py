@@ -1,6 +1,7 @@
 """A mistake of the user: one line with the cause, one with the fix, an exit code; never a traceback."""
 
 OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG, NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 0, 2, 3, 4, 5, 6, 7, 8, 75
+OTHER_DATA = 9  # the data are not those that the run knows
 
 
 class UserError(Exception):

@@ -15,7 +15,7 @@ FLOORS = (
     {'optim', 'recipe', 'state', 'shard', 'step'},
     {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'record', 'runs', 'train'},
     {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'launch',
-     'cli'},
+     'uses', 'cli'},
 )
 
 

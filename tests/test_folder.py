@@ -482,7 +482,25 @@ def test_damage_in_headers_and_in_pixels_is_one_sum(tmp_path):
     file.write_bytes(file.read_bytes()[:-60])
   with pytest.raises(UserError, match='4 of 300 images cannot be decoded'):
     folder.make(str(root), size=8)
-  assert not list(root.glob('x')) and 'damaged 2' in '\n'.join(folder.read(root).lines())
+  assert folder.read(root).index.left_out == {'damaged': 2}
+  with pytest.raises(UserError, match='4 of 300 images cannot be decoded') as e:
+    folder.make(str(root), size=8, stream=True, test=0.)   # as it reads some to measure their mean
+  assert e.value.code == BAD_DATA
+
+
+def test_what_was_replaced_is_counted(tmp_path):
+  root = album(tmp_path, {'a': 60, 'b': 60})
+  file = root / 'a' / '003.png'
+  file.write_bytes(file.read_bytes()[:-60])
+  assert folder.make(str(root), size=8).left_out == {'damaged, replaced': 1}
+
+
+def test_a_jpeg_of_endless_scans_is_beyond_the_limits():
+  data = encoded(picture(0), 'JPEG', progressive=True)
+  at = data.find(b'\xff\xda')
+  assert accepts(decode.decode, data, 8)
+  with pytest.raises(BadImage, match='more than 256 scans'):
+    decode.decode(data[:at] + data[at:at + 12] * 300 + data[at:], 8)
 
 
 # ---- limits

@@ -25,6 +25,7 @@ except ImportError:  # a machine without a wheel of it
 FILE_BYTES = 256 * 2**20   # of one encoded image
 PIXELS = 64 * 10**6        # of one decoded image, and of all that are decoded at the same time
 SIDE = 30_000
+SCANS = 256                # of a progressive JPEG, whose every scan goes over all of the image
 LARGE = 2**20              # pixels from which an image waits for its room among those PIXELS
 FORMATS = 'JPEG, PNG, WebP, GIF, BMP, TIFF or PPM'
 DAMAGED, TOO_LARGE, LINK, NO_FILE = 'damaged', 'too large', 'links out of the folder', 'not regular files'
@@ -267,6 +268,8 @@ def _decoded(image: Image.Image, data: bytes, size: int | None, how: Reading) ->
   width, height = image.size
   if image.format in ('JPEG', 'MPO'):
     turn = _upright(image)
+    if 'progressive' in image.info and data.count(b'\xff\xda') > SCANS:
+      raise BadImage(f'a JPEG of more than {SCANS} scans', TOO_LARGE)
     if size:
       image.draft(None, (2 * size, 2 * size))
     image = jpeg(image, data)

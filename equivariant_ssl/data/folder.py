@@ -12,7 +12,19 @@ import numpy as np
 from equivariant_ssl import shard
 from equivariant_ssl.data import layout
 from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading, header, read_file, reading
-from equivariant_ssl.data.source import Records, Source, fits, hopeless_data, listed, load, measured, to_check, too_many
+from equivariant_ssl.data.source import (
+  REPLACED,
+  Records,
+  Source,
+  fits,
+  hopeless_data,
+  listed,
+  listing,
+  load,
+  measured,
+  to_check,
+  too_many,
+)
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 
@@ -105,15 +117,27 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   judge(base, found.index)
   parts = [records(part, found.classes, how) if part and part.paths else None for part in (train, held)]
   problems = found.lines() + _unused(found) + listed('damaged, left out:', lost)
-  about = {'names': train.paths, 'left_out': found.index.left_out}
+  about = {'names': train.paths, 'files': tuple(contents(part) if part else '' for part in (train, held)),
+           'place': (('path', os.path.abspath(base)),), 'left_out': found.index.left_out}
   if stream or not fits(total, size):
-    train_split, test_split = (p and lazy_split(str(base), p, size, p.labels) for p in parts)
+    train_split, test_split = (p and lazy_split(str(base), p, size, p.labels, len(lost)) for p in parts)
     normal, odd = measured(None, lambda: sample(train_split.images))
   else:
     train_split, test_split, replaced = load(str(base), *parts, size, lost)
-    problems += replaced
+    problems += listed(REPLACED, replaced)
+    about['left_out'] |= {'damaged, replaced': len(replaced)} if replaced else {}
     normal, odd = measured(None, lambda: train_split.images)
   return Source(base.resolve().name, train_split, test_split, found.classes, *normal, problems + odd, **about)
+
+
+def contents(part: Part) -> str:
+  """A digest of the names and sizes in bytes of a split's files, '' where it has none."""
+  def size(path: str) -> int:
+    try:
+      return os.stat(os.path.join(part.root, path)).st_size
+    except OSError:
+      return -1
+  return listing((p.replace(os.sep, '/'), size(p)) for p in part.paths) if part.paths else ''
 
 
 def _unused(found: Folder) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
+import hashlib
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from equivariant_ssl.errors import BAD_DATA, UserError
 MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
 CHUNK = 256          # records that a thread takes at a time, at most
 LISTED = 20          # problems written out one by one
+REPLACED = 'unreadable when decoded, another record of the split in the place of each:'
 FLOOR = 1 / 255      # under a channel's standard deviation: one that is constant stays finite when it is normalised
 FLAT = 2             # of 255: an image whose channels all vary by less shows nothing
 
@@ -29,8 +32,10 @@ class Split(NamedTuple):
 
 class Source(NamedTuple):
   """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
-  what was left out or replaced. names: the file of each training image, where they have one, else None. left_out: how many
-  files and folders were left out, by reason: an extension, or words such as 'damaged'."""
+  what was left out or replaced. names: the file of each training image, where they have one, else None. files: a digest
+  of the names and sizes in bytes of each split's files (training, test), '' where it has none. place: (field, value) of the
+  config's `data` that find these data from any folder. left_out: how many files and folders were left out or replaced, by
+  reason: an extension, or words such as 'damaged'."""
   name: str
   train: Split
   test: Split | None
@@ -39,6 +44,8 @@ class Source(NamedTuple):
   std: tuple[float, float, float]
   problems: tuple[str, ...] = ()
   names: tuple[str, ...] | None = None
+  files: tuple[str, str] = ('', '')
+  place: tuple[tuple[str, str], ...] = ()
   left_out: dict[str, int] = {}
 
 
@@ -119,6 +126,15 @@ def measured(normal: Moments | None, images: Callable[[], np.ndarray]) -> tuple[
   seen = images()
   found = moments(seen)
   return found, remarks(content(seen, found))
+
+
+def listing(files: Iterable[tuple]) -> str:
+  """A short digest of the files of a split in their order: their names, whatever form of Unicode a disk gives them, and
+  numbers, the size in bytes first."""
+  found = hashlib.sha256()
+  for name, *numbers in files:
+    found.update(f'{unicodedata.normalize("NFC", name)}\0{numbers}\n'.encode('utf-8', 'surrogateescape'))
+  return found.hexdigest()[:16]
 
 
 def fits(count: int, size: int) -> bool:
@@ -210,10 +226,10 @@ def listed(what: str, lines: list[str], most: int = LISTED) -> tuple[str, ...]:
 
 
 def load(name: str, train: Records, test: Records | None, size: int, lost: Sequence[str] = ()
-         ) -> tuple[Split, Split | None, tuple[str, ...]]:
+         ) -> tuple[Split, Split | None, list[str]]:
   """Decode both splits of `name`, the path of the data. lost: images that are left out already, for they cannot be read, a
-  line each. Returns the splits and the problems; more than 1 % unreadable (and more than one image) are a UserError with
-  the code BAD_DATA."""
+  line each. Returns the splits, and a line for each image replaced; more than 1 % unreadable (and more than one image) are
+  a UserError with the code BAD_DATA."""
   total = train.count + (test.count if test else 0) + len(lost)
   splits, lines, hopeless = [], [], False
   for records in (train, test):
@@ -224,4 +240,4 @@ def load(name: str, train: Records, test: Records | None, size: int, lost: Seque
   every = [*lost, *lines]
   if hopeless or too_many(len(every), total):
     raise hopeless_data(name, len(every), total, every[0], to_check(name))
-  return *splits, listed('unreadable when decoded, another record of the split in the place of each:', lines)
+  return *splits, lines

@@ -14,7 +14,19 @@ import numpy as np
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.claims import SAFE, check_counts, unsafe_class
 from equivariant_ssl.data.decode import BadImage, Reading, reading
-from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, measured
+from equivariant_ssl.data.source import (
+  REPLACED,
+  Moments,
+  Records,
+  Source,
+  Split,
+  fits,
+  in_chunks,
+  listed,
+  listing,
+  load,
+  measured,
+)
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import UserError
 
@@ -52,16 +64,19 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   classes = tuple(builder.info.features[label].names) if label else None
   parts = [records(builder, split, image, label, _hint(builder.info.splits), how) if split else None
            for split in (train, test)]
+  place = ('dataset', os.path.abspath(path)) if _is_path(dataset) else ('root', os.path.abspath(default_root(root)))
+  about = {'files': tuple(contents(builder, split) for split in (train, test)), 'place': (place,)}
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
     splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
     normal, odd = measured(normal or USUAL.get(builder.info.name), lambda: sample(splits[0].images))
-    return Source(builder.info.name, *splits, classes, *normal, odd, _names(known[0]['files']))
+    return Source(builder.info.name, *splits, classes, *normal, odd, _names(known[0]['files']), **about)
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
     nonlocal problems
-    *splits, problems = load(str(path), *parts, size)
+    *splits, replaced = load(str(path), *parts, size)
+    problems = listed(REPLACED, replaced)
     arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
               for field, array in split._asdict().items() if array is not None}
     return arrays | ({'files': parts[0].files.astype(str)} if parts[0].files is not None else {}), not problems
@@ -70,7 +85,14 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
   normal, odd = measured(normal, lambda: splits[0].images)
   return Source(builder.info.name, splits[0], splits[1] if test else None, classes, *normal, problems + odd,
-                _names(arrays.get('files')))
+                _names(arrays.get('files')), **about)
+
+
+def contents(builder: Any, split: str) -> str:
+  """A digest of the shards that a split is read from: name, size in bytes, records of it, which of them; '' of no split."""
+  parts = builder.info.splits[split].file_instructions if split else ()
+  of = lambda p: (p.basename(), os.path.getsize(p.filename), p.examples_in_shard, p.skip, p.take)
+  return listing(map(of, parts)) if parts else ''
 
 
 def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
@@ -120,10 +142,15 @@ def known() -> frozenset[str]:
   return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
 
 
+def _is_path(dataset: str) -> bool:
+  """Whether a data set is named by the directory of one of its versions."""
+  return (pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file()
+
+
 def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
   """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
-  if (path := pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file():
-    return path.parent
+  if _is_path(dataset):
+    return pathlib.Path(dataset).expanduser()
   name, _, version = dataset.partition(':')
   base = default_root(root) / name
   found = _versions(base)
