@@ -1,5 +1,6 @@
 """What the folders of images mean, from their paths alone: splits, classes, folders that only wrap others."""
 import collections
+import functools
 import os
 import re
 import unicodedata
@@ -22,6 +23,7 @@ class Layout(NamedTuple):
   notes: tuple[str, ...]
 
 
+@functools.lru_cache(2**14)
 def clean(name: str) -> str:
   """A file's name as text that UTF-8 can hold, in Unicode's composed form: bytes that are no text are escaped (bad\\xff)."""
   return unicodedata.normalize('NFC', os.fsencode(name).decode('utf-8', 'backslashreplace'))
