@@ -13,7 +13,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from equivariant_ssl import cli
+from equivariant_ssl import cli, modules
+from equivariant_ssl import config as configs
+from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, decode, folder, unpack
 from equivariant_ssl.data.decode import BadImage, Reading
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
@@ -142,6 +144,13 @@ def test_folders_that_can_be_read_in_two_ways_are_an_error_with_the_remedy(tmp_p
   assert any(line.startswith(f'train classes: {names[0]} ') for line in checked)
   assert f'mine train: {sum(counts.values())} images' in prepared
   assert folder.make(str(root), size=8, splits=False).classes == tuple(names)
+
+
+def test_a_class_in_splits_may_have_the_name_of_one(tmp_path, capsys):
+  root = album(tmp_path / 'photos', {'train/control': 3, 'train/test': 3, 'val/control': 2, 'val/test': 2})
+  for lines in both(root, capsys=capsys):
+    assert "classes that are named like splits: 'test'" in lines
+  assert folder.make(str(root), size=8).classes == ('control', 'test')
 
 
 def test_images_beside_the_splits_are_said(tmp_path, capsys):
@@ -286,6 +295,11 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
   assert said[0].startswith('8 of 8 images are of one colour throughout') and '--background=white' in said[0]
   assert not [line for line in check(root, '--background', 'white', capsys=capsys) if 'show nothing' in line]
   made, drawn = (folder.make(str(root), size=12, test=0., background=c) for c in ('black', 'white'))
+  said = cli._overrides(['--config.data.name=folder', f'--config.data.path={root}', '--config.data.size=12',
+                         '--config.data.test=0.', '--config.data.background=#ff8000'], takes=True)
+  data = configs.load('smoke', said).data
+  typed = modules.make(datas, data.name, **{k: v for k, v in data.items() if k != 'name'})
+  assert typed.train.images[0, 0, 0].tolist() == [255, 128, 0]
   assert not made.train.images.any() and '--config.data.background=white' in '\n'.join(made.problems)
   assert drawn.train.images[0, 0, 0].tolist() == [255, 255, 255] and drawn.train.images[0, 3, 4].tolist() == [0, 0, 0]
   assert cli.main(['data', 'check', str(root), '--background', 'whitish']) == USAGE

@@ -163,12 +163,13 @@ def read(base: pathlib.Path, share: float = 0., links: bool = False, splits: boo
   inside = lambda prefix: tuple(p[len(prefix):] for p in found.paths if p.startswith(prefix))
   parts = {k: Part(os.path.join(str(base), prefix).rstrip(os.sep), inside(prefix), found.within)
            for k, prefix in prefixes.items()}
-  if len(parts) == 1 and share:
+  settled = len(parts) > 1
+  if share and not settled:
     root, paths, within = parts['train']
     parts |= {split: Part(root, tuple(p for p in paths if (_share(p) < share) == (split == 'test')), within)
               for split in ('train', 'test')}
   names = {k: part.paths for k, part in parts.items()}
-  classes, odd = layout.class_names(names, str(base), splits)
+  classes, odd = layout.class_names(names, str(base), splits, settled)
   return Folder(found, parts, classes, (*notes, *odd, *(layout.unmatched(names) if classes else ())))
 
 

@@ -123,10 +123,11 @@ def class_of(path: str) -> str | None:
   return clean(path.split(os.sep)[0]) if os.sep in path else None
 
 
-def class_names(parts: Mapping[str, Sequence[str]], base: str, named: bool = True
+def class_names(parts: Mapping[str, Sequence[str]], base: str, named: bool = True, settled: bool = False
                 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
   """(the class names, None where there are no labels; what is odd about them, a line each) of {split: paths within it}.
-  Raises UserError where they are named like splits."""
+  settled: the splits are folders, so that some class may have a name like theirs. Raises UserError where they are named
+  like splits."""
   firsts = collections.Counter(class_of(p) for paths in parts.values() for p in paths)
   loose = firsts.pop(None, 0)
   names = tuple(sorted(firsts))
@@ -136,11 +137,12 @@ def class_names(parts: Mapping[str, Sequence[str]], base: str, named: bool = Tru
     return None, (f'all images are of one class, the folder {names[0]!r}, so there are no labels (they are the names of two '
                   'folders or more)',)
   like = [name for name in names if LIKE.fullmatch(name.strip().casefold())]
-  if named and like:
+  if named and like and not (settled and len(like) < len(names)):
     raise UserError(f'{base!r}: the classes would be {some(names)}, of which {some(like)} '
                     f'{"is" if len(like) == 1 else "are"} named like splits.',
                     f'Name the folders of splits train/, val/ and test/, with the classes in them. {AS_CLASSES}')
-  return names, _alike(names, (p for paths in parts.values() for p in paths))
+  odd = (f'classes that are named like splits: {some(like)}',) if like else ()
+  return names, odd + _alike(names, (p for paths in parts.values() for p in paths))
 
 
 def _alike(names: Sequence[str], paths: Iterable[str]) -> tuple[str, ...]:
