@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from equivariant_ssl.errors import UserError
 
@@ -36,8 +36,8 @@ UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4:
 
 # Not per call: catch_warnings is not safe in threads. Pillow only warns between one and two times its own limit.
 warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
-# Tags of a TIFF that break a rule are common in microscopy and say nothing of the pixels.
-warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
+# Tags of a TIFF, or second pictures in a JPEG, that break a rule are common and say nothing of the pixels.
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 # Pillow's blocks of 16 MiB stay with each thread that has freed some (glibc's arenas); those beyond 32 MiB go back at once.
 Image.core.set_block_size(64 * 2**20)
@@ -102,6 +102,8 @@ def open_image(file: io.IOBase) -> Image.Image:
     image = Image.open(file, formats=(kind,))
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
     raise BadImage(f'{kind} header: {_line(e)}', TOO_LARGE) from e
+  except UnidentifiedImageError as e:
+    raise BadImage(f'{kind} header: damaged') from e
   except Exception as e:  # Pillow raises whatever a format's parser trips over
     raise BadImage(f'{kind} header: {_line(e)}') from e
   width, height = image.size
