@@ -16,7 +16,8 @@ import tempfile
 import numpy as np
 
 STEPS = 6
-DIGITS = ('digits_simclr', 'digits_simclr_equimod', 'digits_byol', 'digits_simsiam', 'digits_barlow', 'digits_vicreg', 'smoke')
+DIGITS = ('digits_simclr', 'digits_simclr_equimod', 'digits_byol', 'digits_simsiam', 'digits_barlow', 'digits_vicreg',
+          'smoke')
 CIFAR = (('equivariance.name=none',), ('equivariance.name=equimod',), ('equivariance.name=essl', 'augment.gray.role=both'))
 
 
@@ -24,7 +25,8 @@ def losses(config: str, overrides: tuple[str, ...]) -> list[str]:
   """The losses of the first STEPS steps of a run."""
   with tempfile.TemporaryDirectory() as folder:
     flags = [f'--config.{o}' for o in (*overrides, f'steps={STEPS}', 'log_every=1', 'optimizer.warmup_epochs=0.')]
-    command = [sys.executable, '-m', 'equivariant_ssl.cli', 'train', '--config', config, '--workdir', f'{folder}/run', *flags]
+    command = [sys.executable, '-m', 'equivariant_ssl.cli', 'train', '--config', config, '--workdir', f'{folder}/run',
+               *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
       return [f'exit {done.returncode}: {done.stderr.strip().splitlines()[-2:]}']

@@ -55,7 +55,9 @@ def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: s
   """
   how = reading(background, bits)
   found = source(dataset, root, train, test, size, stream=stream, how=how)
-  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream, how).train) if labelled else found
+  if not labelled:
+    return found
+  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream, how).train)
 
 
 def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,

@@ -2,7 +2,6 @@
 import functools
 import json
 import pathlib
-import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -43,8 +42,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
     return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
             '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
-    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT (of a TFDS '
-            'data set); --protocol equivariance needs none.')
+    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT (of a '
+            'TFDS data set); --protocol equivariance needs none.')
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding', 'Train with --config.equivariance.name=equimod.')
 
