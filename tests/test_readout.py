@@ -49,6 +49,17 @@ def test_a_share_of_each_class_is_held_out_always_the_same():
   assert len(bare.test.images) == 8 and bare.test.labels is None and bare.names is None
 
 
+def test_of_a_labelled_split_of_its_own_it_is_held_out():
+  """STL-10: its training images have no labels, those that are read out on have."""
+  whole = made(names=False)
+  whole = whole._replace(labelled=whole.train, train=whole.train._replace(labels=None))
+  found, want = holdout.split(whole, .2), holdout.split(made(), .2)
+  assert found.train is whole.train and found.bank is found.labelled
+  for part, same in ((found.labelled, want.train), (found.test, want.test)):
+    np.testing.assert_array_equal(part.images, same.images)
+    np.testing.assert_array_equal(part.labels, same.labels)
+
+
 def test_what_streams_is_held_out_without_being_decoded():
   def read(rows):
     raise AssertionError('decoded')
@@ -105,6 +116,11 @@ def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tm
     a, b = (runs.prepare(config, run.mesh, readout=r).source[i] for i in (1, 2))
     want = knn.evaluate(features(encode, a.images), a.labels, features(encode, b.images), b.labels, 10).top1
     assert result['trained'][0]['numbers']['top1'] == pytest.approx(want)
+  known = json.loads((tmp_path / 'run' / 'data.json').read_text())
+  assert known['images'] == len(run.source.train.images) < known['train']['count']
+  with pytest.raises(UserError, match='held 0.25 of its images out of training, not 0'):  # it has seen the others
+    longer = configs.load(tiny.NAME, {'steps': '4'})
+    train.train(longer, tmp_path / 'longer', mesh=shard.mesh(jax.devices()[:1]), quiet=True, begin=tmp_path / 'run')
   with pytest.raises(UserError, match='--readout tset is neither'):
     evaluations.evaluate(tmp_path / 'run', ['knn'], options=Options(readout='tset'))
   with pytest.raises(UserError, match='held no images out'):

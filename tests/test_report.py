@@ -193,7 +193,7 @@ def test_a_study(tmp_path):
   assert 'read out on validation' in parsed.text and '20% of each class of the training split' in parsed.text
   assert parsed.table('Accuracy on the test split')[1] == ['rotate=invariant', '88.0 ± 1.0, n=2', 'not done', 'not done']
   assert parsed.text.index('Recommended: rotate=invariant') < parsed.text.index(reports.SENTENCES[0])
-  arms = {r[0]: r[1:] for r in parsed.table('Accuracy, %')}
+  arms = {r[0]: r[1:] for r in parsed.table('Accuracy on validation')}
   columns = arms.pop('arm')
   cell = lambda arm: arms[arm][columns.index('kNN')]
   assert [cell(a) for a in arms] == ['91.2 ± 1.5, n=2', '95.0, n=1', '64.0', '10.0']
