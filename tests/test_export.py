@@ -320,6 +320,9 @@ def test_damaged_files(given, tmp_path):
     (tmp_path / 'cut.safetensors').write_bytes(content)
     with pytest.raises(UserError, match='is damaged or no safetensors file'):
       files.read(tmp_path / 'cut.safetensors')
+  (tmp_path / 'cut.safetensors').write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+  with pytest.raises(UserError, match='is not what the SHA-256 in its own header says'):
+    files.read(tmp_path / 'cut.safetensors')
   save_file(load_file(given[3] / 'model.safetensors'), tmp_path / 'model.safetensors')  # without its own fingerprint
   (tmp_path / 'config.json').write_text((given[3] / 'config.json').read_text())
   with pytest.raises(UserError, match='is not what was exported'):
