@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol_essl --workdir runs/c10_byol_essl
-           eqssl eval runs/c10_byol_essl --protocol essl
+           eqssl eval runs/c10_byol_essl --protocol essl --seeds 0,1,2,3,4
 Published: none that we could read; E-SSL's code has no BYOL. The weight is that of their SimCLR and SimSiam.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   the views change places, for the turned crop has the first one's chances: blur .1 as in E-SSL's ImageNet

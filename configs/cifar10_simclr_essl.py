@@ -3,7 +3,7 @@ turned.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simclr_essl --workdir runs/c10_simclr_essl
-           eqssl eval runs/c10_simclr_essl --protocol essl
+           eqssl eval runs/c10_simclr_essl --protocol essl --seeds 0,1,2,3,4
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.

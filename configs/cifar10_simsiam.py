@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam --workdir runs/c10_simsiam
-           eqssl eval runs/c10_simsiam --protocol essl
+           eqssl eval runs/c10_simsiam --protocol essl --seeds 0,1,2,3,4
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/; SimSiam's own code is for ImageNet alone).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.

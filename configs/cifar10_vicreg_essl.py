@@ -2,7 +2,7 @@
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg_essl --workdir runs/c10_vicreg_essl
-           eqssl eval runs/c10_vicreg_essl --protocol essl
+           eqssl eval runs/c10_vicreg_essl --protocol essl --seeds 0,1,2,3,4
 Published: none that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam. The weight is a choice of ours.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   as cifar10_vicreg, whose protocol is EquiMod's.

@@ -150,6 +150,7 @@ def test_the_command_evaluates_as_the_authors_did():
   essl = {n for n in NAMES if n.startswith('cifar10') and n.endswith('_essl')} | {'cifar10_simsiam'}
   assert len(essl) == 6
   others = {'cifar10_simclr', 'cifar10_simclr_equimod', 'cifar10_byol', 'cifar10_byol_equimod'}
+  assert all('--protocol essl --seeds 0,1,2,3,4\n' in (FOLDER / f'{n}.py').read_text() for n in essl)  # the mean of five
   assert {of(n) for n in essl} == {'essl'} and {of(n) for n in others} == {'equimod'}
 
 

@@ -22,6 +22,7 @@ from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
 from equivariant_ssl.equivariance import augself
+from equivariant_ssl.evaluate import probe
 from equivariant_ssl.types import Image, Views
 
 FOLDER = pathlib.Path(__file__).parent / 'golden'
@@ -198,3 +199,43 @@ def test_a_whole_step_equals_the_official_code(name):
   for path, wanted in golden.items():
     error = np.abs(grads[path] - wanted).max()
     assert error <= BOUND * np.abs(wanted).max() + 1e-3 * BOUND * largest, f'{path}: {error / np.abs(wanted).max():.1e}'
+
+
+def given(monkeypatch, steps: list) -> None:
+  """Our evaluation on the fixed head, orders of images and features of crops; every step's head goes to `steps`."""
+  shown = jnp.asarray(np.stack([arrays.probed(s) for s in range(arrays.EPOCHS * arrays.PER_EPOCH)]))
+  monkeypatch.setattr(np, 'float32', np.float64)
+  monkeypatch.setattr(probe, 'epoch_order', lambda key, epoch, N: arrays.probe_order(epoch))
+  monkeypatch.setattr(probe, 'torch_linear', lambda key, D, K: probe.Head(
+      *(jnp.asarray(arrays.weight(f'probe/{n}', s)) for n, s in (('kernel', (D, K)), ('bias', (K,))))))
+  key_for = probe.key_for
+  monkeypatch.setattr(probe, 'key_for', lambda key, *path: path[1] if path[0] == 'augment' else key_for(key, *path))
+  views = lambda groups, step, images: {'probe': Views(shown[step % len(shown)][:, None, None, None], {})}
+  monkeypatch.setattr(probe.augment, 'views', views)
+  made = probe._step.__wrapped__
+
+  def remembering(*a):
+    trace, step = made(*a)
+    def remember(*b):
+      state = step(*b)
+      steps.append(jax.tree.map(np.asarray, state[0]))
+      return state
+    return trace, remember
+  monkeypatch.setattr(probe, '_step', remembering)
+
+
+@pytest.mark.parametrize('name, epochs', [('equimod', arrays.EPOCHS), ('essl', 100)])
+def test_the_head_of_a_linear_evaluation_moves_as_in_the_official_code(name, epochs, monkeypatch):
+  golden, steps = np.load(FOLDER / f'probe_{name}.npz'), []
+  protocol = probe.PROTOCOLS[name]
+  assert (protocol.epochs, protocol.batch) == ({'equimod': 90, 'essl': 100}[name], 256)
+  with float64():
+    given(monkeypatch, steps)
+    images = np.zeros((arrays.N, 1, 1, arrays.D), np.uint8)  # features are given: what is in them is not read
+    probe.train(protocol._replace(epochs=epochs, batch=arrays.BATCH), lambda x: x.reshape(len(x), -1), images,
+                arrays.probe_labels(), arrays.K, jax.random.key(0))
+    monkeypatch.undo()
+  assert len(steps) == epochs * arrays.PER_EPOCH
+  for i, (kernel, bias) in enumerate(zip(golden['kernel'], golden['bias'], strict=True)):
+    np.testing.assert_allclose(steps[i].kernel[0], kernel, rtol=1e-8, atol=1e-10, err_msg=f'step {i}')
+    np.testing.assert_allclose(steps[i].bias[0], bias, rtol=1e-8, atol=1e-10, err_msg=f'step {i}')

@@ -45,7 +45,9 @@ class Protocol(NamedTuple):
 
 PROTOCOLS = {
     'equimod': Protocol((.2,), 90, 256, end=1e-4),                      # Devillers & Lefort 2022, official code
-    'essl': Protocol((30.,), 100, 256, nesterov=False),                 # Dangovski et al. 2022, official code, CIFAR-10
+    # Dangovski et al. 2022, official code, CIFAR-10: the mean of five heads, --seeds 0,1,2,3,4. (There a test batch counts
+    # the same whatever its size; here an image does.)
+    'essl': Protocol((30.,), 100, 256, nesterov=False),
     'simclr': Protocol((.1,), 100, 512, per=256, centred=False),        # Chen et al. 2020, official code, CIFAR-10
     'byol': Protocol((.05, .1, .2, .3, .4), 80, 1024, per=None),        # Grill et al. 2020, appendix: batch 1024
     'linear': Protocol((.003, .01, .03, .1, .2, .3, 1., 3., 10., 30.), 90, 256, whole=True),  # ours: equimod's, any rate

@@ -50,3 +50,26 @@ def actions(views: int = 2, same_flips: bool = False) -> dict[str, np.ndarray]:
           'hue': hue, 'flip': flip[:, :1] | np.zeros(shape, bool) if same_flips else flip,
           'gray': rng.uniform(size=shape) < .4, 'blurred': blurred, 'solarized': rng.uniform(size=shape) < .4,
           'sigma': np.where(blurred, rng.uniform(.1, 2., shape), 0.)}
+
+
+# Of the linear evaluations: images, features, classes, a batch, epochs, and steps of an epoch (what is left is left out).
+N, D, K, BATCH, EPOCHS = 22, 5, 6, 8, 3
+PER_EPOCH = N // BATCH
+
+
+def probed(step: int) -> np.ndarray:
+  """[BATCH D] float64: the features of the crops that a step sees."""
+  return np.abs(generator(f'probe {step}').normal(size=(BATCH, D)))
+
+
+def probe_labels() -> np.ndarray:
+  return generator('probe labels').integers(0, K, N)
+
+
+def probe_order(epoch: int) -> np.ndarray:
+  return generator(f'probe order {epoch}').permutation(N)
+
+
+def probe_rows(step: int) -> np.ndarray:
+  """The images of a step."""
+  return np.split(probe_order(step // PER_EPOCH)[:PER_EPOCH * BATCH], PER_EPOCH)[step % PER_EPOCH]
