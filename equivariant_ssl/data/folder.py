@@ -116,7 +116,7 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   lost, total = found.index.damaged, sum(len(part.paths) for part in (train, held) if part)
   judge(base, found.index)
   parts = [records(part, found.classes, how) if part and part.paths else None for part in (train, held)]
-  problems = found.lines() + _unused(found) + listed('damaged, left out:', lost)
+  first, rows = found.lines() + _unused(found), listed('damaged, left out:', lost)
   about = {'names': train.paths, 'files': tuple(contents(part) if part else '' for part in (train, held)),
            'place': (('path', os.path.abspath(base)),), 'left_out': found.index.left_out}
   if stream or not fits(total, size):
@@ -124,10 +124,10 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
     normal, odd = measured(None, lambda: sample(train_split.images))
   else:
     train_split, test_split, replaced = load(str(base), *parts, size, lost)
-    problems += listed(REPLACED, replaced)
+    rows += listed(REPLACED, replaced)
     about['left_out'] |= {'damaged, replaced': len(replaced)} if replaced else {}
     normal, odd = measured(None, lambda: train_split.images)
-  return Source(base.resolve().name, train_split, test_split, found.classes, *normal, problems + odd, **about)
+  return Source(base.resolve().name, train_split, test_split, found.classes, *normal, first + odd + rows, **about)
 
 
 def contents(part: Part) -> str:
