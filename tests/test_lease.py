@@ -152,6 +152,10 @@ def test_the_loads_and_the_calls_as_they_are_typed(tmp_path):
     (data / name).write_bytes(b'x' * 1000)
   whole = [pack.load(tmp_path / call, half, data, []) for call, half in carried.HALVES.items()]
   assert all(4000 < size < 6000 for size in whole)
+  (tmp_path / 'flax-9-py3-none-any.whl').write_bytes(b'x' * 3000)
+  wheels, half = sorted(tmp_path.glob('*.whl')), carried.HALVES['call1']
+  taken = [pack.fitted(0, tmp_path / 'call1', half, data, wheels, limit)[1] for limit in (9000, 6000)]
+  assert taken == [wheels, []], 'a spare wheel stays behind where there is no room'
   readme = (GPU / 'README.md').read_text()
   for call, minutes in pack.CALLS.items():
     command = re.search('command="(.*?)"', pack.call(call, minutes, f'.gpu/{call}'))[1]

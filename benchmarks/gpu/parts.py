@@ -39,7 +39,7 @@ def device(size: sizes.Size, say) -> dict:
     found['nvidia_smi'] = subprocess.run(['nvidia-smi', f'--query-gpu={asked}', '--format=csv,noheader'], timeout=20,
                                          capture_output=True, text=True).stdout.strip()
   say(found)
-  side, count = (8192, 2**30) if size.accelerator else (256, 2**16)
+  side, count = (8192, 2**28) if size.accelerator else (256, 2**16)
 
   def best(f, *args) -> float:
     f(*args).block_until_ready()

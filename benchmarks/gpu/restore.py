@@ -15,6 +15,7 @@ import tempfile
 import encoders
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
 from equivariant_ssl import config as configs
@@ -37,12 +38,12 @@ def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
   return found
 
 
-def restore(about: dict, out: pathlib.Path, changed: dict) -> pathlib.Path:
-  """One run directory. changed: fields of the config that are this machine's, as JSON. Raises UserError."""
+def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
+  """The run directory of a network, in `out`; whole, or not at all. Raises UserError."""
   workdir = out / about['run']
   if workdir.exists():
     raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')
-  config = configs.resolve(configs.ConfigDict({**about['config'], **changed}))
+  config = configs.resolve(ConfigDict(about['config']))
   run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
   try:
     leaves = encoders.read(about['files'], about['sha256'])
@@ -50,10 +51,8 @@ def restore(about: dict, out: pathlib.Path, changed: dict) -> pathlib.Path:
     raise UserError(f'{error}.', 'Copy the files again from where the call put them.', BAD_DATA) from None
   state = runs.initial(run)
   flat = fingerprint.flat(state)
-  place = {k: k.split('/', 1) for k in flat}
   wrong = [k for k, v in leaves.items() if k not in flat or flat[k].shape != v.shape]
-  encoder = [k for k in flat if place[k][0] in ('params', 'stats') and place[k][1].startswith('encoder/')]
-  wrong += [k for k in encoder if k not in leaves]
+  wrong += [k for k in flat if k.startswith(('params/encoder/', 'stats/encoder/')) and k not in leaves]
   if wrong:
     raise UserError(f'{about["run"]}: {len(wrong)} tensors do not fit its config, {wrong[0]} for one.', '', BAD_DATA)
   filled = {**flat, **leaves, 'step': np.int32(about['step'])}
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if not found:
       raise UserError('no encoder came back: the results have none.', 'log.txt of call 2 says how it ended.', BAD_DATA)
     for about in found.values():
-      workdir = restore(about, args.out, {})
+      workdir = restore(about, args.out)
       whole = '' if about['step'] == about['steps'] else f' (cut: {about["steps"]} were planned)'
       print(f'{workdir}: step {about["step"]}{whole}. Next: eqssl eval {workdir} --protocol cached,few_labels,profile')
   except (OSError, UserError) as error:

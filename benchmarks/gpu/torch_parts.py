@@ -11,7 +11,6 @@ import sizes
 import step as twins
 import torch
 import torch_step
-import torch_views
 from budget import middle
 
 from equivariant_ssl import runs, shard
@@ -67,6 +66,7 @@ def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: 
 
 def torch_whole(twin: torch_step.Step, images: np.ndarray, batch: int, workers: int, wait: Callable) -> Turn:
   """PyTorch's step on what its workers make. Before a turn is timed, what they made ahead of it is used up."""
+  import torch_views  # torchvision: without it the other steps are still compared
   cuda = twin.device == 'cuda'
   source = torch_views.loader(images, batch, workers, cuda)
 
