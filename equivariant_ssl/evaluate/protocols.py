@@ -219,8 +219,8 @@ def _transferred_to(run: runs.Run, options: Options) -> dict[str, Any]:
 
 
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
-PANEL_OF = lambda *more: (frozen.SEED, {name: modules.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN, PANEL_TEST,
-                          CARE, SHARED, *more)
+PANEL_OF = lambda *more: (frozen.SEED, {name: modules.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN,
+                          PANEL_TEST, CARE, SHARED, *more)
 PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, equivariance, *more)
 PROTOCOLS = {
     'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
