@@ -257,6 +257,22 @@ def test_a_bank_without_a_reference_begins_with_what_is_shown():
   np.testing.assert_allclose(boxes.width[:, 0], np.where(high, 16 / 18, 16 / 24), rtol=1e-6)
 
 
+def test_retrieval_of_two_objectives_that_are_told_other_ops():
+  """Each told of a sensitive op of its own; the reference that they share once knew the ops of one alone."""
+  two = '[{"name": "equimod", "told": ("crop", "rotate")}, {"name": "equimod", "told": ("crop", "vflip")}]'
+  settings = {'augment': '{"order": ("crop", "rotate", "vflip"), "crop": {"role": "both"}, "rotate": {"role": "sensitive"}, '
+                         '"vflip": {"role": "sensitive"}}', 'size': '16', 'batch': '12', 'steps': '1', 'equivariance': two}
+  run = runs.prepare(configs.load(tiny.NAME, settings), shard.mesh(jax.devices()[:1]))
+  network = run.recipe.network
+  spy = Network(Spy(), network.projector, network.predictor, network.heads, network.mean, network.std, network.joint)
+  run = run._replace(recipe=run.recipe._replace(network=spy))
+  test = Split(*(a[:6] for a in run.source.test))
+  run = run._replace(source=run.source._replace(test=test))
+  s = Subject(run, frozen.frozen(run.recipe, views=4), runs.initial(run), None, None, jax.random.key(0), Options())
+  found = PROTOCOLS['retrieval'].find(s)
+  assert {"equimod rotate mrr", "equimod' vflip mrr"} <= set(found.numbers) and found.name == 'retrieval of 6 images'
+
+
 def test_transfer_and_embed_show_the_whole_central_square(tmp_path):
   photographs = album(tmp_path / 'photographs', (36, 48))
   for case in (CASES['stored'], CASES['larger, 4:3']):  # whatever the run's own data are
