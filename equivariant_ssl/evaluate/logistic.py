@@ -93,7 +93,7 @@ def _split(x: np.ndarray, y: np.ndarray, valid: tuple[np.ndarray, np.ndarray] | 
   out = held_out(y, held)
   if not out.any():
     raise UserError(f'No class has {np.ceil(1 / held):.0f} training images, of which {held:g} could be held out.',
-                    'Hold out a larger fraction, or give validation images.')
+                    'Add labelled images; protocol cached needs fewer.')
   return (x[~out], y[~out]), (x[out], y[out])
 
 

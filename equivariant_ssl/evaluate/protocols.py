@@ -2,15 +2,15 @@
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, runs
+from equivariant_ssl import augment, modules, runs
 from equivariant_ssl.data import card
-from equivariant_ssl.data.source import Source, Split
+from equivariant_ssl.data.source import Source
 from equivariant_ssl.evaluate import care as cares
 from equivariant_ssl.evaluate import (
   episodes,
@@ -31,70 +31,10 @@ from equivariant_ssl.evaluate import (
 from equivariant_ssl.evaluate import transfer as transfers
 from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.statistics import Interval, Result, counted
+from equivariant_ssl.evaluate.subject import Found, Options, Protocol, Subject, held_out
 from equivariant_ssl.state import TrainState
-from equivariant_ssl.types import Key
 
 PANEL_TRAIN, PANEL_TEST, BANK, CARE, SHARED = 2000, 1000, 200, 256, 8  # images, at most; actions that all images share
-
-
-class Options(NamedTuple):
-  """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. images: a file, the list of those to fine-tune
-  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept.
-  readout: 'test': on the test split, of a run that holds images out of its training to be read out on."""
-  epochs: int = 0
-  batch: int = 0
-  images: str = ''
-  targets: tuple[str, ...] = ()
-  root: str = ''
-  cache: str = ''
-  readout: str = ''
-
-
-class Subject(NamedTuple):
-  """A network to evaluate. arrays: its (training features, labels, test features, labels, classes); alone: its `applied`;
-  each computed once. key: of the evaluation's own draws."""
-  run: runs.Run
-  fixed: frozen.Frozen
-  state: TrainState
-  arrays: Callable[[], tuple]
-  alone: Callable[[], np.ndarray]
-  key: Key
-  options: Options
-
-  @property
-  def encode(self) -> Partial:
-    return Partial(self.fixed.encode, frozen.variables(self.state))
-
-  @property
-  def held_out(self) -> Split:
-    return held_out(self.run)
-
-
-class Found(NamedTuple):
-  """numbers: {row: a value, or an Interval}. controls: {row: {control: value or Interval}}. detail: the rest, for the
-  result file. name: the protocol, with what was used where it is not the default. complete: whether nothing that was asked
-  for was missing; else the result is not read again, but sought anew."""
-  name: str
-  numbers: dict[str, Any]
-  controls: dict[str, dict[str, Any]]
-  detail: Any = None
-  missing: tuple[str, ...] = ()
-
-
-class Protocol(NamedTuple):
-  """find: Subject -> Found. needs: 'labels', 'target' (an objective that predicts where an embedding goes) or ''.
-  percent: whether its numbers are shown times 100. seeded: whether it draws anything of its own. of: () -> the modules,
-  functions and constants that a number of it depends on (see `evaluate.cached`). packages: those of others that it computes
-  with. version: to be raised when the same constants give other numbers. data: (run, options) -> marks of what it reads."""
-  find: Callable[[Subject], Found]
-  about: str
-  needs: str = ''
-  percent: bool = True
-  seeded: bool = False
-  of: Callable[[], tuple] = tuple
-  packages: tuple[str, ...] = ()
-  version: int = 1
-  data: Callable[[runs.Run, Options], Any] = lambda run, options: card.mark(run.card)
 
 
 def arrays(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> tuple:
@@ -188,11 +128,6 @@ def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) 
   return found
 
 
-def held_out(run: runs.Run) -> Split:
-  """The images to measure equivariance on: the test split, or the training split where there is none."""
-  return run.source.test or run.source.train
-
-
 def _panel(run: runs.Run, fixed: frozen.Frozen, state: TrainState, rows: tuple, p: float, views: int, shared: int = 0,
            batch: int = 16) -> tuple[np.ndarray, Any]:
   """(features [N P 1 + V D], {op: actions [N V ...]}) of the ops of frozen.PANEL; rows: see `frozen.rows`."""
@@ -284,7 +219,8 @@ def _transferred_to(run: runs.Run, options: Options) -> dict[str, Any]:
 
 
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
-PANEL_OF = lambda *more: (frozen.SEED, frozen.PANEL, PANEL_TRAIN, PANEL_TEST, CARE, SHARED, frozen.panel_views, *more)
+PANEL_OF = lambda *more: (frozen.SEED, {name: modules.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN, PANEL_TEST,
+                          CARE, SHARED, *more)
 PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, equivariance, *more)
 PROTOCOLS = {
     'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
@@ -301,8 +237,8 @@ PROTOCOLS = {
     'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
                          of=lambda: (episodes, episodes.episodes)),
     **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True,
-                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, sorted(finetune.RATES.items()), f,
-                                                             inputs.CENTRE), data=_tuned_on)
+                                             data=_tuned_on,
+                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, [*finetune.RATES.items()], f))
        for f in (.01, .1, 1.)},
     'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target', of=lambda: PAIRS_OF()),
     'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False,

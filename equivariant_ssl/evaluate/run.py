@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,8 +42,8 @@ def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
     return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
             '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
-    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT (of a TFDS '
-            'data set); --protocol equivariance needs none.')
+    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT of a '
+            'TFDS data set; --protocol equivariance needs none.')
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding', 'Train with --config.equivariance.name=equimod.')
 
@@ -110,6 +110,27 @@ def table(found: dict, title: str) -> Fitting:
                   _laid(title, ['number', 'value'], beneath)))
 
 
+def _subjects(run: runs.Run, of: dict[str, Callable], options: Options) -> Callable[[str, int], Subject]:
+  """(who, seed) -> Subject; what several protocols read is computed once. of: {who: () -> its state}."""
+  fixed = frozen(run.recipe, run.config)
+  read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
+                 for f in (arrays, applied))
+  return lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
+
+
+def _written(path: pathlib.Path, run: runs.Run, found: dict, console: Console, strict: bool) -> dict:
+  """A result in its file, as that holds it; what it misses is said, and a UserError where that is all."""
+  found = as_json({**found, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment()})
+  for line in found['trained'][0]['missing']:
+    console.print(line)
+  if not found['trained'][0]['numbers'] and strict:
+    raise UserError(f'{found["protocol"]}: nothing that it needs is on disk.', 'Each line above ends with what makes it.',
+                    BAD_DATA)
+  path.parent.mkdir(exist_ok=True)
+  record.write_whole(path, json.dumps(found, indent=1) + '\n')
+  return found
+
+
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, seeds: tuple[int, ...] = (0,),
              options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True,
              asked: runs.Asked = runs.Asked()) -> dict[str, dict]:
@@ -134,41 +155,27 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
     if why:
       console.print(f'{n} left out: {why[0]}')
   number, state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step, console.print)[:2]
-  fixed, base = frozen(run.recipe, run.config), functools.cache(lambda: runs.initial(run))
-  of = {'trained': lambda: state} | ({'untrained': base} if untrained else {})
-  # What several protocols read is computed once.
-  read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
-                 for f in (arrays, applied))
-  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options),
+  of = {'trained': lambda: state} | ({'untrained': functools.cache(lambda: runs.initial(run))} if untrained else {})
+  subject = _subjects(run, of, options._replace(cache=options.cache or str(workdir / 'eval' / 'features')))
+  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options), 'readout': on,
            'inputs': inputs.definition(inputs.of(run.recipe.size, run.source.train))}
-  options = options._replace(cache=options.cache or str(workdir / 'eval' / 'features'))
   results = {}
   for name in [n for n in which if not missing[n]]:
     protocol = PROTOCOLS[name]
     drawn = list(seeds if protocol.seeded else seeds[:1])
-    path, here = _path(workdir, name, options), about | {
-        'protocol': name, 'seeds': drawn, 'definition': definition(protocol)}
+    here = about | {'protocol': name, 'seeds': drawn, 'definition': definition(protocol)}
     try:
       here |= {'data': as_json(protocol.data(run, options))}
-      found = kept(path, here, of, console.print)
+      found = kept(_path(workdir, name, options), here, of, console.print)
       if found is None:
-        subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
         numbers = {who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}
+        found = _written(_path(workdir, name, options), run, here | numbers, console, strict)
     except UserError as e:
-      if e.code != USAGE:  # else it cannot be on these data: the others can
+      if e.code != USAGE:  # else it cannot be on these data, and the others can
         raise
       failed[name] = e
       console.print(f'{name} left out: {str(e).splitlines()[0]}')
       continue
-    if found is None:
-      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'readout': on,
-                       'environment': record.environment(), **numbers})
-      for line in found['trained'][0]['missing']:
-        console.print(line)
-      if not found['trained'][0]['numbers'] and strict:
-        raise UserError(f'{name}: nothing that it needs is on disk.', 'Each line above ends with what makes it.', BAD_DATA)
-      path.parent.mkdir(exist_ok=True)
-      record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
     console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}, on the {on} images'))
   console.print(f'Written to {workdir / "eval"}')
