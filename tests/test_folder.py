@@ -18,7 +18,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, decode, folder, unpack
 from equivariant_ssl.data.decode import BadImage, Reading
-from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
+from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
 
 
@@ -336,6 +336,13 @@ def test_a_channel_that_is_constant_trains_and_is_said(tmp_path, capsys):
   assert at[0] < at[1] < 8   # the first lines
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   assert len(rows) == 2 and all(np.isfinite(r['loss']) for r in rows)
+  older = json.loads((tmp_path / 'run' / 'config.json').read_text())   # of a version without some fields goes on
+  for field in ('background', 'bits', 'links', 'splits'):
+    del older['data'][field]
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(older))
+  assert train(root, tmp_path / 'run', '--config.data.test=0.', '--config.data.background=white') == OTHER_CONFIG
+  assert 'data.background' in capsys.readouterr().err
+  assert cli.main(['resume', str(tmp_path / 'run')]) == 0
 
 
 def test_12_bits_in_16_are_said_and_scaled(tmp_path, capsys):
