@@ -84,7 +84,9 @@ def test_splits_have_any_of_their_names(tmp_path, capsys, names):
   made = folder.make(str(root), size=8)
   assert (len(made.train.images), len(made.test.images), made.classes) == (10, 6, ('cat', 'dog'))
   assert made.problems == ('test: its 4 images are not used here: validation is held out',)
-  assert {k: len(p.paths) for k, p in folder.read(root).parts.items()} == {'train': 10, 'validation': 6, 'test': 4}
+  found = transfer.find(str(root))
+  assert found.classes == 2 and {k: sum(len(s.images) for s in part.read(8)) for k, part in found.parts.items()} == {
+      'train': 10, 'valid': 6, 'test': 4}
 
 
 def test_train_alone_is_split_by_a_share_and_has_the_classes(tmp_path, capsys):
