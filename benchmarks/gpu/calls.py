@@ -178,13 +178,13 @@ def train(lease, seed: int, epochs: int) -> int:
         lease.say(f'{arm.label}: once more without {lease.results["flags"]}')
         lease.part(key, 'train', given, 40, lease.left() - AFTER, '')
     whole = bool(lease.found(key))
-    code = code if whole else 4
     if whole or lease.saved(arm.label, seed):
       lease.part(f'bring {arm.label} s{seed}', 'bring', {'label': arm.label, 'seed': seed}, 4, 40)
       lease.deliver()
       if not whole:  # an encoder on its way: brought again when it is there
         lease.results['parts'][f'bring {arm.label} s{seed}']['state'] = 'of a cut training'
         lease.write()
+    code = code if lease.found(f'bring {arm.label} s{seed}') else 4
   return code
 
 
