@@ -340,6 +340,9 @@ def test_a_training_that_was_cut_goes_on_with_its_epochs(tmp_path, monkeypatch):
   assert calls.experiment(one) == 4
   epochs = one.plans()['0']['epochs']
   assert states(tmp_path)[f'bring {sizes.FOUNDING[1]} s0'] == 'of a cut training'
+  monkeypatch.setenv('STOP', 'bring')
+  one = a_lease(tmp_path, monkeypatch, call='call2', minutes=2.)
+  assert calls.experiment(one) == 4, 'trained, and not brought back'
   monkeypatch.delenv('STOP')
   two = a_lease(tmp_path, monkeypatch, call='call3', minutes=3.)
   assert calls.experiment(two) == 0

@@ -132,7 +132,8 @@ def ready(lease, seed: int, epochs: int) -> bool:
 
 
 def unfinished(lease, seed: int) -> bool:
-  return not all(lease.found(f'train {arm.label} s{seed}') for arm in lease.arms)
+  """Whether an arm of a seed is not trained, or its encoder not written."""
+  return not all(lease.found(f'{what} {arm.label} s{seed}') for what in ('train', 'bring') for arm in lease.arms)
 
 
 def experiment(lease) -> int:
