@@ -242,6 +242,9 @@ found.write_text(json.dumps({
     'step': 3, 'flags': os.environ['XLA_FLAGS'], 'given': given, 'platform': 'gpu', 'passed': True, 'loss_error': 0.,
     'gradient_error': 0., 'epoch_s': .01 if 'equimod' in given.get('config', '') else .02, 'start_s': .5, 'loss': 5.,
     'images_per_s': [200. if fast else 100.] * 3, 'ms_per_step': 1., 'compile_s': 1.}))
+if name == 'train':
+  run = pathlib.Path(os.environ['LEASE_STORE']) / 'runs' / f'{given["arm"][0]}-s{given["seed"]}' / 'checkpoints' / '3'
+  run.mkdir(parents=True, exist_ok=True)
 if name in os.environ.get('STOP', '').split(): sys.exit(75)
 if name == 'bring':
   (pathlib.Path(os.environ['LEASE_STORE']) / 'brought').mkdir(exist_ok=True)
@@ -289,7 +292,7 @@ def test_the_next_call_goes_on_from_where_one_was_killed(tmp_path, monkeypatch):
   process.kill()  # and its lease is never heard of again
   process.wait()
   two = a_lease(tmp_path, monkeypatch, call='call2')
-  assert states(tmp_path) == {'first': 'done', 'second': 'cut'} and two.reached('second') == 3
+  assert states(tmp_path) == {'first': 'done', 'second': 'cut'} and two.known('second')['step'] == 3
   two.part('first', 'bad', {}, 1, 20)
   assert two.results['parts']['first']['seconds'] == began, 'what is done is not done again'
   two.part('second', 'good', {}, 1, 20)
@@ -337,6 +340,9 @@ def test_a_training_that_was_cut_goes_on_with_its_epochs(tmp_path, monkeypatch):
   assert calls.experiment(one) == 4
   epochs = one.plans()['0']['epochs']
   assert states(tmp_path)[f'bring {sizes.FOUNDING[1]} s0'] == 'of a cut training'
+  monkeypatch.setenv('STOP', 'bring')
+  one = a_lease(tmp_path, monkeypatch, call='call2', minutes=2.)
+  assert calls.experiment(one) == 4, 'trained, and not brought back'
   monkeypatch.delenv('STOP')
   two = a_lease(tmp_path, monkeypatch, call='call3', minutes=3.)
   assert calls.experiment(two) == 0
@@ -390,8 +396,8 @@ def test_the_lease_in_miniature(tmp_path, monkeypatch, capfd):
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   loads(tmp_path / 'loads')
 
-  def call(name, minutes, kill=0., **out):
-    argv = [name, '--minutes', str(minutes), '--size', 'test', '--load', str(tmp_path / 'loads' / name)]
+  def call(name, minutes, *more, kill=0.):
+    argv = [name, '--minutes', str(minutes), '--size', 'test', '--load', str(tmp_path / 'loads' / name), *more]
     began = time.monotonic()
     code = rehearse.run(tmp_path / 'machine', ROOT, sys.executable, argv, '', kill)
     assert time.monotonic() - began < 60 * minutes * 1.05 + 1
@@ -403,9 +409,11 @@ def test_the_lease_in_miniature(tmp_path, monkeypatch, capfd):
   assert code == 0, capfd.readouterr().out
   assert found['parts']['device'] == killed['parts']['device'], 'not done again'
   assert found['parts'][f'speed {sizes.FOUNDING[1]}']['found']['images_per_s']
-  code, found = call('call2', 4.)
-  said = capfd.readouterr().out
-  assert code == 0, said
+  for _ in range(4):  # of a busy machine the first may be cut: the same again goes on
+    code, found = call('call2', 4., '--epochs', '20')
+    if code == 0:
+      break
+  assert code == 0, capfd.readouterr().out
   plan = found['plans'][' '.join(sizes.FOUNDING)]['0']
   for arm in sizes.FOUNDING:
     trained = found['parts'][f'train {arm} s0']['found']

@@ -32,7 +32,7 @@ import sizes  # noqa: E402
 LOG = 4 * 2**20  # bytes of the log that are kept
 ENCODERS, BACK = 6, 60 * 2**20  # files beside results.json and log.txt, and their bytes: 8 and 64 MiB come back
 PARTS = HERE / 'parts.py'
-GRACE = 15.      # seconds in which a part that was asked to stop saves what it has
+GRACE = 20.      # seconds in which a part that was asked to stop saves what it has
 
 
 class Lease:
@@ -150,9 +150,10 @@ class Lease:
     """{seed: what was decided} of these arms."""
     return self.results.setdefault('plans', {}).setdefault(' '.join(arm.label for arm in self.arms), {})
 
-  def reached(self, key: str) -> int:
-    """The step that a training came to, whether it is done or not."""
-    return self.known(key).get('step', 0)
+  def saved(self, label: str, seed: int) -> bool:
+    """Whether a training has a checkpoint, however it ended."""
+    folder = self.store / 'runs' / f'{label}-s{seed}' / 'checkpoints'
+    return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
 
   def deliver(self) -> None:
     """Copy the encoders that were written to $OUT, the newest seed's first, as far as may come back."""
