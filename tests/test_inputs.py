@@ -155,8 +155,8 @@ def crops(images, case, few=False):
   low, high = sorted(case.shape)
   bright = images[..., 2].mean((1, 2)) > .5
   aspect = spans[0] / spans[1] * np.where(bright, low / high, high / low)  # width / height, in pixels of the picture
-  assert .75 / 1.15 < aspect.min() and aspect.max() < 4 / 3 * 1.15  # boxes of whole pixels, and a border
-  assert abs(np.log(np.median(aspect))) < .15  # boxes of a 4:3 canvas would be a third off
+  assert .75 / 1.25 < aspect.min() and aspect.max() < 4 / 3 * 1.25  # boxes of whole pixels, small ones of few
+  assert few or abs(np.log(np.median(aspect))) < .15  # boxes of a 4:3 canvas would be a third off
 
 
 def short_side(case):

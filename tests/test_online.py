@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, shard, step, train
+from equivariant_ssl import record, runs, shard, step, train
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.recipe import Monitor
 from equivariant_ssl.state import Head, Probe
