@@ -8,6 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from equivariant_ssl import uses
 from equivariant_ssl.data import command as datas
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, told
 from equivariant_ssl.study import command as studies
@@ -78,16 +79,21 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--seeds', type=int, help='seeds of each arm (default: 3; with --methods 1)')
   p.add_argument('--steps', type=int, default=0, help='train this many steps instead of the config\'s epochs')
   p = add('train', train, 'train a config: eqssl train --config NAME --workdir DIR [--config.a.b=value ...]')
-  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
+  p.add_argument('--config', default='', help='a config file, or the name of one of configs/')
+  p.add_argument('--from', dest='begin', default='', metavar='DIR',
+                 help='instead: train the run in DIR longer, by its own config, in a new --workdir')
   p.add_argument('--workdir', default='', help='folder of the run; a run already in it is resumed')
+  uses.accepting(p)
   p.add_argument('--quiet', action='store_true', help='no progress')
   p.add_argument('--print-config', action='store_true', help='print the resolved config and stop')
   p.add_argument('--plan', action='store_true', help='compile a step, print what it costs and what fits, and stop')
   p.add_argument('--devices', type=int, default=0, help='of --plan: so many, the CPU in their place (default: what is here)')
   p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
+  uses.placing(p)
+  uses.accepting(p)
   p.add_argument('--quiet', action='store_true', help='no progress')
-  _elsewhere(add)
+  uses.elsewhere(add, launch)
   p = add('eval', evaluate, 'evaluate the newest checkpoint of each DIR under named protocols')
   p.add_argument('dirs', nargs='*', metavar='DIR')
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
@@ -100,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
                  help='fine-tune on the training images that a file lists, a name a line, instead of a share')
   p.add_argument('--targets', default='', help='data sets of --protocol transfer, with commas (default: the usual twelve)')
   p.add_argument('--root', default='', help='TFDS folder of the targets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  uses.placing(p)
+  uses.accepting(p)
   p = add('compare', compare, 'put the results of evaluated runs beside each other, paired by seed')
   p.add_argument('dirs', nargs='+', metavar='DIR')
   p.add_argument('--group-by', default='method', help='or a field of the config, e.g. augment.rotate.role (default: method)')
@@ -107,55 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
   p = add('study', studies.run, 'which augmentations should features be sensitive to?')
   studies.arguments(p)
-  _first_uses(add)
+  uses.first(add, globals())
   p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
   data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
   datas.arguments(lambda *about: add(*about, data))
   return parser
-
-
-def _elsewhere(add) -> None:
-  """Training on other machines."""
-  p = add('launch', launch, 'train a config on a cluster: eqssl launch slurm|tpu|gke --config NAME [--dry-run]')
-  p.add_argument('where', choices=('slurm', 'tpu', 'gke'))
-  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
-  p.add_argument('--workdir', default='', help='as the cluster sees it (default: runs/NAME)')
-  p.add_argument('--set', dest='settings', nargs='+', default=[], metavar='KEY=VALUE',
-                 help='of the file in launch/; slurm: template=a100 and any option of sbatch, e.g. nodes=4 account=X')
-  p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
-
-
-def _first_uses(add) -> None:
-  """What people do with a trained encoder."""
-  p = add('report', report, 'one HTML page of a run, of several compared, or of a study')
-  p.add_argument('dirs', nargs='+', metavar='DIR')
-  p.add_argument('--out', default='', metavar='FILE', help='default: report.html in DIR; of several, in this folder')
-  p.add_argument('--group-by', default='method', help='of several: as in compare (default: method)')
-  p.add_argument('--no-images', action='store_true', help='leave out what reads the data and the checkpoint')
-  p = add('show-augs', show_augs, 'a page of the views of a config, under each what was done to it')
-  p.add_argument('--config', required=True, help='a config file, or the name of one of configs/')
-  p.add_argument('--image', default='', metavar='FILE', help='of this image (default: of test images of the config\'s data)')
-  p.add_argument('--out', default='augs.html', help='(default: %(default)s)')
-  p.add_argument('--count', type=int, default=4, help='rows (default: %(default)s)')
-  p = add('embed', embed, 'the features of images by the encoder of a run: eqssl embed DIR IMAGES --out FILE')
-  p.add_argument('dir')
-  p.add_argument('images', help='an image, or a folder of them, whatever its folders')
-  p.add_argument('--out', required=True, metavar='FILE', help='.npz, .parquet or .csv')
-  p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
-  p = add('neighbours', neighbours, 'the images of an embedding file nearest to one: eqssl neighbours FILE QUERY')
-  p.add_argument('file', help='what eqssl embed wrote')
-  p.add_argument('query', help='a path in it; with --run any image')
-  p.add_argument('--run', dest='workdir', metavar='DIR', help='the run that embedded them')
-  p.add_argument('--k', type=int, help='how many (default: 10, or all of fewer)')
-  p.add_argument('--html', metavar='FILE', help='a page with the pictures too')
-  p = add('export', export, 'write the encoder of a run for torch and timm: safetensors under torchvision\'s names')
-  p.add_argument('dir')
-  p.add_argument('--out', default='', metavar='FOLDER', help='of model.safetensors and config.json (default: DIR/export)')
-  p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
-  p = add('import', import_, 'make a run of the weights of a torchvision ResNet: eqssl import FILE --workdir DIR')
-  p.add_argument('file', help='.safetensors; .pth or .pt where torch is installed')
-  p.add_argument('--workdir', required=True, help='folder of the run; new, or empty')
-  p.add_argument('--config', default='cifar10_quick', help='data, views and objective of the run (default: %(default)s)')
 
 
 def _overrides(rest: list[str], takes: bool) -> dict[str, str]:
@@ -192,7 +156,10 @@ def demo(args) -> None:
 
 def train(args) -> None:
   from equivariant_ssl import config as configs
-  config = configs.load(args.config, args.overrides)
+  if bool(args.config) == bool(args.begin):
+    raise UserError('train needs one of --config NAME and --from DIR.', 'See eqssl train --help.', USAGE)
+  config = configs.load(args.config, args.overrides) if args.config else configs.changed(
+      configs.read(pathlib.Path(args.begin) / 'config.json').unlock(), args.overrides)
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
@@ -201,9 +168,9 @@ def train(args) -> None:
   elif args.devices:
     raise UserError('--devices is of --plan.', 'A training takes all that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
   elif not args.workdir:
-    raise UserError('--workdir is missing.', f'e.g. --workdir runs/{pathlib.Path(args.config).stem}', USAGE)
+    raise UserError('--workdir is missing.', f'e.g. --workdir runs/{pathlib.Path(args.config or "longer").stem}', USAGE)
   else:
-    _train(config, args.workdir, args)
+    _train(config, args.workdir, args, args.begin or None)
 
 
 def launch(args) -> int:
@@ -213,16 +180,17 @@ def launch(args) -> int:
 
 def resume(args) -> None:
   from equivariant_ssl import config as configs
-  _train(configs.read(pathlib.Path(args.dir) / 'config.json'), args.dir, args)
+  from equivariant_ssl.runs import moved
+  _train(moved(configs.read(pathlib.Path(args.dir) / 'config.json'), args.data_path), args.dir, args)
 
 
-def _train(config, workdir: str, args) -> None:
+def _train(config, workdir: str, args, begin: str | None = None) -> None:
   from equivariant_ssl import distributed
   distributed.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.train import train as run
   with distributed.watched():
-    run(config, workdir, args.command_line, quiet=args.quiet)
+    run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
   if distributed.main():
     print(f'Next: eqssl eval {workdir}')
 
@@ -244,7 +212,13 @@ def evaluate(args) -> None:
   transfer.check_targets(split(args.targets), args.root)
   options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root)
   for folder in args.dirs:
-    run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options)
+    run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
+
+
+def _asked(args):
+  """What a command says of the data of a run that is there."""
+  from equivariant_ssl.runs import Asked
+  return Asked(args.data_path, args.accept_data)
 
 
 def compare(args) -> None:
@@ -255,7 +229,7 @@ def compare(args) -> None:
 def report(args) -> None:
   _cache()
   from equivariant_ssl import report as reports
-  print(f'Report: {reports.report(args.dirs, args.out or None, args.group_by, not args.no_images)}')
+  print(f'Report: {reports.report(args.dirs, args.out or None, args.group_by, not args.no_images, asked=_asked(args))}')
 
 
 def show_augs(args) -> None:
@@ -268,19 +242,20 @@ def show_augs(args) -> None:
 def embed(args) -> None:
   _cache()
   from equivariant_ssl.report import embed as embeds
-  embeds.embed(args.dir, args.images, args.out, args.step)
+  embeds.embed(args.dir, args.images, args.out, args.step, args.data_path)
 
 
 def neighbours(args) -> None:
   _cache()
   from equivariant_ssl.report import embed as embeds
-  embeds.neighbours(args.file, args.query, args.k, args.workdir, args.html)
+  embeds.neighbours(args.file, args.query, args.k, args.workdir, args.html, args.data_path)
 
 
 def export(args) -> None:
   _cache()
   from equivariant_ssl.export import run
-  run.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step)
+  run.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
+             place=args.data_path)
 
 
 def import_(args) -> None:

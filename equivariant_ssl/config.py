@@ -36,7 +36,7 @@ TOP = {
     'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
-# What may differ on resuming.
+# What may differ on resuming, and of the data: see runs.free.
 FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse', 'sharding')
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop'),
            'sharding': shard.RULES}
@@ -79,7 +79,11 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   except Exception as e:  # whatever a user's file can raise
     raise UserError(f'config file {str(path)!r} failed: {type(e).__name__}: {e}',
                     'It needs a function get_config() that returns a ConfigDict.') from e
-  config = config.copy_and_resolve_references().unlock()
+  return changed(config.copy_and_resolve_references().unlock(), overrides)
+
+
+def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> ConfigDict:
+  """The resolved config of an unlocked one, which is written to, after `overrides` {'a.b': 'text'}; UserError."""
   _spell_out(config)
   for key, text in (overrides or {}).items():
     if key.endswith('.name'):

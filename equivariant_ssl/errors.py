@@ -10,6 +10,7 @@ INPUT_OUTPUT = 10  # a disk or its mount failed; that says nothing about what is
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE,
            errno.ENFILE, errno.ENOMEM)
 _NAMED = re.compile('|'.join(re.escape(os.strerror(n)) for n in PASSING), re.IGNORECASE)  # in an error of a library
+OTHER_DATA = 9  # the data are not those that the run knows
 
 
 class UserError(Exception):

@@ -108,7 +108,7 @@ def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> run
     return runs.prepare(config, mesh, log)
   num, classes = KNOWN[known(config)]
   recipe = recipes.make(config, num, config.data.get('size') or config.size, classes=classes)
-  return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed))
+  return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), None)
 
 
 def zeros(tree):

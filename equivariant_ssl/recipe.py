@@ -44,6 +44,10 @@ class Recipe(NamedTuple):
   probe: Monitor | None = None
   accumulate: int = 1
 
+  def epoch(self, num: int) -> int:
+    """The steps in which all of `num` images are seen once: of fewer images than the run began with, fewer."""
+    return min(self.steps_per_epoch, num // self.batch)
+
   # Itself alone: what is compiled for it is found again.
   __hash__, __eq__ = object.__hash__, object.__eq__
 

@@ -163,8 +163,11 @@ def leaves(value: Any, path: str = '') -> dict[str, Any]:
   return {path: value}
 
 
-def _compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
-  """UserError OTHER_CONFIG where `workdir`'s config differs from `config` in a key that is not free."""
+def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
+  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, differs from `config` in a key that is
+  not free."""
+  if not (workdir / 'config.json').exists():
+    return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
   old = text(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
   new = text(json.loads(json.dumps(config)))
@@ -184,9 +187,8 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   where another key differs; NO_CHECKPOINT where `resume` is asked and no run is there.
   """
   workdir = _folder(workdir)
-  if (workdir / 'config.json').exists():
-    _compare(workdir, config, free)
-  elif resume:
+  compare(workdir, config, free)
+  if resume and not (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
                     NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''

@@ -161,7 +161,7 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'repli
   next B of the epoch's `order`: an index, so no image crosses between devices, nor from the host.
   """
   def batch_of(state: TrainState, data: Batch, order: Array) -> Batch:
-    start = state.step % recipe.steps_per_epoch * recipe.batch
+    start = state.step % recipe.epoch(len(order)) * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
     return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))

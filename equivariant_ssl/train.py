@@ -1,14 +1,13 @@
 """The loop: one jitted step over resident data, logged, checkpointed, stoppable and resumable at any step."""
 import contextlib
 import functools
-import hashlib
 import math
 import pathlib
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,12 +18,13 @@ from equivariant_ssl import checkpoint, distributed, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
+from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import stream
+from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.data.source import Source
-from equivariant_ssl.errors import NOT_FINITE, PREEMPTED, UserError
+from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
-from equivariant_ssl.runs import Run, abstract, initial, prepare
+from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare
 
 COLLAPSED = .3  # of the spread of a uniform sphere
 
@@ -63,7 +63,7 @@ def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
   step, placed = compiled(run)
 
   def given() -> Iterator[tuple]:
-    order, per_epoch = None, run.recipe.steps_per_epoch
+    order, per_epoch = None, run.recipe.epoch(len(placed.images))
     for n in range(start, run.recipe.steps):
       if order is None or n % per_epoch == 0:
         order = shard.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
@@ -75,7 +75,7 @@ def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
 def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
   """The same of a run whose data are decoded as they are needed: the batches that `resident` would give, bitwise."""
   recipe, split = run.recipe, shard.split(run.mesh)
-  mine, per_epoch = stream.own(split, recipe.batch), recipe.steps_per_epoch
+  mine, per_epoch = stream.own(split, recipe.batch), recipe.epoch(len(run.source.train.images))
   order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(run.key, epoch, len(run.source.train.images))))
 
   def rows(n: int) -> np.ndarray:
@@ -130,38 +130,99 @@ def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, 
   log.since[:3] = [now, n, 0.]
 
 
-def _marks(source: Source) -> dict[str, Any]:
-  """What two processes that read the same training data have in common."""
-  labels = source.train.labels
-  return {'number of images': len(source.train.images),
-          'mean': [round(float(m), 6) for m in source.mean],  # whose last bit is a CPU's own
-          'labels': None if labels is None else hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()[:16]}
+class _Start(NamedTuple):
+  """Where a training starts from. known: its data card, None of a new run. begin: the run that a longer one starts from."""
+  workdir: pathlib.Path
+  known: Card | None
+  begin: pathlib.Path | None
+
+
+def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
+  """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
+  if distributed.main():
+    record.compare(workdir, configs.as_json(config), free(config))
+  card = known(workdir, say)
+  if begin is None:
+    return _Start(workdir, card, None)
+  if card and (card.start or {}).get('run') != str(begin) or not card and checkpoint.steps(workdir / 'checkpoints'):
+    raise UserError(f'{workdir} holds a run that did not start from {begin}.', 'Use a new --workdir.', OTHER_CONFIG)
+  old = None if card else known(begin, say)
+  return _Start(workdir, card or old and old._replace(
+      images=0, since=0, start={'run': str(begin), 'data': cards.mark(old)}), begin)
+
+
+def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool) -> Run:
+  """The run, its data loaded, the same in all processes; UserError where a longer one has nothing to train."""
+  workdir, card, begin = start
+  there = (workdir / 'config.json').is_file()
+  run = prepare(config, mesh, say, card, accept, f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if there else '')
+  if not card:
+    run = first_card(begin or workdir, run, say)
+  if begin and not checkpoint.steps(workdir / 'checkpoints'):
+    step = next(iter(checkpoint.steps(begin / 'checkpoints')), None)
+    if step is None:
+      raise UserError(f'{begin} has no checkpoint to start from.', 'Train it first.', NO_CHECKPOINT)
+    if step >= run.recipe.steps:
+      raise UserError(f'{begin} is at step {step}, and {run.recipe.steps} steps are asked for: nothing to train.',
+                      f'Ask for more, e.g. --config.epochs={2 * config.epochs:g}' if not config.steps else
+                      f'Ask for more, e.g. --config.steps={2 * config.steps}')
+  distributed.agree("the data's", cards.facts(run.card))
+  return run
+
+
+def _begun(run: Run, start: _Start, saved: checkpoint.Checkpoints, say: Callable) -> tuple[Run, states.TrainState]:
+  """The run, with its card as it is from now on in its data.json, and its state: of its newest valid checkpoint, else of
+  that of the run that its card says it starts from, else the initial one."""
+  card, rule = run.card, run.config.sharding
+  found = saved.restore(abstract(run, rule))
+  state = found[1] if found else None
+  begin = card.start or start.begin and {'run': str(start.begin)}
+  if not found and begin:
+    step, state, _ = checkpoint.load(pathlib.Path(begin['run'], 'checkpoints'), abstract(run, rule), begin.get('step'), say)
+    card = card._replace(start={**begin, 'step': step})
+  state = initial(run, rule) if state is None else state
+  other = cards.differences(start.known, card) if start.known else ()
+  if other:
+    card = card._replace(changes=(*card.changes, f'from step {int(state.step)}: {"; ".join(other)}'))
+  if distributed.main():
+    cards.write(start.workdir, card)
+  run, total = run._replace(card=card), run.recipe.steps
+  if not found and begin:
+    saved.save(int(state.step), state, meta(run), wait=True)
+  say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
+      (f' from step {int(state.step)} of {begin["run"]}' if begin and not found else '') +
+      f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
+  return run, state
+
+
+def meta(run: Run) -> dict:
+  """What a checkpoint says beside its state."""
+  return {'data': cards.as_json(run.card)}
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
-          mesh: Mesh | None = None, quiet: bool = False) -> states.TrainState:
-  """Run `config` in `workdir`: from its newest valid checkpoint if it has one, else from the start.
+          mesh: Mesh | None = None, quiet: bool = False, accept: bool = False, begin: str | pathlib.Path | None = None
+          ) -> states.TrainState:
+  """Run `config` in `workdir`: from its newest valid checkpoint if it has one, else from the start, which of a longer
+  training is the newest valid checkpoint of the run `begin`. accept: go on with data that are not the run's.
 
-  Raises UserError: 5 the workdir holds another config, 3 it is in use, 4 no checkpoint of it is valid, 6 a loss
-  is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
+  Raises UserError: 5 the workdir holds another config, 9 the data are not the run's, 3 it is in use, 4 no checkpoint of it
+  is valid, 6 a loss is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
   """
-  workdir = pathlib.Path(workdir).absolute()
+  workdir, begin = pathlib.Path(workdir).absolute(), begin and pathlib.Path(begin).absolute()
   distributed.agree('config', record.leaves(configs.as_json(config)))
   say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
-  run = prepare(config, mesh, say)
-  distributed.agree("the data's", _marks(run.source))
+  place = _start(config, workdir, begin, say)
+  run = _opened(config, place, mesh, say, accept)
   with contextlib.ExitStack() as stack:
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
       stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(config), command or shlex.join(sys.argv), free=configs.FREE)
+      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), free=free(config))
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
-    found = saved.restore(abstract(run, run.config.sharding))
-    state = found[1] if found else initial(run, run.config.sharding)
+    run, state = _begun(run, place, saved, say)
     start, total = int(state.step), run.recipe.steps
-    say(f'{workdir.name}: ' + (f'resuming at step {start} of {total}' if found else f'{total} steps') +
-        f', batch {config.batch} = {run.mesh.devices.size} devices x {config.batch // run.mesh.devices.size}')
     if distributed.main():
       write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
       show = stack.enter_context(record.progress(total, start, workdir.name, quiet))
@@ -186,7 +247,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       if n % config.log_every == 0 or due or measured:
         _flush(run, log, write, show, say, saved.latest, measured)
       if due:
-        saved.save(n, state, {}, wait=stop)
+        saved.save(n, state, meta(run), wait=stop)
       for hook in hooks:
         hook(run, state, n)
       if stop and n < total:

@@ -136,7 +136,7 @@ def fake_panels(patch, side: int = 32) -> None:
     recipe: Recipe
     config: object
   groups = {name: Group((), side) for name in ('views', 'reference', 'rotated')}
-  patch.setattr(runs, 'prepare', lambda config, *_: Run(Recipe(groups), config))
+  patch.setattr(runs, 'reopen', lambda *_: Run(Recipe(groups), None))
   patch.setattr(runs, 'abstract', lambda run: None)
   patch.setattr(checkpoint, 'load', lambda *_: (40, None, {}))
   patch.setattr(page, 'frozen', lambda *_: None)

@@ -16,7 +16,7 @@ FLOORS = (
     {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'identity', 'progress', 'quiet',
      'record', 'runs', 'train'},
     {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'launch',
-     'cli'},
+     'uses', 'cli'},
 )
 
 

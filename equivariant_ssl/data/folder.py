@@ -10,7 +10,7 @@ import numpy as np
 
 from equivariant_ssl import shard
 from equivariant_ssl.data.decode import BadImage, header, read_file
-from equivariant_ssl.data.source import Records, Source, fits, listed, load, moments
+from equivariant_ssl.data.source import Records, Source, fits, listed, listing, load, moments
 from equivariant_ssl.data.stream import lazy_split, measured
 from equivariant_ssl.errors import UserError
 
@@ -55,14 +55,26 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False)
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
   classes, loose = class_names(train, held)
   parts = [records(part, classes) if part.paths else None for part in (train, held)]
+  about = {'files': tuple(contents(part) for part in (train, held)), 'place': (('path', os.path.abspath(base)),)}
   problems = listed(UNREADABLE, bad) + listed(LINKS, links) + loose
   if stream or not fits(len(train.paths) + len(held.paths), size):
     train_split, test_split = (p and lazy_split(str(base), p, size, p.labels) for p in parts)
     return Source(base.resolve().name, train_split, test_split, classes, *measured(train_split.images), problems,
-                  train.paths)
+                  train.paths, **about)
   train_split, test_split, replaced = load(str(base), *parts, size)
   problems += replaced
-  return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems, train.paths)
+  return Source(base.resolve().name, train_split, test_split, classes, *moments(train_split.images), problems, train.paths,
+                **about)
+
+
+def contents(part: Part) -> str:
+  """A digest of the names and sizes in bytes of a split's files, '' where it has none."""
+  def size(path: str) -> int:
+    try:
+      return os.stat(os.path.join(part.root, path)).st_size
+    except OSError:
+      return -1
+  return listing((p.replace(os.sep, '/'), size(p)) for p in part.paths) if part.paths else ''
 
 
 def index(root: str) -> Index:

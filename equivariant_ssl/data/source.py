@@ -1,5 +1,7 @@
 """What a data set is in memory, and how canvases are filled when some records turn out to be unreadable."""
+import hashlib
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -27,7 +29,9 @@ class Split(NamedTuple):
 
 class Source(NamedTuple):
   """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
-  what was left out or replaced. names: the file of each training image, where they have one, else None."""
+  what was left out or replaced. names: the file of each training image, where they have one, else None. files: a digest
+  of the names and sizes in bytes of each split's files (training, test), '' where it has none. place: (field, value) of the
+  config's `data` that find these data from any folder."""
   name: str
   train: Split
   test: Split | None
@@ -36,6 +40,8 @@ class Source(NamedTuple):
   std: tuple[float, float, float]
   problems: tuple[str, ...] = ()
   names: tuple[str, ...] | None = None
+  files: tuple[str, str] = ('', '')
+  place: tuple[tuple[str, str], ...] = ()
 
 
 class Records(NamedTuple):
@@ -58,6 +64,15 @@ def moments(images: np.ndarray) -> Moments:
   mean = weights @ values
   variance = (weights * (values - mean[:, None])**2).sum(axis=1)
   return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
+def listing(files: Iterable[tuple]) -> str:
+  """A short digest of the files of a split in their order: their names, whatever form of Unicode a disk gives them, and
+  numbers, the size in bytes first."""
+  found = hashlib.sha256()
+  for name, *numbers in files:
+    found.update(f'{unicodedata.normalize("NFC", name)}\0{numbers}\n'.encode('utf-8', 'surrogateescape'))
+  return found.hexdigest()[:16]
 
 
 def fits(count: int, size: int) -> bool:

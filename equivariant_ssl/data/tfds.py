@@ -13,7 +13,7 @@ import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.decode import BadImage
-from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, load, moments
+from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, listing, load, moments
 from equivariant_ssl.data.stream import lazy_split, measured
 from equivariant_ssl.errors import UserError
 
@@ -51,11 +51,13 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   size = size or _own_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
   parts = [records(builder, split, image, label, _hint(builder.info.splits)) if split else None for split in (train, test)]
+  place = ('dataset', os.path.abspath(path)) if _is_path(dataset) else ('root', os.path.abspath(default_root(root)))
+  about = {'files': tuple(contents(builder, split) for split in (train, test)), 'place': (place,)}
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
     splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
     normal = normal or USUAL.get(builder.info.name) or measured(splits[0].images)
-    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']))
+    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']), **about)
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
@@ -68,7 +70,15 @@ def source(dataset: str, root: str, train: str, test: str, size: int, normal: Mo
   arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
   return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
-                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')))
+                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')),
+                **about)
+
+
+def contents(builder: Any, split: str) -> str:
+  """A digest of the shards that a split is read from: name, size in bytes, records of it, which of them; '' of no split."""
+  parts = builder.info.splits[split].file_instructions if split else ()
+  of = lambda p: (p.basename(), os.path.getsize(p.filename), p.examples_in_shard, p.skip, p.take)
+  return listing(map(of, parts)) if parts else ''
 
 
 def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
@@ -118,10 +128,15 @@ def known() -> frozenset[str]:
   return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
 
 
+def _is_path(dataset: str) -> bool:
+  """Whether a data set is named by the directory of one of its versions."""
+  return (pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file()
+
+
 def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
   """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
-  if (path := pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file():
-    return path.parent
+  if _is_path(dataset):
+    return pathlib.Path(dataset).expanduser()
   name, _, version = dataset.partition(':')
   base = default_root(root) / name
   found = _versions(base)

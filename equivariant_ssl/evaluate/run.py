@@ -14,7 +14,6 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs
-from equivariant_ssl import config as configs
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
@@ -152,19 +151,19 @@ def table(found: dict, title: str) -> Fitting:
 
 
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, seeds: tuple[int, ...] = (0,),
-             options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True
-             ) -> dict[str, dict]:
+             options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True,
+             asked: runs.Asked = runs.Asked()) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols, print tables, write
   eval/PROTOCOL.json; {protocol: what was written}. A result of the same checkpoint and options is read, not computed again.
 
   names: of PROTOCOLS or GROUPS; [] the default ones that the run can have (what it cannot is said). seeds: of the
   protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be; else it is left out.
-  untrained: measure the network at its initialisation too.
+  untrained: measure the network at its initialisation too. asked: of the data, where they are not where the run says, or
+  not what it knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   which = chosen(names)
-  config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, runs.mesh_for(config), console.print)
+  run = runs.reopen(workdir, None, console.print, asked)
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:

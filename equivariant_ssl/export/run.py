@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from equivariant_ssl import __version__, checkpoint, record, runs, shard
 from equivariant_ssl import config as configs
+from equivariant_ssl.data import card as cards
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen
@@ -81,12 +82,19 @@ def _facts(run: runs.Run, made: NamedTuple, workdir: pathlib.Path, step: int, di
               'first_conv': family.FIRST, 'classifier': family.CLASSIFIER}}
 
 
+def _pictures(size: int) -> np.ndarray:
+  """uint8 [IMAGES size size 3]: coarse patches under fine noise, the same each time, so that no data are needed."""
+  draws, coarse = np.random.default_rng(0), -(-size // 4)
+  patches = draws.integers(0, 192, (IMAGES, 4, 4, 3)).repeat(coarse, 1).repeat(coarse, 2)[:, :size, :size]
+  return (patches + draws.integers(0, 64, patches.shape)).astype(np.uint8)
+
+
 def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple) -> list[str]:
   """Lines that say how far the features of the file `path` are from those of the checkpoint's `encoder`.
   Raises UserError where that is more than rounding."""
   state, family = torchvision.read(path), FAMILIES[run.config.encoder.name]
   again, _ = torchvision.from_torch(state, encoder, family.to_torch)
-  images, encode = run.source.train.images[:IMAGES], frozen(run.recipe).encode
+  images, encode = _pictures(run.recipe.size), frozen(run.recipe).encode
   of = lambda params, stats: features(
       Partial(encode, {'params': {'encoder': params}, 'batch_stats': {'encoder': stats}}), images)
   with jax.default_matmul_precision('highest'):
@@ -105,12 +113,13 @@ def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple
 
 
 def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | None = None,
-           say: Callable[[str], None] = print) -> pathlib.Path:
+           say: Callable[[str], None] = print, place: str = '') -> pathlib.Path:
   """Write the encoder of a run's newest valid checkpoint (or that of `step`) to the folder `out` (DIR/export), as
   model.safetensors under torchvision's or timm's names and config.json, and say how torch loads it; the folder.
 
   Before it takes its place, the file is read back, and its features compared with ours (and with plain torch's, where
-  torch is installed). Raises UserError where the encoder is no ResNet or ViT, or a file of another origin is in the way.
+  torch is installed). place: where the data of a run without a data card are now. Raises UserError where the encoder is no
+  ResNet or ViT, or a file of another origin is in the way.
   """
   workdir, out = pathlib.Path(workdir), pathlib.Path(out or pathlib.Path(workdir, 'export'))
   config = configs.read(workdir / 'config.json')
@@ -120,8 +129,8 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
                     'Train with --config.encoder.name=resnet.')
   _folder(out)
   # What a bfloat16 run keeps is float32, and that is what another program computes in.
-  config = configs.resolve(ConfigDict({**configs.as_json(config), 'dtype': 'float32'}))
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]), say)
+  run = runs.reopen(workdir, shard.mesh(jax.devices()[:1]), say, runs.Asked(place), needs_data=False,
+                    over={'dtype': 'float32'})
   whole = runs.abstract(run)._asdict()
   wanted = {part: {k: v for k, v in whole[part].items() if k == 'encoder'} for part in ('params', 'stats')}
   number, found, _ = checkpoint.load(workdir / 'checkpoints', wanted, step, say)
@@ -241,9 +250,10 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   with tempfile.TemporaryDirectory(dir=workdir.parent, prefix='.import-') as scratch:
     new = pathlib.Path(scratch, workdir.name)
     command = command or shlex.join(['eqssl', 'import', str(file), '--workdir', str(workdir), '--config', config])
-    record.start(new, configs.as_json(resolved), command)
+    record.start(new, configs.as_json(run.config), command)
+    cards.write(new, run.card)
     with checkpoint.open(new / 'checkpoints', resolved.keep, say) as saved:
-      saved.save(0, filled, {'imported': str(file)}, wait=True)
+      saved.save(0, filled, {'imported': str(file), 'data': cards.as_json(run.card)}, wait=True)
     os.replace(new, workdir)
   say(_matched(file, list(whole), prefix, left, count, made))
   say(f'Inputs: {_shown(run)}, {of}.')

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.runs import Asked
 
 
 def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None, by: str = 'method',
-           images: bool = True, console: Console | None = None) -> pathlib.Path:
+           images: bool = True, console: Console | None = None, asked: Asked = Asked()) -> pathlib.Path:
   """Write the page of one study (a folder with study.json), of one run, or of several runs compared; its path.
 
   out: the file; None: report.html in the folder, of several in the current one. by: what several are grouped by.
-  images: with the panels that read data and checkpoints. Raises UserError where a folder is neither.
+  images: with the panels that read data and checkpoints. asked: of the data of a run. Raises UserError where a folder is
+  neither.
   """
   from equivariant_ssl.report import comparison, page, run, study
   folders, out = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
@@ -30,4 +32,4 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
     return comparison.write(folders, out or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
     return study.write(folders[0], images, console, out)
-  return run.write(folders[0], images, console, out)
+  return run.write(folders[0], images, console, out, asked)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from equivariant_ssl import checkpoint, runs
-from equivariant_ssl import config as configs
+from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import folder, source
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.errors import BAD_DATA, UserError
@@ -37,13 +37,15 @@ class Encoder(NamedTuple):
   made: Made
 
 
-def _encoder(workdir: pathlib.Path, step: int | None = None) -> Encoder:
-  """The encoder of a run's newest valid checkpoint, or that of `step`; its data say the mean and std of its inputs."""
-  config = configs.read(workdir / 'config.json')
-  run = runs.prepare(config, runs.mesh_for(config))
-  number, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
+def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
+  """The encoder of a run's newest valid checkpoint, or that of `step`; the mean and std of its inputs are of its data card.
+  place: where the data of a run without one are now."""
+  say = lambda line: print(line, file=sys.stderr)
+  run = runs.reopen(workdir, None, say, runs.Asked(place), needs_data=False)
+  number, state, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
+  card = cards.from_json(meta['data']) if 'data' in meta else run.card
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
-                 Made(str(workdir), number, digest(state)))
+                 Made(str(workdir), number, digest(state), cards.mark(card)))
 
 
 def _listed(images: str) -> tuple[folder.Part, str, list[str]]:
@@ -78,13 +80,13 @@ def _text(path: str) -> str:
   return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None = None) -> int:
+def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None = None, place: str = '') -> int:
   """Write the paths and features of one image, or of all in a folder, to `out` (.npz: paths, features; .csv: path, f0,
   f1 and so on; .parquet: path, features); how many were left out, each with a line on stderr.
 
   Features are those of the central square, at the run's size, as `eqssl eval --protocol transfer` has them; CHUNK
-  canvases are in memory at a time. Raises UserError for another ending, before anything is computed, and where no image
-  can be read.
+  canvases are in memory at a time. place: see `_encoder`. Raises UserError for another ending, before
+  anything is computed, and where no image can be read.
   """
   workdir, target = pathlib.Path(workdir), pathlib.Path(out)
   embeddings.form(target)
@@ -92,7 +94,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   if not target.parent.is_dir():
     raise UserError(f'{target.parent} is no folder.', f'mkdir -p {target.parent}')
   (root, paths), base, lines = _listed(images)
-  encoder, names, parts = _encoder(workdir, step), [], []
+  encoder, names, parts = _encoder(workdir, step, place), [], []
   name = lambda path: os.path.join(base, path) if base else images
   for start in range(0, len(paths), CHUNK):
     part = folder.Part(root, paths[start:start + CHUNK])
@@ -114,7 +116,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   return len(lines)
 
 
-def _query(found: Embeddings, file: str, query: str, workdir: str | None) -> tuple[np.ndarray, int | None]:
+def _query(found: Embeddings, file: str, query: str, workdir: str | None, place: str) -> tuple[np.ndarray, int | None]:
   """The features [D] of `query`, and its row where it is one of the file."""
   here = os.path.abspath(query)
   row = next((i for i, path in enumerate(found.paths) if os.path.abspath(path) == here), None)
@@ -126,7 +128,7 @@ def _query(found: Embeddings, file: str, query: str, workdir: str | None) -> tup
   if not os.path.isfile(os.path.expanduser(query)):
     raise UserError(f'{query!r} is no file.', f'Give an image, or a path of {file}, e.g. {found.paths[0]}')
   part, _, _ = _listed(query)
-  encoder = _maker(found, file, pathlib.Path(workdir))
+  encoder = _maker(found, file, pathlib.Path(workdir), place)
   _, features, bad = _encoded(encoder, part, 1)
   if bad:
     raise UserError(f'{query}: {bad[0][1]}.', 'Give a JPEG, PNG, WebP, GIF or BMP file.')
@@ -137,15 +139,18 @@ def _query(found: Embeddings, file: str, query: str, workdir: str | None) -> tup
   return features[0], None
 
 
-def _maker(found: Embeddings, file: str, workdir: pathlib.Path) -> Encoder:
+def _maker(found: Embeddings, file: str, workdir: pathlib.Path, place: str) -> Encoder:
   """The encoder of a run at the step that made the file, if it is still there; UserError where the file says another."""
   made = found.made
   there = made and made.step in checkpoint.steps(workdir / 'checkpoints')
-  encoder = _encoder(workdir, made.step if there else None)
+  encoder, again = _encoder(workdir, made.step if there else None, place), (
+      f'embed again: eqssl embed {shlex.quote(str(workdir))} IMAGES --out {shlex.quote(file)}')
   if made and made.digest != encoder.made.digest:
     raise UserError(f'{file} was made by {made.name}, and {encoder.made.name} has other weights.',
-                    f'Give the run that made it: --run {shlex.quote(made.run)}; or embed again: '
-                    f'eqssl embed {shlex.quote(str(workdir))} IMAGES --out {shlex.quote(file)}')
+                    f'Give the run that made it: --run {shlex.quote(made.run)}; or {again}')
+  if made and made.mark and made.mark != encoder.made.mark:
+    raise UserError(f'{file} was made with another data card than that of {encoder.made.name}: its images were not '
+                    'normalised by what the run knows now.', f'{again[0].upper()}{again[1:]}')
   return encoder
 
 
@@ -157,18 +162,18 @@ def _tile(path: str, *lines: str) -> Tile:
     return Tile(np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8), (*lines, path, f'not shown: {e}'))
 
 
-def neighbours(file: str, query: str, k: int | None = None, workdir: str | None = None, out: str | None = None
-               ) -> list[tuple[str, float]]:
+def neighbours(file: str, query: str, k: int | None = None, workdir: str | None = None, out: str | None = None,
+               place: str = '') -> list[tuple[str, float]]:
   """Print the rank, cosine and path of the k images of an embedding file nearest to `query`, and return (path, cosine).
 
   query: a path of the file, which is left out of its own neighbours; or with `workdir`, the run that made the file, any
-  image. k: None is K, or all of fewer. out: also write a page with the pictures. Raises UserError for a query that is not
-  there, another run than the file's, or a k of more images than there are.
+  image. place: see `_encoder`. k: None is K, or all of fewer. out: also write a page with the pictures. Raises
+  UserError for a query that is not there, another run than the file's, or a k of more images than there are.
   """
   if out:
     page.check(pathlib.Path(out))
   found = embeddings.read(pathlib.Path(file))
-  vector, row = _query(found, file, query, workdir)
+  vector, row = _query(found, file, query, workdir, place)
   there, other = len(found.paths) - (row is not None), 'other ' if row is not None else ''
   if not there:
     raise UserError(f'{file} has no other image than {query!r}.', 'Embed a folder: eqssl embed DIR IMAGES --out FILE')

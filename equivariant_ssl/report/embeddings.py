@@ -18,10 +18,12 @@ MADE = 'equivariant_ssl'  # of a .parquet's metadata
 
 
 class Made(NamedTuple):
-  """The checkpoint that made features: its run's folder, its step, and the digest of its weights as in DIR/eval."""
+  """The checkpoint that made features: its run's folder, its step, the digest of its weights as in DIR/eval, and the mark of
+  its data card ('' of a file of an older version)."""
   run: str
   step: int
   digest: str
+  mark: str = ''
 
   @property
   def name(self) -> str:
@@ -47,7 +49,7 @@ def _write_npz(path: pathlib.Path, found: Embeddings) -> None:
 
 def _read_npz(path: pathlib.Path) -> Embeddings:
   with open(path, 'rb') as file, np.load(file) as stored:
-    made = Made(*(stored[field].item() for field in Made._fields)) if 'digest' in stored else None
+    made = Made(*(stored[field].item() for field in Made._fields if field in stored)) if 'digest' in stored else None
     return Embeddings(stored['paths'].tolist(), stored['features'], made)
 
 

@@ -45,13 +45,13 @@ def _of_features(run: runs.Run, left: Left, say) -> tuple[dict[str, list[Any]], 
   return {'map': [Charts(drawn) if drawn else few], 'neighbours': [near], 'strips': strips or [nothing]}, data
 
 
-def _pictured(left: Left, images: bool, say) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+def _pictured(left: Left, images: bool, say, asked: runs.Asked) -> tuple[dict[str, list[Any]], dict[str, Any]]:
   """The panels that need the images or the network, and the maps as data; a line where one cannot be."""
   every = lambda block: {panel: [block] for panel in ('views', 'map', 'neighbours', 'strips')}
   if not images:
     return every(Missing('Left out as asked.', left.command('report'))), {}
   try:
-    run = runs.prepare(left.config, runs.mesh_for(left.config), say)
+    run = runs.reopen(left.workdir, None, say, asked)
   except UserError as error:
     return every(panels.why(error)), {}
   try:
@@ -103,16 +103,17 @@ def sections(left: Left, pictured: dict[str, list[Any]]) -> list[Section]:
       Section('What a prediction retrieves', 'strips', pictured['strips']), panels.throughput(left)]
 
 
-def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None
-          ) -> pathlib.Path:
+def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None,
+          asked: runs.Asked = runs.Asked()) -> pathlib.Path:
   """Write the page of the run in `workdir` to `out` (None: report.html in it) and return its path; what is not there
   becomes a line that says which command makes it. images: with the panels that read the data and the newest checkpoint.
+  asked: of these data.
 
   Raises UserError where `workdir` holds no run.
   """
   say = console.print if console else lambda line: None
   left = folder.read(pathlib.Path(workdir))
-  pictured, maps = _pictured(left, images, say)
+  pictured, maps = _pictured(left, images, say, asked)
   found = sections(left, pictured)
   if left.unread:
     found[0] = found[0]._replace(blocks=[*found[0].blocks, Text(
