@@ -4,13 +4,13 @@ import os
 import re
 
 OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG, NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 0, 2, 3, 4, 5, 6, 7, 8, 75
+OTHER_DATA = 9  # the data are not those that the run knows
 INPUT_OUTPUT = 10  # a disk or its mount failed; that says nothing about what is on it
 
 # What a disk, a network file system or a full machine says that may be well the next moment.
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE,
            errno.ENFILE, errno.ENOMEM)
 _NAMED = re.compile('|'.join(re.escape(os.strerror(n)) for n in PASSING), re.IGNORECASE)  # in an error of a library
-OTHER_DATA = 9  # the data are not those that the run knows
 
 
 class UserError(Exception):

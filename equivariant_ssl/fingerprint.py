@@ -77,7 +77,8 @@ def sound(step: int, state: Any, newest: int | None) -> tuple[dict[str, Any], di
   prints, broken = survey(leaves)
   if broken:
     raise UserError(f'the state of step {step} is not finite, or has exploded ({", ".join(broken[:3])}): it is not saved.',
-                    f'The newest checkpoint is of step {newest}.', NOT_FINITE)
+                    f'Last good checkpoint: {"none" if newest is None else f"step {newest}"}. '
+                    'Try a lower --config.optimizer.lr or a longer warm-up, in a new --workdir.', NOT_FINITE)
   return leaves, prints
 
 

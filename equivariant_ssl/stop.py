@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from equivariant_ssl.errors import PREEMPTED, UserError
 
@@ -124,11 +124,22 @@ def share() -> None:
 
 def deafen() -> None:
   """What has done its work is not told to stop while it ends."""
+  for mine in _now:
+    mine.idle = False
   for number in listened():
     signal.signal(number, signal.SIG_IGN)
 
 
-def say(line: str) -> None:
+def say(line: str, stream: TextIO | None = None) -> None:
   """Print on stderr, if that still leads anywhere: a terminal that was closed is no reason to lose a run."""
   with contextlib.suppress(OSError):
-    print(line, file=sys.stderr, flush=True)
+    print(line, file=stream or sys.stderr, flush=True)
+
+
+def flush() -> None:
+  """Write out what was printed; into nothing, where it leads nowhere any more, which would change the exit code."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -4,10 +4,8 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
-import threading
 import time
 import types
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import errors, record
+from equivariant_ssl import progress as shown
 
 CONFIG = {'seed': 0, 'keep': 3, 'optimizer': {'lr': .06, 'name': 'lars'}, 'data': {'sizes': [32, 32]}}
 
@@ -158,8 +157,8 @@ def test_tensorboard_files_are_written_when_asked(tmp_path, monkeypatch):
 
 def run_progress(times, monkeypatch, quiet=False):
   clock = iter([0., *times])
-  monkeypatch.setattr(record, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
-  with record.progress(103, 3, 'run', quiet) as update:
+  monkeypatch.setattr(shown, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
+  with shown.progress(103, 3, 'run', quiet) as update:
     for step in range(4, 4 + len(times)):
       update(step, {'loss': jnp.float32(5.5), 'equimod': 2.25}, 1234.4, .034)
 
@@ -171,8 +170,8 @@ def test_progress_without_a_terminal_is_a_line_each_5_seconds(monkeypatch, capsy
   assert out == ''
   assert [line.split()[1] for line in err.splitlines()] == ['4/103', '7/103', '9/103']
   assert err.splitlines()[0] == 'run  4/103  0:16:30 left  1234 images/s  3 % data wait  loss 5.5  equimod 2.25'
-  monkeypatch.setattr(record, 'time', time)
-  with record.progress(2, 0, 'run') as update:
+  monkeypatch.setattr(shown, 'time', time)
+  with shown.progress(2, 0, 'run') as update:
     update(1, {}, 1., 0.)
     update(2, {}, 1., 0.)  # at once, but the last
   assert len(capsys.readouterr().err.splitlines()) == 2
@@ -190,7 +189,7 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   monkeypatch.setenv('COLUMNS', '90')
   leader, follower = pty.openpty()
   with os.fdopen(follower, 'w') as terminal:
-    with contextlib.redirect_stderr(terminal), record.progress(10, 0, 'run') as update:
+    with contextlib.redirect_stderr(terminal), shown.progress(10, 0, 'run') as update:
       update(1, {'loss': 5.5}, 100., 0.)
       print('a line above', file=sys.stderr)
       time.sleep(.25)
@@ -205,31 +204,3 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   assert 'a line above' in text and '10/10' in text and 'loss 3.5' in text and '0:00:00 left' in text
   assert text.count('\n') <= 3  # the live line is rewritten, not repeated
   assert ('\x1b[3' in text) != plain  # a colour
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_asks_to_stop(number):
-  before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
-  with record.stop_on_signal() as asked:
-    assert asked() is False
-    signal.raise_signal(number)
-    assert asked() is True
-    if number == signal.SIGINT:
-      with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(number)
-    else:
-      signal.raise_signal(number)  # patience
-      signal.raise_signal(signal.SIGINT)
-  assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
-
-
-def test_outside_the_main_thread_nothing_is_asked():
-  seen = []
-
-  def work():
-    with record.stop_on_signal() as asked:
-      seen.append(asked())
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert seen == [False]

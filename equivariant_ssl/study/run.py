@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import record, shard
+from equivariant_ssl import record, shard, stop
 from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.study import effects
@@ -95,7 +95,8 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
   free, total, start = list(range(min(workers, len(todo)))), len(todo), time.perf_counter()
   later: list[tuple[float, tuple[int, plans.Run]]] = []
   say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
-  with record.stop_on_signal() as asked:
+  with stop.heard() as asked, stop.saving() as begun:
+    begun()  # the runs are saved before this ends
     while (todo or running or later) and not asked():
       while later and later[0][0] < time.perf_counter():
         todo.append(later.pop(0)[1])
