@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, state, train
+from equivariant_ssl import shard, shipped, state, train
 from equivariant_ssl.evaluate import fewshot, frozen, knn, linear
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.statistics import mean_std
@@ -49,7 +49,8 @@ def readouts(fixed: frozen.Frozen, values: dict, source) -> dict[str, float]:
 
 def load(spec: Spec, steps: int):
   """The config of `spec`, for `steps` steps where > 0."""
-  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})})
+  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})},
+                      shipped.config(spec.config))
 
 
 def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:

@@ -8,7 +8,7 @@ import equivariant_ssl
 
 ROOT = pathlib.Path(equivariant_ssl.__file__).parent
 FLOORS = (
-    {'__init__', 'types', 'keys', 'modules', 'errors', 'disk', 'stop'},
+    {'__init__', 'types', 'keys', 'modules', 'errors', 'disk', 'shipped', 'stop'},
     {'augment', 'losses'},
     {'nets'},
     {'invariance', 'equivariance'},

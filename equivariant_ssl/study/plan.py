@@ -114,12 +114,20 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The plan in `folder`."""
+  """The plan in `folder`; UserError where it is none, or its runs would be elsewhere."""
   try:
-    return json.loads((folder / 'study.json').read_text())
+    plan = json.loads((folder / 'study.json').read_text())
   except (OSError, ValueError) as e:
     raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
+  fix = 'Restore it from a copy, or do the study again with another --out.'
+  try:
+    outside = [r.name for r in runs(plan) if '..' in pathlib.PurePath(r.workdir).parts]
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
+    raise UserError(f'{folder / "study.json"} is not a study: {type(e).__name__}: {e}.', fix) from None
+  if outside:
+    raise UserError(f'{folder / "study.json"} names a run outside of its folder: {outside[0]!r}.', fix)
+  return plan
 
 
 def runs(plan: dict[str, Any]) -> list[Run]:
