@@ -86,8 +86,11 @@ def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> Conf
 
 def read(path: pathlib.Path) -> ConfigDict:
   """The resolved config that a run left in its config.json."""
+  fix = 'Restore it from a backup or start a new --workdir.'
   try:
-    return resolve(ConfigDict(record.read_object(path, 'Restore it from a backup or start a new --workdir.')))
+    return resolve(ConfigDict(record.read_object(path, fix)))
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of what is JSON, and no config
+    raise UserError(f'{path} is damaged, it is no config: {" ".join(str(error).split())[:150]}', fix) from error
   except FileNotFoundError:
     raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
                     'Start one: eqssl train --config NAME --workdir DIR') from None

@@ -36,7 +36,7 @@ def write(workdir: pathlib.Path, own: Identity) -> None:
 def named(own: Identity, found: tuple[int, str] | None) -> Identity:
   """`own`, with an id where it has none: that of the newest checkpoint `found` (step, id), else a new one."""
   step, theirs = found or (-1, '')
-  saved = max(own.saved, step)
+  saved = own.saved if own.saved >= 0 else step
   if own.id:
     return own._replace(saved=saved)
   return Identity(theirs or secrets.token_hex(8), saved, -1 if theirs else step)
@@ -51,6 +51,8 @@ def keep(workdir: pathlib.Path) -> tuple[Callable[[], Identity], Callable[..., s
     nonlocal own
     before, own = own, new
     if new != before and distributed.main():
+      if not before.id:  # else a folder that was removed meanwhile would come back empty
+        workdir.mkdir(parents=True, exist_ok=True)
       write(workdir, new)
     return new.id
 
