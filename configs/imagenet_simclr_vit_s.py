@@ -10,7 +10,7 @@ Planned:   41.08 million parameters, 229 TFLOP a step, 21.4 EFLOP in all; at lea
 Measured:  none yet: no accelerator.
 Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes the
            other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of the
-           image squashed to 256 x 256.
+           image squashed to 256 x 256. Biases, norms and the class token do not decay (its AdamW decays all it trains).
 """
 from ml_collections import ConfigDict
 

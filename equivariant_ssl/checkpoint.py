@@ -9,6 +9,7 @@ import contextlib
 import gc
 import importlib.metadata
 import pathlib
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def _attempt(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identi
       wrong = fingerprint.differences(record['leaves'], wanted, part)
       if wrong:
         raise UserError(f'{path} is of another config: {wrong}.', 'Use a new --workdir, or go on with that run as it '
-                        f'was: eqssl resume {path.parent.parent}', OTHER_CONFIG)
+                        f'was: eqssl resume {shlex.quote(str(path.parent.parent))}', OTHER_CONFIG)
       context = ocp.Context()
       context.pytree.loading.partial_load = True  # which leaves may be left out is decided
       with context:
@@ -150,7 +151,7 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
       raise UserError(f'{directory} has no checkpoint of step {step}.',
                       f'It has those of {", ".join(map(str, there))}.', NO_CHECKPOINT)
     raise UserError(f'{directory} has no checkpoint.',
-                    f'Train first: eqssl train --config FILE --workdir {directory.parent}', NO_CHECKPOINT)
+                    f'Train first: eqssl train --config FILE --workdir {shlex.quote(str(directory.parent))}', NO_CHECKPOINT)
   found = _newest(directory, abstract, there if step is None else [step], True, identity.read(directory.parent),
                   lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
   if found is None:

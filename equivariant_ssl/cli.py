@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
   """The console script. A worker of a job that failed must not wait for the others to agree to its exit."""
+  if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':  # names are UTF-8 in any locale
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
   to_the_last_line = contextlib.ExitStack()  # which is never left
   if sys.argv[1:] and sys.argv[1] in GO_ON:
     to_the_last_line.enter_context(stop.heard())
@@ -201,7 +204,7 @@ def _train(config, workdir: str, args, begin: str | None = None) -> None:
   with distributed.watched():
     run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
   if distributed.main():
-    stop.say(f'Next: eqssl eval {workdir}', sys.stdout)
+    stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
 
 def evaluate(args) -> None:

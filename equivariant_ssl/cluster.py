@@ -3,6 +3,7 @@
 Pure functions of the environment. jax detects some of these itself, but a mistake there ends in one GPU of eight, a
 process alone in a job of many, or minutes of silence.
 """
+import functools
 import glob
 import importlib.util
 import re
@@ -56,28 +57,55 @@ def _address(env: Env, host: str, job: int) -> str:
   return env.get('JAX_COORDINATOR_ADDRESS') or f'{host}:{env.get("JAX_COORDINATOR_PORT") or first + job % many}'
 
 
+def _number(env: Env, name: str, job: str, default: int | None = None) -> int:
+  """The whole number under `name` in `env`, or `default`; UserError where there is none, though variable `job` is set."""
+  text = env.get(name) or ('' if default is None else str(default))
+  if not (text.isascii() and text.isdigit()):
+    raise UserError(f'{job} is set, and {name} is {repr(text) if text else "missing"}: that is not the whole of a job.',
+                    f'{"srun" if job.startswith("SLURM") else "mpirun"} sets all of it; for one process alone: '
+                    f'env -u {job} eqssl ...')
+  return int(text)
+
+
+def _within(index: int, count: int, names: str, job: str) -> None:
+  """UserError where there is no process `index` among `count`."""
+  if index >= count:
+    raise UserError(f'{names} are {index} of {count}, from 0: not those of one job.',
+                    f'For one process alone: env -u {job} eqssl ...')
+
+
 def ompi(env: Env) -> Place | None:
   """A process of mpirun."""
-  if 'OMPI_COMM_WORLD_SIZE' not in env:
+  job = 'OMPI_COMM_WORLD_SIZE'
+  if job not in env:
     return None
-  count, index, here, local = (int(env[f'OMPI_COMM_WORLD_{k}']) for k in ('SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK'))
-  uri = re.match(r'(\d+)\.\d+;tcp6?://\[?([^,\]]+?)(?:,|\]|:\d+)', env.get('OMPI_MCA_orte_hnp_uri', ''))  # of version 4
+  names = 'SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK'
+  count, index, here, local = (_number(env, f'OMPI_COMM_WORLD_{k}', job) for k in names)
+  _within(index, count, f'OMPI_COMM_WORLD_RANK and {job}', job)
+  _within(local, here, 'OMPI_COMM_WORLD_LOCAL_RANK and OMPI_COMM_WORLD_LOCAL_SIZE', job)
+  _within(here - 1, count, f'OMPI_COMM_WORLD_LOCAL_SIZE, less one, and {job}', job)
+  host, number = _mpirun(env)
   if here == count:
-    host, job = '127.0.0.1', int(uri[1]) >> 12 if uri else 0
-  elif uri:
-    host, job = uri[2], int(uri[1]) >> 12
-  elif 'JAX_COORDINATOR_ADDRESS' in env:
-    host, job = '', 0
-  else:
+    host = '127.0.0.1'
+  elif not host and 'JAX_COORDINATOR_ADDRESS' not in env:
     raise UserError('this mpirun does not tell its processes where process 0 is.',
                     'mpirun -x JAX_COORDINATOR_ADDRESS=HOST:61440 ..., HOST being the first of its machines.')
-  return Place(_address(env, host, job), count, index, local, here)
+  return Place(_address(env, host, number), count, index, local, here)
+
+
+def _mpirun(env: Env) -> tuple[str, int]:
+  """(the machine that mpirun runs on, which has process 0 as a rule, a number of the job), ('', 0) where it does not say."""
+  uri = re.match(r'(\d+)\.\d+;tcp6?://\[?([^,\]]+?)(?:,|\]|:\d+)', env.get('OMPI_MCA_orte_hnp_uri', ''))  # of version 4
+  if uri:
+    return uri[2], int(uri[1]) >> 12
+  name = re.match(r'prte(?:run)?-(.+)-(\d+)@(\d+)$', env.get('PMIX_NAMESPACE', ''))  # of version 5: host, its process, job
+  return (name[1], int(name[2]) + 64 * int(name[3])) if name else ('', 0)
 
 
 def _first_host(nodes: str) -> str:
-  """'gpu07' of 'gpu[07-09,11],big1'."""
-  prefix, first = re.match(r'([^,\[]+)(?:\[([^,\]-]+))?', nodes).groups()
-  return prefix + (first or '')
+  """'gpu07' of 'gpu[07-09,11],big1'; '' of nothing."""
+  found = re.match(r'([^,\[]+)(?:\[([^,\]-]+))?', nodes)
+  return found[1] + (found[2] or '') if found else ''
 
 
 def _per_node(text: str) -> list[int]:
@@ -89,17 +117,26 @@ def slurm(env: Env) -> Place | None:
   """A task of srun. UserError for a process beside srun in a job of several tasks."""
   if 'SLURM_JOB_ID' not in env:
     return None
+  number = functools.partial(_number, env, job='SLURM_JOB_ID')
   if 'SLURM_STEP_NODELIST' not in env:
-    count = max(int(env.get('SLURM_NTASKS', 1)), int(env.get('SLURM_JOB_NUM_NODES', 1)))
+    count = max(number(f'SLURM_{k}', default=1) for k in ('NTASKS', 'JOB_NUM_NODES', 'STEP_NUM_TASKS'))
     if count > 1:
       raise UserError(f'SLURM job {env["SLURM_JOB_ID"]} has {count} tasks, and this process is none of them: it was started '
                       'without srun.', 'srun eqssl train ...; for one process alone: env -u SLURM_JOB_ID eqssl train ...')
     return None
-  count = int(env.get('SLURM_STEP_NUM_TASKS') or env['SLURM_NTASKS'])
-  job = int(env['SLURM_JOB_ID']) + 64 * int(env.get('SLURM_STEP_ID', 0))  # steps side by side in a job: ports of their own
-  here = _per_node(env.get('SLURM_STEP_TASKS_PER_NODE', str(count)))[int(env.get('SLURM_NODEID', 0))]
-  return Place(_address(env, _first_host(env['SLURM_STEP_NODELIST']), job), count, int(env['SLURM_PROCID']),
-               int(env['SLURM_LOCALID']), here)
+  count = number('SLURM_STEP_NUM_TASKS' if env.get('SLURM_STEP_NUM_TASKS') else 'SLURM_NTASKS')
+  if count < 2:
+    return None
+  index, local, node = number('SLURM_PROCID'), number('SLURM_LOCALID'), number('SLURM_NODEID', default=0)
+  each = _per_node(env.get('SLURM_STEP_TASKS_PER_NODE', str(count)))
+  _within(index, count, 'SLURM_PROCID and the number of tasks', 'SLURM_JOB_ID')
+  _within(node, len(each), 'SLURM_NODEID and the machines of SLURM_STEP_TASKS_PER_NODE', 'SLURM_JOB_ID')
+  _within(local, each[node], 'SLURM_LOCALID and the tasks of this machine', 'SLURM_JOB_ID')
+  job = number('SLURM_JOB_ID') + 64 * number('SLURM_STEP_ID', default=0)  # steps side by side in a job: ports of their own
+  host = _first_host(env['SLURM_STEP_NODELIST'])
+  if not host and 'JAX_COORDINATOR_ADDRESS' not in env:
+    raise UserError('SLURM_STEP_NODELIST is empty: this task is not told where the first is.', 'Start it by srun.')
+  return Place(_address(env, host, job), count, index, local, each[node])
 
 
 def kubernetes(env: Env) -> Place | None:
@@ -126,7 +163,7 @@ def gpus(place: Place, env: Env, present: int) -> list[int] | None:
   """
   mask = env.get('CUDA_VISIBLE_DEVICES')
   seen = present if mask is None else len([d for d in mask.split(',') if d.strip() not in ('', '-1', 'NoDevFiles')])
-  granted = int(env.get('SLURM_GPUS_ON_NODE') or 0)
+  granted = _number(env, 'SLURM_GPUS_ON_NODE', 'SLURM_JOB_ID', 0)
   if place.here == 1 or not seen or granted == seen * place.here or seen == 1 and not granted:
     return None  # alone here, or each process was given its own
   if seen % place.here:

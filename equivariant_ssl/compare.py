@@ -1,6 +1,7 @@
 """Compare evaluated runs: mean and spread over seeds, and differences paired by seed with their intervals."""
 import csv
 import pathlib
+import shlex
 import sys
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def read(workdir: pathlib.Path, by: str) -> tuple[str, int, dict[tuple[str, str]
           who in of) else None  # a study measures the untrained network once a seed, not in every arm
       found[path.stem, number] = mean('trained'), mean('untrained'), scale
   if not found:
-    raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {workdir}')
+    raise UserError(f'{str(workdir)!r} has no results to compare.', f'First: eqssl eval {shlex.quote(str(workdir))}')
   return group(config, by), config.seed, found
 
 
@@ -120,7 +121,7 @@ def table(found: list[Row]) -> Table:
 def write(found: list[Row], path: pathlib.Path) -> None:
   """The same as CSV, unscaled: one line a number and group, with every seed's value."""
   seeds = sorted({s for r in found for s in r.seeds})
-  with open(path, 'w', newline='') as file:
+  with open(path, 'w', newline='', encoding='utf-8') as file:
     out = csv.writer(file)
     out.writerow(['protocol', 'number', 'group', 'n', 'mean', 'std', 'untrained', 'difference', 'low', 'high',
                   *(f'seed {s}' for s in seeds)])

@@ -1,17 +1,17 @@
 """Configs: found, overridden from the command line, checked against the factories' signatures, made explicit."""
-import ast
 import importlib.util
 import json
 import math
 import pathlib
 import re
+import shlex
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, record, shard, shipped
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import check_fields, fit, flag, section, unknown
+from equivariant_ssl.modules import Text, check_fields, fit, flag, meant, section, unknown
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.types import ROLES
 
@@ -48,6 +48,7 @@ GIVEN = {augment: 'size', nets: 'dtype', optim: 'schedule'}
 MORE = {augment: {'role': 'invariant'}, equivariance: {'told': ()},
         optim: {'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step'}}
 UNSAID = re.compile(rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')  # at first
+WHOLE = re.compile(rf'{UNSAID.pattern}|config\.augment(\.\w+)?')  # what a dict may be given for
 
 
 def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path | None = None) -> ConfigDict:
@@ -56,7 +57,8 @@ def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path 
   path = path or shipped.find(name)
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   if spec is None:
-    raise UserError(f'config file {str(path)!r} is not a Python file.', f'To go on with a run: eqssl resume {path.parent}'
+    raise UserError(f'config file {str(path)!r} is not a Python file.',
+                    f'To go on with a run: eqssl resume {shlex.quote(str(path.parent))}'
                     if path.name == 'config.json' else 'It needs a name that ends in .py.')
   module = importlib.util.module_from_spec(spec)
   try:
@@ -77,7 +79,7 @@ def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> Conf
   _spell_out(config)
   for key, text in (overrides or {}).items():
     if key.endswith('.name'):
-      _rename(config, key.split('.')[:-1], _parsed(text))
+      _rename(config, key.split('.')[:-1], text)
   for key, text in (overrides or {}).items():
     _override(config, key, text)
     _spell_out(config)
@@ -123,14 +125,6 @@ def _child(node: Any, part: str) -> Any:
   return node.get(part)
 
 
-def _parsed(text: str) -> Any:
-  """What `text` says: a literal of Python, words with commas, or a word."""
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError):
-    return tuple(t.strip() for t in text.split(',')) if ',' in text else text
-
-
 def _rename(config: ConfigDict, path: list[str], name: Any) -> None:
   """Before the section at `path` takes another name: drop what the file says of it that the new factory cannot have."""
   node, package = config.get(path[0]), SECTIONS.get(path[0])
@@ -155,7 +149,7 @@ def _astray(node: Any, seen: str, part: str, rest: str, text: str) -> UserError:
                      f'e.g. {flag(f"{seen}.0.{rest}".rstrip("."), text)}')
   if part.isdecimal() and seen == 'config.equivariance':
     return UserError(f'{seen} has one objective, which takes no number.', f'e.g. {flag(f"{seen}.{rest}", text)}')
-  inner = node.get(part, TOP.get(part) if seen == 'config' else None)
+  inner = meant(node.get(part, TOP.get(part) if seen == 'config' else None))
   sections = [k for k, v in node.items() if isinstance(v, ConfigDict)]
   if inner is None and (sections or seen == 'config'):
     return unknown(seen, part, {*TOP, *SECTIONS, 'augment'} if seen == 'config' else sections)
@@ -167,7 +161,7 @@ def _astray(node: Any, seen: str, part: str, rest: str, text: str) -> UserError:
 def _override(config: ConfigDict, key: str, text: str) -> None:
   """Set the field at path `key` ('a.b'; 'a.0.b' of the first of several) to what `text` says."""
   *path, last = key.split('.')
-  node, seen, value = config, 'config', _parsed(text)
+  node, seen, value = config, 'config', Text(text)
   for i, part in enumerate(path):
     if isinstance(node, ConfigDict) and part not in node and UNSAID.fullmatch(f'{seen}.{part}'):
       node[part] = ConfigDict()
@@ -175,6 +169,8 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     if not isinstance(inner, (ConfigDict, list)):
       raise _astray(node, seen, part, '.'.join([*path[i + 1:], last]), text)
     node, seen = inner, f'{seen}.{part}'
+  if isinstance(node, list) or WHOLE.fullmatch(f'{seen}.{last}'):
+    value = meant(value)
   if isinstance(node, list):
     if _child(node, last) is None:
       raise _astray(node, seen, last, '' if last.isdecimal() else last, text)

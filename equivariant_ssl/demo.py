@@ -72,11 +72,11 @@ def run_demo(out: pathlib.Path, seeds: int = 3, steps: int = 0) -> dict[str, Arm
   trained = train_all({name: ARMS[name] for name in LONGEST_FIRST}, seeds, steps, console)
   arms = {name: trained[name] for name in ('untrained', *ARMS)}
   minutes = (time.perf_counter() - start) / 60
-  with open(out / 'table.txt', 'w') as file:
+  with open(out / 'table.txt', 'w', encoding='utf-8') as file:
     for printer in (console, Console(file=file, width=110)):
       tables(arms, printer)
       printer.print(conclude(arms))
-  (out / 'results.json').write_text(json.dumps(
+  record.write_whole(out / 'results.json', json.dumps(
       {'arms': run.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
   demo_figure.draw(out / 'figure.png', arms)
   print(f'{minutes:.1f} minutes. Figure: {out / "figure.png"}  Numbers: {out / "results.json"}\n'

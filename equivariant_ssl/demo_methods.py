@@ -63,11 +63,11 @@ def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, Arm
   out.mkdir(parents=True, exist_ok=True)
   arms = train_all(specs(), seeds, steps, console)
   minutes = (time.perf_counter() - start) / 60
-  with open(out / 'methods.txt', 'w') as file:
+  with open(out / 'methods.txt', 'w', encoding='utf-8') as file:
     for printer in (console, Console(file=file, width=120)):
       printer.print(table(arms))
       printer.print(conclude(arms))
-  (out / 'methods.json').write_text(json.dumps(
+  record.write_whole(out / 'methods.json', json.dumps(
       {'arms': run.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
   print(f'{minutes:.1f} minutes. Numbers: {out / "methods.json"}')
   return arms

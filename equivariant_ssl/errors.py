@@ -42,5 +42,7 @@ def told(e: Exception) -> tuple[str, int]:
     return (f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n  '
             'Check that the folder exists, may be written, and has room; the traceback: add --debug.',
             INPUT_OUTPUT if e.errno in PASSING else USAGE)
+  if isinstance(e, RuntimeError) and 'home directory' in str(e):  # pathlib's, of expanduser
+    return 'there is no home folder for a path with ~: HOME is not set.\n  Give the whole path, or set HOME.', USAGE
   return (f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
           'This is not a mistake that eqssl knows; the traceback: add --debug.', 1)

@@ -114,7 +114,7 @@ def unseal(sealed: dict | None) -> dict:
   sealed = sealed or {}
   body, form = sealed.get('body', ''), sealed.get('format')
   if isinstance(form, int | str) and form != FORMAT:
-    raise UserError(f'its record is of format {form}, and this version of eqssl reads {FORMAT}.',
+    raise UserError(f'its record is of format {form}, and {FORMAT} is what this version reads.',
                     'Use the version that wrote it (env.json says which); nothing was moved.', OTHER_CONFIG)
   if form != FORMAT or hashlib.sha256(body.encode()).hexdigest() != sealed.get('sha256'):
     raise ValueError('its record is missing or wrong')

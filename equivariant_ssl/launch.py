@@ -70,7 +70,7 @@ def slurm(config: str, train: list[str], given: dict[str, str]) -> Plan:
   given = {'job-name': _name(config), **given}
   file = template(f'slurm/{given.pop("template", "train")}.sbatch')
   options = [f'--{k}={v}' for k, v in given.items()]
-  return Plan(['sbatch', *options, str(file), config, *train], {'PYTHON': sys.executable}, file.read_text())
+  return Plan(['sbatch', *options, str(file), config, *train], {'PYTHON': sys.executable}, file.read_text(encoding='utf-8'))
 
 
 def tpu(config: str, train: list[str], given: dict[str, str]) -> Plan:
@@ -82,7 +82,7 @@ def tpu(config: str, train: list[str], given: dict[str, str]) -> Plan:
 def gke(config: str, train: list[str], given: dict[str, str]) -> Plan:
   """kubectl apply of launch/gke/jobset.yaml, filled in."""
   values = {k.upper(): v for k, v in _filled('gke', {'name': _name(config), **given}, GKE).items()}
-  text = string.Template(template('gke/jobset.yaml').read_text()).safe_substitute(
+  text = string.Template(template('gke/jobset.yaml').read_text(encoding='utf-8')).safe_substitute(
       values, ARGS=json.dumps(['--config', _shipped(config), *train]))
   return Plan(['kubectl', 'apply', '-f', '-'], {}, text, True)
 
@@ -109,4 +109,4 @@ def run(where: str, config: str, workdir: str, overrides: dict[str, str], settin
   if not dry and not shutil.which(tool):
     raise UserError(f'there is no {tool} here.', f'Run this where {tool} is, or see what it would do: --dry-run')
   text = plan.text if plan.reads else None
-  return subprocess.run(plan.argv, env={**os.environ, **plan.env}, input=text, text=True).returncode
+  return subprocess.run(plan.argv, env={**os.environ, **plan.env}, input=text, encoding='utf-8').returncode

@@ -3,9 +3,11 @@
 A factory's signature is the config schema and holds the defaults; there is no other list of either. What a config gives
 is fitted to it here too: `section`.
 """
+import ast
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import shlex
 from collections.abc import Callable, Iterable
@@ -16,6 +18,20 @@ from equivariant_ssl.errors import UserError
 
 EXAMPLES = {'told': ('crop',), 'crop_scale': (.05, .14), 'mean': (.485, .456, .406), 'std': (.229, .224, .225)}  # not ()
 LARGEST = 2 ** 32 - 1  # a whole number; jax takes a larger seed for another one
+
+
+class Text(str):
+  """What was typed for a field: taken as it is where the field is text, else for what it says."""
+
+
+def meant(value: Any) -> Any:
+  """What a Text says: a literal of Python, words with commas, or a word; anything else as it is."""
+  if not isinstance(value, Text):
+    return value
+  try:
+    return ast.literal_eval(value)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return tuple(t.strip() for t in value.split(',')) if ',' in value else str(value)
 
 
 def names(package: ModuleType) -> list[str]:
@@ -82,23 +98,23 @@ def _typed(path: str, value: Any, default: Any) -> Any:
     if str(value).lower() in ('true', 'false'):
       return str(value).lower() == 'true'
   elif isinstance(default, float):
-    if number:
+    if number and math.isfinite(value):
       return float(value)
   elif isinstance(default, int):
     if number and value == value // 1:
       return int(value)
   elif isinstance(default, str):
     if isinstance(value, str):
-      return value
-    if number and path.endswith(('.path', '.root')):
-      return str(value)
+      return str(value)  # a Text no longer
   else:
     return value
   raise ValueError(path)
 
 
 def fit(path: str, value: Any, default: Any) -> Any:
-  """`value` as the type of `default` and, of whole numbers, at least 1, or 0 where that is the default; else a UserError."""
+  """`value` as the type of `default` and, of whole numbers, at least 1, or 0 where that is the default; else a UserError.
+  A Text stays as it was typed where the default is text, and is what it says elsewhere."""
+  value = value if isinstance(default, str) else meant(value)
   try:
     found = _typed(path, value, default)
   except (ValueError, OverflowError):

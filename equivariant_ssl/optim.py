@@ -5,6 +5,8 @@ import optax
 
 from equivariant_ssl.errors import UserError
 
+LEFT_OUT = ('bias', 'scale', 'cls_token', 'pos_embed')  # see `weights`
+
 
 def warmup_cosine(peak: float, warmup: int, total: int, end: float = 0., every: int = 1) -> optax.Schedule:
   """Linear from 0 to `peak` over `warmup` steps, then a cosine to `end` at step `total`, which moves every `every` steps
@@ -25,8 +27,9 @@ def decay_at(base: float, step: jax.Array, total: int) -> jax.Array:
 
 
 def weights(params: dict) -> dict:
-  """True for the kernels of Linear and Conv; False for biases and BatchNorm's gain and bias."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  """True for the kernels of Linear and Conv; False for what published code lets neither decay nor adapt: biases of any
+  shape (a hypernetwork's is a matrix), norms' gains, a ViT's class token and position embedding (timm's no_weight_decay)."""
+  return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in LEFT_OUT, params)
 
 
 def clipped_trust(schedule: optax.Schedule, weight_decay: float, trust: float) -> optax.GradientTransformation:
@@ -48,8 +51,8 @@ def clipped_trust(schedule: optax.Schedule, weight_decay: float, trust: float) -
 def lars(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 1e-6, trust: float = 1e-3,
          lr_outside: bool = False, bias_scale: float = 1., clip: bool = False) -> optax.GradientTransformation:
   """LARS as EquiMod and SimCLR run it: g + wd w, scaled by trust |w| / |g + wd w| (1 where either is 0), and the
-  learning rate inside the momentum buffer. `lr_outside` multiplies after it (BYOL, VICReg, Barlow Twins). Biases
-  and BatchNorm neither decay nor adapt: plain momentum at `bias_scale` x the rate (Barlow Twins: .0048 / .2).
+  learning rate inside the momentum buffer. `lr_outside` multiplies after it (BYOL, VICReg, Barlow Twins). What is not
+  of `weights` neither decays nor adapts: plain momentum at `bias_scale` x the rate (Barlow Twins: .0048 / .2).
   clip: solo-learn's form, see `clipped_trust`; its rate is outside. Raises UserError for `clip` with the rate inside."""
   if clip and not lr_outside:
     raise UserError('optimizer.clip bounds a rate that is outside the momentum.', 'Add --config.optimizer.lr_outside=True')
@@ -75,7 +78,7 @@ def sgd(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 5e
 
 def adamw(schedule: optax.Schedule, weight_decay: float = 1e-4, b1: float = .9, b2: float = .999
           ) -> optax.GradientTransformation:
-  """AdamW; biases and BatchNorm do not decay."""
+  """AdamW; `weights` alone decay."""
   return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=weights)
 
 

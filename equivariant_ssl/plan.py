@@ -20,9 +20,11 @@ from equivariant_ssl.data.source import fits
 from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
 
-# Images to train on and classes of data sets as published, for a plan where they are not prepared.
-KNOWN = {('imagenet2012', 'train'): (1_281_167, 1000), ('cifar10', 'train'): (50_000, 10),
-         ('stl10', 'unlabelled'): (100_000, 0), ('stl10', 'unlabelled+train'): (105_000, 0)}
+# Images of each split and classes of data sets as published, for a plan where they are not prepared.
+KNOWN = {'imagenet2012': ({'train': 1_281_167, 'validation': 50_000}, 1000),
+         'cifar10': ({'train': 50_000, 'test': 10_000}, 10),
+         'stl10': ({'train': 5_000, 'test': 8_000, 'unlabelled': 100_000}, 10)}
+UNLABELLED = 'unlabelled'  # the split without labels
 MEMORIES = 16, 24, 32, 40, 80, 141  # GiB of accelerators that there are
 COLLECTIVES = 'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter', 'collective-permute'
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 'f32': 4, 's32': 4, 'u32': 4, 'f64': 8,
@@ -57,6 +59,8 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
   """Compile the step of a resolved `config` for `mesh`. Raises UserError where the data are neither prepared nor known."""
   run = described(config, mesh, log)
   recipe, state = run.recipe, runs.abstract(run, config.sharding)
+  if line := recipes.slow_start(config, recipe):
+    log(line)
   batch, traced = batch_of(run), trace(run)
   compiled = traced.lower().compile(compiler_options=shard.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
   memory = compiled.memory_analysis()
@@ -67,7 +71,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
           + memory.temp_size_in_bytes)
   if mesh.devices.flat[0].platform == 'cpu':
     need = memory.argument_size_in_bytes + params + saved
-  num = KNOWN[known(config)][0] if run.source is None else len(run.source.train.images)
+  num = len(run.source.train.images) if run.source else known(config)[0]
   streams = lazy(run.source.train.images) if run.source else config.data.get('stream') or not fits(num, recipe.canvas)
   data = 0 if streams else num * recipe.canvas ** 2 * 3
   return Plan(
@@ -96,17 +100,23 @@ def trace(run: runs.Run) -> Traced:
   return steps.streamed(run.recipe, run.mesh, rule=rule).trace(run.key, runs.abstract(run, rule), batch_of(run))
 
 
-def known(config: ConfigDict) -> tuple[str, str]:
-  """The key of a config's data in KNOWN."""
-  return config.data.get('dataset', config.data.name).split(':')[0], config.data.get('train', 'train')
+def known(config: ConfigDict) -> tuple[int, int] | None:
+  """(images to train on, classes of their labels, 0 where some have none) of a config's data, its training split one of
+  KNOWN or several joined by + in any order; None where they are not known."""
+  splits, classes = KNOWN.get(config.data.get('dataset', config.data.name).split(':')[0], ({}, 0))
+  parts = [part.strip() for part in config.data.get('train', 'train').split('+')]
+  if not all(part in splits for part in parts):
+    return None
+  return sum(splits[part] for part in parts), 0 if UNLABELLED in parts else classes
 
 
 def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
   """The run of `config`, without a source where it is known how many images that has."""
   shard.check_batch(config.batch, mesh.size, config.accumulate)
-  if known(config) not in KNOWN:
+  found = known(config)
+  if found is None:
     return runs.prepare(config, mesh, log)
-  num, classes = KNOWN[known(config)]
+  num, classes = found
   recipe = recipes.make(config, num, config.data.get('size') or config.size, classes=classes)
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), None)
 

@@ -164,6 +164,17 @@ def check(config: ConfigDict, inv: Invariance, equivariances: dict[str, Equivari
                       'Give 0, the last features' + (f', or 1 to {stages}.' if stages else '.'))
 
 
+def slow_start(config: ConfigDict, recipe: Recipe) -> str:
+  """The line that says that the warm-up of `config` leaves no step for the cosine, '' where it does."""
+  epochs = config.optimizer.warmup_epochs
+  warmup = round(epochs * recipe.steps_per_epoch)
+  if recipe.steps > warmup:
+    return ''
+  return (f'the warm-up of {epochs:g} epochs, {warmup:,} steps, is not shorter than the run of {recipe.steps:,}: the rate '
+          f'only rises, to {recipe.steps / warmup:.3g} of its peak. A tenth of the run: '
+          f'--config.optimizer.warmup_epochs={recipe.steps / recipe.steps_per_epoch / 10:.2g}')
+
+
 def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), std: tuple = (1., 1., 1.),
          classes: int = 0) -> Recipe:
   """The recipe of a resolved `config` for `num` training images of side `canvas`, inputs of `mean` and `std`, in `classes`
@@ -182,6 +193,9 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
     groups = merged(e.groups, groups)
   per_epoch = num // config.batch
   steps = config.steps or round(config.epochs * per_epoch)
+  if not steps:
+    raise UserError(f'config.epochs is {config.epochs:g}, of {per_epoch} steps each: no whole step to train.',
+                    'e.g. --config.epochs=1 or --config.steps=10')
   o = config.optimizer
   schedule = optim.warmup_cosine(o.lr, round(o.warmup_epochs * per_epoch), steps, o.end,
                                  per_epoch if o.cosine == 'epoch' else 1)

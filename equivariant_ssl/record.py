@@ -34,7 +34,7 @@ PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoi
 def write_whole(path: pathlib.Path, text: str) -> None:
   """Write a file whole: a kill or a power loss leaves the old one or the new one."""
   part = path.with_name(path.name + '.tmp')
-  part.write_text(text)
+  part.write_text(text, encoding='utf-8', errors='surrogateescape')  # a name may be of other bytes
   disk.flush(part)
   part.replace(path)
   disk.flush(path.parent)
@@ -43,7 +43,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """The JSON object in a file; UserError with `fix` where it is damaged."""
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding='utf-8'))
   except (ValueError, RecursionError) as error:  # of JSON or of its letters
     raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
   if not isinstance(found, dict):
@@ -56,7 +56,7 @@ def _git() -> str | None:
   here = pathlib.Path(__file__)
 
   def git(*args: str) -> str:
-    return subprocess.run(['git', '--no-optional-locks', *args], cwd=here.parent, capture_output=True, text=True,
+    return subprocess.run(['git', '--no-optional-locks', *args], cwd=here.parent, capture_output=True, encoding='utf-8',
                           check=True, timeout=20).stdout.strip()
   try:
     git('ls-files', '--error-unmatch', here.name)  # installed inside another project's checkout is not ours
@@ -67,7 +67,7 @@ def _git() -> str | None:
 
 def _processor() -> str:
   with contextlib.suppress(OSError):
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+    for line in pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
   return platform.processor() or platform.machine()
@@ -132,7 +132,7 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
   workdir = _folder(workdir)
   path, folder = workdir / 'run.lock', os.open(workdir, os.O_RDONLY)
   try:
-    with path.open('a+') as file:
+    with path.open('a+', encoding='utf-8') as file:
       try:
         held = _locked(folder), _locked(file.fileno())
       except BlockingIOError:
@@ -176,7 +176,8 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   if changed:
     raise UserError(f'{workdir} holds a run of another config: {"; ".join(changed[:5])}'
                     + (f'; and {len(changed) - 5} more.' if len(changed) > 5 else '.'),
-                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {workdir}', OTHER_CONFIG)
+                    f'Use a new --workdir, or go on with that run as it was: eqssl resume {shlex.quote(str(workdir))}',
+                    OTHER_CONFIG)
 
 
 def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = ()) -> None:
@@ -189,13 +190,13 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   workdir = _folder(workdir)
   compare(workdir, config, free)
   if resume and not (workdir / 'config.json').exists():
-    raise UserError(f'{workdir} holds no run.', f'Start one: eqssl train --config FILE --workdir {workdir}',
-                    NO_CHECKPOINT)
+    raise UserError(f'{workdir} holds no run.',
+                    f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
   with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
     before = read_object(workdir / 'env.json', '')
   with contextlib.suppress(FileNotFoundError):
-    commands = (workdir / 'command.txt').read_text()
+    commands = (workdir / 'command.txt').read_text(encoding='utf-8', errors='surrogateescape')
   earlier = before.pop('earlier', [])
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
@@ -216,7 +217,7 @@ def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) 
   """The rows of a run's metrics.jsonl in the order of their steps, several of a step as one, without a torn line; none where
   there is no such file. What is no row of numbers is left out, with a line to `say`."""
   path, rows, odd = pathlib.Path(workdir) / 'metrics.jsonl', {}, 0
-  for line in path.read_text(errors='replace').split('\n')[:-1] if path.exists() else ():
+  for line in path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1] if path.exists() else ():
     row = None
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
@@ -256,9 +257,9 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   board = _board(workdir, resume_step) if tensorboard else None
   say = lambda line: print(line, file=sys.stderr)
   kept = ''.join(_row(row) for row in read_metrics(workdir, say) if row['step'] <= resume_step)
-  if path.exists() and kept != path.read_text(errors='replace'):
+  if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
     write_whole(path, kept)
-  with path.open('a') as file:
+  with path.open('a', encoding='utf-8') as file:
     def write(step: int, values: dict[str, Any]) -> None:
       if not same(path, file.fileno()):
         raise UserError(f'{path} was removed or replaced while the run was going.',

@@ -207,8 +207,8 @@ def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:
 
 
 def keep_programs() -> None:
-  """Keep compiled programs between processes; $EQSSL_CACHE moves them, an empty one turns this off."""
-  root = os.environ.get('EQSSL_CACHE', str(pathlib.Path.home() / '.cache' / 'equivariant_ssl' / 'xla'))
-  if root:
+  """Keep compiled programs between processes; $EQSSL_CACHE moves them, an empty one turns this off, and so does no home."""
+  root = os.environ.get('EQSSL_CACHE', os.path.expanduser('~/.cache/equivariant_ssl/xla'))
+  if root and not root.startswith('~'):
     jax.config.update('jax_compilation_cache_dir', root)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.)

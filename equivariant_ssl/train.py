@@ -25,6 +25,7 @@ from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.progress import progress
+from equivariant_ssl.recipe import slow_start
 from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare
 
 COLLAPSED = .3  # of the spread of a uniform sphere
@@ -193,6 +194,8 @@ def _begun(run: Run, start: _Start, saved: checkpoint.Checkpoints, say: Callable
   say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
       (f' from step {int(state.step)} of {begin["run"]}' if begin and not found else '') +
       f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
+  if line := slow_start(run.config, run.recipe):
+    say(line)
   return run, state
 
 
@@ -258,6 +261,6 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
 
     state = fit(run, state, on_step)
   if stopped:
-    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.', f'Resume: eqssl resume {workdir}',
-                    PREEMPTED)
+    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
+                    f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)
   return state

@@ -111,6 +111,18 @@ def test_gke(capfd):
     schema.validate(job, '1.31', strict=True)
 
 
+def test_what_is_set_stays_text(capfd):
+  """A name that looks like a number is a string to Kubernetes and to sbatch too."""
+  yaml = pytest.importorskip('yaml')
+  made = yaml.safe_load(dry(capfd, 'gke', '--set', 'image=1e5', 'claim=2024_01_15', 'name=0x10', 'accelerator=yes'))
+  pod = made['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
+  assert made['metadata']['name'] == '0x10' and pod['containers'][0]['image'] == '1e5'
+  assert '2024_01_15' in str(pod['volumes']) and "'yes'" in str(pod['nodeSelector'])
+  assert '--account=1e5' in dry(capfd, 'slurm', '--set', 'account=1e5').splitlines()[-1]
+  shown = dry(capfd, 'slurm', '--config.data.name=folder', '--config.data.path=2024_01_15')
+  assert shlex.split(shown.splitlines()[-1])[-1] == '--config.data.path=2024_01_15'
+
+
 BAD = ('nodes=abc', 'nodes=0', 'nodes=', 'nodes=-1', 'gpus=1.5', 'gpus=²')
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.record import leaves
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 
@@ -33,6 +34,35 @@ def test_overrides():
   assert config.invariance.projector.hidden == (32,)
 
 
+AS_TYPED = ('2024_01_15', '1e5', 'a,b', '1', '0x10', 'None', "('a', 'b')", '{}', ' a ', 'train[:80%]', '-', 'é',
+            "it's", '1_0.5')
+
+
+@pytest.mark.parametrize('text', AS_TYPED)
+@pytest.mark.parametrize('key', ['folder.path', 'tfds.dataset', 'tfds.root', 'tfds.train', 'tfds.test', 'cifar10.root'])
+def test_text_is_taken_as_typed(key, text, tmp_path):
+  """Whatever Python would read in it; and it comes back from config.json as that."""
+  name, _, field = key.partition('.')
+  config = configs.load('smoke', {'data.name': name, f'data.{field}': text})
+  assert config.data[field] == text and type(config.data[field]) is str
+  (tmp_path / 'config.json').write_text(config.to_json(), encoding='utf-8')
+  assert configs.read(tmp_path / 'config.json') == config
+
+
+def test_every_field_that_is_text_is_taken_as_typed():
+  """A law over the whole schema: no field of text is read as anything else, and no name is."""
+  fields = [k for k, v in leaves(configs.as_json(configs.load('imagenet_byol_equimod'))).items() if isinstance(v, str)]
+  assert {'data.root', 'dtype', 'encoder.stem', 'augment.crop.role', 'invariance.projector.last_norm'} <= set(fields)
+  for field in fields:
+    for text in ('1e5', '1,2'):
+      try:
+        config = configs.load('imagenet_byol_equimod', {field: text})
+      except UserError as e:
+        assert repr(text) in str(e), f'{field}: {e}'
+      else:
+        assert leaves(configs.as_json(config))[field] == text
+
+
 @pytest.mark.parametrize('key,value,cause,fix', [
     ('augment.crop.scal', '(.1, 1.)', "config.augment.crop has no 'scal'", "'scale'"),
     ('bath', '3', "config has no 'bath'", "'batch'"),
@@ -50,7 +80,7 @@ def test_overrides():
     ('std', '1,1,0', 'config.mean is ()', 'three numbers'),
     ('encoder', '3', 'config.encoder is 3', '--config.encoder.name'),
     ('encoder', 'vit', "config.encoder is 'vit'", '--config.encoder.name=vit'),
-    ('encoder.name', '3', "config.encoder has no 3", 'resnet'),
+    ('encoder.name', '3', "config.encoder has no '3'", 'resnet'),
     ('augment', '3', 'config.augment is 3', '--config.augment.'),
     ('augment.crop', '3', 'config.augment.crop is 3', '--config.augment.crop.role='),
     ('augment.second', '3', 'config.augment.second is 3', '--config.augment.second.'),

@@ -16,7 +16,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.export import run, torchvision
+from equivariant_ssl.export import files, run, torchvision
 from equivariant_ssl.nets import resnet
 
 ALONE = {'equivariance': 'none'}
@@ -319,22 +319,23 @@ def test_damaged_files(given, tmp_path):
   for content in (whole[:-5], whole[:40], b''):
     (tmp_path / 'cut.safetensors').write_bytes(content)
     with pytest.raises(UserError, match='is damaged or no safetensors file'):
-      torchvision.read(tmp_path / 'cut.safetensors')
-  flipped = bytearray(whole)
-  flipped[-1] ^= 1
-  (tmp_path / 'model.safetensors').write_bytes(flipped)
+      files.read(tmp_path / 'cut.safetensors')
+  (tmp_path / 'cut.safetensors').write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+  with pytest.raises(UserError, match='is not what the SHA-256 in its own header says'):
+    files.read(tmp_path / 'cut.safetensors')
+  save_file(load_file(given[3] / 'model.safetensors'), tmp_path / 'model.safetensors')  # without its own fingerprint
   (tmp_path / 'config.json').write_text((given[3] / 'config.json').read_text())
   with pytest.raises(UserError, match='is not what was exported'):
     run.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
   for name, message in (('none.safetensors', 'there is no file'), ('config.json', 'is not a file of weights')):
     with pytest.raises(UserError, match=message):
-      torchvision.read(tmp_path / name)
+      files.read(tmp_path / name)
 
 
 def test_half_precision_becomes_float32(tmp_path):
   values = np.arange(4) / 8
   for dtype in (np.float16, jnp.bfloat16, np.float64):
-    found = torchvision.read(written(tmp_path / 'x.safetensors', {'a': values.astype(dtype)}))['a']
+    found = files.read(written(tmp_path / 'x.safetensors', {'a': values.astype(dtype)}))['a']
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, values.astype(np.float32))
 
@@ -345,8 +346,8 @@ def test_without_torch_a_pth_file_is_one_line(tmp_path):
   if importlib.util.find_spec('torch'):
     pytest.skip('torch is installed')
   (tmp_path / 'x.pth').write_bytes(b'')
-  with pytest.raises(UserError, match='a file of torch, which is not installed'):
-    torchvision.read(tmp_path / 'x.pth')
+  with pytest.raises(UserError, match='a file of torch, and torch is not installed.*\n.*python -c'):
+    files.read(tmp_path / 'x.pth')
 
 
 def test_files_of_torch(tmp_path):
@@ -355,7 +356,7 @@ def test_files_of_torch(tmp_path):
   tensors = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
   for content in (tensors, {'epoch': 3, 'state_dict': tensors}, {'model': {'state_dict': tensors}}):
     torch.save(content, tmp_path / 'x.pth.tar')
-    found = torchvision.read(tmp_path / 'x.pth.tar')
+    found = files.read(tmp_path / 'x.pth.tar')
     assert found.keys() == state.keys()
     for k, v in state.items():
       np.testing.assert_array_equal(found[k], v)
@@ -363,7 +364,7 @@ def test_files_of_torch(tmp_path):
   (tmp_path / 'cut.pth').write_bytes((tmp_path / 'x.pth.tar').read_bytes()[:-50])
   for name in ('whole.pth', 'cut.pth'):
     with pytest.raises(UserError, match='is damaged, or more than a state dict'):
-      torchvision.read(tmp_path / name)
+      files.read(tmp_path / name)
 
 
 def test_a_plain_torch_network_computes_the_same(given):

@@ -1,6 +1,8 @@
 """The house stands on its floors: a module imports only from floors below its own, or sideways without a cycle."""
 import ast
+import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -27,7 +29,7 @@ def floor(part: str) -> int:
 def imports(path: pathlib.Path) -> set[str]:
   """Dotted names of this package that a file imports, at module level or inside functions."""
   found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
     if isinstance(node, ast.Import):
       found |= {a.name for a in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -91,8 +93,59 @@ def test_the_package_imports_no_tensorflow():
 def test_files_and_functions_stay_readable():
   """No file much over 250 lines, no function over 60."""
   for path in ROOT.rglob('*.py'):
-    text = path.read_text()
+    text = path.read_text(encoding='utf-8')
     assert len(text.splitlines()) <= 300, path
     for node in ast.walk(ast.parse(text)):
       if isinstance(node, ast.FunctionDef):
         assert node.end_lineno - node.lineno < 60, f'{path}: {node.name}'
+
+
+MODULES = {'os', 'Image', 'tarfile', 'zipfile', 'checkpoint', 'webbrowser'}  # whose `open` opens no text, or is no file's
+
+
+def unsaid(call: ast.Call) -> bool:
+  """Whether a call reads or writes text in whatever encoding the locale has."""
+  name = getattr(call.func, 'attr', getattr(call.func, 'id', ''))
+  given = {k.arg: k.value for k in call.keywords}
+  if 'encoding' in given or name == 'read_text' and call.args:
+    return False
+  if name in ('read_text', 'write_text'):
+    return True
+  if name in ('open', 'fdopen', 'NamedTemporaryFile'):
+    if isinstance(call.func, ast.Attribute) and getattr(call.func.value, 'id', '') in MODULES and name == 'open':
+      return False
+    modes = [a.value for a in [*call.args[:2], given.get('mode')] if isinstance(a, ast.Constant)]
+    modes = [m for m in modes if isinstance(m, str) and re.fullmatch('[rwaxbt+|]+', m)]
+    return not any('b' in m for m in modes) and name != 'NamedTemporaryFile' or 'w' in modes
+  text = given.get('text', given.get('universal_newlines'))
+  return isinstance(text, ast.Constant) and text.value is True
+
+
+def test_text_is_utf_8_in_any_locale():
+  """Every file and pipe of text says its encoding."""
+  wrong = [f'{path.relative_to(ROOT)}:{node.lineno}' for path in ROOT.rglob('*.py')
+           for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+           if isinstance(node, ast.Call) and unsaid(node)]
+  assert not wrong, 'encoding=\'utf-8\' is missing: ' + ', '.join(wrong)
+
+
+TYPED = re.compile(r'(eqssl( [a-z]+)+( --[a-z-]+)*|--(workdir|out|root|resume|run|data-path)|\b(sbatch|mkdir -p|cd))[ =]$')
+QUOTED = {'quote', 'join'}  # of shlex; or a name that holds what they gave
+OWN = {'n'}  # names that the code itself lists
+
+
+def test_paths_in_hints_are_quoted():
+  """What a line says to type works where a folder's name has spaces: `eqssl resume {workdir}` is not enough."""
+  wrong = []
+  for path in ROOT.rglob('*.py'):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    named = {t.id for node in ast.walk(tree) if isinstance(node, ast.Assign) and 'shlex.' in ast.unparse(node.value)
+             for t in node.targets if isinstance(t, ast.Name)}
+    for node in ast.walk(tree):
+      for text, part in itertools.pairwise(node.values) if isinstance(node, ast.JoinedStr) else ():
+        if isinstance(text, ast.Constant) and isinstance(part, ast.FormattedValue) and TYPED.search(text.value):
+          value = part.value
+          good = (value.func.attr in QUOTED if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) else
+                  isinstance(value, ast.Name) and value.id in named | OWN)
+          wrong += [] if good else [f'{path.relative_to(ROOT)}:{part.lineno}: {text.value[-30:]}{{{ast.unparse(value)}}}']
+  assert not wrong, '\n'.join(wrong)

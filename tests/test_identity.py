@@ -194,7 +194,7 @@ def rewritten(run, **change):
 def test_an_unknown_format_is_a_version(run, form):
   rewritten(run, format=form)
   before = everything(run)
-  assert code_of(restore, run, match=f'format {form}, and this version of eqssl reads 1') == errors.OTHER_CONFIG
+  assert code_of(restore, run, match=f'format {form}, and 1 is what this version reads') == errors.OTHER_CONFIG
   assert everything(run) == before
 
 

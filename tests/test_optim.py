@@ -5,7 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from equivariant_ssl import optim
+from equivariant_ssl import config as configs
+from equivariant_ssl import equivariance, invariance, modules, nets, optim, recipe, shard, state
+from equivariant_ssl.nets import predictors
 
 RATES = (.1, .4, .3)  # a warm-up: the two orders of rate and momentum differ only while the rate changes
 
@@ -85,6 +87,40 @@ def test_warmup_then_cosine_a_step():
   np.testing.assert_allclose(schedule(10), 4., rtol=1e-6)
   np.testing.assert_allclose(schedule(60), 2., rtol=1e-5)
   assert float(schedule(110)) < 1e-6
+
+
+NAMED = [('encoder', n, {}) for n in modules.names(nets)] + [('invariance', n, {}) for n in modules.names(invariance)]
+TOLD = [('equivariance', n, {}) for n in modules.names(equivariance)] + [
+    ('equivariance', n, {'predictor': p}) for n in ('equimod', 'sie') for p in predictors.PREDICTORS
+    if 'predictor' in modules.schema(equivariance, n)]
+
+
+def test_what_decays_and_adapts_is_the_kernels_of_every_module_found():
+  """A law over every network, invariance and equivariance: what published code leaves out is left out, of any shape."""
+  found = {}
+  for part, name, more in NAMED + TOLD:
+    over = {'encoder.name': 'mlp', f'{part}.name': name, **{f'{part}.{k}': v for k, v in more.items()}}
+    over |= {'encoder.patch': '8', 'encoder.size': '16', 'encoder.depth': '1'} if name == 'vit' else {}
+    made = recipe.make(configs.load('smoke', over), 1000, 0)._replace(canvas=16)  # 0: no draws to measure units by
+    params = state.abstract(made, shard.mesh(jax.devices()[:1])).params
+    for path, decays in jax.tree_util.tree_leaves_with_path(optim.weights(params)):
+      assert decays == (path[-1].key == 'kernel'), f'{part} {name}: {jax.tree_util.keystr(path)}'
+    found |= {path[-1].key: leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim > 1}
+  assert found.keys() == {'kernel', 'bias', 'cls_token', 'pos_embed'}, 'a parameter of a new kind: does it decay?'
+
+
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_what_is_left_out_has_any_shape(name):
+  """Plain steps: neither decay nor trust, for a hypernetwork's bias and a ViT's class token and positions."""
+  tx = optim.OPTIMIZERS[name](lambda count: .1, weight_decay=.5)
+  left = {'bias': jnp.eye(2), 'cls_token': jnp.ones((1, 1, 2)), 'pos_embed': jnp.ones((1, 3, 2))}
+  with jax.numpy_dtype_promotion('standard'):
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, left), tx.init(left), left)
+    ones, _ = tx.update(jax.tree.map(jnp.ones_like, left), tx.init(left), left)
+  for k in left:
+    assert np.all(updates[k] == 0) == (name not in ('sgd', 'adam'))
+    if name == 'lars':
+      np.testing.assert_allclose(ones[k], -.1 * np.ones_like(left[k]), rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)

@@ -93,6 +93,34 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
   assert found.arguments > found.params + found.optimizer and found.need >= found.arguments + found.kept
 
 
+@pytest.mark.parametrize(('dataset', 'train', 'found'), [
+    ('stl10', 'train+unlabelled', (105_000, 0)), ('stl10', 'unlabelled + train', (105_000, 0)),
+    ('stl10', 'unlabelled', (100_000, 0)), ('stl10:1.0.0', 'train', (5_000, 10)),
+    ('cifar10', 'train[:80%]', None), ('mine', 'train', None)])
+def test_what_is_known_of_data_that_are_not_prepared(dataset, train, found):
+  config = configs.load('smoke', {'data.name': 'tfds', 'data.dataset': dataset, 'data.train': train})
+  assert plan.known(config) == found
+
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in configs.folders()[0].glob('*.py')))
+def test_the_training_images_of_every_shipped_config_are_known(name):
+  """Or they are the digits, which come with scikit-learn."""
+  config = configs.load(name)
+  assert config.data.name == 'digits' or plan.known(config), f'the split of {name} is not in plan.KNOWN'
+
+
+@pytest.mark.parametrize('name', ['stl10_simclr_stl', 'stl10_simclr_augself'])
+def test_stl_10_is_planned(name, capsys, monkeypatch, tmp_path):
+  """Small, through the command line, where the data set is not prepared."""
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  small = {'size': 8, 'batch': 8, 'data.size': 8, 'encoder.name': 'mlp', 'encoder.hidden': 8}
+  code = cli.main(['train', '--config', name, '--plan', *(f'--config.{k}={v}' for k, v in small.items())])
+  captured = capsys.readouterr()
+  assert code == 0, captured.err
+  assert f'200 epochs of {105_000 // 8:,}' in captured.out
+
+
 def test_an_unknown_number_of_devices(capsys):
   assert cli.main(['train', '--config', 'smoke', '--plan', '--devices', '-1']) == 2
   assert 'not a number of devices' in capsys.readouterr().err

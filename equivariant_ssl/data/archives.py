@@ -152,7 +152,7 @@ def imagenet(src: str) -> Dataset:
 def synset() -> Callable[[str], int]:
   """path -> its label: TFDS has the 1,000 WordNet numbers in their order, and the label of every validation image."""
   import tensorflow_datasets as tfds
-  read = lambda name: tfds.core.tfds_path(f'datasets/imagenet2012/{name}.txt').read_text().split()
+  read = lambda name: tfds.core.tfds_path(f'datasets/imagenet2012/{name}.txt').read_text(encoding='utf-8').split()
   number, held = {w: k for k, w in enumerate(read('labels'))}, read('validation_labels')
 
   def label(path: str) -> int:

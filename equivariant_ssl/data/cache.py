@@ -15,8 +15,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def folder() -> pathlib.Path:
-  """$XDG_CACHE_HOME/equivariant_ssl, else ~/.cache/equivariant_ssl."""
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'equivariant_ssl'
+  """$XDG_CACHE_HOME/equivariant_ssl, else ~/.cache/equivariant_ssl; without a home a place where nothing can be."""
+  base = os.path.expanduser(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+  return pathlib.Path(os.devnull if base.startswith('~') else base, 'equivariant_ssl')
 
 
 def cached(files: Iterable[pathlib.Path], settings: object, compute: Callable[[], tuple[Arrays, bool]],

@@ -29,6 +29,8 @@ def prepare(args: argparse.Namespace) -> None:
   from equivariant_ssl.data import prepare as prepares
   if args.shrink < 0:
     raise UserError(f'--shrink {args.shrink}: not a side in pixels.', 'e.g. --shrink 256')
+  if str(tfds.default_root(args.root)).startswith('~'):
+    raise UserError('there is no home folder to prepare data sets in: HOME is not set.', 'Say where: --root DIR')
   if args.name == 'cifar10':
     _next(prepares.cifar10(args.src or None, args.root), args.root)
     return

@@ -114,7 +114,7 @@ def remember(path: pathlib.Path) -> None:
 
 def default_root(root: str = '') -> pathlib.Path:
   """`root`, or where TFDS keeps its data sets."""
-  return pathlib.Path(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+  return pathlib.Path(os.path.expanduser(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
 
 
 class NotPrepared(UserError):  # noqa: N818
@@ -130,13 +130,13 @@ def known() -> frozenset[str]:
 
 def _is_path(dataset: str) -> bool:
   """Whether a data set is named by the directory of one of its versions."""
-  return (pathlib.Path(dataset).expanduser() / 'dataset_info.json').is_file()
+  return (pathlib.Path(os.path.expanduser(dataset)) / 'dataset_info.json').is_file()
 
 
 def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
   """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
   if _is_path(dataset):
-    return pathlib.Path(dataset).expanduser()
+    return pathlib.Path(os.path.expanduser(dataset))
   name, _, version = dataset.partition(':')
   base = default_root(root) / name
   found = _versions(base)
@@ -155,13 +155,13 @@ def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -
 def how_to_make(name: str) -> str:
   """What to type to prepare a data set of this name."""
   if name in OWN or name.split('/')[0] not in known():
-    return OWN.get(name) or f'eqssl data prepare {name} --src FOLDER'
+    return OWN.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
   return f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
 
 
 def no_data(name: str) -> UserError:
   """The error for a path that holds no prepared data set."""
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   if path.is_dir():
     return UserError(f'{name!r} is a folder, but not of a prepared data set.',
                      'A folder of images is read with --config.data.name=folder --config.data.path=DIR')
@@ -206,7 +206,7 @@ def unsafe_class(value: Any) -> str | None:
 def open_directory(path: pathlib.Path) -> Any:
   """The TFDS builder of a prepared directory, after a look at what it would import. Raises UserError."""
   try:
-    bad = unsafe_class(json.loads((path / 'features.json').read_text()))
+    bad = unsafe_class(json.loads((path / 'features.json').read_text(encoding='utf-8')))
   except (OSError, ValueError, RecursionError) as e:
     raise UserError(f'{path} is not a readable TFDS data set: features.json: {e}', 'Prepare it again.') from e
   if bad is not None:

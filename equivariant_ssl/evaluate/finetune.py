@@ -59,7 +59,7 @@ def subset(labels: np.ndarray, classes: int, key: Key, fraction: float) -> np.nd
 def read_list(path: str | os.PathLike) -> list[str]:
   """The names in a list of images, one a line: SimCLR's imagenet_subsets/1percent.txt and 10percent.txt."""
   try:
-    lines = pathlib.Path(path).expanduser().read_text().splitlines()
+    lines = pathlib.Path(path).expanduser().read_text('utf-8-sig').splitlines()  # a BOM is no name
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'the list of images {str(path)!r} cannot be read: {e}') from e
   return [line.strip() for line in lines if line.strip()]

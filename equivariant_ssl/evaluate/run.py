@@ -3,6 +3,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -76,7 +77,7 @@ def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
 
 def result(path: pathlib.Path) -> dict[str, Any]:
   """What an evaluation left in a file; UserError where it is damaged."""
-  fix = f'Delete it, or evaluate again: eqssl eval {path.parent.parent}'
+  fix = f'Delete it, or evaluate again: eqssl eval {shlex.quote(str(path.parent.parent))}'
   found = record.read_object(path, fix)
   for seeds in (found[who] for who in ('trained', 'untrained') if who in found):
     whole = isinstance(seeds, list) and all(isinstance(f, dict) and isinstance(f.get('numbers'), dict) for f in seeds)

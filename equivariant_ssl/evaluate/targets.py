@@ -2,14 +2,14 @@
 from typing import NamedTuple
 
 BUILD = 'tfds build {dataset} --file_format=array_record --data_dir={root}   (where TensorFlow is installed)'
-MIT67 = r'''bash -c 'mkdir -p {root} && cd {root} || exit;
+MIT67 = r'''bash -c 'mkdir -p "$0" && cd "$0" || exit;
  curl -LO http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar; tar xf indoorCVPR_09.tar;
  for s in Train Test; do curl -L http://web.mit.edu/torralba/www/${{s}}Images.txt | tr -d "\r" |
- while read -r p || [ -n "$p" ]; do d=mit67/${{s,,}}/${{p%/*}}; mkdir -p $d; cp "Images/$p" $d; done; done' '''
-AIRCRAFT = r'''bash -c 'mkdir -p {root} && cd {root} || exit; n=fgvc-aircraft-2013b;
+ while read -r p || [ -n "$p" ]; do d=mit67/${{s,,}}/${{p%/*}}; mkdir -p $d; cp "Images/$p" $d; done; done' {root}'''
+AIRCRAFT = r'''bash -c 'mkdir -p "$0" && cd "$0" || exit; n=fgvc-aircraft-2013b;
  curl -L https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/$n.tar.gz | tar xz; for s in train val test; do
  while read -r i c; do d="aircraft/$s/${{c//\//-}}"; mkdir -p "$d"; cp $n/data/images/$i.jpg "$d";
- done < $n/data/images_variant_$s.txt; done' '''
+ done < $n/data/images_variant_$s.txt; done' {root}'''
 GONE = 'its own address, which TFDS knows, is gone. '
 CARS = GONE + ('kaggle datasets download cyizhuo/stanford-cars-by-classes-folder --unzip -p {root}/cars   (then move '
                'what it holds to {root}/cars/train/CLASS/ and {root}/cars/test/CLASS/)')

@@ -3,6 +3,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +149,7 @@ def find(name: str, root: str = '') -> Opened | Missing:
   """Data set `name`, not read yet: of DATASETS (from TFDS, or root/NAME/train/CLASS/ and so on), a module of `data`, a
   folder of class folders, or TFDS's. Raises UserError where it has no labels."""
   base, target = tfds.default_root(root), DATASETS.get(name, Target(name))
-  place = base / name if name in DATASETS else pathlib.Path(name).expanduser()
+  place = base / name if name in DATASETS else pathlib.Path(os.path.expanduser(name))
   given = name not in DATASETS and place.is_dir() and not (place / 'dataset_info.json').is_file()
   if given or (place / 'train').is_dir():
     return _of_folder(target, place)
@@ -165,15 +166,15 @@ def _to_make(target: Target, base: pathlib.Path) -> str:
   """What to type for a data set that is not on disk: without TensorFlow where that can be."""
   if target.prepare == BUILD and target.dataset in tfds.OWN:
     url = archives.FOUND_AT.get(target.dataset)
-    return f'{tfds.OWN[target.dataset]} --root {base}' + (f'   (ARCHIVE: {url})' if url else '')
-  return ' '.join(target.prepare.format(dataset=target.dataset, root=base).split())
+    return f'{tfds.OWN[target.dataset]} --root {shlex.quote(str(base))}' + (f'   (ARCHIVE: {url})' if url else '')
+  return ' '.join(target.prepare.split()).format(dataset=target.dataset, root=shlex.quote(str(base)))
 
 
 def check_targets(names: Iterable[str], root: str = '') -> None:
   """Raise UserError for a name that is of no target of `transfer`: no data set on disk or known to TFDS, no folder."""
   own = {*DATASETS, *modules.names(data)} - {'folder', 'tfds'}
   for name in names:
-    if name in own or pathlib.Path(name).expanduser().is_dir():
+    if name in own or pathlib.Path(os.path.expanduser(name)).is_dir():
       continue
     try:
       tfds.find(name, root, '--root DIR')
@@ -244,7 +245,7 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
       arrays = {}
       for split, part in opened.parts.items():
         stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, by, part.mark)[:32]}.npz'
-        kept = _kept(pathlib.Path(cache).expanduser() / stem if cache else None,
+        kept = _kept(pathlib.Path(os.path.expanduser(cache)) / stem if cache else None,
                      functools.partial(_features, encode, part, size, mesh))
         arrays[split] = kept['features'], kept['labels']
       rows.append(_row(name, opened, arrays, size))

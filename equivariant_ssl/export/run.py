@@ -21,7 +21,7 @@ from equivariant_ssl.data import card as cards
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.export import timm, torchvision
+from equivariant_ssl.export import files, timm, torchvision
 from equivariant_ssl.export.torchvision import COUNTER
 from equivariant_ssl.state import TrainState
 
@@ -36,7 +36,7 @@ CLOSE = 1e-3  # of the largest feature: what float32 in another order of sums st
 def _said(folder: pathlib.Path) -> dict:
   """What the config.json in `folder` says, {} where there is none; under 'equivariant_ssl' where `export` wrote it."""
   try:
-    found = json.loads((folder / FACTS).read_text())
+    found = json.loads((folder / FACTS).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}
@@ -60,7 +60,7 @@ def _folder(out: pathlib.Path) -> None:
 def _config_name(workdir: pathlib.Path) -> str:
   """The config that the run was started with, '' where its command does not say."""
   try:
-    words = shlex.split((workdir / 'command.txt').read_text().replace('--config=', '--config '))
+    words = shlex.split((workdir / 'command.txt').read_text(encoding='utf-8').replace('--config=', '--config '))
   except (OSError, ValueError):
     return ''
   return dict(zip(words, words[1:], strict=False)).get('--config', '')
@@ -92,7 +92,7 @@ def _pictures(size: int) -> np.ndarray:
 def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple) -> list[str]:
   """Lines that say how far the features of the file `path` are from those of the checkpoint's `encoder`.
   Raises UserError where that is more than rounding."""
-  state, family = torchvision.read(path), FAMILIES[run.config.encoder.name]
+  state, family = files.read(path), FAMILIES[run.config.encoder.name]
   again, _ = torchvision.from_torch(state, encoder, family.to_torch)
   images, encode = _pictures(run.recipe.size), frozen(run.recipe).encode
   of = lambda params, stats: features(
@@ -140,11 +140,11 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out, prefix='.new-') as scratch:
     new = pathlib.Path(scratch)
-    content = save(state, {'format': 'pt'})  # a second key would come in any order: other bytes each time
+    content = files.sealed(save(state, {'format': 'pt'}))  # torch and timm look for that key
     (new / WEIGHTS).write_bytes(content)
     lines = _compare(run, encoder, new / WEIGHTS, made)
     facts = _facts(run, made, workdir, number, _digest(content))
-    (new / FACTS).write_text(json.dumps(facts, indent=1) + '\n')
+    (new / FACTS).write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     for name in (FACTS, WEIGHTS):
       os.replace(new / name, out / name)
   size = sum(v.nbytes for v in state.values()) / 1e6
@@ -162,8 +162,7 @@ def _shown(run: runs.Run) -> str:
 
 
 def _beside(file: pathlib.Path) -> dict:
-  """What the config.json beside a file of weights says; UserError where it says that the file is not what was exported
-  (a safetensors file has no checksum of its own)."""
+  """What the config.json beside a file of weights says; UserError where it says that the file is not what was exported."""
   facts = _said(file.parent)
   digest = facts.get(OURS, {}).get('sha256')
   if digest and file.name == WEIGHTS and digest != _digest(file.read_bytes()):
@@ -231,7 +230,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   file, workdir, overrides = pathlib.Path(file), pathlib.Path(workdir).absolute(), overrides or {}
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UserError(f'{workdir} is not empty.', 'Use another --workdir.')
-  whole, facts = torchvision.read(file), _beside(file)
+  whole, facts = files.read(file), _beside(file)
   asked = configs.load(config, overrides)
   small, whose = _small(facts, config, asked.encoder)
   kind = 'vit' if any(k.endswith(timm.MARK) for k in whole) else 'resnet'
@@ -239,6 +238,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   mean, std, of = (asked.mean, asked.std, 'as the config says') if asked.mean else _normalisation(facts)
   with _about(file):
     state, prefix, left = family.backbone(whole)
+    torchvision.check_numbers(state)
     made = family.architecture(state, small)
   encoder = {**(asked.encoder if asked.encoder.name == kind else {'name': kind}), **made._asdict()}
   resolved = configs.load(config, {'encoder': repr(encoder), 'mean': repr(mean), 'std': repr(std), **overrides})
@@ -259,5 +259,6 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   say(f'Inputs: {_shown(run)}, {of}.')
   if getattr(made, 'stem', None) in SMALL:
     say(f'Stem: {made.stem}, {"as asked" if "encoder.stem" in overrides else whose}.')
-  say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. Next: eqssl eval {workdir}')
+  say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. '
+      f'Next: eqssl eval {shlex.quote(str(workdir))}')
   return workdir

@@ -8,9 +8,8 @@ import numpy as np
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.export import torchvision
+from equivariant_ssl.export.files import State
 from equivariant_ssl.nets.vit import DEPTH, EPSILON, VARIANTS, to_torch  # noqa: F401
-
-State = torchvision.State
 
 MARK = 'blocks.0.attn.qkv.weight'
 OWN = ('cls_token', 'pos_embed', 'patch_embed', 'blocks', 'norm')  # the modules of the encoder
@@ -53,7 +52,7 @@ def architecture(state: State, small: str = '') -> Architecture:
     raise UserError(f'{wrong[0]} is missing, or has another shape.', 'Give the whole of a timm ViT with a class token.')
   width, patch = shapes['cls_token'][-1], shapes[f'{FIRST}.weight'][-1]
   variant = next((name for name, (D, _) in VARIANTS.items() if D == width), None)
-  side = math.isqrt(shapes['pos_embed'][1] - 1)
+  side = math.isqrt(max(shapes['pos_embed'][1] - 1, 0))
   if variant is None or side * side != shapes['pos_embed'][1] - 1:
     raise UserError(f'it is {width} wide, with {shapes["pos_embed"][1]} positions: no ViT here is so.',
                     f'Known widths: {", ".join(str(D) for D, _ in VARIANTS.values())}; the patches fill a square.')

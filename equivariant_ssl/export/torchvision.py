@@ -5,22 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.export.files import State
 from equivariant_ssl.nets.resnet import DEPTHS, STEMS, to_torch
 
-State = dict[str, np.ndarray]  # {torchvision's name: array in torch's layout}
-
 COUNTER = 'num_batches_tracked'  # torch counts steps with it; nothing here reads it
-SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar')
-INSIDE = ('state_dict', 'model', 'model_state_dict', 'net')  # where training scripts keep the state dict
+VARIANCE = 'running_var'
+LARGEST = 1e18  # of a weight: what float32 can still square
 AVERAGES = ('encoder_k', 'momentum', 'teacher', 'target', 'ema')  # a second copy of the network, not the trained one
 MARK = 'layer1.0.conv1.weight'
 OWN = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')  # the modules of the encoder
 FIRST, CLASSIFIER, POOL = 'conv1', 'fc', 'avg'  # as timm's configs call them
-SAFE_TORCH = (2, 6)  # before it, weights_only=True could run code (CVE-2025-32434)
 BUILD = '''import torch
 from safetensors.torch import load_file
 from torchvision.models.resnet import {block}, ResNet
@@ -57,47 +53,6 @@ class Architecture(NamedTuple):
   def model_args(self) -> dict:
     """Nothing: what is not `standard` is not built by timm."""
     return {}
-
-
-def read(path: pathlib.Path) -> State:
-  """The tensors of a .safetensors file, or of a state dict that torch saved; floating ones as float32.
-
-  Raises UserError where there is no such file, it is damaged or of another kind, or torch is needed and missing.
-  """
-  if not path.is_file():
-    raise UserError(f'there is no file {path}.', 'Give that of a torchvision ResNet, e.g. model.safetensors.')
-  if path.suffix not in SUFFIXES:
-    raise UserError(f'{path} is not a file of weights.', f'It ends in one of: {", ".join(SUFFIXES)}.')
-  state = _safetensors(path) if path.suffix == '.safetensors' else _pickled(path)
-  return {k: v.astype(np.float32) if jax.dtypes.issubdtype(v.dtype, np.floating) else v for k, v in state.items()}
-
-
-def _safetensors(path: pathlib.Path) -> State:
-  try:
-    return load_file(path)
-  except SafetensorError as e:
-    raise UserError(f'{path} is damaged or no safetensors file: {e}.', 'Copy or download it again.') from e
-
-
-def _pickled(path: pathlib.Path) -> State:
-  try:
-    import torch
-  except ImportError:
-    raise UserError(f'{path.name} is a file of torch, which is not installed.',
-                    'pip install -e ".[torch]", or give the weights as .safetensors.') from None
-  if tuple(int(n) for n in torch.__version__.split('.')[:2]) < SAFE_TORCH:
-    raise UserError(f'torch {torch.__version__} can be made to run what a file of weights says.',
-                    'pip install "torch>=2.6", or give the weights as .safetensors.')
-  try:
-    found = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as e:  # it raises many kinds
-    raise UserError(f'{path} is damaged, or more than a state dict: {type(e).__name__}: {str(e).splitlines()[0][:100]}',
-                    'Save it again: torch.save(net.state_dict(), FILE)') from e
-  while isinstance(found, dict) and (inner := next((n for n in INSIDE if isinstance(found.get(n), dict)), None)):
-    found = found[inner]
-  tensors = found.items() if isinstance(found, dict) else ()
-  return {k: (v.float() if v.is_floating_point() else v).detach().numpy() for k, v in tensors
-          if isinstance(v, torch.Tensor)}
 
 
 def backbone(state: State, mark: str = MARK, own: tuple[str, ...] = OWN, what: str = 'ResNet'
@@ -142,6 +97,16 @@ def architecture(state: State, small: str) -> Architecture:
   return Architecture(depth, 'imagenet' if kernel == 7 else small, first.shape[0])
 
 
+def check_numbers(state: State) -> None:
+  """UserError where some tensors hold what no trained network does."""
+  for what, bad in (('not of floating point', lambda k, v: not np.issubdtype(v.dtype, np.floating)),
+                    ('not finite', lambda k, v: not np.isfinite(v).all()),
+                    (f'beyond {LARGEST:g}', lambda k, v: np.abs(v).max(initial=0.) > LARGEST),
+                    ('negative, a variance', lambda k, v: k.endswith(VARIANCE) and v.min(initial=0.) < 0)):
+    if broken := [k for k, v in state.items() if not k.endswith(COUNTER) and bad(k, v)]:
+      raise UserError(f'{len(broken)} of its tensors are {what}: {", ".join(broken[:3])}.', 'Give other weights.')
+
+
 def from_torch(state: State, like: Any, to_torch: Callable[..., State] = to_torch) -> tuple[Any, int]:
   """The inverse of `to_torch`: (params, stats) with the values of `state`, and the number of tensors that were matched.
 
@@ -158,9 +123,7 @@ def from_torch(state: State, like: Any, to_torch: Callable[..., State] = to_torc
     raise UserError(f'{len(wrong)} tensors do not fit the {len(wanted)} of the encoder: {"; ".join(wrong[:3])}'
                     + (f'; and {len(wrong) - 3} more.' if len(wrong) > 3 else '.'),
                     'Nothing was loaded: give the whole of the network.')
-  broken = [k for k in wanted if not np.isfinite(there[k]).all()]
-  if broken:
-    raise UserError(f'{len(broken)} of its tensors are not finite: {", ".join(broken[:3])}.', 'Give other weights.')
+  check_numbers({k: there[k] for k in wanted})
   layouts = {4: (2, 3, 1, 0), 2: (1, 0)}
   back = [there[k].transpose(layouts.get(len(shape), range(len(shape)))) for k, shape in wanted.items()]
   return jax.tree.unflatten(form, [np.array(a, np.float32, order='C') for a in back]), len(wanted)

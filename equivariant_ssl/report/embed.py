@@ -92,7 +92,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   embeddings.form(target)
   page.check(target, f'features{target.suffix}')
   if not target.parent.is_dir():
-    raise UserError(f'{target.parent} is no folder.', f'mkdir -p {target.parent}')
+    raise UserError(f'{target.parent} is no folder.', f'mkdir -p {shlex.quote(str(target.parent))}')
   (root, paths), base, lines = _listed(images)
   encoder, names, parts = _encoder(workdir, step, place), [], []
   name = lambda path: os.path.join(base, path) if base else images

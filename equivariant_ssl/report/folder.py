@@ -43,7 +43,7 @@ class Left(NamedTuple):
 
 def _json(path: pathlib.Path) -> Any:
   with contextlib.suppress(OSError, ValueError):
-    return json.loads(path.read_text(errors='replace'))
+    return json.loads(path.read_text(encoding='utf-8', errors='replace'))
 
 
 def _whole(found: Any) -> bool:
@@ -67,7 +67,7 @@ def read(workdir: pathlib.Path) -> Left:
   results = dict(sorted(results.items(), key=lambda item: order.index(item[1]['protocol'])))
   commands = workdir / 'command.txt'
   return Left(workdir, config, _json(workdir / 'env.json') or {},
-              commands.read_text(errors='replace').splitlines() if commands.exists() else [],
+              commands.read_text(encoding='utf-8', errors='replace').splitlines() if commands.exists() else [],
               record.read_metrics(workdir), results, unread)
 
 

@@ -30,7 +30,7 @@ READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise UserError(f'{str(path.parent)!r} has no {path.name}, so there is no study to report.',
                     f'Run it first, or go on with it: eqssl study --resume {shlex.quote(str(path.parent))}') from None

@@ -2,6 +2,7 @@
 import argparse
 import fractions
 import pathlib
+import shlex
 
 from equivariant_ssl.errors import USAGE, UserError
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     more = {k: v for k, v in vars(parser.parse_args([])).items() if k not in ('resume', 'launcher', 'workers', 'collect')}
     if asked := [f'--{k}' for k, v in more.items() if getattr(args, k) != v] + [f'--config.{k}' for k in args.overrides]:
       raise UserError(f'--resume goes on with a study as it was asked; {", ".join(asked)} would ask for more.',
-                      f'Ask for it whole, with --out {args.resume} in place of --resume.', USAGE)
+                      f'Ask for it whole, with --out {shlex.quote(str(args.resume))} in place of --resume.', USAGE)
     study(pathlib.Path(args.resume), None, *how)
     return
   if not (args.config and args.out):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pathlib
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -109,14 +110,15 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
     if changed:
       asked = [f'--{k}' for k in changed if k not in ('made', 'epochs')] or ['version of a config or of eqssl']
       raise UserError(f'{folder} holds a study with another {", ".join(asked)}.',
-                      f'Use another --out; or go on with that one as it was: eqssl study --resume {folder}', OTHER_CONFIG)
+                      f'Use another --out; or go on with that one as it was: '
+                      f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
   """The plan in `folder`; UserError where it is none, or its runs would be elsewhere."""
   try:
-    plan = json.loads((folder / 'study.json').read_text())
+    plan = json.loads((folder / 'study.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
     raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
@@ -149,9 +151,25 @@ def config(plan: dict[str, Any], run: Run) -> ConfigDict:
   squeeze = share * (plan['budget'] / given['epochs'] if plan['budget'] else 1.)
   if plan['budget']:
     given['steps'] = 0
-  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(given['steps'] * squeeze)}
+  asked = given['steps']
+  given |= {'seed': run.seed, 'epochs': given['epochs'] * squeeze, 'steps': round(asked * squeeze)}
   given['optimizer']['warmup_epochs'] *= squeeze
+  if asked and not given['steps']:  # 0 would mean: as many as the epochs have
+    raise _no_step(run, f'{asked} steps')
   return configs.resolve(ConfigDict(given))
+
+
+def _no_step(run: Run, of: str) -> UserError:
+  return UserError(f'run {run.name}: {run.share:g} of its {of} are no whole step to train.',
+                   'Give it more: --budget EPOCHS, --config.steps=N, or larger --proxies.')
+
+
+def check_steps(plan: dict[str, Any], per_epoch: int) -> None:
+  """UserError where some run has no step to train, epochs being of `per_epoch` steps."""
+  for run in runs(plan):
+    found = config(plan, run)
+    if not (found.steps or round(found.epochs * per_epoch)):
+      raise _no_step(run, f'{plan["epochs"]:g} epochs')
 
 
 def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) -> dict[str, Any]:
@@ -209,7 +227,7 @@ def done(folder: pathlib.Path, run: Run) -> bool:
 
 def _found(workdir: pathlib.Path) -> dict:
   try:
-    return json.loads((workdir / 'found.json').read_text())
+    return json.loads((workdir / 'found.json').read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
 

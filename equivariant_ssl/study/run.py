@@ -58,7 +58,7 @@ def devices() -> tuple[dict[str, Any], int]:
   """(record.environment, how many runs fit side by side): one a GPU, one a core of a CPU; a TPU's chips work on one run
   together. Asked of another process: this one must not hold what its workers need."""
   code = 'import jax, json; from equivariant_ssl import record; print(json.dumps(record.environment()))'
-  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True,
                                     env={**os.environ, **safe()}).stdout)
   return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
 
@@ -77,7 +77,7 @@ def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
 
 def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int) -> Worker:
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
-  with open(folder / run.workdir / 'log.txt', 'w') as out:
+  with open(folder / run.workdir / 'log.txt', 'wb') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
                                env={**os.environ, **safe(), **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
@@ -86,7 +86,7 @@ def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: i
 
 def _why(folder: pathlib.Path, run: plans.Run, code: int) -> str:
   """The line of a run's log that says why it ended with `code`."""
-  lines = (folder / run.workdir / 'log.txt').read_text(errors='replace').splitlines()
+  lines = (folder / run.workdir / 'log.txt').read_text(encoding='utf-8', errors='replace').splitlines()
   said = [line for line in lines if line.startswith('eqssl: ')]
   said = said or [line for line in lines if re.match(r'[\w.]*(Error|Exception|Interrupt|Exit)\b', line)]
   said = said or [line for line in lines if line.strip()]
@@ -132,7 +132,7 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
       w.process.wait()
   if todo or running or later:
     raise UserError(f'stopped; {sum(plans.done(folder, r) for r in every)} of {len(every)} runs are done.',
-                    f'Go on: eqssl study --resume {folder}', PREEMPTED)
+                    f'Go on: eqssl study --resume {shlex.quote(str(folder))}', PREEMPTED)
   return failed
 
 
@@ -145,16 +145,17 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
   """Write slurm.sh, an array of the runs, and submit it where there is sbatch."""
   script = folder / 'slurm.sh'
   variables = ' '.join(f'{k}={shlex.quote(v)}' for k, v in safe().items())
-  script.write_text(SLURM.format(variables=variables, last=len(plans.runs(plan)) - 1, most=most or 32,
-                                 folder=shlex.quote(str(folder)), python=shlex.quote(sys.executable)))
-  after = f'For the table and the report of what is done, at any time: eqssl study --resume {folder} --collect'
+  record.write_whole(script, SLURM.format(variables=variables, last=len(plans.runs(plan)) - 1, most=most or 32,
+                                          folder=shlex.quote(str(folder)), python=shlex.quote(sys.executable)))
+  again = f'eqssl study --resume {shlex.quote(str(folder))}'
+  after = f'For the table and the report of what is done, at any time: {again} --collect'
   if shutil.which('sbatch'):
-    done = subprocess.run(['sbatch', str(script)], capture_output=True, text=True)
+    done = subprocess.run(['sbatch', str(script)], capture_output=True, encoding='utf-8')
     if done.returncode:
       raise UserError(f'sbatch: {done.stderr.strip() or done.stdout.strip()}', f'Edit {script}, and sbatch it.')
     say(done.stdout.strip())
   else:
-    say(f'There is no sbatch here. Edit {script} for your site, and: sbatch {script}')
+    say(f'There is no sbatch here. Edit {script} for your site, and: sbatch {shlex.quote(str(script))}')
   say(after)
 
 
@@ -207,7 +208,8 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   every = plans.runs(plan)
   first = plans.config(plan, every[0])
   if not collect:
-    prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
+    whole = prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
+    plans.check_steps(plan, whole.recipe.steps_per_epoch)
   with record.lock(folder):
     plans.write(folder, plan)
     length = f'{first.steps} steps' if first.steps else f'{first.epochs:g} epochs'
@@ -227,5 +229,6 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   say(f'{(time.perf_counter() - start) / 60:.1f} minutes. Report: {page}  Table: {folder / "table.csv"}')
   if failed:
     raise UserError(f'{len(failed)} of {len(every)} runs failed, {next(iter(failed))} so: {next(iter(failed.values()))}',
-                    f'Their logs: log.txt in {folder}/runs/. To try them again: eqssl study --resume {folder}')
+                    f'Their logs: log.txt in {folder}/runs/. To try them again: '
+                    f'eqssl study --resume {shlex.quote(str(folder))}')
   return found

@@ -77,7 +77,8 @@ def run(folder: pathlib.Path, number: int) -> None:
                                untrained=mine.arm == plan['made'][0]['name'])
   log = record.read_metrics(workdir)
   kept = read(found) | {'spread': log[-1].get('std') if log else None,
-                        'git': json.loads((workdir / 'env.json').read_text())['git'], 'seconds': time.perf_counter() - start}
+                        'git': json.loads((workdir / 'env.json').read_text(encoding='utf-8'))['git'],
+                        'seconds': time.perf_counter() - start}
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
 
 
