@@ -28,7 +28,7 @@ MOVED = '--data-path DIR'
 
 class Run(NamedTuple):
   """What a run is made of, before its first step: enough to train it, resume it, or read its checkpoint. source: None of a
-  run that is read without its data."""
+  run that is read without its data (with its card), or planned without them (with none)."""
   config: ConfigDict
   source: Source | None
   recipe: recipes.Recipe
@@ -56,6 +56,16 @@ def changed(config: ConfigDict, over: dict[str, Any]) -> ConfigDict:
   return configs.resolve(ConfigDict(given | {k: given[k] | v if isinstance(v, dict) else v for k, v in over.items()}))
 
 
+def _field(config: ConfigDict) -> str | None:
+  """The field of a config's `data` that says where they lie, None of data that come with a package."""
+  return next((k for k in ('path', 'root') if k in config.data), None)
+
+
+def where(config: ConfigDict) -> str:
+  """What says where the data of a new run are."""
+  return f'--config.data.{_field(config)}=DIR' if _field(config) else ''
+
+
 def free(config: ConfigDict) -> tuple[str, ...]:
   """The fields in which a config may differ from that of its run: where its data lie among them, since their card says
   whether they are others, and how they are read."""
@@ -67,7 +77,7 @@ def moved(config: ConfigDict, path: str) -> ConfigDict:
   """The config of data that are in the folder `path` now; UserError where they are in none."""
   if not path:
     return config
-  field = next((k for k in ('path', 'root') if k in config.data), None)
+  field = _field(config)
   if field is None:
     raise UserError(f'{MOVED.replace("DIR", path)}: the data set {config.data.name} is in no folder.', 'Leave it out.')
   if 'dataset' in config.data and pathlib.Path(path, 'dataset_info.json').is_file():
@@ -83,7 +93,7 @@ def _source(config: ConfigDict, advice: str) -> Source:
     if not advice or error.code != USAGE:
       raise
     text = PLACE.sub(lambda _: advice, str(error))
-    raise UserError(text if advice in text else f'{text} If the data have moved: {advice}') from error
+    raise UserError(text if advice in text or not _field(config) else f'{text} If the data have moved: {advice}') from error
 
 
 def _settled(config: ConfigDict, known: Card, now: Card, accept: bool, advice: str) -> Card:
@@ -93,8 +103,8 @@ def _settled(config: ConfigDict, known: Card, now: Card, accept: bool, advice: s
     return known._replace(images=known.images or now.images)
   cause = f'these are not the data that the run knows: {"; ".join(other)}.'
   if not accept:
-    raise UserError(cause, f'If the right ones are elsewhere: {advice or MOVED}; to take these on purpose: --accept-data',
-                    OTHER_DATA)
+    elsewhere = f'If the right ones are elsewhere: {advice}; to' if _field(config) else 'To'
+    raise UserError(cause, f'{elsewhere} take these on purpose: --accept-data', OTHER_DATA)
   if known.canvas != now.canvas:
     raise UserError(f'{cause} Canvases of another side cannot be taken.', 'Use a new --workdir.', OTHER_DATA)
   if config.probe and known.classes != now.classes:
@@ -108,8 +118,8 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line
   """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices.
 
   known: the card of a run that is there: its recipe is of that, whatever the data are now, and OTHER_DATA is raised where
-  they are others, unless these are to `accept`. advice: what says where its data are now. The config of the run that is
-  returned finds its data from any folder.
+  they are others, unless these are to `accept`. advice: what says where its data are, '' of a new run. The config of the run
+  that is returned finds its data from any folder.
   """
   mesh = mesh or shard.mesh()
   shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
@@ -124,7 +134,7 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line
   card = _settled(config, known, now, accept, advice) if known else now
   if now.train.count < config.batch and known:
     raise UserError(f'{now.train.count} training images are fewer than a batch of the run, {config.batch}.',
-                    f'If there are more elsewhere: {advice or MOVED}', OTHER_DATA)
+                    f'If there are more elsewhere: {advice}', OTHER_DATA)
   return Run(config, source, _recipe_of(config, card), mesh, jax.random.key(config.seed), card)
 
 

@@ -26,7 +26,7 @@ from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREE
 from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.progress import progress
 from equivariant_ssl.recipe import slow_start
-from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare
+from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, where
 
 COLLAPSED = .3  # of the spread of a uniform sphere
 
@@ -156,8 +156,8 @@ def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None
 def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool) -> Run:
   """The run, its data loaded, the same in all processes; UserError where a longer one has nothing to train."""
   workdir, card, begin = start
-  there = (workdir / 'config.json').is_file()
-  run = prepare(config, mesh, say, card, accept, f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if there else '')
+  here = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if (workdir / 'config.json').is_file() else ''
+  run = prepare(config, mesh, say, card, accept, here or begin and where(config) or '')
   if not card:
     run = first_card(begin or workdir, run, say)
   if begin and not checkpoint.steps(workdir / 'checkpoints'):

@@ -77,9 +77,9 @@ def test_the_first_difference_between_processes_is_named(monkeypatch):
 
 
 def test_other_data_on_another_machine_are_said_before_anything_is_written(monkeypatch, tmp_path):
-  marks = 'number of images'
+  marks = 'training count'
   monkeypatch.setattr(distributed, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
-  with pytest.raises(UserError, match="processes 0 and 1 differ in the data's number of images: 1000 and 7"):
+  with pytest.raises(UserError, match="processes 0 and 1 differ in the data's training count: 1000 and 7"):
     train.train(configs.load(processes.__file__), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

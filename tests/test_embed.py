@@ -91,8 +91,8 @@ def test_every_form_says_the_same(world, written):
     assert one.paths == found[0].paths
     np.testing.assert_array_equal(one.features, found[0].features)  # bitwise
   with np.load(written['npz']) as stored:
-    assert set(stored) == {'paths', 'features', 'run', 'step', 'digest'}
-  assert found[0].made == found[2].made == ENCODER(world[0], None).made and found[1].made is None
+    assert set(stored) == {'paths', 'features', 'run', 'step', 'digest', 'mark'}
+  assert found[0].made == found[2].made == ENCODER(world[0], None, '').made and found[1].made is None
   assert written['csv'].read_text().startswith('path,f0,f1,')
   import pyarrow.parquet
   column = pyarrow.parquet.read_table(written['parquet']).schema.field('features').type

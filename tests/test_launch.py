@@ -73,6 +73,7 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
   assert re.search(f'{n} processes on 1 machines?, 4 devices', done.stderr)
   assert json.loads((tmp_path / str(n) / 'env.json').read_text())['processes'] == n
   assert (tmp_path / str(n) / 'views.json').read_text() == views
+  assert (tmp_path / str(n) / 'data.json').read_text() == (tmp_path / '1' / 'data.json').read_text()
   agree(tmp_path / '1', tmp_path / str(n))
 
 

@@ -138,9 +138,9 @@ def _classes(known: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
 
 def differences(known: Card, now: Card) -> list[str]:
   """What data as they are `now` have other than those that a run knows; [] where all that is known of both is the same."""
-  found = [] if known.canvas == now.canvas else [f'canvases of side {now.canvas} for {known.canvas}']
+  found = [] if known.canvas == now.canvas else [f'canvases of side {now.canvas} in place of {known.canvas}']
   if known.classes != now.classes and bool(known.classes) != bool(now.classes):
-    found.append('labels for none' if now.classes else 'no labels')
+    found.append('labels, where there were none' if now.classes else 'no labels')
   elif known.classes != now.classes:
     found += _classes(known.classes, now.classes)
   for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test)):
@@ -150,13 +150,14 @@ def differences(known: Card, now: Card) -> list[str]:
     # A stream's labels are replaced as its broken records are met, so they are compared where nothing else says more.
     by_files = old.files and new.files and bool(old.pixels) != bool(new.pixels)
     if old.count != new.count:
-      found.append(f'{new.count:,} {name} images for {old.count:,}')
+      found.append(f'{new.count:,} {name} images in place of {old.count:,}')
     elif not same('files'):
       found.append(f'the {name} images have other names or sizes in bytes')
     elif not by_files and not same('labels'):
       found.append(f'the {name} images have other labels')
     elif not same('pixels'):
-      found.append(f'the {name} images have other pixels')
+      why = ' in files of the same names and sizes, written over in place or decoded by another version'
+      found.append(f'the {name} images have other pixels' + (why if old.files and new.files else ''))
   return found
 
 
