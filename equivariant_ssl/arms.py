@@ -13,8 +13,7 @@ from rich.progress import Progress
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import shard, shipped, state, train
-from equivariant_ssl.evaluate import fewshot, frozen, knn, linear
-from equivariant_ssl.evaluate.features import features
+from equivariant_ssl.evaluate import fewshot, frozen, inputs, knn, linear
 from equivariant_ssl.evaluate.statistics import mean_std
 
 READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}  # protocols: cached; k=200, T=.1; a class, ridge
@@ -38,10 +37,10 @@ class Arm(NamedTuple):
   last: list[dict[str, float]]
 
 
-def readouts(fixed: frozen.Frozen, values: dict, source) -> dict[str, float]:
-  """Linear, kNN and five-labels accuracy in per cent."""
+def readouts(fixed: frozen.Frozen, values: dict, source, size: int) -> dict[str, float]:
+  """Linear, kNN and five-labels accuracy in per cent; size: of what the network is shown."""
   encode, K = Partial(fixed.encode, values), len(source.classes)
-  of = lambda split: features(encode, split.images, batch=512)
+  of = lambda split: inputs.features(encode, split, inputs.of(size, split), batch=512)
   arrays = of(source.train), source.train.labels, of(source.test), source.test.labels, K
   return {'linear': 100 * linear.cached(*arrays).top1, 'knn': 100 * knn.evaluate(*arrays).top1,
           'few': 100 * fewshot.few_labels(*arrays, jax.random.key(0)).mean}
@@ -62,10 +61,10 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
           for k in ('untrained', name) if k == name or spec.untrained}
 
   def read(arm: Arm, trained: state.TrainState) -> None:
-    for k, v in readouts(fixed, frozen.variables(trained), base.source).items():
+    for k, v in readouts(fixed, frozen.variables(trained), base.source, recipe.size).items():
       arm.readouts[k].append(v)
     if told:
-      arm.gains.append({what: frozen.gains(recipe, fixed, trained, 'equimod', base.source.test.images, what, 512)
+      arm.gains.append({what: frozen.gains(recipe, fixed, trained, 'equimod', base.source.test, what, 512)
                         for what in told})
 
   for seed in range(seeds):

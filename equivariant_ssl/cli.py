@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
                  help='fine-tune on the training images that a file lists, a name a line, instead of a share')
   p.add_argument('--targets', default='', help='data sets of --protocol transfer, with commas (default: the usual twelve)')
   p.add_argument('--root', default='', help='TFDS folder of the targets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+  p.add_argument('--readout', default='', help='test: on the test split, of a run that holds images out (config.validation)')
   uses.placing(p)
   uses.accepting(p)
   p = add('compare', compare, 'put the results of evaluated runs beside each other, paired by seed')
@@ -222,7 +223,7 @@ def evaluate(args) -> None:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: not what they can be.',
                     'e.g. --seeds 0,1,2 --epochs 90')
   transfer.check_targets(split(args.targets), args.root)
-  options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root)
+  options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root, '', args.readout)
   for folder in args.dirs:
     run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
 

@@ -11,8 +11,9 @@ from rich.table import Table
 from equivariant_ssl import config as configs
 from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.cached import result
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.run import WIDTH, result
+from equivariant_ssl.evaluate.run import WIDTH
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
 
 

@@ -26,13 +26,13 @@ TOP = {
     'dtype': 'float32',     # or 'bfloat16': what the networks compute in; losses and statistics stay float32
     'mean': (),             # of the inputs, a channel, pixels in [0, 1]; (): the data set's. An imported network has its own
     'std': (),              # the same
+    'validation': 0.,       # a share of each class, kept out of training: evaluations read out on it, not on the test split
     'batchnorm': 'joint',   # statistics over all views of one size; or 'view': a pass for each of the invariance's
-    'log_every': 10,        # steps
-    'checkpoint_every': 0,  # steps; 0: ten times in the run
+    'log_every': 10, 'checkpoint_every': 0,  # steps; 0: ten times in the run
     'keep': 2,              # checkpoints
     'tensorboard': False,
     'probe': False,         # train a linear classifier beside, on stopped features, and log its accuracy
-    'knn_every': 0.,        # epochs: log kNN accuracy on the test images this often; 0: never
+    'knn_every': 0.,        # epochs: log kNN accuracy on the test images (or held-out ones) this often; 0: never
     'on_collapse': 'warn',  # or 'stop': what to do when the embeddings' spread falls under .3 of the sphere's
 }
 # What may differ on resuming, and of the data: see runs.free.

@@ -71,7 +71,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
           + memory.temp_size_in_bytes)
   if mesh.devices.flat[0].platform == 'cpu':
     need = memory.argument_size_in_bytes + params + saved
-  num = len(run.source.train.images) if run.source else known(config)[0]
+  num = len(run.source.train.images) if run.source else count(config)
   streams = lazy(run.source.train.images) if run.source else config.data.get('stream') or not fits(num, recipe.canvas)
   data = 0 if streams else num * recipe.canvas ** 2 * 3
   return Plan(
@@ -110,14 +110,18 @@ def known(config: ConfigDict) -> tuple[int, int] | None:
   return sum(splits[part] for part in parts), 0 if UNLABELLED in parts else classes
 
 
+def count(config: ConfigDict) -> int:
+  """Images to train on of data in KNOWN, without what the config holds out."""
+  return round(known(config)[0] * (1 - config.validation))
+
+
 def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
   """The run of `config`, without a source where it is known how many images that has."""
   shard.check_batch(config.batch, mesh.size, config.accumulate)
   found = known(config)
   if found is None:
     return runs.prepare(config, mesh, log)
-  num, classes = found
-  recipe = recipes.make(config, num, config.data.get('size') or config.size, classes=classes)
+  recipe = recipes.make(config, count(config), config.data.get('size') or config.size, classes=found[1])
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), None)
 
 

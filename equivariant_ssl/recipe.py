@@ -145,10 +145,12 @@ def wired(config: ConfigDict, canvas: int) -> tuple[dict[str, Wiring], dict[str,
 
 
 def merged(own: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
-  """`groups` and an objective's `own`. Of a shared one (the reference; the views, where images share draws) that with the
-  most ops, whose actions hold the others', and the widest sharing."""
+  """`groups` and an objective's `own`. Of a shared one (the reference; the views, where images share draws) the actions hold
+  the ops of both, and the sharing is the wider."""
   def one(a: Group, b: Group) -> Group:
-    return max(a, b, key=lambda g: len(g.chains[0].name))._replace(share=max(a.share, b.share))
+    most, other = (a, b) if a.chains[0].name.count('+') >= b.chains[0].name.count('+') else (b, a)
+    chains = tuple(augment.united(c, d) for c, d in zip(most.chains, other.chains, strict=True))
+    return most._replace(chains=chains, share=max(a.share, b.share))
   return groups | {n: one(groups[n], g) if n in groups else g for n, g in own.items()}
 
 

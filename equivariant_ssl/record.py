@@ -163,13 +163,14 @@ def leaves(value: Any, path: str = '') -> dict[str, Any]:
   return {path: value}
 
 
-def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
-  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, differs from `config` in a key that is
-  not free."""
+def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults: dict | None = None) -> None:
+  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, and `defaults` of what it does not say
+  differ from `config` in a key that is not free."""
   if not (workdir / 'config.json').exists():
     return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  old = text(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
+  there = read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)
+  old = text(json.loads(json.dumps(defaults or {})) | there)
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
@@ -180,15 +181,17 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
                     OTHER_CONFIG)
 
 
-def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = ()) -> None:
+def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = (),
+          defaults: dict | None = None) -> None:
   """Write config.json, env.json, and one more line of command.txt, each whole or not at all.
 
   config: resolved, of JSON values. free: dotted keys (with all below them) that may differ from those of the run
-  that is there. env.json is this start's, with those before it that differed under 'earlier'. UserError OTHER_CONFIG
-  where another key differs; NO_CHECKPOINT where `resume` is asked and no run is there.
+  that is there. defaults: of the keys that a run of an older version does not have. env.json is this start's, with those
+  before it that differed under 'earlier'. UserError OTHER_CONFIG where another key differs; NO_CHECKPOINT where `resume` is
+  asked and no run is there.
   """
   workdir = _folder(workdir)
-  compare(workdir, config, free)
+  compare(workdir, config, free, defaults)
   if resume and not (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds no run.',
                     f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)

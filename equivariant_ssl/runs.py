@@ -17,6 +17,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import recipe as recipes
 from equivariant_ssl import state as states
 from equivariant_ssl.data import card as cards
+from equivariant_ssl.data import holdout
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import OTHER_DATA, USAGE, UserError
@@ -38,10 +39,11 @@ class Run(NamedTuple):
 
 
 class Asked(NamedTuple):
-  """What a command says of the data of a run that is there: where they are now ('': where the run says), and whether data
-  that are not the run's are taken on purpose."""
+  """What a command says of the data of a run that is there: where they are now ('': where the run says), whether data that
+  are not the run's are taken on purpose, and on which it is read out ('test', or '': as the run says)."""
   path: str = ''
   accept: bool = False
+  readout: str = ''
 
 
 def mesh_for(config: ConfigDict) -> Mesh:
@@ -114,12 +116,13 @@ def _settled(config: ConfigDict, known: Card, now: Card, accept: bool, advice: s
 
 
 def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line: None, known: Card | None = None,
-            accept: bool = False, advice: str = '') -> Run:
+            accept: bool = False, advice: str = '', readout: str = '') -> Run:
   """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices.
 
   known: the card of a run that is there: its recipe is of that, whatever the data are now, and OTHER_DATA is raised where
-  they are others, unless these are to `accept`. advice: what says where its data are, '' of a new run. The config of the run
-  that is returned finds its data from any folder.
+  they are others, unless these are to `accept`. advice: what says where its data are, '' of a new run. readout: 'test':
+  although the run holds images out of its training, read out on the test split. The config of the run that is returned
+  finds its data from any folder.
   """
   mesh = mesh or shard.mesh()
   shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
@@ -130,10 +133,12 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
   place = {k: v for k, v in source.place if config.data.get(k, v) != v}
   config = changed(config, {'data': place}) if place else config
-  now = cards.of(source, config)
+  now = cards.of(source, config)  # of all that is there, whatever part is read out on
+  source = holdout.split(source, config.validation, readout)
+  now = now._replace(images=len(source.train.images))
   card = _settled(config, known, now, accept, advice) if known else now
-  if now.train.count < config.batch and known:
-    raise UserError(f'{now.train.count} training images are fewer than a batch of the run, {config.batch}.',
+  if now.images < config.batch and known:
+    raise UserError(f'{now.images} training images are fewer than a batch of the run, {config.batch}.',
                     f'If there are more elsewhere: {advice}', OTHER_DATA)
   return Run(config, source, _recipe_of(config, card), mesh, jax.random.key(config.seed), card)
 
@@ -198,7 +203,7 @@ def reopen(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda li
   mesh, card = mesh or mesh_for(config), known(workdir, log)
   if card and not needs_data:
     return Run(config, None, _recipe_of(config, card), mesh, jax.random.key(config.seed), card)
-  run = prepare(config, mesh, log, card, asked.accept, MOVED)
+  run = prepare(config, mesh, log, card, asked.accept, MOVED, asked.readout)
   if card is None and checkpoint.steps(workdir / 'checkpoints'):
     run = first_card(workdir, run, log)
     with contextlib.suppress(OSError):  # a folder that may only be read

@@ -54,15 +54,21 @@ def encode(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], t
   parts = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), shown)
   features, updated = jax.lax.map(jax.checkpoint(of, prevent_cse=False), parts)
   whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-  # Groups in their order, which a pytree sorts away: the first is the one that a probe reads.
+  # Groups in their order, which a pytree sorts away.
   return ({tap: {name: whole(found[name]) for name in shown} for tap, found in features.items()},
           jax.tree.map(lambda x: x.mean(0), updated))
+
+
+def watched(recipe: Recipe, features: dict[str, Array]) -> Array:
+  """The features [B D] that an online probe reads: of the first of the invariance's views, whatever else is in the pass; of
+  the first group where it has none."""
+  return features['views' if 'views' in features else next(iter(recipe.groups))][:, 0]
 
 
 def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], target: Array | None = None
          ) -> tuple[Array, tuple[dict, Metrics, Array]]:
   """The weighted sum of the objectives; and (new BatchNorm statistics, each term and the embeddings' spread, the features
-  [B D] of the first view).
+  [B D] that a probe reads: see `watched`).
 
   target: the embeddings [B V E] of a target network, where the invariance has one.
   """
@@ -76,7 +82,7 @@ def loss(recipe: Recipe, params: dict, stats: dict, shown: dict[str, Views], tar
   total = terms['invariance'] + sum(e.weight * terms[name] for name, e in recipe.equivariances.items())
   z = embeddings.projected
   metrics = {'loss': total, **terms, 'std': spread(z.reshape(-1, z.shape[-1]))}
-  return total, (updated.get('batch_stats', {}), metrics, next(iter(outputs.features.values()))[:, 0])
+  return total, (updated.get('batch_stats', {}), metrics, watched(recipe, outputs.features))
 
 
 def aimed(recipe: Recipe, average: dict, stats: dict, shown: dict[str, Views]) -> tuple[Array, dict]:

@@ -142,12 +142,16 @@ class _Start(NamedTuple):
 def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
   """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
   if distributed.main():
-    record.compare(workdir, configs.as_json(config), free(config))
+    record.compare(workdir, configs.as_json(config), free(config), configs.TOP)
   card = known(workdir, say)
   if begin is None:
     return _Start(workdir, card, None)
   if card and (card.start or {}).get('run') != str(begin) or not card and checkpoint.steps(workdir / 'checkpoints'):
     raise UserError(f'{workdir} holds a run that did not start from {begin}.', 'Use a new --workdir.', OTHER_CONFIG)
+  share = configs.read(begin / 'config.json').validation
+  if share != config.validation:  # it would be read out on images that it has seen
+    raise UserError(f'{begin} held {share:g} of its images out of training, not {config.validation:g}.',
+                    f'Give --config.validation={share:g}')
   old = None if card else known(begin, say)
   return _Start(workdir, card or old and old._replace(
       images=0, since=0, start={'run': str(begin), 'data': cards.mark(old)}), begin)
@@ -225,7 +229,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
       check = stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), free=free(config))
+      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), False, free(config), configs.TOP)
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
     run, state = _begun(run, place, saved, say)

@@ -23,7 +23,7 @@ def picture(random, colour, turned, centred):
   return np.uint8(255 * np.clip(grey[..., None] * tint + .03 * random.randn(SIDE, SIDE, 3), 0, 1))
 
 
-def world(folder, carrier, count=(480, 480)):
+def world(folder, carrier, count=(600, 480)):
   """Class folders of images in which the factor `carrier` alone is the class, and the others are drawn by a coin."""
   random = np.random.RandomState(0)
   for split, n in zip(('train', 'test'), count, strict=True):
@@ -52,19 +52,54 @@ def get_config():
 '''
 
 
+def study(config, folder, *more):
+  done = subprocess.run([sys.executable, '-m', 'equivariant_ssl.cli', 'study', '--config', str(config), '--out', str(folder),
+                         '--arms', 'off,invariant', *more], capture_output=True, text=True,
+                        env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  return json.loads((folder / 'results.json').read_text()), done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('carrier', DESTROYS)
 def test_the_study_names_what_must_not_be_an_invariance(carrier, tmp_path):
   config = tmp_path / 'planted.py'
   config.write_text(CONFIG.format(path=world(tmp_path / 'images', carrier)))
-  done = subprocess.run(
-      [sys.executable, '-m', 'equivariant_ssl.cli', 'study', '--config', str(config), '--augs', 'jitter,rotate,crop',
-       '--arms', 'off,invariant', '--out', str(tmp_path / 'study')], capture_output=True, text=True,
-      env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
-  assert done.returncode == 0, done.stderr
-  found = json.loads((tmp_path / 'study' / 'results.json').read_text())
+  found, _ = study(config, tmp_path / 'study', '--augs', 'jitter,rotate,crop')
   effects = {e['aug']: e for e in found['effects'] if e['readout'] == 'linear' and e['contrast'] == 'invariant - off'}
-  named = f'Should not be invariances, for as such they cost linear accuracy: {DESTROYS[carrier]} ('
+  named = f'Should not be invariances, for as such they cost linear accuracy on validation: {DESTROYS[carrier]} ('
   assert found['verdict'][0].startswith(named)
   other = max(effects[a]['high'] - effects[a]['mean'] for a in effects)
   assert all(effects[DESTROYS[carrier]]['mean'] < e['mean'] - other for a, e in effects.items() if a != DESTROYS[carrier])
+
+
+def misleading(folder, count=(600, 480)):
+  """While training the class is the colour, and nine times in ten the orientation; of the test images the colour is drawn
+  by a coin and the class is the orientation."""
+  random = np.random.RandomState(0)
+  for split, n in zip(('train', 'test'), count, strict=True):
+    for i in range(n):
+      label, coin, centred = random.randint(2, size=3)
+      colour, turned = (label, label ^ (random.rand() < .1)) if split == 'train' else (coin, label)
+      path = folder / split / 'ab'[label] / f'{i:04d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Pil.fromarray(picture(random, colour, turned, centred)).save(path)
+  return folder
+
+
+@pytest.mark.slow
+def test_where_validation_and_test_disagree_the_choice_follows_validation(tmp_path):
+  """Images that are held out of training look like it; those of the test split do not, and must not say which arm to take.
+  An invariance to colour costs on the first and would win on the second."""
+  config = tmp_path / 'planted.py'
+  config.write_text(CONFIG.format(path=misleading(tmp_path / 'images')))
+  asked = '--augs', 'jitter', '--seeds', '0,1,2'
+  found, said = study(config, tmp_path / 'study', *asked)
+  linear = {r['arm']: r['mean'] for r in found['table'] if r['readout'] == 'linear'}
+  assert found['recommended']['arm'] == 'base' and linear['base'] > linear['jitter=invariant'] + .02
+  (test,) = [r for r in found['test'] if r['readout'] == 'linear']
+  assert test['arm'] == 'base' and test['mean'] < linear['base'] - .15
+  assert said.count('On the test split') == 1 and f'{100 * test["mean"]:.1f} ± ' in said
+  assert len(list((tmp_path / 'study').rglob('test.json'))) == 3  # a seed each, of no other arm
+  other, _ = study(config, tmp_path / 'by_test', *asked, '--readout', 'test')  # what the test split would have chosen
+  assert other['recommended']['arm'] == 'jitter=invariant' and other['test'] == []

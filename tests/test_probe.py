@@ -8,7 +8,8 @@ from PIL import Image as Pillow
 
 from equivariant_ssl import errors, shard
 from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.evaluate import probe
+from equivariant_ssl.data.source import Split
+from equivariant_ssl.evaluate import inputs, probe
 from equivariant_ssl.keys import key_for
 
 PLAIN = probe.Protocol((.2,), 4, 16)
@@ -20,6 +21,10 @@ def plain(N, seed):
   labels = random.randint(0, 3, N)
   colours = random.randint(0, 120, (N, 3)) + 120 * np.eye(3, dtype=int)[labels]
   return np.broadcast_to(colours[:, None, None, :], (N, 8, 8, 3)).astype(np.uint8), labels
+
+
+def split(images, labels):
+  return Split(images, np.full((len(images), 2), 8, np.float32), labels)
 
 
 def colour(scale, images):
@@ -63,7 +68,7 @@ def joined(heads):
 def test_a_probe_is_torchs_sgd_on_augmented_images(key, devices, protocol):
   mesh = None if devices is None else shard.mesh(jax.devices()[:devices])
   images, labels = plain(45, 0)  # 45 = 2 batches and 13 images: left out, or a masked batch
-  train = lambda images: joined(probe.train(protocol, ENCODE, images, labels, 3, key, mesh))
+  train = lambda images: joined(probe.train(protocol, ENCODE, split(images, labels), 8, 3, key, mesh))
   want = lambda images: reference(protocol, images.mean((1, 2)) / 255 * 2, labels, key)
   np.testing.assert_allclose(train(images), want(images), atol=1e-4)
   if protocol == PLAIN._replace(end=1e-4):
@@ -80,21 +85,19 @@ def test_torch_linear(key):
 
 
 def test_equimod_learns_is_named_and_is_the_same_twice(key):
-  images, labels = plain(45, 0)
-  test = plain(30, 1)
-  found, again = (probe.evaluate('equimod', ENCODE, images, labels, *test, 3, key, epochs=20, batch=16) for _ in range(2))
+  train, test = split(*plain(45, 0)), split(*plain(30, 1))
+  found, again = (probe.evaluate('equimod', ENCODE, train, test, 8, 3, key, epochs=20, batch=16) for _ in range(2))
   assert found.protocol == 'equimod epochs=20 batch=16' and found.top1 >= .9 and found.top5 is None
   np.testing.assert_array_equal(found.predictions, again.predictions)
   with pytest.raises(errors.UserError, match='30 of the 30 test images have no label'):
-    probe.evaluate('equimod', ENCODE, images, labels, test[0], np.full(30, -1), 3, key)
+    probe.evaluate('equimod', ENCODE, train, test._replace(labels=np.full(30, -1)), 8, 3, key)
 
 
 def test_the_rate_is_chosen_on_held_out_images(key, monkeypatch):
-  images, labels = plain(60, 0)
-  test = plain(30, 1)
+  train, test = split(*plain(60, 0)), plain(30, 1)
   rates = (1e-6, .5, np.inf)  # too slow, right, diverges
   monkeypatch.setitem(probe.PROTOCOLS, 'linear', probe.PROTOCOLS['linear']._replace(rates=rates))
-  of = lambda labels_: probe.evaluate('linear', ENCODE, images, labels, test[0], labels_, 3, key, epochs=6, batch=16)
+  of = lambda labels: probe.evaluate('linear', ENCODE, train, split(test[0], labels), 8, 3, key, epochs=6, batch=16)
   found, other = of(test[1]), of((test[1] + 1) % 3)
   assert found.chosen['lr'] == other.chosen['lr'] == .5 and found.top1 > .8  # the test labels choose nothing
   assert 0 < found.chosen['held_out_top1'] <= 1
@@ -102,13 +105,13 @@ def test_the_rate_is_chosen_on_held_out_images(key, monkeypatch):
 
 def test_a_probe_that_diverges_says_so(key, monkeypatch):
   monkeypatch.setitem(probe.PROTOCOLS, 'essl', probe.PROTOCOLS['essl']._replace(rates=(np.inf,)))
-  images, labels = plain(20, 0)
+  few = split(*plain(20, 0))
   with pytest.raises(errors.UserError, match='essl diverged at rate inf'):
-    probe.evaluate('essl', ENCODE, images, labels, images, labels, 3, key, epochs=4, batch=16)
+    probe.evaluate('essl', ENCODE, few, few, 8, 3, key, epochs=4, batch=16)
 
 
 def test_centre_is_pillows():
   image = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
   want = np.asarray(Pillow.fromarray(image).resize((36, 36), Pillow.Resampling.BICUBIC))[2:34, 2:34]
-  found = np.asarray(jax.jit(probe.centre)(jnp.asarray(image[None], jnp.float32) / 255))[0]
+  found = np.asarray(jax.jit(lambda pixels: inputs.centre(pixels, 36))(jnp.asarray(image, jnp.float32) / 255))
   assert np.abs(np.round(found * 255) - want).max() <= 1

@@ -182,13 +182,18 @@ def test_a_study(tmp_path):
   parsed = read(report([folder]))
   for sentence in reports.SENTENCES:
     assert sentence in parsed.text
-  assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index('Effects on kNN accuracy')
+  assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index('Effects on kNN accuracy on validation')
   assert 'rotate: 1 of 2 contrasts in which no difference was seen' in parsed.text
-  effects = next(s for s in parsed.svgs if s[0].text == 'Effects on kNN accuracy')[1].text
+  effects = next(s for s in parsed.svgs if s[0].text == 'Effects on kNN accuracy on validation')[1].text
   for said in ('rotate, sensitive - invariant: +5.0 [3.0, 7.0].', 'crop, sensitive - invariant: +5.0.'):
     assert said in effects
-  assert parsed.table('Effects')[2] == ['crop', 'sensitive - invariant', 'kNN', '+5.0', 'none (n = 1)', '1', 'unknown']
-  arms = {r[0]: r[1:] for r in parsed.table('Accuracy, %')}
+  assert parsed.table('Effects')[1][4:] == ['[3.0, 7.0]', '0.021', '3', '2.0']
+  assert parsed.table('Effects')[2] == ['crop', 'sensitive - invariant', 'kNN', '+5.0', 'none (n = 1)', 'unknown', '1',
+                                        'unknown']
+  assert 'read out on validation' in parsed.text and '20% of each class of the training split' in parsed.text
+  assert parsed.table('Accuracy on the test split')[1] == ['rotate=invariant', '88.0 ± 1.0, n=2', 'not done', 'not done']
+  assert parsed.text.index('Recommended: rotate=invariant') < parsed.text.index(reports.SENTENCES[0])
+  arms = {r[0]: r[1:] for r in parsed.table('Accuracy on validation')}
   columns = arms.pop('arm')
   cell = lambda arm: arms[arm][columns.index('kNN')]
   assert [cell(a) for a in arms] == ['91.2 ± 1.5, n=2', '95.0, n=1', '64.0', '10.0']

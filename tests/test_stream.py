@@ -151,7 +151,7 @@ def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
   here, there = (modules.make(data, 'folder', path=str(folder), size=16, stream=on).train for on in (False, True))
   encode = lambda x: x.reshape(x.shape[0], -1)[:, ::7]
   protocol = probe.PROTOCOLS['linear']._replace(epochs=2, batch=8, rates=(.1, 1.))  # 30 images: the last batch is filled up
-  heads = [probe.train(protocol, encode, s.images, s.labels, 2, jax.random.key(0)) for s in (here, there)]
+  heads = [probe.train(protocol, encode, s, 16, 2, jax.random.key(0)) for s in (here, there)]
   for a, b in zip(*map(jax.tree.leaves, heads), strict=True):
     np.testing.assert_array_equal(a, b)
   run = train.prepare(settings(folder), shard.mesh(jax.devices()[:1]))

@@ -111,7 +111,7 @@ def test_objectives_are_told_apart():
     assert means[f'{pick} (equimod)'] == pytest.approx(-.1) and means[f'{pick} (augself)'] == pytest.approx(.1)
     said = effects.verdict([e._replace(low=e.mean - .01, high=e.mean + .01) for e in found])
     if name[0] == 'o':
-      assert 'cost kNN accuracy: rotate (equimod) (-10.0' in said[0] and 'rotate (augself) (+10.0' in said[1]
+      assert 'cost kNN accuracy on test: rotate (equimod) (-10.0' in said[0] and 'rotate (augself) (+10.0' in said[1]
 
 
 def test_an_objective_that_can_be_told_nothing_is_not_there():
@@ -201,10 +201,10 @@ def test_any_runs_that_are_done_tell_what_they_tell():
 def test_sentences():
   of = lambda mean, half: effects.sentence(effects.Effect('rotate', 'sensitive - invariant', 'linear', mean, mean - half,
                                                           mean + half, 3, .04))
-  assert of(.05, .02) == 'rotate: sensitive beats invariant by 5.0 ± 2.0 points of linear accuracy (3 seeds)'
+  assert of(.05, .02) == 'rotate: sensitive beats invariant by 5.0 ± 2.0 points of linear accuracy on test (3 seeds)'
   assert of(-.05, .02).startswith('rotate: invariant beats sensitive by 5.0 ± 2.0 points')
   assert of(.01, .02) == ('rotate: no difference seen between sensitive and invariant; the smallest that this study could '
-                          'have seen is 4.0 points of linear accuracy (3 seeds)')
+                          'have seen is 4.0 points of linear accuracy on test (3 seeds)')
 
 
 def test_a_proxys_rank_is_scipys():
@@ -270,8 +270,9 @@ def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
   assert found['runs']['base/2']['error'] == 'it was killed'
   assert found['untrained'] == pytest.approx({'linear': .3, 'knn': .2})
   rows = list(csv.reader(plan.table(found).splitlines()))
-  assert rows[0] == ['arm', 'readout', 'n', 'mean', 'std', 'seed 0', 'seed 1']
-  assert rows[1][:3] == ['base', 'linear', '2'] and float(rows[1][3]) == pytest.approx(.52) and float(rows[1][6]) == .54
+  assert rows[0] == ['arm', 'readout', 'split', 'n', 'mean', 'std', 'seed 0', 'seed 1']
+  assert rows[1][:4] == ['base', 'linear', 'validation', '2'] and float(rows[1][4]) == pytest.approx(.52)
+  assert float(rows[1][7]) == .54 and 'before every run is over: 5 of 12 wait' in found['recommendation'][0]
   assert 'rotate: ' in found['effects'][0]['sentence']
 
 
@@ -365,9 +366,9 @@ values = dict(zip(('linear', 'knn'), (random.Random(f'{sys.argv[2]} {n}').random
 pathlib.Path(sys.argv[1]).write_text(json.dumps({'readouts': values, 'untrained': {}, 'chance': {}, 'seconds': time.time()}))
 """
 
-def start(folder, number, asked, kind, slot, workers):
+def start(folder, number, asked, kind, slot, workers, what='found'):
   (folder / asked.workdir).mkdir(parents=True, exist_ok=True)
-  found = folder / asked.workdir / 'found.json'
+  found = folder / asked.workdir / f'{what}.json'
   return run.Worker(subprocess.Popen([sys.executable, '-c', WORK, str(found), asked.name]), asked, slot)
 
 run._start, run.devices = start, lambda: ({'backend': 'cpu', 'cores': 2, 'devices': []}, 2)
@@ -402,20 +403,21 @@ def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
   """A killed study's own processes may still be saving what its successor wants to go on with."""
   made, tries, said = planned(augs=('rotate',), arms=('off', 'invariant'), seeds=(0,)), [], []
   plan.write(tmp_path, made)
-  def begin(folder, number, asked, kind, slot, workers):
+  def begin(folder, number, asked, kind, slot, workers, what='found'):
     tries.append((number, slot))
     where = folder / asked.workdir
     where.mkdir(parents=True, exist_ok=True)
     (where / 'log.txt').write_text('eqssl: it broke [/red]\n')
     code = 3 if tries.count((number, slot)) == 1 and not number else 1
     if number == 0 and code == 1:
-      (where / 'found.json').write_text(found_json(.5))
+      (where / f'{what}.json').write_text(found_json(.5))
     return study.Worker(subprocess.Popen(['sh', '-c', f'exit {code}']), asked, slot)
   monkeypatch.setattr(study, '_start', begin)
   monkeypatch.setattr(study, 'AGAIN', .1)
   failed = study.execute(tmp_path, made, 'cpu', 1, said.append)
-  assert tries == [(0, 0), (1, 0), (0, 0)] and failed == {'rotate=invariant/0': 'it broke [/red]'}
-  assert [line.split(';')[0] for line in said[1:]] == ['1/2 rotate=invariant/0: it broke [/red]', '2/2 base/0: done']
+  assert tries == [(0, 0), (1, 0), (0, 0), (0, 0)] and failed == {'rotate=invariant/0': 'it broke [/red]'}
+  assert [line.split(';')[0] for line in said[1:]] == ['1/2 rotate=invariant/0: it broke [/red]', '2/2 base/0: done',
+                                                       'Reading out on the test split: base/0.', '1/1 base/0: done']
 
 
 def test_workers_have_a_device_each_of_those_that_may_be_seen(monkeypatch):
@@ -439,7 +441,7 @@ def test_slurm_is_given_the_runs(tmp_path, monkeypatch):
 def test_a_killed_study_ends_as_if_left_alone(tmp_path):
   asked = ('--augs', 'flip', '--arms', 'off', '--seeds', '0')
   out = finished(start(tmp_path / 'whole', *asked))
-  assert 'Report:' in out and 'base,linear,1,' in (tmp_path / 'whole' / 'table.csv').read_text()
+  assert 'Report:' in out and 'base,linear,validation,1,' in (tmp_path / 'whole' / 'table.csv').read_text()
   torn = tmp_path / 'torn'
   code, _ = killed(torn, lambda: any(p.stat().st_size for p in torn.rglob('metrics.jsonl')), *asked)
   assert code == -signal.SIGKILL and not (torn / 'table.csv').exists()

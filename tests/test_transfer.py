@@ -12,8 +12,9 @@ from PIL import Image as Pillow
 from equivariant_ssl import errors, shard
 from equivariant_ssl.data import digits, tfds
 from equivariant_ssl.data.source import Records
-from equivariant_ssl.evaluate import transfer
+from equivariant_ssl.evaluate import inputs, transfer
 from equivariant_ssl.evaluate.logistic import logistic, mean_per_class
+from equivariant_ssl.types import Image
 
 SIZE = 8
 
@@ -22,7 +23,12 @@ def colour(weight, images):
   return images.mean((1, 2)) @ weight
 
 
-SQUARE = jax.jit(transfer.square, static_argnums=2)
+def square(images, sizes, size):
+  shows = inputs.Inputs(size, images.shape[1], size)
+  return jax.vmap(lambda pixels, true: inputs.one(shows, Image(pixels, true)))(images, sizes)
+
+
+SQUARE = jax.jit(square, static_argnums=2)
 ENCODE = Partial(colour, 3. * jnp.eye(3))
 
 

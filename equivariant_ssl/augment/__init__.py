@@ -8,7 +8,8 @@ from equivariant_ssl.augment.algebra import (
     reference,
     relative,
     sometimes,
+    united,
     views,
 )
 
-__all__ = ['augment', 'chain', 'class_of', 'normalised', 'only', 'reference', 'relative', 'sometimes', 'views']
+__all__ = ['augment', 'chain', 'class_of', 'normalised', 'only', 'reference', 'relative', 'sometimes', 'united', 'views']

@@ -107,6 +107,21 @@ def reference(op: Op, side: float = 1.) -> Op:
   return op._replace(sample=sample)
 
 
+def united(a: Op, b: Op) -> Op:
+  """The un-augmented view of two chains (`reference`) as one: `a`, whose action also says that the ops of `b` which it does
+  not know did nothing."""
+  more = [name for name in b.name.split('+') if name and name not in a.name.split('+')]
+  if not more:
+    return a
+
+  def joined(action: Action, size: Size) -> Action:
+    nothing = b.identity(size)
+    return {**action, **{name: nothing[name] for name in more}}
+  return a._replace(name='+'.join([a.name, *more]), choices={**b.choices, **a.choices},
+                    identity=lambda size: joined(a.identity(size), size),
+                    sample=lambda key, size: joined(a.sample(key, size), size))
+
+
 def only(op: Op, *names: str) -> Op:
   """A chain of which the ops `names` alone draw; the others keep their identity action."""
   def sample(key: Key, size: Size) -> Action:

@@ -43,11 +43,12 @@ def triangle(x: Array) -> Array:
 KERNELS: dict[str, Callable[[Array], Array]] = {'bicubic': cubic, 'bilinear': triangle}
 
 
-def weights(start: Array, length: Array, side: int, size: int, kernel: Callable[[Array], Array]) -> Array:
+def weights(start: Array, length: Array, side: int, size: int, kernel: Callable[[Array], Array], cut: bool = True) -> Array:
   """The matrix [size side] that resizes pixels [start, start + length) of a line of `side` to `size` pixels.
 
-  `start` and `length` are fractions of the line. Antialiased as jax.image.scale_and_translate; pixels whose
-  centre is outside the box weigh nothing (cut first, then resize), and each row sums to 1.
+  `start` and `length` are fractions of the line. Antialiased as jax.image.scale_and_translate; with `cut` pixels whose
+  centre is outside the box weigh nothing (cut first, then resize), else the kernel reaches beyond it (resize first, then
+  cut); each row sums to 1.
   """
   # Whole steps of 1/unit pixel: 2 * size * side * unit fits in 30 bits, so positions are exact integers.
   unit = 2 ** min(12, 29 - (size * side).bit_length())
@@ -57,18 +58,21 @@ def weights(start: Array, length: Array, side: int, size: int, kernel: Callable[
   inside = (centre >= start) & (centre < start + length)
   distance = 2 * size * (start - centre)[None] + ((2 * jnp.arange(size) + 1) * length)[:, None]
   reach = jnp.maximum(length, size * unit).astype(jnp.float32) * 2.  # where it shrinks, the kernel widens
-  weight = jnp.where(inside[None], kernel(distance.astype(jnp.float32) * (1. / reach)), 0.)
+  weight = kernel(distance.astype(jnp.float32) * (1. / reach))
+  weight = jnp.where(inside[None], weight, 0.) if cut else weight
   return weight * (1. / total(weight.T))[:, None]
 
 
-def resample(pixels: Array, top: Array, left: Array, height: Array, width: Array, size: int, method: str) -> Array:
-  """Cut a box (fractions of the sides) out of [h w C] in [0, 1] and resize it to [size size C], as Pillow does.
+def resample(pixels: Array, top: Array, left: Array, height: Array, width: Array, size: int, method: str, cut: bool = True
+             ) -> Array:
+  """Cut a box (fractions of the sides) out of [h w C] in [0, 1] and resize it to [size size C], as Pillow does; without
+  `cut`, resize the whole to the same scale and then cut.
 
   Columns first, then rows, clipped to [0, 1] after each; `method` is 'bicubic' or 'bilinear'.
   """
   h, w, _ = pixels.shape
-  columns = weights(left, width, w, size, KERNELS[method])
-  rows = weights(top, height, h, size, KERNELS[method])
+  columns = weights(left, width, w, size, KERNELS[method], cut)
+  rows = weights(top, height, h, size, KERNELS[method], cut)
   pixels = jnp.clip(jnp.einsum('pw,hwc->hpc', columns, pixels, precision='highest'), 0., 1.)
   return jnp.clip(jnp.einsum('qh,hpc->qpc', rows, pixels, precision='highest'), 0., 1.)
 

@@ -33,7 +33,8 @@ class Card(NamedTuple):
   the stored images, pixels. mean, std: by which the run normalises its inputs, for ever. images: the number of training
   images from which its steps an epoch are counted, for ever. left_out: what was left out or replaced, a line each. since:
   the step at which the card was made: of the data before it nothing is known. changes: a line each time that other data
-  were taken on purpose. start: {run, step, data} of the checkpoint that a longer training started from."""
+  were taken on purpose. start: {run, step, data} of the checkpoint that a longer training started from. labelled: the split
+  whose labels an evaluation reads, where it is another than the training split; its `files` are its classes."""
   name: str
   settings: dict[str, Any]
   train: Part
@@ -47,6 +48,7 @@ class Card(NamedTuple):
   since: int = 0
   changes: tuple[str, ...] = ()
   start: dict[str, Any] | None = None
+  labelled: Part | None = None
 
 
 def digest(content: bytes) -> str:
@@ -77,7 +79,8 @@ def of(source: Source, config: ConfigDict) -> Card:
   train = part(source.train, source.files[0])
   return Card(source.name, settings, train, part(source.test, source.files[1]),
               tuple(source.classes) if train.labels and source.classes else None, source.train.images.shape[1],
-              tuple(config.mean or source.mean), tuple(config.std or source.std), train.count, tuple(source.problems))
+              tuple(config.mean or source.mean), tuple(config.std or source.std), train.count, tuple(source.problems),
+              labelled=part(source.labelled, digest(repr(source.classes).encode())))
 
 
 def facts(card: Card) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def facts(card: Card) -> dict[str, Any]:
            'std': near(card.std)}
   for name, one in (('training', card.train), ('test', card.test)):
     found |= {f'{name} {k}': v for k, v in (one or Part(0))._asdict().items()}
+  found |= {f'labelled {k}': v for k, v in card.labelled._asdict().items()} if card.labelled else {}
   return found
 
 
@@ -98,7 +102,8 @@ def mark(card: Card) -> str:
 
 def as_json(card: Card) -> dict[str, Any]:
   """The card as JSON holds it."""
-  whole = card._asdict() | {'train': card.train._asdict(), 'test': card.test and card.test._asdict()}
+  whole = card._asdict() | {k: one and one._asdict() for k, one in (
+      ('train', card.train), ('test', card.test), ('labelled', card.labelled))}
   return json.loads(json.dumps(whole))
 
 
@@ -106,7 +111,8 @@ def from_json(found: dict[str, Any]) -> Card:
   """The card that `as_json` was given; ValueError where it is none. Fields of a later version are left out."""
   try:
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in Card._fields}
-    return Card(**kept | {k: kept[k] and Part(**kept[k]) for k in ('train', 'test')})
+    parts = {k: kept[k] and Part(**kept[k]) for k in ('train', 'test', 'labelled') if k in kept or k != 'labelled'}
+    return Card(**kept | parts)
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'no data card: {error}') from None
 
@@ -143,7 +149,8 @@ def differences(known: Card, now: Card) -> list[str]:
     found.append('labels, where there were none' if now.classes else 'no labels')
   elif known.classes != now.classes:
     found += _classes(known.classes, now.classes)
-  for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test)):
+  for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test),
+                         ('labelled', known.labelled, now.labelled)):
     old, new = old or Part(0), new or Part(0)
     same = lambda field, old=old, new=new: not (getattr(old, field) and getattr(new, field)) or (
         getattr(old, field) == getattr(new, field))

@@ -31,7 +31,8 @@ class Source(NamedTuple):
   """A data set: `mean` and `std` (red, green, blue) normalise pixels in [0, 1]; `problems` says in a line each
   what was left out or replaced. names: the file of each training image, where they have one, else None. files: a digest
   of the names and sizes in bytes of each split's files (training, test), '' where it has none. place: (field, value) of the
-  config's `data` that find these data from any folder."""
+  config's `data` that find these data from any folder. labelled: a split whose labels an evaluation reads in the place of
+  the training split's, of which some images have none (STL-10)."""
   name: str
   train: Split
   test: Split | None
@@ -42,6 +43,12 @@ class Source(NamedTuple):
   names: tuple[str, ...] | None = None
   files: tuple[str, str] = ('', '')
   place: tuple[tuple[str, str], ...] = ()
+  labelled: Split | None = None
+
+  @property
+  def bank(self) -> Split:
+    """The training images whose labels an evaluation reads."""
+    return self.labelled or self.train
 
 
 class Records(NamedTuple):

@@ -139,9 +139,10 @@ def part(images, rows: np.ndarray):
 
 
 def some(split: Split, rows: np.ndarray) -> Split:
-  """The images at `rows` of a labelled split, of a stream without decoding them."""
+  """The images at `rows` of a split, of a stream without decoding them."""
   images = part(split.images, rows)
-  return Split(images, Sizes(images) if lazy(images) else split.sizes[rows], split.labels[rows])
+  return Split(images, Sizes(images) if lazy(images) else split.sizes[rows],
+               None if split.labels is None else split.labels[rows])
 
 
 def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None) -> Split:

@@ -30,16 +30,18 @@ USUAL = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
 
 
 def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0,
-         stream: bool = False) -> Source:
+         stream: bool = False, labelled: str = '') -> Source:
   """The image and the class label of every record of two splits.
 
   dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
   root: where TFDS data sets are kept ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). train, test: splits in TFDS's
   notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
   Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
-  What does not fit in memory decoded is streamed; with `stream` all is.
+  What does not fit in memory decoded is streamed; with `stream` all is. labelled: a split whose labels an evaluation reads
+  where the training split has images without (STL-10's 'train', of 'train+unlabelled').
   """
-  return source(dataset, root, train, test, size, stream=stream)
+  found = source(dataset, root, train, test, size, stream=stream)
+  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream).train) if labelled else found
 
 
 def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labelled, in_batches
+from equivariant_ssl.evaluate.statistics import counted
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Array, Key
@@ -130,7 +131,7 @@ def _pool(features: np.ndarray, labels: np.ndarray, classes: int, ways: int, sho
   large = count > shots
   if large.sum() < ways:
     raise UserError(f'{large.sum()} of {classes} classes have more than {shots} images, too few for {ways} ways.',
-                    'Ask for fewer ways or shots.')
+                    'Two classes or more need so many labelled test images.')
   order = np.argsort(labels, kind='stable')
   kept = order[large[labels[order]]]
   count = count[large].astype(np.int32)
@@ -162,5 +163,5 @@ def episodes(features: np.ndarray, labels: np.ndarray, classes: int, key: Key, w
   found = in_batches(Partial(player, pool, key), np.arange(count, dtype=np.int32), min(CHUNK, count)).astype(np.float64)
   mean, half = float(found.mean()), float(1.96 * found.std() / np.sqrt(count))
   protocol = f'{ways}-way {shots}-shot {classifier}, {count} episodes'
-  protocol += f', {left_out} small classes left out' if left_out else ''
+  protocol += f', {counted(left_out, "small class", plural="small classes")} left out' if left_out else ''
   return Episodes(protocol, mean, mean - half, mean + half, found)

@@ -13,22 +13,22 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, fingerprint, shard
+from equivariant_ssl import fingerprint, shard
 from equivariant_ssl.data import stream
+from equivariant_ssl.data.holdout import rank_in_class
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
-from equivariant_ssl.evaluate.features import check_labels, in_batches
-from equivariant_ssl.evaluate.linear import rank_in_class
-from equivariant_ssl.evaluate.probe import Head, centre, crop_and_flip
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.features import check_labels
+from equivariant_ssl.evaluate.probe import Head
 from equivariant_ssl.evaluate.statistics import Result, result
-from equivariant_ssl.evaluate.transfer import square
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.recipe import Recipe
 from equivariant_ssl.runs import Run
 from equivariant_ssl.state import TrainState
-from equivariant_ssl.types import Array, Group, Image, Key
+from equivariant_ssl.types import Array, Key
 
 EPOCHS, BATCH = 20, 256
 RATES = {.01: (.03, .08), .1: (.01, .1)}  # {share of the labels: (backbone, head)}, VICReg's (Bardes et al. 2022)
@@ -103,7 +103,7 @@ def _step(network: Network, size: int, batch: int, mesh: Mesh | None):
 
 def _build(network: Network, size: int, batch: int, mesh: Mesh | None):
   trace = optax.trace(.9)
-  op = crop_and_flip(size)
+  op = inputs.crop_and_flip(size)
 
   @functools.partial(jax.jit, donate_argnums=(0,))
   def step(state, key: Key, data: Split, order: Array, index: Array, start: Array, rates: dict):
@@ -111,8 +111,7 @@ def _build(network: Network, size: int, batch: int, mesh: Mesh | None):
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
       rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
-    shown = Image(data.images[rows].astype(jnp.float32) / 255., data.sizes[rows])
-    views = augment.views({'tune': Group((op,), size)}, key_for(key, 'augment', index), shown)['tune'].images[:, 0]
+    views = inputs.augmented(op, size, key_for(key, 'augment', index), 'tune', data.images[rows], data.sizes[rows])
 
     def loss(weights: dict) -> tuple[Array, dict]:
       h, updated = network.apply({'params': weights['backbone'], 'batch_stats': stats}, views, True, method='encode',
@@ -163,18 +162,17 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
 
 def _scores(network: Network, tuned: Tuned, data: Split, size: int, batch: int, mesh: Mesh | None) -> np.ndarray:
   """[M K] of the central crops, in eval mode, in float64 so that no rounding decides."""
-  def encode(variables: dict, rows: tuple[Array, Array]) -> Array:
-    images = centre(square(rows[0].astype(jnp.float32) / 255., rows[1], size))
-    return network.apply(variables, images, method='encode').astype(jnp.float32)
-  _, encode = _programs.setdefault((id(network), size), (network, encode))
-  h = in_batches(Partial(encode, tuned.variables), (data.images, data.sizes), batch, mesh)
+  def encode(variables: dict, images: Array) -> Array:
+    return network.apply(variables, images, method='encode')
+  _, encode = _programs.setdefault(id(network), (network, encode))
+  h = inputs.encoded(Partial(encode, tuned.variables), data, inputs.centred(inputs.of(size, data)), batch, mesh)
   kernel, bias = (np.asarray(a, np.float64) for a in tuned.head)
   with np.errstate(all='ignore'):  # what has diverged is said by the caller
     return h.astype(np.float64) @ kernel + bias
 
 
 def _check(state: TrainState, source: Source) -> None:
-  for split, what in ((source.train, 'training'), (source.test, 'test')):
+  for split, what in ((source.bank, 'training'), (source.test, 'test')):
     if split is None or split.labels is None:
       raise UserError(f'{source.name} has no labelled {what} images.', 'Fine-tuning needs labels.')
     check_labels(split.labels, len(split.images), len(source.classes), what)
@@ -192,12 +190,13 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
 
   See `subset` for the images, `train` for the training. images: a published list instead (`listed`, `read_list`),
   names: of the training images. lr_backbone, lr_head: None: those of RATES whose share is the nearest. batch: global;
-  of fewer images, all of them. Tested on the central crop (36/32 of `recipe.size`); the last epoch counts. `state` is
+  of fewer images, all of them. Tested on the central crop (`inputs.centred`); the last epoch counts. `state` is
   left as it is. Raises UserError where labels or classes are missing, weights are not finite or training diverged.
   """
   _check(state, source)
-  N, K, key = len(source.train.images), len(source.classes), key_for(key, 'fine-tune')
-  rows = subset(source.train.labels, K, key, fraction) if images is None else listed(images, names, N)
+  whole = source.bank
+  N, K, key = len(whole.images), len(source.classes), key_for(key, 'fine-tune')
+  rows = subset(whole.labels, K, key, fraction) if images is None else listed(images, names, N)
   share = fraction if images is None else len(rows) / N
   own = RATES[min(RATES, key=lambda f: abs(math.log(f / share)))]
   rates = tuple(mine if given is None else given for given, mine in zip((lr_backbone, lr_head), own, strict=True))
@@ -206,7 +205,6 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
     raise UserError(f'{B} images do not fill {devices} devices.', 'Fine-tune on fewer devices, or more labels.')
   variables = {part: {'encoder': tree['encoder']} if 'encoder' in tree else {}
                for part, tree in (('params', state.params), ('batch_stats', state.stats))}
-  whole = source.train
   data = stream.some(whole, rows)
   tuned = train(recipe.network, variables, data, recipe.size, K, key, epochs, *rates, B, mesh)
   scores = _scores(recipe.network, tuned, source.test, recipe.size, BATCH, mesh)

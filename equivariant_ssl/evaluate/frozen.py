@@ -9,8 +9,10 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import augment, modules
 from equivariant_ssl.augment.algebra import resize, select
-from equivariant_ssl.evaluate import equivariance
+from equivariant_ssl.data.source import Split
+from equivariant_ssl.evaluate import equivariance, inputs
 from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.evaluate.inputs import Inputs
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.recipe import Recipe
 from equivariant_ssl.state import TrainState
@@ -31,11 +33,11 @@ class Frozen(NamedTuple):
   """Functions that compile once for all checkpoints.
 
   encode: (variables, images [B S S C] in [0, 1]) -> features [B D].
-  pairs: {objective: {what was done: ((variables, (index [B], images uint8 [B S S C])) -> Pair [B V ...])}}, for
+  pairs: {objective: {what was done: ((variables, (index [B], images uint8 [B S S C], sizes [B 2])) -> Pair [B V ...])}}, for
   'all' the objective's own chain, for each op that it is told that op alone, and 'OP beyond': the op outside of the range it
   was trained on; of the objectives that predict where an embedding goes.
-  banks: the same keys: (variables, (index, images)) -> (embeddings [B M E], actions [B M ...]) of M views of each image, the
-  first the reference.
+  banks: the same keys: (variables, (index, images, sizes)) -> (embeddings [B M E], actions [B M ...]) of M views of each
+  image, the first the reference.
   answer: {objective: ((variables, Pair [N ...]) -> [N E])}.
   """
   encode: Any
@@ -54,18 +56,33 @@ def told(recipe: Recipe, name: str) -> list[str]:
   return recipe.wirings[name].told.name.split('+')
 
 
-def canvas(pixels: Array) -> Image:
-  """A uint8 canvas [S S C] as an image in [0, 1], of its own size."""
-  return Image(pixels.astype(jnp.float32) / 255., jnp.full(2, pixels.shape[0], jnp.float32))
+def canvas(pixels: Array, size: Size) -> Image:
+  """A uint8 canvas [S S C] as an image in [0, 1] of true `size`."""
+  return Image(pixels.astype(jnp.float32) / 255., size)
+
+
+def rows(split: Split, part: slice | None = None) -> tuple[np.ndarray, Any, Any]:
+  """(index, images, sizes) of a split, or of a part of it: what the programs here read. The index counts from 0."""
+  images, sizes = (split.images, split.sizes) if part is None else (split.images[part], split.sizes[part])
+  return np.arange(len(images), dtype=np.int32), images, sizes
 
 
 Mask = dict[str, Array]  # {op: whether it draws}; an argument, so that one program serves every op alone
 
 
-def _masked(chain: Op, mask: Mask) -> Op:
-  """`chain` of which the ops of `mask` alone draw; the others keep their identity action."""
+def _still(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
+  """The action of `chain` whose view is the source of objective `name`: its reference's where it has one, else that of what
+  an evaluation shows. (Where images are square and stored at their size: the identity.)"""
+  if 'reference' in recipe.equivariances[name].uses:  # its own chain may know more ops
+    found = recipe.groups['reference'].chains[0].sample(jax.random.key(SEED), size)
+    return {op: found[op] for op in chain.identity(size)}
+  return inputs.still(inputs.at(recipe.size, recipe.canvas), chain, size)
+
+
+def _masked(recipe: Recipe, name: str, chain: Op, mask: Mask) -> Op:
+  """`chain` of which the ops of `mask` alone draw; the others keep the action of the source."""
   def sample(key: Key, size: Size) -> Action:
-    drawn, still = chain.sample(key, size), chain.identity(size)
+    drawn, still = chain.sample(key, size), _still(recipe, name, chain, size)
     return {n: select(mask[n], drawn[n], still[n]) for n in drawn}
   return chain._replace(sample=sample)
 
@@ -75,13 +92,13 @@ def _pairs(recipe: Recipe, name: str, own: tuple[Op, ...]):
   objective = recipe.equivariances[name]
   groups = {g: recipe.groups[g] for g in objective.uses}
 
-  def pairs(mask: Mask, values: dict, rows: tuple[Array, Array]) -> Pair:
-    masked = {id(c): _masked(c, mask) for c in own}
+  def pairs(mask: Mask, values: dict, rows: tuple[Array, Array, Array]) -> Pair:
+    masked = {id(c): _masked(recipe, name, c, mask) for c in own}
     drawn = {g: group if g == 'reference' else group._replace(chains=tuple(masked[id(c)] for c in own))
              for g, group in groups.items()}
 
-    def of_one(index: Array, pixels: Array):
-      image = jax.tree.map(lambda a: a[None], canvas(pixels))
+    def of_one(index: Array, pixels: Array, size: Size):
+      image = jax.tree.map(lambda a: a[None], canvas(pixels, size))
       shown = augment.views(drawn, key_for(jax.random.key(SEED), 'held out', index), image)
       return jax.tree.map(lambda a: a[0], shown)
     shown = jax.vmap(of_one)(*rows)
@@ -94,22 +111,25 @@ def _pairs(recipe: Recipe, name: str, own: tuple[Op, ...]):
 
 def _bank(recipe: Recipe, name: str, chain: Op, M: int):
   """M views of each image, embedded as the objective embeds; the first is its reference."""
-  objective = recipe.equivariances[name]
-  first = recipe.groups['reference'].chains[0] if 'reference' in objective.uses else augment.reference(chain)
+  objective, shows = recipe.equivariances[name], inputs.at(recipe.size, recipe.canvas)
 
-  def bank(mask: Mask, values: dict, rows: tuple[Array, Array]) -> tuple[Array, Action]:
-    masked = _masked(chain, mask)
+  def source(image: Image, still: Action) -> Array:
+    if 'reference' in objective.uses:
+      return resize(recipe.groups['reference'].chains[0].apply(still, image), recipe.size).pixels
+    # Without a crop every view is the whole canvas, and so is the source.
+    return inputs.one(shows, image) if 'crop' in still else resize(image, recipe.size).pixels
 
-    def of_one(index: Array, pixels: Array):
-      image = canvas(pixels)
+  def bank(mask: Mask, values: dict, rows: tuple[Array, Array, Array]) -> tuple[Array, Action]:
+    masked = _masked(recipe, name, chain, mask)
+
+    def of_one(index: Array, pixels: Array, size: Size):
+      image = canvas(pixels, size)
       keys = jax.vmap(lambda m: key_for(jax.random.key(SEED), 'bank', index, m))(jnp.arange(1, M))
       shown, actions = jax.vmap(lambda k: augment.augment(masked, k, image))(keys)
-      still = first.sample(keys[0], image.size)
+      still = _still(recipe, name, chain, size)
       join = lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b])
-      at_first = resize(first.apply(still, image), recipe.size).pixels
       shown = jax.vmap(lambda p, s: resize(Image(p, s), recipe.size).pixels)(*shown)
-      # The reference's own chain may know more ops than this one: what both have is kept.
-      return join(at_first, shown), jax.tree.map(join, {k: still[k] for k in actions}, actions)
+      return join(source(image, still), shown), jax.tree.map(join, {k: still[k] for k in actions}, actions)
     images, actions = jax.vmap(of_one)(*rows)
     h = recipe.network.apply(values, images, False, objective.tap, method='encode')
     return recipe.network.apply(values, name, recipe.equivariances, h, False, method='embed'), actions
@@ -146,23 +166,21 @@ def identity(recipe: Recipe, name: str) -> Action:
   return recipe.wirings[name].own[0].identity(jnp.full(2, recipe.canvas, jnp.float32))
 
 
-def gains(recipe: Recipe, fixed: Frozen, state: TrainState, name: str, images: np.ndarray, what: str = 'all',
+def gains(recipe: Recipe, fixed: Frozen, state: TrainState, name: str, split: Split, what: str = 'all',
           batch: int = 256) -> equivariance.Measured:
-  """EquiMod's gains and their controls for objective `name` on held-out uint8 `images`, under action `what`."""
-  index = np.arange(len(images), dtype=np.int32)
-  values = variables(state)
-  pair = in_batches(Partial(fixed.pairs[name][what], values), (index, images), batch)
+  """EquiMod's gains and their controls for objective `name` on the held-out images of `split`, under action `what`."""
+  given, values = rows(split), variables(state)
+  pair = in_batches(Partial(fixed.pairs[name][what], values), given, batch)
   V = pair.target.shape[1]
   pair = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), pair)
   return equivariance.measure(Partial(fixed.answer[name], values), pair, identity(recipe, name), jax.random.key(SEED),
-                              np.repeat(index, V), batch * V)
+                              np.repeat(given[0], V), batch * V)
 
 
-def bank(fixed: Frozen, state: TrainState, name: str, images: np.ndarray, what: str = 'all', batch: int = 16
+def bank(fixed: Frozen, state: TrainState, name: str, given: tuple, what: str = 'all', batch: int = 16
          ) -> tuple[np.ndarray, Action]:
-  """(embeddings [N M E], actions [N M ...]) of M views of each of uint8 `images`, the first un-augmented."""
-  index = np.arange(len(images), dtype=np.int32)
-  return in_batches(Partial(fixed.banks[name][what], variables(state)), (index, images), batch)
+  """(embeddings [N M E], actions [N M ...]) of M views of each image, the first un-augmented; given: `rows`."""
+  return in_batches(Partial(fixed.banks[name][what], variables(state)), given, batch)
 
 
 def panel(side: int, p: float) -> dict[str, Op]:
@@ -174,22 +192,27 @@ def panel(side: int, p: float) -> dict[str, Op]:
   return found
 
 
-def panel_views(encode: Callable, ops: dict[str, Op], views: int, shared: int = 0):
-  """(variables, (index [B], uint8 images [B S S C])) -> (features [B P 1 + V D], {op: actions [B V ...]}): each image after
-  each op alone, `views` draws of it; before them its identity action, which has the op's treatment. shared > 0: all images
-  get the same draws."""
-  def of(values: dict, rows: tuple[Array, Array]) -> tuple[Array, Action]:
-    def of_one(index: Array, pixels: Array):
-      image, shown, drawn = canvas(pixels), [], {}
+def panel_views(encode: Callable, ops: dict[str, Op], shows: Inputs, views: int, shared: int = 0):
+  """(variables, (index [B], uint8 images [B S S C], sizes [B 2])) -> (features [B P 1 + V D], {op: actions [B V ...]}): each
+  image, as it is shown, after each op alone, `views` draws of it; before them its identity action, which has the op's
+  treatment. A crop is cut from the whole image. shared > 0: all images get the same draws, of what is shown."""
+  def of(values: dict, rows: tuple[Array, Array, Array]) -> tuple[Array, Action]:
+    def of_one(index: Array, pixels: Array, size: Size):
+      whole, pictures, drawn = canvas(pixels, size), [], {}
+      image = inputs.shown(shows, whole)
       for name, op in ops.items():
+        source = whole if name == 'crop' and not shared else image
         who = jnp.zeros((), jnp.int32) if shared else index
         key = key_for(jax.random.key(SEED), 'panel', name, who)
         keys = jax.vmap(lambda v, key=key: key_for(key, v))(jnp.arange(views))
-        still = op.identity(image.size)
-        drawn[name] = jax.vmap(lambda k, op=op: op.sample(k, image.size))(keys)
+        drawn[name] = jax.vmap(lambda k, op=op, source=source: op.sample(k, source.size))(keys)
+        still = op.identity(source.size)
         actions = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), still, drawn[name])
-        shown.append(jax.vmap(lambda a, op=op: op.apply(a, image).pixels)(actions))
-      return jnp.stack(shown), drawn
+        found = jax.vmap(lambda a, op=op, source=source: op.apply(a, source).pixels)(actions)
+        if source is whole:  # before it is what is shown
+          found = jnp.concatenate([image.pixels[None], found[1:]])
+        pictures.append(found)
+      return jnp.stack(pictures), drawn
     images, drawn = jax.vmap(of_one)(*rows)
     h = encode(values, images.reshape(-1, *images.shape[3:]))
     return h.reshape(*images.shape[:3], -1), drawn

@@ -7,12 +7,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from equivariant_ssl.data.holdout import HELD_OUT, held_out
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labelled
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 
 PENALTIES = (1., .1, .01, 1e-3, 1e-4, 1e-5)  # of |w|^2 / 2, beside the mean cross-entropy
-HELD_OUT = .2
 ITERATIONS = 300
 
 
@@ -28,20 +28,6 @@ def standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
   alive = std > 1e-5 * max(std.max(), 1e-30)
   scale = np.where(alive, 1. / np.where(alive, std, 1.), 0.)
   return lambda values: (values - mean) * scale
-
-
-def rank_in_class(labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
-  """The place [N], from 0, of each image among those of its class, by rising `noise` [N]."""
-  order = np.lexsort((noise, labels))
-  rank = np.empty(len(labels), np.int64)
-  rank[order] = np.concatenate([np.arange(c) for c in np.bincount(labels)])
-  return rank
-
-
-def held_out(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
-  """A mask [N]: floor(fraction x its size) of every class, by a fixed seed: the same for every network and run."""
-  rank = rank_in_class(labels, np.random.RandomState(0).rand(len(labels)))
-  return rank < np.floor(np.bincount(labels) * fraction)[labels]
 
 
 def _fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]):
@@ -64,7 +50,7 @@ def cached(train_features: np.ndarray, train_labels: np.ndarray, test_features: 
   """
   check_labelled(train_features, train_labels, classes, 'training')
   check_labelled(test_features, test_labels, classes, 'test')
-  out = held_out(train_labels)
+  out = held_out(train_labels, HELD_OUT)
   if len(np.unique(train_labels[~out])) < 2:
     raise UserError('All training images are of one class.', 'A linear probe needs two classes or more.')
   standard = standardiser(train_features)

@@ -9,19 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
-from equivariant_ssl import augment, modules, shard
-from equivariant_ssl.augment.pixels import resample
+from equivariant_ssl import shard
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
-from equivariant_ssl.evaluate.features import as_partial, check_labels, features
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.features import as_partial, check_labels
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.types import Array, Group, Image, Key, Op
+from equivariant_ssl.types import Array, Key
 
 HELD_OUT = .1  # of the training images, to choose a rate on
 
@@ -31,7 +30,7 @@ class Protocol(NamedTuple):
 
   rates: several are trained side by side on one pass of features, chosen on a tenth of the training images (of equal
   ones the lowest), then the head is trained anew on all of them. per: rates are for this batch and scale with it
-  (None: they do not). end: the rate at the end of a cosine a step. centred: tested on `centre`, else on whole images.
+  (None: they do not). end: the rate at the end of a cosine a step. centred: tested on a central crop (`inputs.centred`).
   whole: an epoch's last batch is what is left, else images that do not fill a batch are left out of an epoch.
   """
   rates: tuple[float, ...]
@@ -59,20 +58,6 @@ class Head(NamedTuple):
   bias: Array
 
 
-def centre(images: Array) -> Array:
-  """Resize to 36/32 of the side (bicubic), then the central crop of the side: [B S S 3] -> [B S S 3]."""
-  side = images.shape[1]
-  big = round(side * 36 / 32)
-  start = round((big - side) / 2)
-  zero, one = jnp.zeros(()), jnp.ones(())
-  large = jax.vmap(lambda image: resample(image, zero, zero, one, one, big, 'bicubic'))(images)
-  return large[:, start:start + side, start:start + side]
-
-
-def _encode_centre(encode: Callable[[Array], Array], images: Array) -> Array:
-  return encode(centre(images))
-
-
 def torch_linear(key: Key, D: int, K: int) -> Head:
   """A Linear as torch draws it by default: kernel [D K] and bias [K] uniform within 1 / sqrt(D)."""
   bound = 1 / math.sqrt(D)
@@ -85,28 +70,21 @@ def logits(head: Head, features: Array) -> Array:
   return jnp.einsum('bd,rdk->rbk', features, head.kernel, precision='highest') + head.bias[:, None, :]
 
 
-def crop_and_flip(side: int) -> Op:
-  """What training images of a labelled protocol go through: random resized crop (.08, 1) to `side`, and flip."""
-  return augment.chain(modules.make(augment, 'crop', size=side, scale=(.08, 1.), method='bicubic'),
-                       modules.make(augment, 'flip', p=.5))
-
-
 @functools.lru_cache
-def _step(side: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
+def _step(size: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
   """(the momentum, one jitted step of every head)."""
   trace = optax.trace(.9, nesterov)
-  op = crop_and_flip(side)
+  op = inputs.crop_and_flip(size)
 
   @functools.partial(jax.jit, donate_argnums=(1,))
-  def step(encode, state, key, images, labels, order, start, left, index, rates, end):
+  def step(encode, state, key, images, sizes, labels, order, start, left, index, rates, end):
     heads, memory = state
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
       rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
     real = (jnp.arange(batch) < left).astype(jnp.float32)  # of an epoch: what fills up its last batch does not count
-    shown = Image(images[rows].astype(jnp.float32) / 255., jnp.full((batch, 2), side, jnp.float32))
-    views = augment.views({'probe': Group((op,), side)}, key_for(key, 'augment', index), shown)['probe'].images
-    h = encode(views[:, 0]).astype(jnp.float32)
+    shown = inputs.augmented(op, size, key_for(key, 'augment', index), 'probe', images[rows], sizes[rows])
+    h = encode(shown).astype(jnp.float32)
 
     def loss(heads: Head) -> Array:
       each = optax.softmax_cross_entropy_with_integer_labels(logits(heads, h), labels[rows][None, :])
@@ -119,10 +97,10 @@ def _step(side: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
   return trace, step
 
 
-def train(protocol: Protocol, encode: Callable[[Array], Array], images: np.ndarray, labels: np.ndarray, classes: int,
-          key: Key, mesh: Mesh | None = None) -> Head:
-  """The heads [R ...] that `protocol` trains, one a rate, on uint8 `images` [N S S 3] and `labels` [N]."""
-  N, side = len(images), images.shape[1]
+def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, size: int, classes: int, key: Key,
+          mesh: Mesh | None = None) -> Head:
+  """The heads [R ...] that `protocol` trains, one a rate, on the labelled images of `data`, at `size` pixels."""
+  N = len(data.images)
   B = min(protocol.batch, N)
   if mesh is not None:
     B = -(-B // mesh.size) * mesh.size if protocol.whole else B
@@ -130,56 +108,54 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], images: np.ndarr
   per_epoch = -(-N // B) if protocol.whole else N // B
   place = (lambda tree: shard.place(tree, shard.replicated(mesh))) if mesh is not None else jax.device_put
   encode, key = place(as_partial(encode)), key_for(key, 'probe')
-  D = jax.eval_shape(encode, jax.ShapeDtypeStruct((B, side, side, images.shape[3]), jnp.float32)).shape[-1]
+  D = jax.eval_shape(encode, jax.ShapeDtypeStruct((B, size, size, data.images.shape[3]), jnp.float32)).shape[-1]
   rates = np.array(protocol.rates, np.float32) * (B / protocol.per if protocol.per else 1.)
   heads = jax.tree.map(lambda a: jnp.repeat(a[None], len(rates), 0), torch_linear(key_for(key, 'init'), D, classes))
-  trace, step = _step(side, B, protocol.epochs * per_epoch, protocol.nesterov, mesh)
+  trace, step = _step(size, B, protocol.epochs * per_epoch, protocol.nesterov, mesh)
   state = place((heads, trace.init(heads)))
   rates, end = place((rates.astype(np.float32), np.float32(protocol.end)))
   order = lambda epoch: np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B))
-  split = Split(images, None, labels.astype(np.int32))
-  for index, rows in enumerate(stream.epochs(split, order, B, per_epoch, protocol.epochs * per_epoch, place)):
+  data = data._replace(labels=data.labels.astype(np.int32))
+  for index, rows in enumerate(stream.epochs(data, order, B, per_epoch, protocol.epochs * per_epoch, place)):
     left = N - index % per_epoch * B
-    state = step(encode, state, key, rows.images, rows.labels, rows.order, rows.start, left, index, rates, end)
+    state = step(encode, state, key, *rows[:3], rows.order, rows.start, left, index, rates, end)
   return state[0]
 
 
-def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, images: np.ndarray, mesh: Mesh | None
+def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, data: Split, size: int, mesh: Mesh | None
             ) -> np.ndarray:
-  """[R M K] of un-augmented images [M ...], in float64 so that no rounding decides."""
-  encode = as_partial(encode)
-  h = features(Partial(_encode_centre, encode) if protocol.centred else encode, images, protocol.batch, mesh)
+  """[R M K] of un-augmented images, in float64 so that no rounding decides."""
+  shows = inputs.of(size, data)
+  h = inputs.features(encode, data, inputs.centred(shows) if protocol.centred else shows, protocol.batch, mesh)
   kernel, bias = (np.asarray(a, np.float64) for a in heads)
   return np.einsum('md,rdk->rmk', h, kernel) + bias[:, None, :]
 
 
-def evaluate(name: str, encode: Callable[[Array], Array], train_images: np.ndarray, train_labels: np.ndarray,
-             test_images: np.ndarray, test_labels: np.ndarray, classes: int, key: Key, epochs: int = 0, batch: int = 0,
-             mesh: Mesh | None = None) -> Result:
-  """The accuracy of a head under protocol `name` of PROTOCOLS; epochs, batch: where > 0, other than the protocol's.
+def evaluate(name: str, encode: Callable[[Array], Array], data: Split, test: Split, size: int, classes: int, key: Key,
+             epochs: int = 0, batch: int = 0, mesh: Mesh | None = None) -> Result:
+  """The accuracy on `test` of a head under protocol `name` of PROTOCOLS, trained on `data`; epochs, batch: where > 0, other
+  than the protocol's.
 
-  encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches).
-  images: uint8 [N S S 3]. The last epoch counts. Fewer images than a batch are one batch. The protocol is named with
-  the epochs and batch where they are not its own. `mesh` splits the batch over devices. Raises UserError where
-  labels are missing or the head diverged.
+  encode: a frozen encoder in eval mode, [B size size 3] in [0, 1] -> [B D]; best a Partial (features.in_batches). The last
+  epoch counts. Fewer images than a batch are one batch. The protocol is named with the epochs and batch where they are not
+  its own. `mesh` splits the batch over devices. Raises UserError where labels are missing or the head diverged.
   """
-  for images, labels, what in ((train_images, train_labels, 'training'), (test_images, test_labels, 'test')):
-    check_labels(labels, len(images), classes, what)
+  for part, what in ((data, 'training'), (test, 'test')):
+    check_labels(part.labels, len(part.images), classes, what)
   published = PROTOCOLS[name]
-  protocol = published._replace(epochs=epochs or published.epochs, batch=min(batch or published.batch, len(train_images)))
+  protocol = published._replace(epochs=epochs or published.epochs, batch=min(batch or published.batch, len(data.images)))
   chosen = {'epochs': protocol.epochs, 'batch': protocol.batch}
-  out = held_out(train_labels, HELD_OUT)
+  out = held_out(data.labels, HELD_OUT)
   if len(protocol.rates) > 1 and out.any():
-    heads = train(protocol, encode, stream.part(train_images, ~out), train_labels[~out], classes, key, mesh)
-    scores = _scores(protocol, encode, heads, stream.part(train_images, out), mesh)
-    held = [accuracy(s.argmax(1), train_labels[out]) if np.isfinite(s).all() else -1. for s in scores]
+    heads = train(protocol, encode, stream.some(data, ~out), size, classes, key, mesh)
+    scores = _scores(protocol, encode, heads, stream.some(data, out), size, mesh)
+    held = [accuracy(s.argmax(1), data.labels[out]) if np.isfinite(s).all() else -1. for s in scores]
     best = int(np.argmax(held))
     protocol = protocol._replace(rates=protocol.rates[best:best + 1])
     chosen['held_out_top1'] = held[best]
-  scores = _scores(protocol, encode, train(protocol, encode, train_images, train_labels, classes, key, mesh), test_images,
-                   mesh)[0]
+  scores = _scores(protocol, encode, train(protocol, encode, data, size, classes, key, mesh), test, size, mesh)[0]
   if not np.isfinite(scores).all():
     raise UserError(f'The linear probe of protocol {name} diverged at rate {protocol.rates[0]:g}.',
                     'Use the protocol linear, which chooses a rate, or cached, which has none.', NOT_FINITE)
   changed = '' if protocol[1:3] == published[1:3] else f' epochs={protocol.epochs} batch={protocol.batch}'
-  return result(name + changed, scores, test_labels, {'lr': protocol.rates[0], **chosen})
+  return result(name + changed, scores, test.labels, {'lr': protocol.rates[0], **chosen})

@@ -1,5 +1,6 @@
 """The named protocols: what each measures of one network, and the controls that stand beside its numbers."""
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,13 +9,17 @@ import numpy as np
 from jax.tree_util import Partial
 
 from equivariant_ssl import augment, runs
+from equivariant_ssl.data import card
+from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import care as cares
 from equivariant_ssl.evaluate import (
   episodes,
+  equivariance,
   fewshot,
   finetune,
   frozen,
   health,
+  inputs,
   knn,
   linear,
   logistic,
@@ -24,23 +29,25 @@ from equivariant_ssl.evaluate import (
   retrieval,
 )
 from equivariant_ssl.evaluate import transfer as transfers
-from equivariant_ssl.evaluate.features import features, in_batches
-from equivariant_ssl.evaluate.statistics import Interval, Result
+from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.evaluate.statistics import Interval, Result, counted
 from equivariant_ssl.state import TrainState
 from equivariant_ssl.types import Key
 
-PANEL_TRAIN, PANEL_TEST, BANK, SHARED = 2000, 1000, 200, 8  # images; actions that all images share
+PANEL_TRAIN, PANEL_TEST, BANK, CARE, SHARED = 2000, 1000, 200, 256, 8  # images, at most; actions that all images share
 
 
 class Options(NamedTuple):
   """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. images: a file, the list of those to fine-tune
-  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept."""
+  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept.
+  readout: 'test': on the test split, of a run that holds images out of its training to be read out on."""
   epochs: int = 0
   batch: int = 0
   images: str = ''
   targets: tuple[str, ...] = ()
   root: str = ''
   cache: str = ''
+  readout: str = ''
 
 
 class Subject(NamedTuple):
@@ -59,7 +66,7 @@ class Subject(NamedTuple):
     return Partial(self.fixed.encode, frozen.variables(self.state))
 
   @property
-  def held_out(self) -> np.ndarray:
+  def held_out(self) -> Split:
     return held_out(self.run)
 
 
@@ -76,19 +83,25 @@ class Found(NamedTuple):
 
 class Protocol(NamedTuple):
   """find: Subject -> Found. needs: 'labels', 'target' (an objective that predicts where an embedding goes) or ''.
-  percent: whether its numbers are shown times 100. seeded: whether it draws anything of its own."""
+  percent: whether its numbers are shown times 100. seeded: whether it draws anything of its own. of: () -> the modules,
+  functions and constants that a number of it depends on (see `evaluate.cached`). packages: those of others that it computes
+  with. version: to be raised when the same constants give other numbers. data: (run, options) -> marks of what it reads."""
   find: Callable[[Subject], Found]
   about: str
   needs: str = ''
   percent: bool = True
   seeded: bool = False
+  of: Callable[[], tuple] = tuple
+  packages: tuple[str, ...] = ()
+  version: int = 1
+  data: Callable[[runs.Run, Options], Any] = lambda run, options: card.mark(run.card)
 
 
 def arrays(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> tuple:
   """(training features, labels, test features, labels, classes): what a classifier of frozen features reads."""
   source, encode = run.source, Partial(fixed.encode, frozen.variables(state))
-  of = lambda split: features(encode, split.images, mesh=run.mesh)
-  return of(source.train), source.train.labels, of(source.test), source.test.labels, len(source.classes)
+  of = lambda split: inputs.features(encode, split, inputs.of(run.recipe.size, split), mesh=run.mesh)
+  return of(source.bank), source.bank.labels, of(source.test), source.test.labels, len(source.classes)
 
 
 def _accuracy(found: Result, labels: np.ndarray) -> Found:
@@ -105,23 +118,26 @@ def _of_arrays(f: Callable[..., Result]) -> Callable[[Subject], Found]:
 
 def _of_images(name: str) -> Callable[[Subject], Found]:
   def find(s: Subject) -> Found:
-    a, b = s.run.source.train, s.run.source.test
-    return _accuracy(probe.evaluate(name, s.encode, a.images, a.labels, b.images, b.labels, len(s.run.source.classes), s.key,
-                                    s.options.epochs, s.options.batch, s.run.mesh), b.labels)
+    a, b, size = s.run.source.bank, s.run.source.test, s.run.recipe.size
+    return _accuracy(probe.evaluate(name, s.encode, a, b, size, len(s.run.source.classes), s.key, s.options.epochs,
+                                    s.options.batch, s.run.mesh), b.labels)
   return find
 
 
 def _few_labels(s: Subject) -> Found:
   found = fewshot.few_labels(*s.arrays(), s.key)
-  return Found(found.protocol, {'top1': found.mean}, {'top1': {'chance': 1. / len(s.run.source.classes)}}, found)
+  return Found(found.protocol, {'top1': found.mean}, {'top1': {'chance': 1. / found.classes}}, found)
 
 
 def _episodes(s: Subject) -> Found:
   *_, h, labels, K = s.arrays()
-  ways = min(5, K)
-  found = {f'{ways}-way {shots}-shot': episodes.episodes(h, labels, K, s.key, ways, shots) for shots in (1, 5)}
-  return Found('episodes', {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()},
-               {k: {'chance': 1. / ways} for k in found}, found)
+  found = {}
+  for shots in (1, 5):
+    ways = max(min(5, int((np.bincount(labels, minlength=K) > shots).sum())), 2)  # of classes that are large enough
+    found[f'{ways}-way {shots}-shot'] = episodes.episodes(h, labels, K, s.key, ways, shots)
+  left = [f'{row}: {e.protocol.split(", ")[-1]}' for row, e in found.items() if e.protocol.endswith('left out')]
+  numbers = {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()}
+  return Found('; '.join(['episodes', *left]), numbers, {k: {'chance': 1. / int(k.partition('-')[0])} for k in found}, found)
 
 
 def _finetune(fraction: float) -> Callable[[Subject], Found]:
@@ -143,10 +159,10 @@ def _gains(s: Subject) -> Found:
 
 
 def _retrieval(s: Subject) -> Found:
-  numbers, controls, detail = {}, {}, {}
+  numbers, controls, detail, rows = {}, {}, {}, frozen.rows(s.held_out, slice(BANK))
   for name, by_op in s.fixed.banks.items():
     for op in by_op:
-      embeddings, actions = frozen.bank(s.fixed, s.state, name, s.held_out[:BANK], op)
+      embeddings, actions = frozen.bank(s.fixed, s.state, name, rows, op)
       predict = Partial(s.fixed.answer[name], frozen.variables(s.state))
       found = retrieval.measure(predict, embeddings[:, 0], embeddings, actions, frozen.identity(s.run.recipe, name),
                                 jax.random.key(frozen.SEED))
@@ -157,7 +173,7 @@ def _retrieval(s: Subject) -> Found:
         controls[row] = {c: getattr(getattr(found, c), k) for c in ('shuffled', 'zeroed', 'identity')} | {'chance': chance}
       for k, error in _errors(s, name, actions, found.picked).items():
         numbers[f'{name} {op} {k}'], controls[f'{name} {op} {k}'] = error.pop('true'), error
-  return Found(f'retrieval of {BANK} images', numbers, controls, detail)
+  return Found(f'retrieval of {counted(len(rows[0]), "image")}', numbers, controls, detail)
 
 
 def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -172,26 +188,26 @@ def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) 
   return found
 
 
-def held_out(run: runs.Run) -> np.ndarray:
-  """The images to measure equivariance on: of the test split, or of the training split where there is none."""
-  return (run.source.test or run.source.train).images
+def held_out(run: runs.Run) -> Split:
+  """The images to measure equivariance on: the test split, or the training split where there is none."""
+  return run.source.test or run.source.train
 
 
-def _panel(run: runs.Run, fixed: frozen.Frozen, state: TrainState, images: np.ndarray, p: float, views: int,
-           shared: int = 0, batch: int = 16) -> tuple[np.ndarray, Any]:
-  """(features [N P 1 + V D], {op: actions [N V ...]}) of the ops of frozen.PANEL."""
-  f = Partial(_panel_program(fixed.encode, run.recipe.canvas, p, views, shared), frozen.variables(state))
-  return in_batches(f, (np.arange(len(images), dtype=np.int32), images), batch)
+def _panel(run: runs.Run, fixed: frozen.Frozen, state: TrainState, rows: tuple, p: float, views: int, shared: int = 0,
+           batch: int = 16) -> tuple[np.ndarray, Any]:
+  """(features [N P 1 + V D], {op: actions [N V ...]}) of the ops of frozen.PANEL; rows: see `frozen.rows`."""
+  shows = inputs.at(run.recipe.size, run.recipe.canvas)
+  return in_batches(Partial(_panel_program(fixed.encode, shows, p, views, shared), frozen.variables(state)), rows, batch)
 
 
 def applied(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> np.ndarray:
   """Features [N P 2 D] of held-out images before and after each op of frozen.PANEL alone, always applied."""
-  return _panel(run, fixed, state, held_out(run)[:PANEL_TEST], 1., 1)[0]
+  return _panel(run, fixed, state, frozen.rows(held_out(run), slice(PANEL_TEST)), 1., 1)[0]
 
 
 @functools.lru_cache  # a jitted program is found by its function: the same function for every checkpoint
-def _panel_program(encode: Callable, side: int, p: float, views: int, shared: int) -> Callable:
-  return frozen.panel_views(encode, frozen.panel(side, p), views, shared)
+def _panel_program(encode: Callable, shows: inputs.Inputs, p: float, views: int, shared: int) -> Callable:
+  return frozen.panel_views(encode, frozen.panel(shows.size, p), shows, views, shared)
 
 
 def _profile(s: Subject) -> Found:
@@ -201,14 +217,20 @@ def _profile(s: Subject) -> Found:
                {op: {'to another image': d.other, 'ratio': d.ratio} for op, d in found.items()}, found)
 
 
+def _apart(source: Source) -> tuple[tuple, tuple]:
+  """(rows to fit on, rows of other images to test on): of the training split a third, where there is no test split."""
+  if source.test is not None:
+    return frozen.rows(source.train, slice(PANEL_TRAIN)), frozen.rows(source.test, slice(PANEL_TEST))
+  N = len(source.train.images)
+  first = N - min(PANEL_TEST, N // 3)
+  return frozen.rows(source.train, slice(min(PANEL_TRAIN, first))), frozen.rows(source.train, slice(first, None))
+
+
 def _regression(kind: str) -> Callable[[Subject], Found]:
   def find(s: Subject) -> Found:
-    source = s.run.source
-    tests = s.held_out[-PANEL_TEST:] if source.test is None else source.test.images[:PANEL_TEST]
-    trains = source.train.images[:PANEL_TRAIN]
-    (h, a), (ht, at) = (_panel(s.run, s.fixed, s.state, images, .5, 2) for images in (trains, tests))
+    (h, a), (ht, at) = (_panel(s.run, s.fixed, s.state, rows, .5, 2) for rows in _apart(s.run.source))
     numbers, controls, detail = {}, {}, {}
-    for i, (name, op) in enumerate(frozen.panel(s.run.recipe.canvas, .5).items()):
+    for i, (name, op) in enumerate(frozen.panel(s.run.recipe.size, .5).items()):
       x, y = _targets(op, h[:, i], a[name])
       xt, yt = _targets(op, ht[:, i], at[name])
       for form in x:
@@ -218,7 +240,7 @@ def _regression(kind: str) -> Callable[[Subject], Found]:
           numbers[f'{name} {form} {how}'] = getattr(found['true'], how)
           chance = found['true'].pooled_chance if how == 'pooled' else 0.
           controls[f'{name} {form} {how}'] = {'shuffled': getattr(found['shuffled'], how), 'chance': chance}
-    return Found(f'regression {kind}', numbers, controls, detail)
+    return Found(f'regression {kind}: {len(h):,} and {counted(len(ht), "image")}', numbers, controls, detail)
   return find
 
 
@@ -231,11 +253,11 @@ def _targets(op, h: np.ndarray, actions: Any) -> tuple[dict, dict]:
 
 
 def _care(s: Subject) -> Found:
-  h, _ = _panel(s.run, s.fixed, s.state, s.held_out[:256], 1., SHARED, shared=1)
+  h, _ = _panel(s.run, s.fixed, s.state, frozen.rows(s.held_out, slice(CARE)), 1., SHARED, shared=1)
   found = {op: cares.over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2)) for i, op in enumerate(frozen.PANEL)}
   numbers = {f'{op} {k}': getattr(f, k) for op, f in found.items() for k in ('gamma', 'relative')}
   worst = {k: {'ignores it': 1.} for k in numbers if k.endswith('gamma')}
-  return Found(f'care: {SHARED} actions, 256 images', numbers, worst, found)
+  return Found(f'care: {SHARED} actions, {counted(len(h), "image")}', numbers, worst, found)
 
 
 def _health(s: Subject) -> Found:
@@ -246,29 +268,57 @@ def _health(s: Subject) -> Found:
 
 def _transfer(s: Subject) -> Found:
   rows, missing = transfers.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh, s.options.root,
-                                     s.options.cache)
+                                     s.options.cache, 0. if s.options.readout == 'test' else s.run.config.validation)
   return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, rows,
                tuple(f'transfer to {m.name} left out: it is not on disk. {m.command}' for m in missing))
 
 
+def _tuned_on(run: runs.Run, options: Options) -> tuple[str, str]:
+  """The marks of what fine-tuning reads: the data, and the list of images."""
+  listed = ' '.join(finetune.read_list(options.images)) if options.images else ''
+  return card.mark(run.card), hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
+def _transferred_to(run: runs.Run, options: Options) -> dict[str, Any]:
+  return transfers.marks(options.targets, options.root)
+
+
+SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
+PANEL_OF = lambda *more: (frozen.SEED, frozen.PANEL, PANEL_TRAIN, PANEL_TEST, CARE, SHARED, frozen.panel_views, *more)
+PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, equivariance, *more)
 PROTOCOLS = {
-    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200, T=.1', 'labels'),
-    'cached': Protocol(_of_arrays(linear.cached), 'logistic regression on un-augmented features', 'labels'),
-    **{name: Protocol(_of_images(name), f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True)
+    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
+                    of=lambda: (knn, knn.evaluate)),
+    'cached': Protocol(_of_arrays(linear.cached), 'logistic regression on un-augmented features', 'labels',
+                       of=lambda: (linear, linear.cached), packages=SKLEARN),
+    **{name: Protocol(_of_images(name), f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
+                      of=lambda name=name: (probe.PROTOCOLS[name], probe.HELD_OUT, inputs.CENTRE))
        for name in probe.PROTOCOLS},
-    'logistic': Protocol(_of_arrays(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels'),
-    'few_labels': Protocol(_few_labels, 'ridge on five labels a class', 'labels', seeded=True),
-    'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True),
-    **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True)
+    'logistic': Protocol(_of_arrays(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',
+                         of=lambda: (logistic, logistic.logistic), packages=SCIPY),
+    'few_labels': Protocol(_few_labels, 'ridge on five labels a class', 'labels', seeded=True,
+                           of=lambda: (fewshot, fewshot.few_labels), packages=SKLEARN),
+    'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
+                         of=lambda: (episodes, episodes.episodes)),
+    **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True,
+                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, sorted(finetune.RATES.items()), f,
+                                                             inputs.CENTRE), data=_tuned_on)
        for f in (.01, .1, 1.)},
-    'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target'),
-    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False),
-    'regression': Protocol(_regression('linear'), 'R^2 of actions read from features, linear', percent=False),
-    'regression-mlp': Protocol(_regression('mlp'), 'R^2 of actions read from features, MLP', percent=False),
-    'care': Protocol(_care, 'CARE\'s gamma and Wahba error, no predictor needed', percent=False),
-    'profile': Protocol(_profile, '1 - cosine between an image and itself after one augmentation', percent=False),
-    'health': Protocol(_health, 'RankMe, LiDAR, alignment, uniformity, spread of features', percent=False),
-    'transfer': Protocol(_transfer, 'logistic regression on other data sets'),
+    'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target', of=lambda: PAIRS_OF()),
+    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False,
+                          of=lambda: PAIRS_OF(retrieval, BANK)),
+    'regression': Protocol(_regression('linear'), 'R^2 of actions read from features, linear', percent=False,
+                           of=lambda: PANEL_OF(regression, regression.r2), packages=SCIPY),
+    'regression-mlp': Protocol(_regression('mlp'), 'R^2 of actions read from features, MLP', percent=False,
+                               of=lambda: PANEL_OF(regression, regression.r2)),
+    'care': Protocol(_care, 'CARE\'s gamma and Wahba error, no predictor needed', percent=False,
+                     of=lambda: PANEL_OF(cares.gamma, cares.over_actions)),
+    'profile': Protocol(_profile, '1 - cosine between an image and itself after one augmentation', percent=False,
+                        of=lambda: PANEL_OF(profile, profile.drift)),
+    'health': Protocol(_health, 'RankMe, LiDAR, alignment, uniformity, spread of features', percent=False,
+                       of=lambda: PANEL_OF(health, health.lidar)),
+    'transfer': Protocol(_transfer, 'logistic regression on other data sets', packages=SCIPY, data=_transferred_to,
+                         of=lambda: (transfers.VERSION, transfers.DATASETS, logistic, logistic.logistic)),
 }
 GROUPS = {'equivariance': ('gains', 'retrieval', 'regression', 'care', 'profile')}
 DEFAULT = ('knn', 'cached', 'few_labels', 'gains', 'profile', 'health')

@@ -1,50 +1,28 @@
 """Evaluate checkpoints of runs: every number with its protocol's name, the untrained network and controls beside it."""
 import functools
-import hashlib
 import json
 import pathlib
-import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
-from equivariant_ssl import checkpoint, fingerprint, record, runs
-from equivariant_ssl.errors import BAD_DATA, UserError
-from equivariant_ssl.evaluate.frozen import frozen, variables
+from equivariant_ssl import checkpoint, record, runs
+from equivariant_ssl.data import holdout
+from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.cached import as_json, definition, digest, kept
+from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
 from equivariant_ssl.modules import unknown
-from equivariant_ssl.state import TrainState
 
 WIDTH = 120  # of tables that go into a file
 HEAD = 10    # letters in a line of a narrow column's head
-
-
-def as_json(value: Any) -> Any:
-  """NamedTuples as objects, arrays as lists, for a result file."""
-  if hasattr(value, '_asdict'):
-    return {k: as_json(v) for k, v in value._asdict().items()}
-  if isinstance(value, dict):
-    return {k: as_json(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [as_json(v) for v in value]
-  if isinstance(value, np.ndarray):
-    return value.tolist()
-  if isinstance(value, np.generic):
-    return value.item()
-  return value
-
-
-def digest(state: TrainState) -> str:
-  """A fingerprint of the weights and statistics of a state: what a result is valid for."""
-  leaves = fingerprint.of(variables(state))
-  return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -59,41 +37,22 @@ def chosen(names: list[str]) -> list[str]:
 
 def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
   """(cause, fix) where the run cannot have a protocol of these `needs`."""
-  source = run.source
-  if needs == 'labels' and source.train.labels is not None and source.test is None:
+  source, labels = run.source, run.source.bank.labels
+  if needs == 'labels' and labels is not None and source.test is None:
     return (f'{run.config.data.name} has no test split', 'Train with --config.data.test=.1 (a share of a folder) or '
             '--config.data.test=SPLIT (of a TFDS data set); --protocol equivariance needs none.')
-  if needs == 'labels' and (source.train.labels is None or source.test is None or source.test.labels is None):
-    return f'{run.config.data.name} has no labels', 'Class folders give labels; --protocol equivariance needs none.'
+  if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
+    return (f'{run.config.data.name} has no labels', 'Train on class folders, or with --config.data.labelled=SPLIT (of a TFDS '
+            'data set); --protocol equivariance needs none.')
   if needs == 'target' and not any(e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding', 'Train with --config.equivariance.name=equimod.')
 
 
 def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
   listed = pathlib.Path(options.images).stem
-  changed = ''.join(f'-{k}{v}' for k, v in (('epochs', options.epochs), ('batch', options.batch), ('', listed)) if v)
+  given = ('epochs', options.epochs), ('batch', options.batch), ('', listed), ('', options.readout)
+  changed = ''.join(f'-{k}{v}' for k, v in given if v)
   return workdir / 'eval' / f'{name}{changed}.json'
-
-
-def result(path: pathlib.Path) -> dict[str, Any]:
-  """What an evaluation left in a file; UserError where it is damaged."""
-  fix = f'Delete it, or evaluate again: eqssl eval {shlex.quote(str(path.parent.parent))}'
-  found = record.read_object(path, fix)
-  for seeds in (found[who] for who in ('trained', 'untrained') if who in found):
-    whole = isinstance(seeds, list) and all(isinstance(f, dict) and isinstance(f.get('numbers'), dict) for f in seeds)
-    if not seeds or not whole:
-      raise UserError(f'{path} is damaged, numbers are missing.', fix)
-  return found
-
-
-def _cached(path: pathlib.Path, about: dict, who: Iterable[str]) -> dict | None:
-  """The result in `path` where it is complete, of `who`, and of the same checkpoint under the same conditions."""
-  try:
-    found = result(path)
-  except (OSError, UserError):
-    return None
-  whole = not any(f.get('missing') for f in found.get('trained', ()))
-  return found if whole and set(who) <= found.keys() and all(found.get(k) == v for k, v in about.items()) else None
 
 
 def _number(value: Any, scale: float) -> str:
@@ -155,16 +114,19 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
              options: Options = Options(), console: Console | None = None, strict: bool = True, untrained: bool = True,
              asked: runs.Asked = runs.Asked()) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols, print tables, write
-  eval/PROTOCOL.json; {protocol: what was written}. A result of the same checkpoint and options is read, not computed again.
+  eval/PROTOCOL.json; {protocol: what was written}. A result of the same weights, data, pixels, protocol and options is read,
+  not computed again; why another is not, is said.
 
   names: of PROTOCOLS or GROUPS; [] the default ones that the run can have (what it cannot is said). seeds: of the
-  protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be; else it is left out.
-  untrained: measure the network at its initialisation too. asked: of the data, where they are not where the run says, or
-  not what it knows (UserError OTHER_DATA).
+  protocols' own draws. strict: raise UserError where a protocol that was asked for cannot be (on these data: when the others
+  are done); else it is left out. untrained: measure the network at its initialisation too. asked: of the data, where they
+  are not where the run says, or not what it knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
-  which = chosen(names)
-  run = runs.reopen(workdir, None, console.print, asked)
+  which, failed = chosen(names), {}
+  run = runs.reopen(workdir, None, console.print, asked._replace(readout=options.readout))
+  on = holdout.named(run.config.validation, options.readout)
+  options = options._replace(readout='test' if on == 'test' and run.config.validation else '')  # '': as the run says
   missing = {n: lacks(run, PROTOCOLS[n].needs) for n in which}
   for n, why in missing.items():
     if why and n in names and strict:
@@ -177,18 +139,30 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   # What several protocols read is computed once.
   read, moved = ({who: functools.cache(lambda who=who, f=f: f(run, fixed, of[who]())) for who in of}
                  for f in (arrays, applied))
-  about = {'checkpoint': number, 'digest': digest(state), 'options': options._asdict() | {'targets': list(options.targets)}}
+  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options),
+           'inputs': inputs.definition(inputs.of(run.recipe.size, run.source.train))}
   options = options._replace(cache=options.cache or str(workdir / 'eval' / 'features'))
   results = {}
   for name in [n for n in which if not missing[n]]:
     protocol = PROTOCOLS[name]
     drawn = list(seeds if protocol.seeded else seeds[:1])
-    path, here = _path(workdir, name, options), {**about, 'protocol': name, 'seeds': drawn}
-    found = _cached(path, here, of)
+    path, here = _path(workdir, name, options), about | {
+        'protocol': name, 'seeds': drawn, 'definition': definition(protocol)}
+    try:
+      here |= {'data': as_json(protocol.data(run, options))}
+      found = kept(path, here, of, console.print)
+      if found is None:
+        subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
+        numbers = {who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}
+    except UserError as e:
+      if e.code != USAGE:  # else it cannot be on these data: the others can
+        raise
+      failed[name] = e
+      console.print(f'{name} left out: {str(e).splitlines()[0]}')
+      continue
     if found is None:
-      subject = lambda who, seed: Subject(run, fixed, of[who](), read[who], moved[who], jax.random.key(seed), options)
-      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'environment': record.environment(),
-                       **{who: [protocol.find(subject(who, seed)) for seed in drawn] for who in of}})
+      found = as_json({**here, 'steps': run.recipe.steps, 'seed': run.config.seed, 'readout': on,
+                       'environment': record.environment(), **numbers})
       for line in found['trained'][0]['missing']:
         console.print(line)
       if not found['trained'][0]['numbers'] and strict:
@@ -196,6 +170,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
       path.parent.mkdir(exist_ok=True)
       record.write_whole(path, json.dumps(found, indent=1) + '\n')
     results[name] = found
-    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}'))
+    console.print(table(found, f'{workdir.name}, step {number} of {run.recipe.steps}, on the {on} images'))
   console.print(f'Written to {workdir / "eval"}')
+  for name in [n for n in failed if n in names and strict]:
+    raise UserError(f'{name}: {failed[name]}')
   return results

@@ -91,10 +91,10 @@ def show(of: Interval, scale: float = 1., digits: int = 2, sign: bool = True) ->
   return f'{mean} [{of.low * scale:.{digits}f}, {of.high * scale:.{digits}f}]'
 
 
-def counted(n: float | str, what: str, form: str = ',') -> str:
-  """'1 image', '2,048 images'; form: of the number."""
+def counted(n: float | str, what: str, form: str = ',', plural: str = '') -> str:
+  """'1 image', '2,048 images'; form: of the number. plural: where it does not end in an s alone."""
   number = f'{n:{form}}'
-  return f'{number} {what}{"" if number == "1" else "s"}'
+  return f'{number} {what if number == "1" else plural or what + "s"}'
 
 
 def accuracy(predictions, labels) -> float:

@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from equivariant_ssl import data, fingerprint, modules
-from equivariant_ssl.augment.pixels import resample
 from equivariant_ssl.data import archives, folder, source, tfds
 from equivariant_ssl.data.source import Records, Split
 from equivariant_ssl.errors import BAD_DATA, UserError
-from equivariant_ssl.evaluate.features import as_partial, check_finite, in_batches
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.features import as_partial
+from equivariant_ssl.evaluate.inputs import central
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.logistic import logistic
 from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
 from equivariant_ssl.types import Array
 
-VERSION = 2   # raise it when reading or cropping changes what the features are
+VERSION = 3   # raise it when reading changes what the features are; what is shown has its own (inputs.VERSION)
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
 
 
@@ -57,32 +57,6 @@ class Opened(NamedTuple):
   target: Target
   classes: int
   parts: dict[str, Part]
-
-
-def square(images: Array, sizes: Array, size: int) -> Array:
-  """Resize of the shorter side to `size` and the central crop of `size`, bicubic: [B S S C] -> [B size size C].
-
-  images: canvases, which show whole images of true `sizes` [B 2] (height, width). Cut first, then resized.
-  """
-  def one(pixels: Array, true: Array) -> Array:
-    h, w = jnp.min(true) / true
-    return resample(pixels, (1. - h) / 2., (1. - w) / 2., h, w, size, 'bicubic')
-  return jax.vmap(one)(images, sizes)
-
-
-@functools.lru_cache
-def _squared(size: int):
-  def f(encode: Callable[[Array], Array], rows: tuple[Array, Array]) -> Array:
-    return encode(square(rows[0].astype(jnp.float32) / 255., rows[1], size)).astype(jnp.float32)
-  return f
-
-
-def central(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256, mesh: Mesh | None = None
-            ) -> np.ndarray:
-  """Features [N D] of the central squares of a split, at `size` pixels; otherwise as `features.features`."""
-  found = in_batches(Partial(_squared(size), as_partial(encode)), (split.images, split.sizes), batch, mesh)
-  check_finite(found)
-  return found
 
 
 def _digest(*lines: object) -> str:
@@ -183,6 +157,12 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
         raise modules.unknown('protocol transfer', name, own) from e
 
 
+def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | None]:
+  """{data set: {split: its mark}} of what `transfer` would read, None of what is not on disk."""
+  found = {name: find(name, root) for name in names or tuple(DATASETS)}
+  return {n: None if isinstance(f, Missing) else {k: part.mark for k, part in f.parts.items()} for n, f in found.items()}
+
+
 def mark(encode: Callable[[Array], Array], size: int) -> str:
   """A digest of what `encode` does to images of `size`: of its program and its weights."""
   encode = as_partial(encode)
@@ -225,14 +205,25 @@ def _row(name: str, opened: Opened, arrays: dict[str, tuple[np.ndarray, np.ndarr
   return Row(name, found.chosen['metric'], found.chosen['value'], found.top1, f'{found.protocol}, centre {size}', note)
 
 
+def _held_out(arrays: dict[str, tuple[np.ndarray, np.ndarray]], share: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """`arrays` with `share` of each training class in the place of the test split."""
+  x, y = arrays['train']
+  out = held_out(y, share)
+  if not out.any():
+    raise UserError(f'no class has the {np.ceil(1 / share):.0f} training images of which one could be held out.',
+                    'Read out on its test split: --readout test.')
+  return arrays | {'train': (x[~out], y[~out]), 'test': (x[out], y[out])}
+
+
 def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int, mesh: Mesh | None = None,
-             root: str = '', cache: str = '') -> tuple[list[Row], list[Missing]]:
+             root: str = '', cache: str = '', validation: float = 0.) -> tuple[list[Row], list[Missing]]:
   """The accuracy of `logistic.logistic` on the frozen features of each of `names` (see `find`; (): all of DATASETS).
 
   encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (features.in_batches). size:
   pixels of the central square. root: TFDS's folder. cache: a folder for features, kept by the encoder's weights and
-  program and by the images. What is not on disk is returned beside the rows. Raises UserError, the data set's name
-  first, where one is unknown, has no labels, one class or unreadable images, or a feature is not finite.
+  program and by the images. validation: > 0: read out on this share of each training class, in place of the
+  test split. What is not on disk is returned beside the rows. Raises UserError, the data set's name first, where one is
+  unknown, has no labels, one class or unreadable images, or a feature is not finite.
   """
   check_targets(names, root)
   rows, missing, by = [], [], mark(encode, size) if cache else ''
@@ -244,11 +235,13 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
         continue
       arrays = {}
       for split, part in opened.parts.items():
-        stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, by, part.mark)[:32]}.npz'
+        if split == 'test' and validation:
+          continue
+        stem = f'{pathlib.Path(name).name}-{split}-{size}-{_digest(VERSION, inputs.VERSION, by, part.mark)[:32]}.npz'
         kept = _kept(pathlib.Path(os.path.expanduser(cache)) / stem if cache else None,
                      functools.partial(_features, encode, part, size, mesh))
         arrays[split] = kept['features'], kept['labels']
-      rows.append(_row(name, opened, arrays, size))
+      rows.append(_row(name, opened, _held_out(arrays, validation) if validation else arrays, size))
     except UserError as e:
       raise UserError(f'{name}: {e}', code=e.code) from e
   return rows, missing

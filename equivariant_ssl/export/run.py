@@ -18,8 +18,10 @@ from safetensors.numpy import save
 from equivariant_ssl import __version__, checkpoint, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card as cards
+from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.features import features
+from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.export import files, timm, torchvision
 from equivariant_ssl.export.torchvision import COUNTER
@@ -94,14 +96,16 @@ def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple
   Raises UserError where that is more than rounding."""
   state, family = files.read(path), FAMILIES[run.config.encoder.name]
   again, _ = torchvision.from_torch(state, encoder, family.to_torch)
-  images, encode = _pictures(run.recipe.size), frozen(run.recipe).encode
-  of = lambda params, stats: features(
-      Partial(encode, {'params': {'encoder': params}, 'batch_stats': {'encoder': stats}}), images)
+  size = run.recipe.size
+  some = Split(_pictures(size), np.full((IMAGES, 2), size, np.float32), None)
+  images, encode = inputs.pixels(some, inputs.whole(size, some)), frozen(run.recipe).encode
+  of = lambda params, stats: in_batches(
+      Partial(encode, {'params': {'encoder': params}, 'batch_stats': {'encoder': stats}}), images, IMAGES)
   with jax.default_matmul_precision('highest'):
     ours, back = of(*encoder), of(*again)
   largest, others = float(np.abs(ours).max()), {'read back': back}
   with contextlib.suppress(ImportError):
-    x = (images.astype(np.float32) / 255 - np.float32(run.recipe.network.mean)) / np.float32(run.recipe.network.std)
+    x = (images - np.float32(run.recipe.network.mean)) / np.float32(run.recipe.network.std)
     others['in plain torch'] = family.torch_features(made)(state, x)
   lines = []
   for who, theirs in others.items():

@@ -14,10 +14,10 @@ from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import folder, source
 from equivariant_ssl.data.decode import BadImage
 from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.evaluate.cached import digest
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.evaluate.run import digest
+from equivariant_ssl.evaluate.inputs import central
 from equivariant_ssl.evaluate.statistics import counted
-from equivariant_ssl.evaluate.transfer import central
 from equivariant_ssl.report import embeddings, page
 from equivariant_ssl.report.embeddings import Embeddings, Made
 from equivariant_ssl.report.gallery import block, opened

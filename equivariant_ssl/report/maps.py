@@ -9,7 +9,9 @@ from threadpoolctl import threadpool_limits
 
 from equivariant_ssl import runs
 from equivariant_ssl.augment.algebra import resize
-from equivariant_ssl.evaluate import frozen
+from equivariant_ssl.data import holdout
+from equivariant_ssl.data.source import Split
+from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.evaluate.features import features, in_batches
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.report.pictures import UNITS, at, describe, number, some, split, still
@@ -60,19 +62,20 @@ def _ops(run: runs.Run) -> dict[str, Op]:
 
 def _alone(run: runs.Run, chain: Op, op: str) -> tuple[Action, np.ndarray]:
   """(actions of `op` [N ...], uint8 views [N S S 3]) of images under it alone: its choices in turn, or DRAWS draws."""
-  images, size, choices = split(run).images, run.recipe.size, chain.choices.get(op)
+  images, sizes, _ = split(run)
+  size, choices, shows = run.recipe.size, chain.choices.get(op), inputs.at(run.recipe.size, run.recipe.canvas)
   V = DRAWS if choices is None else len(jax.tree.leaves(choices)[0])
 
-  def of_one(row: tuple[Array, Array]) -> tuple[Action, Array]:
-    image = frozen.canvas(row[1])
-    key, nothing = key_for(jax.random.key(frozen.SEED), 'map', row[0]), chain.identity(image.size)
+  def of_one(row: tuple[Array, Array, Array]) -> tuple[Action, Array]:
+    image = frozen.canvas(*row[1:])
+    key, nothing = key_for(jax.random.key(frozen.SEED), 'map', row[0]), inputs.still(shows, chain, image.size)
     drawn = jax.tree.map(jnp.asarray, choices) if choices is not None else jax.vmap(
         lambda v: chain.sample(key_for(key, v), image.size)[op])(jnp.arange(V))
     shown = jax.vmap(lambda a: resize(chain.apply({**nothing, op: a}, image), size).pixels)(drawn)
     return drawn, jnp.rint(shown * 255.).astype(jnp.uint8)
 
   kept = some(len(images), BY_ACTION // V)
-  found = in_batches(jax.vmap(of_one), (kept.astype(np.int32), images[kept]), min(16, len(kept)))
+  found = in_batches(jax.vmap(of_one), (kept.astype(np.int32), images[kept], sizes[kept]), min(16, len(kept)))
   return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
 
 
@@ -126,7 +129,7 @@ def maps(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> dict[str, Ma
   """{'PCA by class', 't-SNE by class', 'PCA by action: OP', ...: Map} of test (else training) images; 'of images', in
   one colour, where there are no labels. A map of too few images, or of features that are all one, is left out."""
   shown, classes = split(run), run.source.classes
-  what = f'{"test" if run.source.test else "training"} images'
+  what = f'{holdout.named(run.config.validation) if run.source.test else "training"} images'
   encode, rows = Partial(fixed.encode, frozen.variables(state)), np.arange(len(shown.images))
   labels, names, by, of = np.zeros(len(rows), int), (what,), 'of images', ''
   if shown.labels is not None and classes:
@@ -135,5 +138,6 @@ def maps(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> dict[str, Ma
     labels, names, by = np.searchsorted(chosen, shown.labels), tuple(classes[k] for k in chosen), 'by class'
     of = '' if len(chosen) == len(classes) else f' of {len(chosen)} of the {len(classes)} classes'
   kept = rows[some(len(rows), BY_CLASS)]
-  h = features(encode, shown.images[kept], mesh=run.mesh)
+  drawn = Split(shown.images[kept], shown.sizes[kept], None)
+  h = inputs.features(encode, drawn, inputs.of(run.recipe.size, drawn), mesh=run.mesh)
   return _both(h, labels[kept], names, by, f'{len(kept)} {what}{of}') | _by_action(run, encode, what)

@@ -17,7 +17,7 @@ from equivariant_ssl.train import COLLAPSED
 BESIDE = ('step', 'loss', 'invariance', 'gradient', 'lr', 'std', 'images_per_s', 'data_wait', 'epoch', 'memory_gib',
           'probe_loss', 'probe_top1', 'knn_top1')  # of the log; the others are terms of the loss
 READ = 'json.loads(re.search(r\'id="data">(.*?)</script>\', open("report.html").read(), re.S)[1])'
-TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on test images, %',
+TITLES = {'std': 'Spread of the embeddings', 'knn_top1': 'kNN accuracy on the images of the read-out, %',
           'probe_top1': 'Online probe: accuracy on augmented training images, %', 'images_per_s': 'Images a second'}
 PINNED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 

@@ -12,9 +12,8 @@ from PIL import Image as Pillow
 from equivariant_ssl import runs, shard, step
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.evaluate import frozen
+from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.evaluate.equivariance import answers
-from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.recipe import Recipe
 from equivariant_ssl.state import TrainState
 from equivariant_ssl.types import Action, Array, Key, Op, Pair
@@ -98,7 +97,7 @@ def upright(canvas: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def split(run: runs.Run) -> Split:
-  """The images to show: the test split, or the training split where there is none."""
+  """The images to show: the test split (what was held out in its place), or the training split where there is none."""
   return run.source.test or run.source.train
 
 
@@ -158,19 +157,20 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
 
   Asked for is the first view drawn, not a chosen one. Right is every view of the same action: turns come up many times.
   """
-  images, size, found = split(run).images[:count], run.recipe.size, {}
+  given, size, found = frozen.rows(split(run), slice(count)), run.recipe.size, {}
+  _, images, sizes = given
   for name in fixed.banks:
     chain = run.recipe.wirings[name].own[0]
-    embeddings, actions = frozen.bank(fixed, state, name, images, batch=len(images))
+    embeddings, actions = frozen.bank(fixed, state, name, given, batch=len(images))
     before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
     predict = Partial(fixed.answer[name], frozen.variables(state))
     predicted = answers(predict, Pair(embeddings[:, 0], embeddings[:, 1], before, after), len(images))
-    show = lambda pixels, action: resize(chain.apply(action, frozen.canvas(pixels)), size).pixels
-    show = jax.jit(jax.vmap(show, (None, 0)), compiler_options=shard.ONCE)
+    show = lambda pixels, true, action: resize(chain.apply(action, frozen.canvas(pixels, true)), size).pixels
+    show = jax.jit(jax.vmap(show, (None, None, 0)), compiler_options=shard.ONCE)
     found[name] = []
     for i, (guess, bank) in enumerate(zip(predicted, embeddings, strict=True)):
       order, cosines = nearest(guess[None], bank, len(bank))
-      found[name].append(_strip(at(actions, i), order[0], cosines[0], lambda a: show(images[i], a),
+      found[name].append(_strip(at(actions, i), order[0], cosines[0], lambda a: show(images[i], sizes[i], a),
                                 still(chain, run.recipe.canvas)))
   return found
 
@@ -180,8 +180,9 @@ def neighbours(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: in
   TRAINING; of both splits, `some`."""
   train, tests = run.source.train, split(run)
   asked, kept = some(len(tests.images), count), some(len(train.images), TRAINING)
-  h = features(Partial(fixed.encode, frozen.variables(state)),
-               np.concatenate([tests.images[asked], train.images[kept]]), mesh=run.mesh)
+  both = Split(*(np.concatenate([a[asked], b[kept]]) for a, b in ((tests.images, train.images), (tests.sizes, train.sizes))),
+               None)
+  h = inputs.features(Partial(fixed.encode, frozen.variables(state)), both, inputs.of(run.recipe.size, both), mesh=run.mesh)
   order, cosines = nearest(h[:len(asked)], h[len(asked):], k + 1)
   few = len(kept) < len(train.images)
   among = (f'among {len(kept):,} of {len(train.images):,} training images',) if few else ()

@@ -106,6 +106,9 @@ def accuracy(left: Left) -> list[Any]:
   note = (f'One run, seed {left.config.seed}: n = 1, so no interval over training exists. Brackets are 95 % intervals '
           'over the n things that a protocol draws; ± is the standard deviation over n evaluation seeds. Several '
           'runs: eqssl report DIR DIR ...')
+  if left.config.validation:
+    note += (f'. Read out on validation images, {left.config.validation:.0%} of each class, held out of training; on the '
+             'test split where the name says so.')
   beside = Chart('Accuracy beside the untrained network and chance', charts.dots('Accuracy', dots, '%', zero=False))
   blocks = [Cards(cards), Text(note), Charts([beside]), table(found, 'Accuracies, %')]
   if not all('untrained' in f for f in found.values()):  # a study measures it for one arm

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from equivariant_ssl import checkpoint, runs
+from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.report import charts, folder, maps, page, panels, pictures, results
@@ -76,9 +77,11 @@ def _equivariance(left: Left) -> list[Any]:
 
 
 def _monitors(left: Left) -> list[Any]:
+  on = holdout.named(left.config.validation)
   made = panels.charted(
       panels.curve(panels.TITLES['knn_top1'], left.rows, {'knn_top1': 'kNN'}, 100.,
-                   'A monitor: to choose a checkpoint by it is to choose on test images.'),
+                   f'On the {on} images, as a monitor' + (
+                       ': to choose a checkpoint by it is to choose on test images.' if on == 'test' else '.')),
       panels.curve(panels.TITLES['probe_top1'], left.rows, {'probe_top1': 'probe'}, 100.),
       panels.curve('Online probe: loss', left.rows, {'probe_loss': 'probe loss'}))
   missing = [flag for name, flag in (('knn_top1', '--config.knn_every=1'), ('probe_top1', '--config.probe=True'))

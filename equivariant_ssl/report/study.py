@@ -15,8 +15,9 @@ from equivariant_ssl import record, runs, shard
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.recipe import seen
 from equivariant_ssl.report import charts, page, panels, pictures, results
+from equivariant_ssl.report import study_numbers as numbers
 from equivariant_ssl.report.gallery import block
-from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, Text
 from equivariant_ssl.report.run import SIDE
 from equivariant_ssl.step import Batch
 from equivariant_ssl.train import COLLAPSED
@@ -25,7 +26,6 @@ from equivariant_ssl.types import ROLES, Group
 NAMED = 10  # runs that wait
 IMAGES = 3  # whose views are shown
 FORMS = ('absolute', 'relative')  # of an action that is read from features
-READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -38,79 +38,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'{str(path)!r} is not JSON: {error}',
                     'Run the same eqssl study again: it writes the file anew.') from None
   return found
-
-
-def _name(readout: str) -> str:
-  return READOUTS.get(readout, readout)
-
-
-def _points(value: float | None) -> str:
-  return 'none' if value is None else f'{100 * value:+.1f}'
-
-
-def _percent(mean: float, std: float | None, n: int) -> str:
-  """'91.0 ± 1.0, n=3'; '91.0, n=1'."""
-  return f'{100 * mean:.1f}' + (f' ± {100 * std:.1f}' if std is not None else '') + f', n={n}'
-
-
-def _answer(study: dict, found: dict) -> Section:
-  """What the study found, in sentences, an augmentation at a time; and from how much of it."""
-  runs, blocks = list(found['runs'].values()), []
-  done = sum(r['status'] == 'done' for r in runs)
-  blocks.append(Text(f'{done} of {len(runs)} runs are done; seeds {", ".join(map(str, study["seeds"]))}; '
-                     f'{study["design"]}; equal {study["equal"]} in every arm.'))
-  if found.get('verdict'):
-    blocks.append(Points(tuple(found['verdict'])))
-  for aug in dict.fromkeys(e['aug'] for e in found['effects']):
-    own = [e for e in found['effects'] if e['aug'] == aug]
-    unseen = [e for e in own if e['low'] is not None and e['low'] <= 0 <= e['high']]
-    seen = [e for e in own if e not in unseen]
-    blocks.append(Points(tuple(e['sentence'] for e in seen)) if seen else Text(f'{aug}: no difference seen.'))
-    if unseen:
-      blocks.append(Points(tuple(e['sentence'] for e in unseen),
-                           f'{aug}: {len(unseen)} of {len(own)} contrasts in which no difference was seen'))
-  if not found['effects']:
-    blocks.append(Missing('No contrast can be made yet: it needs two finished arms.', study['command']))
-  if any(e['low'] is None for e in found['effects']):
-    blocks.append(Text('Where no interval exists (n = 1, or too few runs), a difference cannot be told from noise.'))
-  return Section('Answer', 'answer', blocks)
-
-
-def _effects(study: dict, found: dict) -> Section:
-  """A dot plot a read-out, and the same as a table."""
-  noise = ('the noise is what main effects leave unsaid of the runs' if study['design'] == 'factorial' else
-           'paired by seed, the noise pooled over all arms')
-  effects, made = found['effects'], []
-  if not effects:
-    return Section('Effects', 'effects', [Text('None yet.')])
-  percent = lambda v: None if v is None else 100 * v
-  for readout in dict.fromkeys(e['readout'] for e in effects):
-    dots = [charts.Dot(e['contrast'], *(percent(e[k]) for k in ('mean', 'low', 'high')), group=e['aug'])
-            for e in effects if e['readout'] == readout]
-    title = f'Effects on {_name(readout)} accuracy'
-    made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
-                      f'95 % intervals: {noise}; a ring has none: too few runs.'))
-  rows = [(e['aug'], e['contrast'], _name(e['readout']), _points(e['mean']),
-           f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]', e['n'],
-           'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in effects]
-  columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'n', 'smallest')
-  table = Table('Effects in percentage points. Smallest: the difference that such a study sees four times in five',
-                columns, rows, 3, folded=len(rows) > 12)
-  return Section('Effects', 'effects', [Charts(made), table])
-
-
-def _arms(found: dict) -> Section:
-  """Arm x read-out, the untrained network and chance beside it, as dots and as a table."""
-  table, untrained, chance = found['table'], found['untrained'], found['chance']
-  readouts = list(dict.fromkeys([*(r['readout'] for r in table), *untrained]))
-  cells = {(r['arm'], r['readout']): r for r in table}
-  arms = list(dict.fromkeys(r['arm'] for r in table))
-  of = lambda c: _percent(c['mean'], c['std'], c['n']) if c else 'not done'
-  plain = lambda row: [f'{100 * row[r]:.1f}' if row.get(r) is not None else 'unknown' for r in readouts]
-  rows = [(arm, *(of(cells.get((arm, r))) for r in readouts)) for arm in arms]
-  rows += [('untrained', *plain(untrained)), ('chance', *plain(chance))]
-  return Section('Arms', 'arms', [Table('Accuracy, %: mean ± standard deviation over seeds (none where n = 1)',
-                                        ('arm', *(_name(r) for r in readouts)), rows)])
 
 
 def _over(runs: Sequence[dict], pick) -> dict[str, dict[str, list[float]]]:
@@ -223,37 +150,14 @@ def _state(folder: pathlib.Path, study: dict, found: dict) -> Section:
   read = lambda r, x: f'{100 * r["readouts"][x]:.1f}' if x in (r.get('readouts') or {}) else ''
   rows = [(k, r['status'], *(read(r, x) for x in names), panels.duration(r.get('seconds') or None), r['workdir'])
           for k, r in runs.items()]
-  columns = ('run', 'status', *map(_name, names), 'time', 'folder')
-  blocks.append(Table('Every run, accuracies in %', columns, rows, 2, True))
+  columns = ('run', 'status', *map(numbers.named, names), 'time', 'folder')
+  blocks.append(Table(f'Every run, accuracies on {numbers.split(study)} in %', columns, rows, 2, True))
   first = next((r['workdir'] for r in runs.values() if r['status'] == 'done'), None)
   if first:
     where = shlex.quote(str(folder / first))
     blocks.append(Missing('Map, neighbours and retrieval of one run are on a page of its own.',
                           f'eqssl report {where}'))
   return Section('Runs', 'runs', blocks)
-
-
-def _proxies(found: dict) -> Section:
-  """What a smaller budget would have said."""
-  proxies = found.get('proxies') or []
-  if not proxies:
-    return Section('Smaller budgets', 'proxies', [Text('No smaller budget was compared with the whole one.')])
-  rows = [(f'{100 * p["budget"]:g} %', _name(p['readout']), f'{p["rank"]:.2f}',
-           'none' if p['low'] is None else f'[{p["low"]:.2f}, {p["high"]:.2f}]', p['n'],
-           *('unknown' if p.get(k) is None else f'{p[k]:.2f}' for k in ('repeat', 'effects')),
-           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %') for p in proxies]
-  shown = {}
-  for readout in dict.fromkeys(p['readout'] for p in proxies):
-    own = sorted((p['budget'], p['rank']) for p in proxies if p['readout'] == readout)
-    shown[_name(readout)] = [100 * b for b, _ in own], [r for _, r in own]
-  chart = Chart('Rank agreement with the whole budget', charts.lines('Rank agreement', shown, '% of the budget',
-                                                                     rules={'the same order': 1.}))
-  return Section('Smaller budgets', 'proxies', [
-      Text('How well the order of the arms after part of the training agrees with that after all of it: 1 is the same '
-           'order, 0 no relation. Arms that differ by less than seeds do have no order: "a repeat" is what the whole '
-           'budget would reach if it were repeated with other seeds.'), Charts([chart]),
-      Table('Rank correlation of the arms; of the effects; and how many of the clear effects had the same sign',
-            ('budget', 'read-out', 'arms', '95 % interval', 'n', 'a repeat', 'effects', 'same sign'), rows, 2)])
 
 
 def _commits(env: dict, found: dict) -> str:
@@ -277,16 +181,18 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
               ('objective', objective or 'the config\'s'), ('config', study['config']),
               ('overrides', ', '.join(f'{k}={v}' for k, v in study['overrides'].items()) or 'none'),
               ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
-              ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']), ('devices', panels.devices(env)),
+              ('read-out', numbers.split(study)), ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']),
+              ('devices', panels.devices(env)),
               ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
   again = panels.again(env, [study['command'], command], 'the study and its results')
   views = _views(study) if images else Section('Views', 'views', [Missing('Left out as asked.', command)])
-  parts = [_answer(study, found), _effects(study, found), _arms(found), *_actions(found), _proxies(found),
-           _training(folder, study, found), views, _state(folder, study, found), ran, again]
+  parts = [numbers.answer(study, found), numbers.effects(study, found), numbers.arms(study, found), *_actions(found),
+           numbers.proxies(study, found), _training(folder, study, found), views, _state(folder, study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
   n = len(study['seeds'])
   about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
+  about += f', read out on {numbers.split(study)}'
   text = page.render(title, about, parts, {'kind': 'study', 'study': study, 'results': found})
   path = page.save(out or folder / 'report.html', text)
   if console:

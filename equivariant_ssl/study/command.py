@@ -31,6 +31,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
   add('--protocol', default='', metavar='NAMES', help='evaluate every run under these too, e.g. retrieval,linear')
   add('--transfer', default='', metavar='NAMES', help='read out on these data sets too')
   add('--root', default='', help='TFDS folder of these')
+  add('--readout', default='validation', help='the images that arms are compared on: validation, a fifth of each class that '
+      'no run trains on (config.validation: another share), the test split then for the recommended arm alone; or test')
   add('--out', default='', metavar='DIR', help='the study\'s folder; one already in it goes on')
   add('--resume', default='', metavar='DIR', help='go on with the study in DIR as it was asked')
   add('--launcher', default='local', help='or slurm: an array of jobs (default: %(default)s)')
@@ -71,4 +73,5 @@ def run(args: argparse.Namespace) -> None:
   shares = tuple(_share(text) for text in split(args.proxies))
   study(pathlib.Path(args.out), Settings(
       args.config, names(args.augs), args.overrides, names(args.arms), names(args.objective), tuple(map(int, seeds)),
-      args.design, pairs, args.budget, args.equal, shares, names(args.protocol), names(args.transfer), args.root), *how)
+      args.design, pairs, args.budget, args.equal, shares, names(args.protocol), names(args.transfer), args.root,
+      args.readout), *how)

@@ -15,8 +15,9 @@ POINTS = {'linear': 'linear accuracy', 'knn': 'kNN accuracy', 'few': 'accuracy o
 
 class Effect(NamedTuple):
   """A difference of a read-out, as a fraction, with its 95 % interval (None where the runs leave no noise to measure), over
-  `n` seeds. smallest: the difference that such a study sees four times in five. mixed: of a factorial's interaction, those
-  that its runs cannot tell from it."""
+  `n` seeds. smallest: the difference that such a study sees four times in five. p: of no difference, two-sided. mixed: of a
+  factorial's interaction, those that its runs cannot tell from it. split: the images of the read-out. holm: p, corrected for
+  all contrasts of the study."""
   aug: str
   contrast: str
   readout: str
@@ -25,7 +26,10 @@ class Effect(NamedTuple):
   high: float | None
   n: int
   smallest: float | None
+  p: float | None = None
   mixed: tuple[str, ...] = ()
+  split: str = 'test'
+  holm: float | None = None
   sentence: str = ''
 
 
@@ -52,17 +56,35 @@ def fit(X: np.ndarray, y: np.ndarray) -> Fit:
   return Fit(coefficients, None if noise is None else noise * inverse, freedom, inverse @ square)
 
 
-def contrast(of: Fit, weights: np.ndarray, n: int) -> tuple[float, float | None, float | None, int, float | None]:
-  """(mean, low, high, n, smallest to be seen) of weights [P] times the coefficients: fields of an Effect over n seeds."""
+def contrast(of: Fit, weights: np.ndarray, n: int
+             ) -> tuple[float, float | None, float | None, int, float | None, float | None]:
+  """(mean, low, high, n, smallest to be seen, p) of weights [P] times the coefficients: fields of an Effect over n seeds."""
   mean = float(weights @ of.coefficients)
   if of.covariance is None:
-    return mean, None, None, n, None
+    return mean, None, None, n, None, None
   error = float(np.sqrt(max(weights @ of.covariance @ weights, 0.)))
   sure, power = (float(stats.t.ppf(q, of.freedom)) for q in ((1 + CONFIDENCE) / 2, POWER))
-  return mean, mean - sure * error, mean + sure * error, n, (sure + power) * error
+  p = 2 * float(stats.t.sf(abs(mean) / error, of.freedom)) if error else float(mean == 0.)
+  return mean, mean - sure * error, mean + sure * error, n, (sure + power) * error, p
 
 
-def _seeds(seeds: list[int]) -> np.ndarray:
+def holm(p: list[float]) -> list[float]:
+  """p-values [N] corrected for their number, whatever ties them to each other (Holm 1979)."""
+  order = np.argsort(p, kind='stable')
+  stepped = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
+  out = np.empty(len(p))
+  out[order] = np.minimum(stepped, 1.)
+  return out.tolist()
+
+
+def corrected(found: list[Effect]) -> list[Effect]:
+  """`found`, all contrasts of a study, each with its correction and its sentence."""
+  of = iter(holm([e.p for e in found if e.p is not None]))
+  out = [e._replace(holm=None if e.p is None else next(of)) for e in found]
+  return [e._replace(sentence=sentence(e)) for e in out]
+
+
+def by_seed(seeds: list[int]) -> np.ndarray:
   """[N S - 1]: what a seed adds in every arm: the noise that pairing takes away."""
   levels = sorted(set(seeds))[1:]
   return np.array([[float(s == level) for level in levels] for s in seeds]).reshape(len(seeds), len(levels))
@@ -80,7 +102,7 @@ def single(arms: list[Arm], runs: list[tuple[str, int, float]], readout: str) ->
   if len(names) < 2:
     return []
   column = np.array([[float(arm == n) for n in names] for arm, _, _ in runs])
-  found = fit(np.concatenate([column, _seeds([s for _, s, _ in runs])], axis=1), np.array([v for *_, v in runs]))
+  found = fit(np.concatenate([column, by_seed([s for _, s, _ in runs])], axis=1), np.array([v for *_, v in runs]))
   out, labels = {}, _labels(arms)
   for aug in arms[0].roles:
     for label in labels:
@@ -124,7 +146,7 @@ def _crossed(arms: list[Arm], roles: tuple[str, ...], interactions: tuple[tuple[
   bits_of = lambda names: np.array([[BITS[by[n].roles[a]][FIELDS.index(b)] - .5 for a, b in varying] for n in names])
   bits = bits_of(arm for arm, _, _ in runs)
   columns = [bits[:, t].prod(1) for t in wanted]
-  X = np.concatenate([np.ones((len(runs), 1)), np.stack(columns, axis=1), _seeds([s for _, s, _ in runs])], axis=1)
+  X = np.concatenate([np.ones((len(runs), 1)), np.stack(columns, axis=1), by_seed([s for _, s, _ in runs])], axis=1)
   if len(runs) < X.shape[1] or np.linalg.matrix_rank(X) < X.shape[1]:
     return []  # not enough of the design is done
   found, n = fit(X, np.array([v for *_, v in runs])), len({s for _, s, _ in runs})
@@ -150,22 +172,32 @@ def seeds(n: int) -> str:
   return f'{n} seed{"s" if n > 1 else ""}'
 
 
+def points(readout: str) -> str:
+  """What a read-out measures."""
+  return POINTS.get(readout, readout)
+
+
+def chance(p: float | None) -> str:
+  """A corrected p-value in words, after what is said before it in brackets; nothing where there is none."""
+  return '' if p is None else f', Holm p {f"= {p:.2g}" if p >= .001 else "< .001"}'
+
+
 def sentence(e: Effect) -> str:
   """An effect in words: which is better and by how much, or what could have been seen."""
   first, _, second = e.contrast.partition(' - ')
-  points = f'points of {POINTS.get(e.readout, e.readout)}'
+  of, n = f'points of {points(e.readout)} on {e.split}', f'{seeds(e.n)}{chance(e.holm)}'
   if not second:
     within = '' if e.low is None else f' [{100 * e.low:.1f}, {100 * e.high:.1f}]'
     mixed = f', or it is of {", or of ".join(e.mixed)}: this design cannot tell' if e.mixed else ''
-    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f}{within} {points} ({seeds(e.n)}){mixed}'
+    return f'{e.aug}: the interaction {first} is {100 * e.mean:+.1f}{within} {of} ({n}){mixed}'
   if e.low is None:
-    return f'{e.aug}: {first} and {second} differ by {100 * e.mean:+.1f} {points} ({seeds(e.n)}: no interval)'
+    return f'{e.aug}: {first} and {second} differ by {100 * e.mean:+.1f} {of} ({seeds(e.n)}: no interval)'
   if e.low <= 0 <= e.high:
     return (f'{e.aug}: no difference seen between {first} and {second}; the smallest that this study could have seen is '
-            f'{100 * e.smallest:.1f} {points} ({seeds(e.n)})')
+            f'{100 * e.smallest:.1f} {of} ({n})')
   if e.mean < 0:
     first, second = second, first
-  return f'{e.aug}: {first} beats {second} by {100 * abs(e.mean):.1f} ± {50 * (e.high - e.low):.1f} {points} ({seeds(e.n)})'
+  return f'{e.aug}: {first} beats {second} by {100 * abs(e.mean):.1f} ± {50 * (e.high - e.low):.1f} {of} ({n})'
 
 
 def verdict(found: list[Effect]) -> list[str]:
@@ -179,18 +211,19 @@ def verdict(found: list[Effect]) -> list[str]:
            ('No difference seen, as invariances, to', lambda e: e.low <= 0 <= e.high))
   out = []
   for words, of in kinds:
-    named = [f'{e.aug}{"".join(parts(e)[1:])} ({100 * e.mean:+.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}])'
+    named = [f'{e.aug}{"".join(parts(e)[1:])} ({100 * e.mean:+.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]{chance(e.holm)})'
              for e in seen if of(e)]
-    out += [f'{words} {POINTS.get(seen[0].readout, seen[0].readout)}: {", ".join(named)}'] if named else []
+    out += [f'{words} {points(seen[0].readout)} on {seen[0].split}: {", ".join(named)}'] if named else []
   return out
 
 
 def caution(found: list[Effect]) -> list[str]:
-  """How many of the intervals exclude zero, and how many would by chance alone: nothing corrects for their number."""
+  """How many of the intervals exclude zero, how many would by chance alone, and how many do after Holm's correction."""
   told = [e for e in found if e.low is not None]
   clear = sum(not e.low <= 0 <= e.high for e in told)
   return [f'{clear} of {len(told)} intervals of 95 % exclude zero; where nothing mattered, about '
-          f'{(1 - CONFIDENCE) * len(told):.0f} would.'] if told else []
+          f'{(1 - CONFIDENCE) * len(told):.0f} would. After Holm\'s correction for all {len(told)}, '
+          f'{sum(e.holm is not None and e.holm <= 1 - CONFIDENCE for e in told)} are clear.'] if told else []
 
 
 class Proxy(NamedTuple):

@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from equivariant_ssl import augment, record, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import runs as prepared
+from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.run import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
-from equivariant_ssl.study import design, effects
+from equivariant_ssl.modules import unknown
+from equivariant_ssl.study import design, effects, recommend
 from equivariant_ssl.train import COLLAPSED
 from equivariant_ssl.types import ROLES, Image
 
@@ -30,7 +32,7 @@ FREE = ('command', 'environment', 'seeds', 'proxies')  # what a second command i
 
 class Settings(NamedTuple):
   """What `eqssl study` was asked; see its --help. budget: epochs, 0: the config's. proxies: shares of it. protocols: of the
-  evaluation, beside PROTOCOLS."""
+  evaluation, beside PROTOCOLS. readout: the images that arms are compared on, of holdout.READOUTS."""
   config: str
   augs: tuple[str, ...]
   overrides: dict[str, str]
@@ -45,6 +47,7 @@ class Settings(NamedTuple):
   protocols: tuple[str, ...] = ()
   transfer: tuple[str, ...] = ()
   root: str = ''
+  readout: str = 'validation'
 
 
 class Run(NamedTuple):
@@ -77,12 +80,17 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
     raise UserError('--augs names no augmentation, or one twice.', 'e.g. --augs rotate,jitter')
   if not s.arms:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
+  if s.readout not in holdout.READOUTS:
+    raise unknown('--readout', s.readout, holdout.READOUTS)
   chosen(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
   for found in (transfer.find(name, s.root) for name in s.transfer):
     if isinstance(found, transfer.Missing):
       raise UserError(f'--transfer {found.name}: it is not on disk.', found.command, BAD_DATA)
-  config = design.base(configs.load(s.config, s.overrides), s.augs)
+  loaded = configs.load(s.config, s.overrides)
+  if s.readout == 'validation' and not loaded.validation:  # one that has a share of its own keeps it
+    loaded = configs.resolve(ConfigDict(configs.as_json(loaded) | {'validation': holdout.HELD_OUT}))
+  config = design.base(loaded, s.augs)
   sections = design.objectives(config, s.objective)
   arms = design.make(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
   usable = design.usable(config, arms, sections)
@@ -106,17 +114,29 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
     raise UserError(f'{folder} holds a run.', 'Give the study a folder of its own, with --out.')
   if path.exists():
     old = read(folder)
-    changed = [k for k in plan if k not in FREE and old.get(k) != plan[k]]
+    whole = lambda of: of | {'made': [a | {'config': _resolved(a['config'])} for a in of['made']]}
+    old, new = whole(old), whole(plan)  # an older version's configs do not have every field
+    changed = [k for k in new if k not in FREE and old.get(k) != new[k]]
     if changed:
-      asked = [f'--{k}' for k in changed if k not in ('made', 'epochs')] or ['version of a config or of eqssl']
+      asked = [f'--{k}' + (f' ({old[k]})' if k == 'readout' else '') for k in changed if k not in ('made', 'epochs')]
+      asked = asked or ['version of a config or of eqssl']
       raise UserError(f'{folder} holds a study with another {", ".join(asked)}.',
                       f'Use another --out; or go on with that one as it was: '
                       f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 
 
+def _resolved(config: dict) -> dict:
+  """A config of JSON values with every field; as it is where this version cannot have it."""
+  try:
+    return configs.as_json(configs.resolve(ConfigDict(config)))
+  except UserError:
+    return config
+
+
 def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The plan in `folder`; UserError where it is none, or its runs would be elsewhere."""
+  """The plan in `folder`; one without a read-out is of a version that knew the test split alone. UserError where it is none,
+  or its runs would be elsewhere."""
   try:
     plan = json.loads((folder / 'study.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
@@ -124,6 +144,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
   fix = 'Restore it from a copy, or do the study again with another --out.'
   try:
+    plan = {'readout': 'test'} | plan
     outside = [r.name for r in runs(plan) if '..' in pathlib.PurePath(r.workdir).parts]
   except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(f'{folder / "study.json"} is not a study: {type(e).__name__}: {e}.', fix) from None
@@ -182,36 +203,43 @@ def results(folder: pathlib.Path, plan: dict[str, Any], failed: dict[str, str]) 
     found[run.name] = {**run._asdict(), 'roles': arms[run.arm]['roles'], 'objective': arms[run.arm]['objective'],
                        'status': status, 'error': failed.get(run.name, ''),
                        **{k: v for k, v in kept.items() if k not in ('untrained', 'chance')}}
+    if on_test := _found(folder / run.workdir, 'test.json'):
+      found[run.name]['test'] = on_test['readouts']
     chance |= kept.get('chance', {})
     untrained += [kept['untrained']] if kept.get('untrained') and run.share == 1 else []
   of = lambda name, share: [(r['arm'], r['seed'], r['readouts'][name]) for r in found.values()
                             if r['status'] == 'done' and r['share'] == share and name in r['readouts']]
   names = list(dict.fromkeys(n for r in found.values() for n in r.get('readouts', ())))
-  table = [{'arm': arm, 'readout': name, 'n': len(values), **dict(zip(('mean', 'std'), mean_std(values), strict=True))}
+  table = [{'arm': arm, 'readout': name, 'split': plan['readout'], 'n': len(values),
+            **dict(zip(('mean', 'std'), mean_std(values), strict=True))}
            for name in names for arm in arms if (values := [v for a, _, v in of(name, 1.) if a == arm])]
-  said = {name: fitted(plan, of(name, 1.), name) for name in names}
+  every = effects.corrected([e for name in names for e in fitted(plan, of(name, 1.), name)])
+  said = {name: [e for e in every if e.readout == name] for name in names}
   before = {n: mean_std([u[n] for u in untrained])[0] for n in (untrained[0] if untrained else ())}
   verdict = [line for name in names for line in effects.verdict(said[name])]
-  verdict += effects.caution([e for name in names for e in said[name]])
+  verdict += effects.caution(every)
   fallen = [f'{r["name"]} ({r["spread"]:.2f})' for r in found.values()
             if r.get('spread') is not None and r['spread'] < COLLAPSED]
   if fallen:
     verdict.append(f'Collapsed (embeddings under {COLLAPSED} of a full sphere\'s spread): {", ".join(fallen)}; such runs '
                    'widen every interval here.')
-  return {'verdict': verdict, 'runs': found, 'untrained': before, 'chance': chance, 'table': table,
-          'effects': [e._asdict() for name in names for e in said[name]],
+  out = {'readout': plan['readout'], 'runs': found, 'test': recommend.tested(found),
+         'recommended': recommend.recommended(found, names[0], plan['readout']) if names else {}}
+  return {**out, 'recommendation': recommend.sentences(out, f'eqssl study --resume {shlex.quote(str(folder))}'),
+          'verdict': verdict, 'untrained': before, 'chance': chance, 'table': table,
+          'effects': [e._asdict() for e in every],
           'proxies': [p._asdict() for share in plan['proxies'] for name in names
                       if (p := _proxy(plan, share, name, of(name, share), of(name, 1.), said[name]))]}
 
 
 def fitted(plan: dict[str, Any], values: list[tuple[str, int, float]], readout: str) -> list[effects.Effect]:
-  """The study's effects on a read-out, each with its sentence. values: (arm, seed, value)."""
+  """The study's effects on a read-out. values: (arm, seed, value)."""
   arms = [design.Arm(a['name'], a['roles'], a['objective']) for a in plan['made']]
   if plan['design'] == 'factorial':
     found = effects.crossed(arms, tuple(plan['arms']), tuple(map(tuple, plan['interactions'])), values, readout)
   else:
     found = effects.single(arms, values, readout)
-  return [e._replace(sentence=effects.sentence(e)) for e in found]
+  return [e._replace(split=plan['readout']) for e in found]
 
 
 def _proxy(plan: dict, share: float, readout: str, short: list, full: list, said: list[effects.Effect]
@@ -220,30 +248,40 @@ def _proxy(plan: dict, share: float, readout: str, short: list, full: list, said
   return effects.proxy(share, readout, mean(short), mean(full), fitted(plan, short, readout), said, effects.repeated(full))
 
 
-def done(folder: pathlib.Path, run: Run) -> bool:
-  """Whether a run has been trained and read out."""
-  return bool(_found(folder / run.workdir))
+def done(folder: pathlib.Path, run: Run, what: str = '') -> bool:
+  """Whether a run has been trained and read out; of `what` 'test': on the test split too."""
+  return bool(_found(folder / run.workdir, f'{what or "found"}.json'))
 
 
-def _found(workdir: pathlib.Path) -> dict:
+def read_on(plan: dict[str, Any]) -> str:
+  """The images that a study compares its arms on, in words."""
+  share = plan['made'][0]['config'].get('validation', 0.)
+  return (f'validation images ({share:.0%} of each class, in no run\'s training)' if plan['readout'] == 'validation' else
+          'the test split')
+
+
+def _found(workdir: pathlib.Path, name: str = 'found.json') -> dict:
   try:
-    return json.loads((workdir / 'found.json').read_text(encoding='utf-8'))
+    return json.loads((workdir / name).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
 
 
 def table(found: dict[str, Any]) -> str:
-  """The study as CSV: a line an arm and read-out with its n, mean, std and every seed; nothing that a clock measured."""
+  """The study as CSV: a line an arm and read-out with its images, n, mean, std and every seed, last the recommended arm on
+  the test split; then the effects. Nothing that a clock measured."""
   out = io.StringIO()
   done = [r for r in found['runs'].values() if r['status'] == 'done' and r['share'] == 1]
   seeds = sorted({r['seed'] for r in done})
   write = csv.writer(out, lineterminator='\n')
-  write.writerow(['arm', 'readout', 'n', 'mean', 'std', *(f'seed {s}' for s in seeds)])
-  for row in found['table']:
-    of = {r['seed']: r['readouts'].get(row['readout'], '') for r in done if r['arm'] == row['arm']}
-    write.writerow([row['arm'], row['readout'], row['n'], row['mean'], row['std'], *(of.get(s, '') for s in seeds)])
+  write.writerow(['arm', 'readout', 'split', 'n', 'mean', 'std', *(f'seed {s}' for s in seeds)])
+  for key, rows in (('readouts', found['table']), ('test', found['test'])):
+    for row in rows:
+      of = {r['seed']: r.get(key, {}).get(row['readout'], '') for r in done if r['arm'] == row['arm']}
+      write.writerow([*(row[k] for k in ('arm', 'readout', 'split', 'n', 'mean', 'std')), *(of.get(s, '') for s in seeds)])
   write.writerow([])
-  write.writerow(['augmentation', 'contrast', 'readout', 'difference', 'low', 'high', 'n', 'smallest'])
+  fields = 'aug', 'contrast', 'readout', 'split', 'mean', 'low', 'high', 'holm', 'n', 'smallest'
+  write.writerow([{'aug': 'augmentation', 'mean': 'difference', 'holm': 'Holm p'}.get(k, k) for k in fields])
   for e in found['effects']:
-    write.writerow([e[k] for k in ('aug', 'contrast', 'readout', 'mean', 'low', 'high', 'n', 'smallest')])
+    write.writerow([e[k] for k in fields])
   return out.getvalue()

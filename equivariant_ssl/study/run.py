@@ -17,7 +17,7 @@ from rich.table import Table
 from equivariant_ssl import record, shard, stop
 from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
-from equivariant_ssl.study import effects
+from equivariant_ssl.study import effects, recommend
 from equivariant_ssl.study import plan as plans
 from equivariant_ssl.study.plan import Settings
 
@@ -75,10 +75,10 @@ def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
   return {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'} if kind == 'cpu' else {}
 
 
-def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int) -> Worker:
+def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int, what: str = '') -> Worker:
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
-  with open(folder / run.workdir / 'log.txt', 'wb') as out:
-    process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number)],
+  with open(folder / run.workdir / 'log.txt', 'ab' if what else 'wb') as out:
+    process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number), what],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
                                env={**os.environ, **safe(), **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
   return Worker(process, run, slot)
@@ -94,16 +94,29 @@ def _why(folder: pathlib.Path, run: plans.Run, code: int) -> str:
 
 
 def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say) -> dict[str, str]:
-  """Do every run that is not done, `workers` at a time on devices of `kind`; {run: why it failed}. After each, results.json
-  and table.csv say all that is known. Raises UserError PREEMPTED where it was asked to stop."""
-  every = plans.runs(plan)
-  todo = [(i, r) for i, r in enumerate(every) if not plans.done(folder, r)]
+  """Do every run that is not done, `workers` at a time on devices of `kind`, then read out on the test split those of the
+  arm that is recommended; {run: why it failed}. After each, results.json and table.csv say all that is known. Raises
+  UserError PREEMPTED where it was asked to stop."""
+  failed = _do(folder, plan, kind, workers, say, [r.name for r in plans.runs(plan)], '', {})
+  chosen = recommend.untested(plans.results(folder, plan, failed))
+  if chosen:
+    say(f'Reading out on the test split: {", ".join(chosen)}.')
+  return failed | _do(folder, plan, kind, workers, say, chosen, 'test', failed)
+
+
+def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say, which: list[str], what: str,
+        before: dict[str, str]) -> dict[str, str]:
+  """Those of the runs `which` of which `what` ('': training and the read-out, or 'test') is not done; {run: why it failed}.
+  before: what failed in an earlier part."""
+  every, done = plans.runs(plan), lambda r: plans.done(folder, r, what)
+  todo = [(i, r) for i, r in enumerate(every) if r.name in which and not done(r)]
   failed, running = {}, []
   if not todo:
     return failed
   free, total, start = list(range(min(workers, len(todo)))), len(todo), time.perf_counter()
   later: list[tuple[float, tuple[int, plans.Run]]] = []
-  say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
+  if not what:
+    say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
   with stop.heard() as asked, stop.saving() as begun:
     begun()  # the runs are saved before this ends
     while (todo or running or later) and not asked():
@@ -111,12 +124,12 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
         todo.append(later.pop(0)[1])
       while todo and free:
         number, run = todo.pop(0)
-        running.append(_start(folder, number, run, kind, free.pop(0), workers))
+        running.append(_start(folder, number, run, kind, free.pop(0), workers, *([what] if what else [])))
       time.sleep(BUSY)
       for w in [w for w in running if w.process.poll() is not None]:
         running.remove(w)
         free.append(w.slot)
-        if not plans.done(folder, w.run):
+        if not done(w.run):
           if w.process.returncode in (IN_USE, PREEMPTED):  # a killed study's process may still be saving it
             later.append((time.perf_counter() + AGAIN, (every.index(w.run), w.run)))
             continue
@@ -125,7 +138,7 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
         spent = time.perf_counter() - start
         say(f'{over}/{total} {w.run.name}: {failed.get(w.run.name) or "done"}; '
             f'{spent / 60:.1f} min, about {spent / over * (total - over) / 60:.0f} left')
-        _keep(folder, plans.results(folder, plan, failed))
+        _keep(folder, plans.results(folder, plan, before | failed))
     for w in running:
       w.process.terminate()
     for w in running:
@@ -163,7 +176,8 @@ def show(found: dict[str, Any], console: Console) -> None:
   """The table of arms, and a sentence a contrast of the first read-out."""
   names = list(dict.fromkeys(row['readout'] for row in found['table']))
   cells = {(row['arm'], row['readout']): row for row in found['table']}
-  table = Table(title='accuracy, %: mean ± standard deviation over seeds')
+  on = found['readout']
+  table = Table(title=f'accuracy on the {on} images, %: mean ± standard deviation over seeds')
   for column in ('arm', *names, 'n'):
     table.add_column(column, justify='left' if column == 'arm' else 'right', overflow='fold')
   for name in ('chance', 'untrained'):
@@ -174,7 +188,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     table.add_row(arm, *(f'{100 * c["mean"]:.1f}{spread(c)}' if c else '' for c in of), str(max(c['n'] for c in of if c)))
   if names:
     console.print(table)
-  for line in found['verdict']:
+  for line in [*found['recommendation'], *found['verdict']]:
     console.print(line, markup=False)
   for e in found['effects']:
     if e['readout'] == names[0]:
@@ -183,8 +197,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     if p['readout'] == names[0]:
       within = f' [{p["low"]:.2f}, {p["high"]:.2f}]' if p['low'] is not None else ''
       effects_too = f', the effects with {p["effects"]:.2f}' if p['effects'] is not None else ''
-      console.print(f'{p["budget"]:g} of the budget ranks the {p["n"]} arms as all of it does with a correlation of '
-                    f'{p["rank"]:.2f}{within}{effects_too}.', markup=False)
+      console.print(f'{p["budget"]:g} of the budget ranks the {p["n"]} arms, on the {on} images, as all of it does with a '
+                    f'correlation of {p["rank"]:.2f}{within}{effects_too}.', markup=False)
 
 
 def study(folder: pathlib.Path, settings: Settings | None, command: str, launcher: str = 'local', workers: int = 0,
@@ -213,8 +227,8 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   with record.lock(folder):
     plans.write(folder, plan)
     length = f'{first.steps} steps' if first.steps else f'{first.epochs:g} epochs'
-    say(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {length}, equal {plan["equal"]}: '
-        f'{len(every)} runs')
+    say(f'{len(plan["made"])} arms x {effects.seeds(len(plan["seeds"]))}, {length}, equal {plan["equal"]}, read out on '
+        f'{plans.read_on(plan)}: {len(every)} runs')
     if launcher == 'slurm' and not collect:
       slurm(folder, plan, workers, say)
       return plans.results(folder, plan, {})

@@ -8,10 +8,11 @@ import threading
 import time
 
 from equivariant_ssl import stop
-from equivariant_ssl.errors import OK, UserError
+from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, plain
 from equivariant_ssl.study import plan as plans
+from equivariant_ssl.study import recommend
 
 
 def _end_with_parent() -> None:
@@ -71,7 +72,7 @@ def run(folder: pathlib.Path, number: int) -> None:
   workdir = folder / mine.workdir
   train(plans.config(plan, mine), workdir, f'{plan["command"]} # run {mine.name}', quiet=True)
   stop.check()
-  options = Options(targets=tuple(plan['transfer']), root=plan['root'])
+  options = Options(targets=tuple(plan['transfer']), root=plan['root'], readout=plan['readout'])
   asked = [*plans.PROTOCOLS, *plan['protocols'], *(['transfer'] if plan['transfer'] else [])]
   found = evaluations.evaluate(workdir, asked, options=options, console=Console(quiet=True), strict=False,
                                untrained=mine.arm == plan['made'][0]['name'])
@@ -82,12 +83,49 @@ def run(folder: pathlib.Path, number: int) -> None:
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
 
 
+def test(folder: pathlib.Path, plan: dict, mine: plans.Run) -> None:
+  """Read out a run, of the arm that is recommended, on the test split, once; what it found, in test.json."""
+  from rich.console import Console
+
+  from equivariant_ssl import record
+  from equivariant_ssl.evaluate import run as evaluations
+  from equivariant_ssl.evaluate.protocols import Options
+  from equivariant_ssl.runs import keep_programs
+  keep_programs()
+  workdir, every = folder / mine.workdir, evaluations.chosen([*plans.READOUTS.values(), *plan['protocols']])
+  asked = [*(p for p in every if PROTOCOLS[p].needs == 'labels'), *(['transfer'] if plan['transfer'] else [])]
+  with record.lock(workdir):  # the last jobs of an array may end together
+    if plans.done(folder, mine, 'test'):
+      return
+    found = evaluations.evaluate(workdir, asked, console=Console(quiet=True), strict=False, untrained=False, options=Options(
+        targets=tuple(plan['transfer']), root=plan['root'], readout='test'))
+    record.write_whole(workdir / 'test.json', json.dumps({'readouts': readouts(found, 'trained')}, indent=1) + '\n')
+
+
+def last(folder: pathlib.Path, plan: dict) -> None:
+  """What the last job of an array does, when its own run is done: read out the recommended arm on the test split."""
+  todo = recommend.untested(plans.results(folder, plan, {}))
+  for mine in [r for r in plans.runs(plan) if r.name in todo]:
+    try:
+      test(folder, plan, mine)
+    except UserError as e:
+      if e.code != IN_USE:  # another job was as late, and is at it
+        raise
+
+
 def main() -> int:
-  if os.environ.get('EQSSL_STUDY') == 'local':
+  folder, number, local = pathlib.Path(sys.argv[1]), int(sys.argv[2]), os.environ.get('EQSSL_STUDY') == 'local'
+  if local:
     _end_with_parent()
   try:
     with stop.heard():
-      run(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+      plan = plans.read(folder)
+      if sys.argv[3:] == ['test']:
+        test(folder, plan, plans.runs(plan)[number])
+        return OK
+      run(folder, number)
+      if not local:
+        last(folder, plan)
   except UserError as e:
     stop.say(f'eqssl: {e}')
     return e.code
