@@ -120,7 +120,8 @@ def fit(path: str, value: Any, default: Any) -> Any:
   except (ValueError, OverflowError):
     kind, eg = type(default).__name__, not default if isinstance(default, bool) else default
     eg = eg or EXAMPLES.get(path.rpartition('.')[2], eg)
-    raise UserError(f'{path} is {value!r}; it needs {"an" if kind == "int" else "a"} {kind}, like {eg!r}.',
+    said = ' '.join(repr(value).split())
+    raise UserError(f'{path} is {said}; it needs {"an" if kind == "int" else "a"} {kind}, like {eg!r}.',
                     f'e.g. {flag(path, eg)}') from None
   like = default[0] if isinstance(default, tuple) and default else default
   for one in (found if isinstance(found, tuple) else (found,)) if type(like) is int and like >= 0 else ():

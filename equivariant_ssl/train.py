@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, distributed, record, shard
+from equivariant_ssl import checkpoint, distributed, record, shard, stop
 from equivariant_ssl import config as configs
 from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
@@ -24,6 +24,7 @@ from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.errors import NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
+from equivariant_ssl.progress import progress
 from equivariant_ssl.recipe import slow_start
 from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
 
@@ -218,28 +219,27 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   """
   workdir, begin = pathlib.Path(workdir).absolute(), begin and pathlib.Path(begin).absolute()
   distributed.agree('config', record.leaves(configs.as_json(config)))
-  say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
-  place = _start(config, workdir, begin, say)
-  run, first = _opened(config, place, mesh, say, accept)
+  say = (lambda line: None) if quiet or not distributed.main() else stop.say
   with contextlib.ExitStack() as stack:
+    flag, begun = map(stack.enter_context, (stop.heard(), stop.saving()))  # until the last save is done
+    place = _start(config, workdir, begin, say)
+    run, first = _opened(config, place, mesh, say, accept)
+    stop.check()
+    check = write = show = lambda *args: None
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(record.lock(workdir))
+      check = stack.enter_context(record.lock(workdir))
       record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv),
                    free=(*free(config), *since(config, workdir)))
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
     run, state = _begun(run, first, place, saved, say)
+    stop.check()
     start, total = int(state.step), run.recipe.steps
     if distributed.main():
       write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
-      show = stack.enter_context(record.progress(total, start, workdir.name, quiet))
-    else:
-      write = show = lambda *args: None
-    asked = distributed.preempted
-    if jax.process_count() == 1:
-      flag = stack.enter_context(record.stop_on_signal())
-      asked = lambda n: flag()
+      show = stack.enter_context(progress(total, start, workdir.name, quiet))
+    asked = distributed.preempted if jax.process_count() > 1 else lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
     knn_every = max(round(config.knn_every * run.recipe.steps_per_epoch), 1) if config.knn_every else 0
     measure = monitor(run) if knn_every else None
@@ -247,20 +247,22 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     stopped = []
 
     def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
+      begun()
       log.pending.append((n, metrics))
       log.since[2] += waited
-      stop = asked(n)
-      due = n % every == 0 or n == total or stop
+      ends = asked(n)
+      due = n % every == 0 or n == total or ends
       measured = measure(state) if knn_every and n % knn_every == 0 else {}
       if n % config.log_every == 0 or due or measured:
         _flush(run, log, write, show, say, saved.latest, measured)
       if due:
-        saved.save(n, state, meta(run), wait=stop)
+        check()
+        saved.save(n, state, meta(run), wait=ends)
       for hook in hooks:
         hook(run, state, n)
-      if stop and n < total:
+      if ends and n < total:
         stopped.append(n)
-      return stop
+      return ends
 
     state = fit(run, state, on_step)
   if stopped:
