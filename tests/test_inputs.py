@@ -263,14 +263,11 @@ def test_retrieval_of_two_objectives_that_are_told_other_ops():
   settings = {'augment': '{"order": ("crop", "rotate", "vflip"), "crop": {"role": "both"}, "rotate": {"role": "sensitive"}, '
                          '"vflip": {"role": "sensitive"}}', 'size': '16', 'batch': '12', 'steps': '1', 'equivariance': two}
   run = runs.prepare(configs.load(tiny.NAME, settings), shard.mesh(jax.devices()[:1]))
-  network = run.recipe.network
-  spy = Network(Spy(), network.projector, network.predictor, network.heads, network.mean, network.std, network.joint)
-  run = run._replace(recipe=run.recipe._replace(network=spy))
-  test = Split(*(a[:6] for a in run.source.test))
-  run = run._replace(source=run.source._replace(test=test))
-  s = Subject(run, frozen.frozen(run.recipe, views=4), runs.initial(run), None, None, jax.random.key(0), Options())
-  found = PROTOCOLS['retrieval'].find(s)
-  assert {"equimod rotate mrr", "equimod' vflip mrr"} <= set(found.numbers) and found.name == 'retrieval of 6 images'
+  fixed, values = frozen.frozen(run.recipe, views=4), frozen.variables(runs.abstract(run))
+  for name, op in (('equimod', 'rotate'), ("equimod'", 'vflip')):
+    for what in ('all', 'crop', op):
+      embeddings, actions = jax.eval_shape(fixed.banks[name][what], values, frozen.rows(run.source.test, slice(6)))
+      assert embeddings.shape[:2] == (6, 4) and set(actions) == {'crop', op}
 
 
 def test_transfer_and_embed_show_the_whole_central_square(tmp_path):

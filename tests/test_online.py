@@ -84,7 +84,7 @@ def test_without_labels_it_is_one_line(field, tmp_path):
     train.train(config, tmp_path / 'run', mesh=shard.mesh(jax.devices()[:1]), quiet=True)
 
 
-def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass():
+def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeypatch):
   """E-SSL's views are smaller, and a joint BatchNorm passes the smallest first."""
   config = configs.load(tiny.NAME, {'probe': 'True', 'batchnorm': 'joint', 'equivariance': 'essl',
                                     'augment.rotate.role': 'sensitive', 'batch': '4'})
@@ -93,15 +93,11 @@ def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass():
   assert set(run.recipe.groups) == {'views', 'essl'} and run.recipe.groups['essl'].size < run.recipe.size
   for order in (features, dict(reversed(features.items()))):
     np.testing.assert_array_equal(step.watched(run.recipe, order), jnp.ones((4, 3)))
-  train = run.source.train
-  batch = step.Batch(train.images[:4], train.sizes[:4], train.labels[:4])
-  state = runs.initial(run)
-
-  def probed(key, state, batch):
-    shown = step.views(run.recipe, key, state.step, batch)
-    seen = step.loss(run.recipe, state.params, state.stats, shown)[1][2]
-    features = step.encode(run.recipe, state.params, state.stats, shown, (0,))[0][0]
-    return seen, features['views'][:, 0], features['essl'][:, 0]
-  seen, views, small = jax.jit(probed)(run.key, state, batch)
-  np.testing.assert_array_equal(seen, views)
-  assert np.abs(np.asarray(seen) - np.asarray(small)).max() > 1e-3
+  # And the step gives the probe these.
+  given = []
+  monkeypatch.setattr(step, 'watched', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
+  state, train = runs.abstract(run), run.source.train
+  batch = step.Batch(train.images[:4], train.sizes[:4])
+  seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.views(
+      run.recipe, run.key, state.step, batch))[1][2], state)
+  assert seen.shape == (4, 7) and given == [{'views', 'essl'}]
