@@ -49,7 +49,7 @@ def test_what_it_proposes_is_shorter():
   assert slow_start(config := configs.load(tiny.NAME, over), prepare(config).recipe) == ''
 
 
-@pytest.mark.parametrize('name', sorted(p.stem for p in configs.folders()[0].glob('*.py')))
+@pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_no_shipped_config_is_all_warm_up(name):
   config = configs.load(name)
   assert config.steps or config.optimizer.warmup_epochs < config.epochs

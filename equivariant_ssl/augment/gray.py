@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import grey
 from equivariant_ssl.types import Array, Image, Op
@@ -13,10 +14,11 @@ class Gray(NamedTuple):
   applied: Array
 
 
-def make(p: float = .2) -> Op:
-  """Replace colour by its luma in three equal channels with probability `p`."""
+def make(p: float = .2, quantise: bool = False) -> Op:
+  """Replace colour by its luma in three equal channels with probability `p`. quantise: in 8 bits, exactly as Pillow."""
   def apply(action: Gray, image: Image) -> Image:
-    colourless = jnp.clip(grey(image.pixels), 0., 1.)[..., None]
+    luma = levels.pixels(levels.grey(levels.of(image.pixels))) if quantise else jnp.clip(grey(image.pixels), 0., 1.)
+    colourless = luma[..., None]
     return image._replace(pixels=jnp.where(action.applied, colourless, image.pixels))
 
   return sometimes(p, Op(

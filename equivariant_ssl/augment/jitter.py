@@ -1,10 +1,13 @@
 """Colour jitter."""
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import grey, total
 from equivariant_ssl.errors import UserError
@@ -50,7 +53,7 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
 
 
-def apply(action: Jitter, image: Image) -> Image:
+def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]) -> Array:
   """The four changes in the action's order. Hue, the costly one, is computed once and the others on either side
   of it, with factor 1 (exactly nothing) on the side that is not theirs."""
   turn = jnp.argmax(action.order == HUE)
@@ -60,10 +63,19 @@ def apply(action: Jitter, image: Image) -> Image:
   def blends(pixels: Array, active: Array) -> Array:  # a scan: compiled once, and its steps are not fused
     changes = action.order, jnp.where(active, factors, 1.)
     return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
+  return blends(shift(blends(pixels, k < turn)), k > turn)
 
-  pixels = blends(image.pixels, k < turn)
-  pixels = jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
-  return image._replace(pixels=blends(pixels, k > turn))
+
+def apply(action: Jitter, image: Image) -> Image:
+  shift = lambda pixels: jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
+  return image._replace(pixels=changed(action, image.pixels, blend, shift))
+
+
+def apply_quantised(hue: bool, action: Jitter, image: Image) -> Image:
+  """The same on 8 bits, as Pillow: where it is applied even a hue shift of 0 rounds, but where there is no `hue` to draw."""
+  shift = lambda x: levels.shift_hue(x, action.hue) if hue else x
+  found = levels.pixels(changed(action, levels.of(image.pixels), levels.blend, shift))
+  return image._replace(pixels=jnp.where(action.applied, found, image.pixels))
 
 
 def encode(action: Jitter) -> Array:
@@ -74,9 +86,12 @@ def encode(action: Jitter) -> Array:
       jnp.stack([action.brightness - 1., action.contrast - 1., action.saturation - 1., action.hue])])
 
 
-def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4, hue: float = .1) -> Op:
+def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4, hue: float = .1,
+         quantise: bool = False) -> Op:
   """Change colours with probability `p`, as torchvision's ColorJitter: factors uniform in [max(0, 1 - x), 1 + x], a
-  hue shift uniform in [-hue, hue] turns, in an order drawn per image, clipped to [0, 1] after each change.
+  hue shift uniform in [-hue, hue] turns, in an order drawn per image, clipped to [0, 1] after each change. quantise: to
+  8 bits before, between and after the changes, exactly as Pillow, which cuts off; so its views are darker, by a level
+  (1/255) in the mean, and have no gradient.
 
   Raises UserError for a negative strength, or a hue above half a turn.
   """
@@ -96,4 +111,5 @@ def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation
   def identity(size: Size) -> Jitter:
     return Jitter(jnp.zeros((), bool), jnp.arange(4), jnp.ones(()), jnp.ones(()), jnp.ones(()), jnp.zeros(()))
 
-  return sometimes(p, Op('jitter', identity, sample, apply, encode))
+  act = functools.partial(apply_quantised, hue > 0) if quantise else apply
+  return sometimes(p, Op('jitter', identity, sample, act, encode))
