@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import pathlib
+import signal
 import sys
 import traceback
 import types
@@ -19,7 +20,7 @@ import numpy as np  # noqa: E402
 import processes  # noqa: E402
 from jax._src import cache_key  # noqa: E402
 
-from equivariant_ssl import cli, fingerprint, shard, train  # noqa: E402
+from equivariant_ssl import cli, fingerprint, shard, stop, train  # noqa: E402
 from equivariant_ssl import config as configs  # noqa: E402
 from equivariant_ssl.data.card import Card, Part  # noqa: E402
 from equivariant_ssl.errors import told  # noqa: E402
@@ -101,6 +102,8 @@ def do(job: dict) -> int:
 
 
 def serve() -> None:
+  for number in stop.SIGNALS:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
   configs.load(CONFIG, {})
   for line in sys.stdin:
     pid = os.fork()
