@@ -203,6 +203,14 @@ def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: check
   return run, state
 
 
+def _monitored(run: Run) -> Callable[[states.TrainState, int], dict[str, float]]:
+  """(state, number of its step) -> the kNN accuracy where it is due, else nothing."""
+  if not run.config.knn_every:
+    return lambda state, n: {}
+  measure, every = monitor(run), max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
+  return lambda state, n: {} if n % every else measure(state)
+
+
 def meta(run: Run) -> dict:
   """What a checkpoint says beside its state."""
   return {'data': cards.as_json(run.card)}
@@ -241,10 +249,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       show = stack.enter_context(progress(total, start, workdir.name, quiet))
     asked = distributed.preempted if jax.process_count() > 1 else lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
-    knn_every = max(round(config.knn_every * run.recipe.steps_per_epoch), 1) if config.knn_every else 0
-    measure = monitor(run) if knn_every else None
-    log = _Log([], [time.perf_counter(), start, 0., False])
-    stopped = []
+    log, measure = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run)
 
     def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
       begun()
@@ -252,7 +257,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       log.since[2] += waited
       ends = asked(n)
       due = n % every == 0 or n == total or ends
-      measured = measure(state) if knn_every and n % knn_every == 0 else {}
+      measured = measure(state, n)
       if n % config.log_every == 0 or due or measured:
         _flush(run, log, write, show, say, saved.latest, measured)
       if due:
@@ -260,12 +265,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
         saved.save(n, state, meta(run), wait=ends)
       for hook in hooks:
         hook(run, state, n)
-      if ends and n < total:
-        stopped.append(n)
       return ends
 
     state = fit(run, state, on_step)
-  if stopped:
-    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
+  if (last := int(state.step)) < total:
+    raise UserError(f'stopped at step {last} of {total}; everything is saved.',
                     f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)
   return state

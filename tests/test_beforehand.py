@@ -2,7 +2,7 @@
 import pytest
 import tiny
 
-from equivariant_ssl import cli, train
+from equivariant_ssl import cli, shipped, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.recipe import slow_start
 from equivariant_ssl.runs import prepare

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from equivariant_ssl import cli, modules, nets, plan, shard
+from equivariant_ssl import cli, modules, nets, plan, shard, shipped
 from equivariant_ssl import config as configs
 from equivariant_ssl.nets.conv import conv2d
 

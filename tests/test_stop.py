@@ -18,6 +18,15 @@ from equivariant_ssl.errors import PREEMPTED, UserError
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _none_ignored():
+  """Started by a shell in the background, a process ignores INT."""
+  before = {s: signal.signal(s, signal.SIG_DFL) for s in stop.SIGNALS}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 def handlers():
   return [signal.getsignal(s) for s in stop.SIGNALS]
 

@@ -23,7 +23,7 @@ def row(request):
     matrix.ROWS.append(about)
     if matrix.FULL:
       one.keep()
-    assert about['points'] >= points, f'{one.fault}: {about["points"]} of {points} points were tried'
+    assert about['points'] >= points, (one.fault, about['points'], points, one.said[:5])
     assert about['survived'] == about['points'], one.said[:5]
 
 
@@ -40,8 +40,8 @@ def shim(tmp_path_factory):
   if compiler is None or sys.platform != 'linux':
     pytest.skip('no C compiler (apt-get install gcc), or no Linux: file operations cannot be made to fail one by one')
   out = tmp_path_factory.mktemp('shim') / 'shim.so'
-  subprocess.run([compiler, '-shared', '-fPIC', '-O1', '-w', '-D_LARGEFILE64_SOURCE', '-o', out,
-                  matrix.HERE / 'shim.c', '-ldl'], check=True)
+  flags = '-shared', '-fPIC', '-O1', '-w', '-D_LARGEFILE64_SOURCE'
+  subprocess.run([compiler, *flags, '-o', out, matrix.HERE / 'shim.c', '-ldl'], check=True)
   return out
 
 

@@ -64,7 +64,7 @@ class Server:
     env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'JAX_COMPILATION_CACHE_DIR': cache,
            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'EQSSL_CACHE': '', 'LD_PRELOAD': str(preload),
            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
-    self.folder, self.count, self.pid = folder, 0, None
+    self.folder, self.count = folder, 0
     self.process = subprocess.Popen([sys.executable, str(HERE / 'server.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     text=True, env=env, cwd=ROOT)
 
@@ -74,8 +74,10 @@ class Server:
     self.out, self.log = self.folder / f'{self.count}.json', self.folder / f'{self.count}.txt'
     self.process.stdin.write(json.dumps({'out': str(self.out), 'log': str(self.log), 'config': {}, **job}) + '\n')
     self.process.stdin.flush()
-    self.pid = int(self.process.stdout.readline())
-    return self.pid
+    pid = int(self.process.stdout.readline())
+    while not self.log.exists():  # it has begun
+      time.sleep(.005)
+    return pid
 
   def wait(self) -> tuple[int, dict, str]:
     """(status, what it left, what it said) of the job, when it has ended."""

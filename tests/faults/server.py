@@ -1,12 +1,14 @@
 """A process that has imported everything and started nothing: each line on its stdin is a job, done in a fork of it.
 
 A job is a process of its own, that can be killed, at the price of a fork. {'do': light | real | cli, 'workdir', 'config':
-overrides, 'argv', 'env', 'fault': [mode, at, of reads], 'log', 'out'}. Answers: its pid, then its status when it has ended.
+overrides, 'argv', 'env', 'fault': [mode, at, of reads], 'die_at': a step, 'log', 'out'}. Answers: its pid, then its status
+when it has ended.
 """
 import ctypes
 import json
 import os
 import pathlib
+import signal
 import sys
 import traceback
 import types
@@ -18,7 +20,7 @@ import numpy as np  # noqa: E402
 import processes  # noqa: E402
 from jax._src import cache_key  # noqa: E402
 
-from equivariant_ssl import cli, fingerprint, shard, train  # noqa: E402
+from equivariant_ssl import cli, fingerprint, shard, stop, train  # noqa: E402
 from equivariant_ssl import config as configs  # noqa: E402
 from equivariant_ssl.data.card import Card, Part  # noqa: E402
 from equivariant_ssl.errors import told  # noqa: E402
@@ -55,9 +57,12 @@ def lighten() -> None:
 
 def learn(job: dict) -> tuple[int, dict]:
   """(exit code, fingerprints of what was learnt) of a training."""
+  def hook(run, now, n):
+    if n == job.get('die_at'):
+      os._exit(9)
   try:
     config = configs.load(CONFIG, {k: str(v) for k, v in job['config'].items()})
-    return 0, fingerprint.of(train.train(config, job['workdir'], 'test', quiet=True, mesh=shard.mesh()))
+    return 0, fingerprint.of(train.train(config, job['workdir'], 'test', (hook,), shard.mesh(), quiet=True))
   except Exception as error:
     traceback.print_exc()
     print(told(error)[0], file=sys.stderr)
@@ -97,6 +102,8 @@ def do(job: dict) -> int:
 
 
 def serve() -> None:
+  for number in stop.SIGNALS:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
   configs.load(CONFIG, {})
   for line in sys.stdin:
     pid = os.fork()
