@@ -249,7 +249,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
       show = stack.enter_context(progress(total, start, workdir.name, quiet))
     asked = distributed.preempted if jax.process_count() > 1 else lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
-    log, measure = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run)
+    log, measure, stopped = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run), []
 
     def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
       begun()
@@ -265,10 +265,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
         saved.save(n, state, meta(run), wait=ends)
       for hook in hooks:
         hook(run, state, n)
+      if ends and n < total:
+        stopped.append(n)
       return ends
 
     state = fit(run, state, on_step)
-  if (last := int(state.step)) < total:
-    raise UserError(f'stopped at step {last} of {total}; everything is saved.',
+  if stopped:
+    raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
                     f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)
   return state

@@ -300,6 +300,12 @@ def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsy
   assert 'no data card' not in eqssl(capsys, *argv)[1]
 
 
+def killed_before_the_first(workdir):
+  """Leave of a run without checkpoints what is there before its first."""
+  for name in ('run.json', 'metrics.jsonl'):
+    (workdir / name).unlink()
+
+
 def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   run, more, longer = world / 'run', world / 'longer', ('train', '--from', world / 'run', '--quiet')
   code, said = eqssl(capsys, *longer, '--workdir', more)
@@ -315,9 +321,12 @@ def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   before = [r['loss'] for r in rows(more)]
   for lost in (more / 'checkpoints' / '12', more / 'checkpoints'):  # killed before its last one, and before its first
     shutil.rmtree(lost)
+    if lost.name == 'checkpoints':
+      killed_before_the_first(more)
     code, said = eqssl(capsys, *longer, '--workdir', more, '--config.epochs=4', '--config.checkpoint_every=1000')
     assert code == 0 and [r['loss'] for r in rows(more)] == before and cards.read(more) == card, said
   shutil.rmtree(more / 'checkpoints')
+  killed_before_the_first(more)
   shutil.rmtree(run)
   code, said = eqssl(capsys, 'resume', more)
   assert code == NO_CHECKPOINT and str(run) in said, 'it never starts from nothing'
