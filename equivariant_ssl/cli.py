@@ -255,7 +255,7 @@ def show_augs(args) -> None:
 def embed(args) -> None:
   _cache()
   from equivariant_ssl.report import embed as embeds
-  embeds.embed(args.dir, args.images, args.out, args.step, args.data_path)
+  embeds.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
 
 
 def neighbours(args) -> None:

@@ -75,6 +75,18 @@ def free(config: ConfigDict) -> tuple[str, ...]:
   return (*always, 'data.dataset') if named and pathlib.Path(named, 'dataset_info.json').is_file() else always
 
 
+def since(config: ConfigDict, workdir: pathlib.Path) -> tuple[str, ...]:
+  """The fields that an older version did not have when it wrote the config.json of `workdir`, where `config` has them as
+  that run had: at their default. () where no run is there, or one that is not readable."""
+  try:
+    found = record.read_object(workdir / 'config.json', '')
+    old = record.leaves(configs.as_json(configs.resolve(ConfigDict(found))))
+  except (FileNotFoundError, UserError):
+    return ()
+  own, now = record.leaves(found), record.leaves(configs.as_json(config))
+  return tuple(k for k in old if k not in own and k in now and now[k] == old[k])
+
+
 def moved(config: ConfigDict, path: str) -> ConfigDict:
   """The config of data that are in the folder `path` now; UserError where they are in none."""
   if not path:

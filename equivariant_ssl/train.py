@@ -26,7 +26,7 @@ from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREE
 from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.progress import progress
 from equivariant_ssl.recipe import slow_start
-from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, where
+from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
 
 COLLAPSED = .3  # of the spread of a uniform sphere
 
@@ -142,7 +142,7 @@ class _Start(NamedTuple):
 def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
   """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
   if distributed.main():
-    record.compare(workdir, configs.as_json(config), free(config), configs.TOP)
+    record.compare(workdir, configs.as_json(config), (*free(config), *since(config, workdir)), configs.TOP)
   card = known(workdir, say)
   if begin is None:
     return _Start(workdir, card, None)
@@ -229,7 +229,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
       check = stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), False, free(config), configs.TOP)
+      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), False,
+                   (*free(config), *since(config, workdir)), configs.TOP)
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
     run, state = _begun(run, place, saved, say)

@@ -43,6 +43,7 @@ def first(add: Callable, run: Mapping[str, Callable]) -> None:
   p.add_argument('dir')
   p.add_argument('images', help='an image, or a folder of them, whatever its folders')
   p.add_argument('--out', required=True, metavar='FILE', help='.npz, .parquet or .csv')
+  p.add_argument('--links', action='store_true', help='follow links to folders, and to files elsewhere')
   p.add_argument('--step', type=int, help='of the checkpoint (default: the newest valid)')
   placing(p)
   p = add('neighbours', run['neighbours'], 'the images of an embedding file nearest to one: eqssl neighbours FILE QUERY')

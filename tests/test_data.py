@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import data, modules
-from equivariant_ssl.data import cache, cifar10, folder, prepare, source, tfds
+from equivariant_ssl.data import archives, cache, cifar10, folder, prepare, source, tfds
 from equivariant_ssl.data.check import check
 from equivariant_ssl.data.decode import PIXELS, BadImage, decode, read_file
 from equivariant_ssl.data.order import epoch_order
@@ -48,10 +48,12 @@ def write(path, content):
 
 
 def album(root, classes=('cat', 'dog'), each=30):
-  """A folder of `each` images a class, every one of its own colour."""
+  """A folder of `each` images a class, the left half of every one of a colour of its own."""
   for c, name in enumerate(classes):
     for i in range(each):
-      write(root / name / f'{i:03d}.png', encoded(np.full((8, 12, 3), (c * 100, i, 7), np.uint8)))
+      pixels = np.full((8, 12, 3), (c * 100, i, 7), np.uint8)
+      pixels[:, 6:] = (*(pixels[0, 0, :2] // 2 + 90), 200)
+      write(root / name / f'{i:03d}.png', encoded(pixels))
   return root
 
 
@@ -136,7 +138,7 @@ def lying_png(width, height):
 
 @pytest.mark.parametrize('bad', [
     b'', b'x', b'<html>', b'%PDF-1.4', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'BM', b'RIFF0000WEBP', b'GIF89a',
-    encoded(photo(0), 'TIFF'), encoded(photo(0), 'PNG')[:900], encoded(photo(0), 'JPEG')[:900],
+    encoded(photo(0), 'TGA'), encoded(photo(0), 'PNG')[:900], encoded(photo(0), 'JPEG')[:900],
     encoded(photo(0), 'WEBP', lossless=True)[:900], lying_png(60_000, 1), lying_png(20_000, 20_000),
     lying_png(9_000, 9_000), lying_png(0, 5), lying_png(50, 50)])
 def test_what_is_no_image_is_a_bad_image(bad):
@@ -147,7 +149,7 @@ def test_what_is_no_image_is_a_bad_image(bad):
 
 def test_damaged_bytes_raise_nothing_but_bad_image():
   rng, escaped = np.random.default_rng(0), 0
-  for kind in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP'):
+  for kind in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM'):
     whole = np.frombuffer(encoded(photo(1, 20, 30), kind), np.uint8)
     for _ in range(60):
       damaged = whole.copy()
@@ -195,7 +197,7 @@ def test_a_folder_with_splits_and_one_without_classes(tmp_path):
 
 def test_broken_files_are_left_out_and_said(tmp_path):
   outside = write(tmp_path / 'elsewhere' / 'x.png', encoded(photo(0)))
-  root = album(tmp_path / 'album', each=4)
+  root = album(tmp_path / 'album', each=220)
   write(root / 'cat' / 'zero.jpg', b'')
   write(root / 'cat' / 'text.png', b'not an image at all')
   write(root / 'cat' / 'new\nline\udcff.jpg', b'?')
@@ -208,14 +210,20 @@ def test_broken_files_are_left_out_and_said(tmp_path):
   (root / 'dog' / 'loop.png').symlink_to(root / 'dog' / 'loop.png')
   (root / 'linked').symlink_to(outside.parent)
   made = folder.make(str(root), size=4, test=0.)
-  assert len(made.train.images) == 8 + 2 and made.problems[0].startswith('6 unreadable')
+  assert len(made.train.images) == 440 + 2 and made.problems[0] == (
+      'left out: damaged 4, .txt 1, links out of the folder 1, not regular files 1, links to folders 1; 442 images are read')
+  assert made.problems[1:3] == ('links are followed with --config.data.links=True', '4 damaged, left out:')
+  assert made.left_out == {'damaged': 4, '.txt': 1, 'links out of the folder': 1, 'not regular files': 1,
+                           'links to folders': 1}
   text = '\n'.join(made.problems)
-  for name in ('zero.jpg: empty', 'text.png: not a', r'new\nline\xff.jpg', 'pipe.png: not a regular', 'linked',
-               'out.png: a link that', 'loop.png: cannot be opened', '1 links to folders'):
+  for name in ('zero.jpg: empty', 'text.png: not a', r'new\nline\xff.jpg', 'loop.png: cannot be opened'):
     assert name in text
   assert all(len(line.splitlines()) == 1 for line in made.problems)
   report = check(str(root))
-  assert not report.ok and '6 unreadable, left out:' in report.lines and 'in.png' in str(report.lines)   # a copy
+  assert not report.ok and '4 damaged:' in report.lines and 'in.png' in str(report.lines)   # a copy
+  assert report.lines[1] == made.problems[0] and '3 links, too large or no files, not read:' in report.lines
+  text = '\n'.join(report.lines)
+  assert all(name in text for name in ('pipe.png: not a regular', 'linked: a link', 'out.png: a link that'))
 
 
 def test_a_file_that_breaks_later_is_replaced(tmp_path, monkeypatch):
@@ -305,8 +313,8 @@ def test_check_sees_copies_and_odd_shapes(tmp_path):
   write(tmp_path / 'train' / 'thin.png', encoded(photo(9, 8, 90)))
   report = check(str(tmp_path))
   text = '\n'.join(report.lines)
-  assert report.ok and '6 train, 2 test' in text and 'thin.png: 8x90' in text and '4.png = 0.png' in text
-  assert '1 of these are in train and in test' in text and report.lines[-1] == 'ok'
+  assert report.ok and '6 train, 2 validation' in text and 'thin.png: 8x90' in text and '4.png = 0.png' in text
+  assert '1 of these are in train and in validation' in text and report.lines[-1] == 'ok'
   assert check('digits').ok
 
 
@@ -460,13 +468,13 @@ def bad_archives():
       'has no': {n: whole[n] for n in whole if n != last},
       'bytes instead of': {**whole, last: whole[last][:-1]},
       'label 10': {**whole, last: label},
-      'more than CIFAR-10': {'zeros': bytes(2 * 10**6), **whole},
+      'unpacks to more than': {'zeros': bytes(2 * 10**6), **whole},
   }
 
 
 @pytest.mark.parametrize('words', bad_archives())
 def test_a_wrong_archive_is_refused(tmp_path, monkeypatch, words):
-  monkeypatch.setattr(prepare, 'UNPACKED', 10**6)
+  monkeypatch.setitem(archives.UNPACKED, 'cifar10', 10**6)
   path = archive(tmp_path / 'a.tar.gz', bad_archives()[words])
   with pytest.raises(UserError, match=words):
     prepare.prepare(path, tmp_path / 'root', BATCH, str)
@@ -596,7 +604,7 @@ def test_a_damaged_record_is_replaced(tmp_path):
       wrong += 1
       continue
     differs = (made.train.images != whole.train.images).any((1, 2, 3))
-    assert differs.sum() <= 1 and differs.any() == bool(made.problems)   # never another image in silence
+    assert differs.sum() <= 1 and differs.any() == (made.problems != whole.problems)   # never another image in silence
     wrong += differs.any()
   assert wrong > 0
 

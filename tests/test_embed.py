@@ -109,6 +109,9 @@ def test_in_pieces_and_what_cannot_be_read_is_said(world, written, tmp_path, mon
   assert max(asked) == 3 and len(asked) == 3  # canvases at a time
   out, err = capsys.readouterr()
   lines = err.splitlines()
+  assert lines[:2] == ['left out: .txt 1, damaged 1, links to folders 1; 8 images are read',
+                       'links are followed with --links']
+  lines = lines[2:]
   assert len(lines) == 3 and all(any(name in line for line in lines) for name in ('a/no.png', 'b/torn.png', 'away'))
   assert '3 left out' in out and '7 images' in out and '6 of 8 images' in out
   whole, pieces = embeddings.read(written['npz']), embeddings.read(tmp_path / 'e.csv')

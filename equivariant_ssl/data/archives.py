@@ -8,20 +8,22 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from equivariant_ssl.data import folder
+from equivariant_ssl.data import folder, layout
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.source import to_check
+from equivariant_ssl.data.unpack import check_end, content, listed, members, opened, picked, words
 from equivariant_ssl.data.writer import Dataset, Example
 from equivariant_ssl.errors import UserError
 
 BROKEN = (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+UNPACKED = {'cifar10': 2**29, 'cifar100': 2**29, 'stl10': 2**32}   # bytes at most; the official ones have a third or more
 IMAGENET = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
-FOLDERS = {'train': ('train',), 'validation': ('val', 'validation'), 'test': ('test',)}
+FOLDERS = {'train': ('train',), 'validation': ('val', 'validation')}
 FOUND_AT = {'imagenet': 'https://image-net.org (an account is needed): ' + ', '.join(IMAGENET.values()),
             'cifar10': 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
             'cifar100': 'https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
@@ -48,81 +50,50 @@ def archive(path: pathlib.Path, what: str) -> Iterator[None]:
     raise UserError(f'{path} cannot be read as {what}: {why}.', f'The right one: {FOUND_AT[what]}') from e
 
 
-def members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-  """(name, member) of the regular files of a tar that lie within it; links, devices and ways out are passed over."""
-  for member in tar:
-    name = posixpath.normpath(member.name)
-    if member.isreg() and not name.startswith(('/', '..')) and not posixpath.basename(name).startswith('.'):
-      yield name, member
-
-
-def check_end(tar: tarfile.TarFile, path: pathlib.Path) -> None:
-  """Refuse a plain tar, all read, that was cut between two members: tarfile takes it for a whole one."""
-  last = tar.getmembers()[-1]
-  if path.stat().st_size < last.offset_data + (-last.size // tarfile.BLOCKSIZE) * -tarfile.BLOCKSIZE + tarfile.BLOCKSIZE:
-    raise tarfile.ReadError('it is cut short')
-
-
-def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
-  """The bytes of a member, none of whose size is believed to be more than an image's."""
-  return tar.extractfile(member).read() if member.size <= FILE_BYTES else BadImage('larger than 256 MiB')
-
-
-def picked(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, bytes]:
-  """The contents of the members of a tar with these names, whatever their folder."""
-  with tarfile.open(path) as tar:
-    return {base: tar.extractfile(member).read() for name, member in members(tar)
-            if (base := posixpath.basename(name)) in names}
-
-
 # -- folders
 
-def of_folder(name: str, base: pathlib.Path) -> Dataset:
-  """Class folders, or images without classes; train/ with val/ or test/, else all of it is `train`."""
-  parts = {split: base / n for split, names in FOLDERS.items() for n in names if (base / n).is_dir()}
-  if 'train' not in parts:
-    parts = {'train': base}
-  elif 'validation' in parts:
-    parts.pop('test', None)
-  found = {split: folder.index(str(place)) for split, place in parts.items()}
-  class_of = lambda p: folder.as_text(p.split(os.sep)[0]) if os.sep in p else ''
-  firsts = [class_of(p) for i in found.values() for p in i.paths]
-  classes = tuple(sorted(set(firsts)))
-  if '' in classes and len(classes) > 1:
-    raise UserError(f'{base}: {firsts.count(""):,} images lie in no class folder, and others do.',
-                    'Put them into the folders of their classes, or all of them into none.')
-  number = {c: k for k, c in enumerate(classes)}
-  label = (lambda p: number.get(class_of(p), -1)) if '' not in classes else lambda p: -1
-  splits = {split: functools.partial(_files, i, label) for split, i in found.items()}
-  return Dataset(name, '1.0.0', None if '' in classes else classes, splits, sum(map(_bytes, found.values())),
-                 places={split: os.path.relpath(place, base).removeprefix('.') for split, place in parts.items()},
+def of_folder(name: str, base: pathlib.Path, links: bool = False, splits: bool = True) -> Dataset:
+  """What `data.folder` reads of a folder: class folders, or images without classes, in all the splits that are there."""
+  read = folder.read(base, links=links, splits=splits)
+  number = {c: k for k, c in enumerate(read.classes or ())}
+  label = lambda path: number.get(layout.class_of(path), -1)
+  parts = {split: functools.partial(_files, part, _bad(read.index, part), label) for split, part in read.parts.items()}
+  notes = (*read.lines('--links'), *(() if read.classes else (f'{name} is prepared without labels',)))
+  return Dataset(name, '1.0.0', read.classes, parts, _bytes(read.index.root, read.index.paths), notes=notes,
+                 places={split: os.path.relpath(part.root, base).removeprefix('.') for split, part in read.parts.items()},
                  fix=to_check(str(base)))
 
 
-def _files(index: folder.Index, label: Callable[[str], int], key: Callable[[str], str] = folder.as_text
-           ) -> Iterator[Example]:
+def _bad(index: folder.Index, part: folder.Part) -> dict[str, BadImage]:
+  """The images of a split that are not read, by their path within it."""
+  where = os.path.relpath(part.root, index.root)
+  prefix = '' if where == '.' else where + os.sep
+  return {path[len(prefix):]: why for path, why in index.bad if path.startswith(prefix)}
+
+
+def _files(part: folder.Part, bad: dict[str, BadImage], label: Callable[[str], int],
+           key: Callable[[str], str] = folder.as_text) -> Iterator[Example]:
   """The images of a folder, also those that cannot be read."""
-  why = dict(index.bad)
-  for path in sorted((*index.paths, *why)):
+  for path in sorted((*part.paths, *bad)):
     try:
-      data = BadImage(why[path]) if path in why else read_file(os.path.join(index.root, path), index.root)
+      data = bad[path] if path in bad else read_file(os.path.join(part.root, path), part.within or part.root)
     except BadImage as e:
       data = e
-    yield Example(key(path), data, label(path))
+    yield Example(key(path), data, label(path) if path not in bad else -1)
 
 
-def _bytes(index: folder.Index) -> int:
-  return sum(os.path.getsize(os.path.join(index.root, p)) for p in index.paths)
+def _bytes(root: str, paths: Iterable[str]) -> int:
+  return sum(os.path.getsize(os.path.join(root, p)) for p in paths)
 
 
-def named(name: str, src: str) -> Dataset:
+def named(name: str, src: str, links: bool = False, splits: bool = True) -> Dataset:
   """The folder `src` as a data set of the user's own `name`."""
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise UserError(f'{name!r} cannot name a data set.', 'Use small letters, digits and _, e.g. my_photographs.')
   path = places(src)[0]
   if not path.is_dir():
     raise UserError(f'{src!r} is not a folder of images.', f'Archives are read of: {", ".join(KNOWN)}.')
-  return of_folder(name, path)
+  return of_folder(name, path, links, splits)
 
 
 # -- ImageNet
@@ -133,7 +104,7 @@ def imagenet(src: str) -> Dataset:
   A training image is labelled by the class tar or folder that it is in; so is one of the validation, else by its number.
   Labels are always those of all 1,000 synsets: TFDS names them, whatever is there of them.
   """
-  splits, size = {}, 0
+  splits, size, notes = {}, 0, ()
   for path in places(src):
     for split, name in IMAGENET.items():
       tar = next((file for file in (path, path / name) if file.name == name and file.is_file()), None)
@@ -142,10 +113,12 @@ def imagenet(src: str) -> Dataset:
         splits[split], size = functools.partial(_tar, tar), size + tar.stat().st_size
       elif place:
         index = folder.index(str(place))
-        splits[split], size = functools.partial(_files, index, synset(), os.path.basename), size + _bytes(index)
+        part = folder.Part(index.root, index.paths)
+        splits[split] = functools.partial(_files, part, dict(index.bad), synset(), os.path.basename)
+        size, notes = size + _bytes(index.root, index.paths), (*notes, *folder.said(index, ''))
   if 'train' not in splits:
     raise UserError(f'{src} has neither {IMAGENET["train"]} nor train/ with class folders.', FOUND_AT['imagenet'])
-  return Dataset('imagenet2012', '5.1.0', None, splits, size, official=True,
+  return Dataset('imagenet2012', '5.1.0', None, splits, size, official=True, notes=notes,
                  published={'train': 1_281_167, 'validation': 50_000})
 
 
@@ -173,7 +146,7 @@ def _tar(path: pathlib.Path) -> Iterator[Example]:
   with archive(path, 'imagenet'), tarfile.open(path, 'r:') as outer:
     for name, member in members(outer):
       if name.endswith('.tar'):
-        with tarfile.open(fileobj=outer.extractfile(member)) as inner:
+        with tarfile.open(fileobj=outer.extractfile(member), mode='r:') as inner:
           for file, one in members(inner):
             yield Example(file, content(inner, one), label(f'{name.removesuffix(".tar")}/{file}'))
       else:
@@ -196,8 +169,9 @@ def cifar100(src: str) -> Dataset:
   """CIFAR-100 as TFDS's cifar100/3.0.2, from the official binary archive."""
   path = one(src, 'cifar100')
   with archive(path, 'cifar100'):
-    files = picked(path, ('train.bin', 'test.bin', 'fine_label_names.txt', 'coarse_label_names.txt'))
-    fine, coarse = (tuple(files[f'{k}_label_names.txt'].decode().split()) for k in ('fine', 'coarse'))
+    files = picked(path, ('train.bin', 'test.bin', 'fine_label_names.txt', 'coarse_label_names.txt'),
+                   UNPACKED['cifar100'])
+    fine, coarse = (tuple(words(files[f'{k}_label_names.txt'])) for k in ('fine', 'coarse'))
     records = {s: np.frombuffer(files[f'{s}.bin'], np.uint8).reshape(-1, 2 + 3072) for s in ('train', 'test')}
 
   def examples(split: str) -> Iterator[Example]:
@@ -212,13 +186,15 @@ def stl10(src: str) -> Dataset:
   """STL-10 as TFDS's stl10/1.0.0, from the official binary archive; unlabelled images have the label -1."""
   path, size = one(src, 'stl10'), 3 * 96 * 96
   with archive(path, 'stl10'):
-    files = picked(path, ('train_y.bin', 'test_y.bin', 'class_names.txt'))
-    classes = tuple(files['class_names.txt'].decode().split())
+    files = picked(path, ('train_y.bin', 'test_y.bin', 'class_names.txt'), UNPACKED['stl10'])
+    classes = tuple(words(files['class_names.txt']))
     labels = {s: np.frombuffer(files[f'{s}_y.bin'], np.uint8).astype(int) - 1 for s in ('train', 'test')}
 
   def examples(split: str, member_name: str) -> Iterator[Example]:
-    with archive(path, 'stl10'), tarfile.open(path) as tar:
-      member = next(m for n, m in members(tar) if posixpath.basename(n) == member_name)
+    with archive(path, 'stl10'), opened(path, UNPACKED['stl10']) as (tar, _):
+      member = next((m for n, m in members(tar) if posixpath.basename(n) == member_name), None)
+      if member is None:
+        raise ValueError(f'it has no {member_name}')
       stream = tar.extractfile(member)
       for i in range(member.size // size):
         pixels = np.frombuffer(stream.read(size), np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # by columns
@@ -234,9 +210,10 @@ def tiny_imagenet(src: str) -> Dataset:
   with archive(path, 'tiny-imagenet'), zipfile.ZipFile(path) as zipped:
     names = [n for n in zipped.namelist() if n.endswith('.JPEG')]
     top = names[0].split('/')[0] if names else ''
-    classes = tuple(sorted(zipped.read(f'{top}/wnids.txt').decode().split()))
+    classes = tuple(sorted(words(listed(zipped, f'{top}/wnids.txt'))))
     number = {c: k for k, c in enumerate(classes)}
-    rows = (line.split('\t') for line in zipped.read(f'{top}/val/val_annotations.txt').decode().splitlines())
+    lines = listed(zipped, f'{top}/val/val_annotations.txt').decode('utf-8-sig').splitlines()
+    rows = (line.split('\t') for line in lines)
     held = {row[0]: number[row[1]] for row in rows if len(row) > 1}
   label = {'train': lambda n: number[n.split('/')[2]], 'validation': lambda n: held[posixpath.basename(n)]}
   part = {'train': f'{top}/train/', 'validation': f'{top}/val/'}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-VERSION = 2           # raise it when decoding changes what it gives
+VERSION = 3           # raise it when decoding changes what it gives
 MOST = 2**30          # bytes, of the files that are hashed and of the canvases that are kept
 
 Arrays = dict[str, np.ndarray]

@@ -4,7 +4,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from equivariant_ssl.data.decode import BadImage, decode, open_image
+from equivariant_ssl.data.decode import BadImage, Reading, decode, open_image
 
 CANVAS = 32    # to which an image is decoded to see that it can be: enough to meet every damaged byte
 QUALITY = 95   # of a JPEG that is encoded anew
@@ -23,19 +23,21 @@ def png(pixels: np.ndarray) -> bytes:
   return out.getvalue()
 
 
-def shrunk(data: bytes | BadImage, side: int) -> bytes:
+def shrunk(data: bytes | BadImage, side: int, how: Reading = Reading()) -> bytes:
   """The image in RGB with its short side `side` at most, as a JPEG; only ever smaller. Raises BadImage."""
-  pixels, _ = decode(data, None)
+  pixels, _ = decode(data, None, how)
   image, short = Image.fromarray(pixels), min(pixels.shape[:2])
   if short > side:
     image = image.resize([round(n * side / short) for n in image.size], Image.Resampling.BICUBIC)
   return jpeg(image, QUALITY)
 
 
-def whole(data: bytes | BadImage) -> bytes:
-  """The image as it is, but for CMYK, which becomes RGB at TFDS's own quality: its readers would show four channels of it.
-  Raises BadImage if it cannot be decoded."""
-  decode(data, CANVAS)
-  if open_image(io.BytesIO(data)).mode != 'CMYK':
-    return data
-  return jpeg(Image.fromarray(decode(data, None)[0]), 100)
+def whole(data: bytes | BadImage, how: Reading = Reading()) -> bytes:
+  """The image as it is, but for what TFDS's readers do not read as RGB: CMYK becomes a JPEG at TFDS's own quality, TIFF and
+  PPM a PNG. Raises BadImage if it cannot be decoded."""
+  decode(data, CANVAS, how)
+  with open_image(io.BytesIO(data)) as image:
+    kind, mode = image.format, image.mode
+  if kind in ('TIFF', 'PPM'):
+    return png(decode(data, None, how)[0])
+  return data if mode != 'CMYK' else jpeg(Image.fromarray(decode(data, None)[0]), 100)

@@ -1,9 +1,7 @@
 """CIFAR-10 as TFDS itself would prepare it, without TensorFlow: from the official binary archive to array_record."""
 import functools
-import gzip
 import hashlib
 import http.client
-import io
 import os
 import pathlib
 import posixpath
@@ -15,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.data.archives import FOUND_AT, one
+from equivariant_ssl.data.archives import FOUND_AT, UNPACKED, one
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds import default_root, open_directory
+from equivariant_ssl.data.unpack import opened
 from equivariant_ssl.data.writer import Dataset, Example, build, publish, scratch
 from equivariant_ssl.errors import UserError
 
@@ -29,7 +28,6 @@ FOLDER = 'cifar-10-batches-bin/'
 BATCHES = {'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)), 'test': ('test_batch.bin',)}
 BATCH = 10_000                  # records a batch
 RECORD = 1 + 32 * 32 * 3        # a label, then the red, green and blue planes
-UNPACKED = 512 * 2**20          # bytes that an archive may unpack to; the official one is 184 MB
 BY_HAND = f'Or get {URL} in another way, and: eqssl data prepare cifar10 --archive FILE'
 
 Log = Callable[[str], Any]
@@ -95,20 +93,6 @@ def download(path: str, url: str = URL, size: int = SIZE, sha256: str = SHA256,
                     f'Do not use it. {BY_HAND}')
 
 
-class Capped(io.RawIOBase):
-  """A stream that fails once it has given more than `most` bytes: an archive may be a bomb."""
-
-  def __init__(self, stream: Any, most: int):
-    self.stream, self.left = stream, most
-
-  def read(self, n: int = -1) -> bytes:
-    data = self.stream.read(min(n, self.left + 1) if n >= 0 else self.left + 1)
-    self.left -= len(data)
-    if self.left < 0:
-      raise ValueError('it unpacks to more than CIFAR-10 has')
-    return data
-
-
 def read_archive(path: str, batch: int) -> dict[str, list[np.ndarray]]:
   """{split: its batches, uint8 [batch 3073]} of a tar (gzipped or not), read as a stream and never unpacked to disk.
 
@@ -116,17 +100,13 @@ def read_archive(path: str, batch: int) -> dict[str, list[np.ndarray]]:
   """
   wanted, found = {FOLDER + name for names in BATCHES.values() for name in names}, {}
   try:
-    with open(path, 'rb') as file:
-      gzipped = file.read(2) == b'\x1f\x8b'
-    with (gzip.open if gzipped else open)(path, 'rb') as stream:
-      capped = Capped(stream, UNPACKED)
-      with tarfile.open(fileobj=capped, mode='r|') as tar:
-        for member in tar:
-          name = posixpath.normpath(member.name)
-          if name in wanted and member.isreg():
-            if member.size != batch * RECORD:
-              raise ValueError(f'{name} has {member.size:,} bytes instead of {batch * RECORD:,}')
-            found[name] = _records(name, tar.extractfile(member).read())
+    with opened(pathlib.Path(path), UNPACKED['cifar10']) as (tar, capped):
+      for member in tar:
+        name = posixpath.normpath(member.name)
+        if name in wanted and member.isreg():
+          if member.size != batch * RECORD:
+            raise ValueError(f'{name} has {member.size:,} bytes instead of {batch * RECORD:,}')
+          found[name] = _records(name, tar.extractfile(member).read())
       while capped.read(2**20):   # to the end, where gzip's checksum of all of it is
         pass
   except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:

@@ -14,15 +14,14 @@ from jax.sharding import NamedSharding
 from equivariant_ssl.data.decode import BadImage, decode
 from equivariant_ssl.data.source import (
   MEMORY,
-  Moments,
   Records,
   Split,
   fits,
   hopeless_data,
-  moments,
   others,
   threads,
   to_check,
+  too_many,
 )
 from equivariant_ssl.errors import BAD_DATA, UserError
 
@@ -35,12 +34,12 @@ SAID = 5           # unreadable records that are named
 class Canvases:
   """uint8 canvases [N S S 3] that `images[rows]` decodes, as an array would index them. An unreadable record gives
   another in its place, drawn from its own index: the same in every run, and of the `labels` that one's. name: the path of
-  the data. rows: of the records, all by default."""
+  the data. rows: of the records, all by default. lost: images left out before, which count where too many cannot be read."""
   dtype, ndim = np.dtype(np.uint8), 4
 
   def __init__(self, name: str, records: Records, size: int, rows: np.ndarray | None = None,
-               labels: np.ndarray | None = None):
-    self.name, self.records, self.side, self.labels = name, records, size, labels
+               labels: np.ndarray | None = None, lost: int = 0):
+    self.name, self.records, self.side, self.labels, self.lost = name, records, size, labels, lost
     self.rows = np.arange(records.count) if rows is None else rows
     self.bad, self.lock, self.last = {}, threading.Lock(), (None, None)
 
@@ -53,7 +52,7 @@ class Canvases:
 
   def part(self, rows: np.ndarray) -> 'Canvases':
     """Those at `rows` (indices or a mask), not yet decoded."""
-    return Canvases(self.name, self.records, self.side, self.rows[rows])
+    return Canvases(self.name, self.records, self.side, self.rows[rows], lost=self.lost)
 
   def one(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Canvas i [S S 3] and its true (height, width) float32. Raises UserError (BAD_DATA) where too many cannot be read."""
@@ -61,7 +60,7 @@ class Canvases:
     for at in itertools.chain((first,), itertools.islice(others(first, self.records.count), TRIES - 1)):
       try:
         data, = self.records.read(range(at, at + 1))
-        canvas, size = decode(data, self.side)
+        canvas, size = decode(data, self.side, self.records.how)
         if self.labels is not None and at != first:
           self.labels[first] = self.labels[at]
         return canvas, np.asarray(size, np.float32)
@@ -75,9 +74,9 @@ class Canvases:
       if i in self.bad:
         return
       self.bad[i] = why
-      if len(self.bad) > max(1, .01 * self.records.count):
+      if too_many(len(self.bad) + self.lost, self.records.count + self.lost):
         first = next(iter(self.bad))
-        raise hopeless_data(self.name, len(self.bad), self.records.count,
+        raise hopeless_data(self.name, len(self.bad) + self.lost, self.records.count + self.lost,
                             f'{self.records.names(first)}: {self.bad[first]}', to_check(self.name))
       if len(self.bad) <= SAID:
         print(f'{self.records.names(i)}: {why}; another record is in its place', file=sys.stderr)
@@ -145,16 +144,16 @@ def some(split: Split, rows: np.ndarray) -> Split:
                None if split.labels is None else split.labels[rows])
 
 
-def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None) -> Split:
-  """`records` as canvases of side `size` that are decoded as they are asked for."""
-  canvases = Canvases(name, records, size, labels=labels)
+def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None, lost: int = 0) -> Split:
+  """`records` as canvases of side `size` that are decoded as they are asked for. lost: images left out before."""
+  canvases = Canvases(name, records, size, labels=labels, lost=lost)
   return Split(canvases, Sizes(canvases), labels)
 
 
-def measured(canvases: Canvases) -> Moments:
-  """`moments` of MOMENTS of the canvases, chosen by a fixed draw, or of all."""
+def sample(canvases: Canvases) -> np.ndarray:
+  """MOMENTS of the canvases, chosen by a fixed draw, or all: what the mean and the deviation of a stream are measured on."""
   count = min(MOMENTS, len(canvases))
-  return moments(canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))])
+  return canvases[np.sort(np.random.default_rng(0).choice(len(canvases), count, replace=False))]
 
 
 def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: int

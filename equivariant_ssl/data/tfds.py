@@ -12,13 +12,25 @@ from typing import Any
 import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
-from equivariant_ssl.data.decode import BadImage
-from equivariant_ssl.data.source import Moments, Records, Source, Split, fits, in_chunks, listing, load, moments
-from equivariant_ssl.data.stream import lazy_split, measured
+from equivariant_ssl.data.claims import SAFE, check_counts, unsafe_class
+from equivariant_ssl.data.decode import BadImage, Reading, reading
+from equivariant_ssl.data.source import (
+  REPLACED,
+  Moments,
+  Records,
+  Source,
+  Split,
+  fits,
+  in_chunks,
+  listed,
+  listing,
+  load,
+  measured,
+)
+from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import UserError
 
 FILE = 'file_name'   # the feature that names a record
-SAFE = 'tensorflow_datasets.core.features.'
 OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',   # what this package prepares itself
        **{n: f'eqssl data prepare {n} --src ARCHIVE' for n in ('cifar100', 'stl10')},
        'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
@@ -30,7 +42,7 @@ USUAL = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
 
 
 def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0,
-         stream: bool = False, labelled: str = '') -> Source:
+         stream: bool = False, labelled: str = '', background: str = 'black', bits: int = 16) -> Source:
   """The image and the class label of every record of two splits.
 
   dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
@@ -38,42 +50,46 @@ def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: s
   notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
   Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
   What does not fit in memory decoded is streamed; with `stream` all is. labelled: a split whose labels an evaluation reads
-  where the training split has images without (STL-10's 'train', of 'train+unlabelled').
+  where the training split has images without (STL-10's 'train', of 'train+unlabelled'). background, bits: as
+  `data.folder.make`.
   """
-  found = source(dataset, root, train, test, size, stream=stream)
-  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream).train) if labelled else found
+  how = reading(background, bits)
+  found = source(dataset, root, train, test, size, stream=stream, how=how)
+  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream, how).train) if labelled else found
 
 
 def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,
-           stream: bool = False) -> Source:
+           stream: bool = False, how: Reading = Reading()) -> Source:
   """`make`, with the (mean, std) given if they are known."""
   path = find(dataset, root)
   builder = open_directory(path)
   image, label = keys(dataset, builder.info)
   size = size or _own_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
-  parts = [records(builder, split, image, label, _hint(builder.info.splits)) if split else None for split in (train, test)]
+  parts = [records(builder, split, image, label, _hint(builder.info.splits), how) if split else None
+           for split in (train, test)]
   place = ('dataset', os.path.abspath(path)) if _is_path(dataset) else ('root', os.path.abspath(default_root(root)))
   about = {'files': tuple(contents(builder, split) for split in (train, test)), 'place': (place,)}
   if stream or not fits(sum(p.count for p in parts if p), size):
     known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
     splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
-    normal = normal or USUAL.get(builder.info.name) or measured(splits[0].images)
-    return Source(builder.info.name, *splits, classes, *normal, names=_names(known[0]['files']), **about)
+    normal, odd = measured(normal or USUAL.get(builder.info.name), lambda: sample(splits[0].images))
+    return Source(builder.info.name, *splits, classes, *normal, odd, _names(known[0]['files']), **about)
   problems = ()
 
   def decoded() -> tuple[dict[str, np.ndarray], bool]:
     nonlocal problems
-    *splits, problems = load(str(path), *parts, size)
+    *splits, replaced = load(str(path), *parts, size)
+    problems = listed(REPLACED, replaced)
     arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
               for field, array in split._asdict().items() if array is not None}
     return arrays | ({'files': parts[0].files.astype(str)} if parts[0].files is not None else {}), not problems
 
-  arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label), decoded)
+  arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label, tuple(how)), decoded)
   splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
-  return Source(builder.info.name, splits[0], splits[1] if test else None, classes,
-                *(normal or moments(splits[0].images)), problems, _names(arrays.get('files')),
-                **about)
+  normal, odd = measured(normal, lambda: splits[0].images)
+  return Source(builder.info.name, splits[0], splits[1] if test else None, classes, *normal, problems + odd,
+                _names(arrays.get('files')), **about)
 
 
 def contents(builder: Any, split: str) -> str:
@@ -173,10 +189,10 @@ def no_data(name: str) -> UserError:
 
 def splitting(splits: Iterable[str]) -> list[str]:
   """The arguments of `eqssl train` that give a test split, of a data set with these splits."""
+  if 'validation' in splits:  # what choices are made on is not the test split
+    return ['--config.data.test=validation']
   if 'test' in splits:
     return []
-  if 'validation' in splits:
-    return ['--config.data.test=validation']
   return ['--config.data.train=train[:80%]', '--config.data.test=train[80%:]']
 
 
@@ -184,25 +200,6 @@ def _versions(base: pathlib.Path) -> list[str]:
   """The prepared versions in a directory, oldest first."""
   found = [p.parent.name for p in base.glob('*/dataset_info.json') if re.fullmatch(r'\d+\.\d+\.\d+', p.parent.name)]
   return sorted(found, key=lambda n: [int(part) for part in n.split('.')])
-
-
-def unsafe_class(value: Any) -> str | None:
-  """The first class in a features.json that is not TFDS's own: opening the data would import its module.
-
-  Looks where TFDS does: in the current form, in the legacy one ('type'), and in JSON nested in strings.
-  """
-  if isinstance(value, list):
-    return next(filter(None, map(unsafe_class, value)), None)
-  if not isinstance(value, dict):
-    return None
-  for key, part in value.items():
-    if isinstance(part, str):
-      if key in ('pythonClassName', 'python_class_name', 'type') and not part.startswith(SAFE):
-        return part
-      part = json.loads(part) if key in ('json', 'content') else None
-    if bad := unsafe_class(part):
-      return bad
-  return None
 
 
 def open_directory(path: pathlib.Path) -> Any:
@@ -253,10 +250,11 @@ def _hint(splits: Iterable[str]) -> str:
   return f' Say {shlex.join(found)}, or --config.data.test= for no test images.' if found else ''
 
 
-def records(builder: Any, split: str, image: str, label: str | None, hint: str = '') -> Records:
+def records(builder: Any, split: str, image: str, label: str | None, hint: str = '', how: Reading = Reading()) -> Records:
   """The records of one split; `labels` and `files` are filled in as the records are read. hint: if it is not there."""
   import tensorflow_datasets as tfds
   images = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+  check_counts(builder, split)
   try:
     rows = builder.as_data_source(split, decoders={k: tfds.decode.SkipDecoding() for k in images})
     count = len(rows)
@@ -284,4 +282,4 @@ def records(builder: Any, split: str, image: str, label: str | None, hint: str =
         files[i] = os.fsdecode(row[FILE])
       yield row if isinstance(row, BadImage) else row[image]
 
-  return Records(lambda i: f'{split} record {i}', read, labels, count, files)
+  return Records(lambda i: f'{split} record {i}', read, labels, count, files, how)

@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from equivariant_ssl.data import encode
-from equivariant_ssl.data.decode import BadImage
+from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading
 from equivariant_ssl.data.folder import printable
-from equivariant_ssl.data.source import hopeless_data, listed, threads
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.data.source import hopeless_data, listed, threads, too_many
+from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.record import lock
 
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
@@ -47,7 +47,8 @@ class Dataset(NamedTuple):
   """classes: names in the order of the labels; None: unlabelled, or TFDS has them. splits: {name: () -> its examples}.
   bytes: of the sources, 0 where they are not known. more: {feature: its class names}. official: TFDS has it by this name,
   and its features are taken. side: of all images, 0 where they differ. published: {split: how many there should be}. places:
-  {split: its folder}, to name images by. fix: what to do where many are broken."""
+  {split: its folder}, to name images by. fix: what to do where many are broken. notes: what was left out and is odd, a line
+  each."""
   name: str
   version: str
   classes: tuple[str, ...] | None
@@ -59,6 +60,7 @@ class Dataset(NamedTuple):
   published: dict[str, int] = {}
   places: dict[str, str] = {}
   fix: str = 'Is it whole? Get it anew, and try again.'
+  notes: tuple[str, ...] = ()
 
 
 def amount(count: int) -> str:
@@ -67,10 +69,11 @@ def amount(count: int) -> str:
   return f'{count / UNITS[unit]:.1f} {unit}'
 
 
-def worked(example: Example, shrink: int) -> Example:
+def worked(example: Example, shrink: int, how: Reading) -> Example:
   """The example with its image made smaller, or as it is where it can be decoded; else with the reason why not."""
   try:
-    return example._replace(data=encode.shrunk(example.data, shrink) if shrink else encode.whole(example.data))
+    return example._replace(data=encode.shrunk(example.data, shrink, how) if shrink
+                            else encode.whole(example.data, how))
   except BadImage as e:
     return example._replace(data=e)
 
@@ -108,11 +111,13 @@ def scratch(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     yield pathlib.Path(place)
 
 
-def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) -> pathlib.Path:
+def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print, how: Reading = Reading()) -> pathlib.Path:
   """Write `root`/NAME/VERSION, which `tfds.data_source` reads; returns its path. shrink: > 0: the short side of every
   image, at most, all encoded anew. An image that cannot be decoded is left out and listed; more than 1 % are an error.
   What is there is kept; nothing half-written has that name. Raises UserError."""
   target = root / data.name / data.version
+  for line in data.notes:
+    log(line)
   if target.exists():
     log(f'{target} is there already: kept. (To make it anew, move it away.)')
     return target
@@ -123,7 +128,7 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
       if need > room:
         raise UserError(f'{data.name} takes {amount(need)}, and {root} has {amount(room)} left.',
                         'Say another place: --root DIR; or make the images smaller: --shrink 256')
-      info, bad = build(data, place, shrink, log)
+      info, bad = build(data, place, shrink, log, how)
       target.parent.mkdir(exist_ok=True)
       publish(pathlib.Path(info.data_dir), target)
   except OSError as e:
@@ -134,32 +139,33 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print) 
   return target
 
 
-def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log) -> tuple[Any, list[str]]:
+def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log, how: Reading = Reading()) -> tuple[Any, list[str]]:
   """Write the data set below `scratch`. Returns its TFDS DatasetInfo, whose data_dir it is, and the images left out."""
   from tensorflow_datasets.core import example_serializer, splits
   info, bad = _info(data, scratch), []
   place = pathlib.Path(info.data_dir)
   place.mkdir(parents=True)
   serializer = example_serializer.ExampleSerializer(info.features.get_serialized_info())
-  work = functools.partial(worked, shrink=shrink)
+  work = functools.partial(worked, shrink=shrink, how=how)
 
   def serialized(split: str) -> Iterator[tuple[int | str, bytes]]:
-    count = wrong = 0
+    good, damaged, names = 0, [], []
     for example in in_order(work, data.splits[split]()):
-      count += 1
       if isinstance(example.data, BadImage):
-        wrong += 1
         name = os.path.join(data.places.get(split, split), str(example.key))
-        bad.append(f'{printable(name)}: {example.data}')
+        names.append(f'{printable(name)}: {example.data}')
+        damaged += names[-1:] if example.data.reason == DAMAGED else []
         continue
+      good += 1
       values = {'image': example.data, 'file_name': str(example.key), 'label': example.label, **example.more}
       yield example.key, serializer.serialize_example(info.features.encode_example(
           {k: values[k] for k in info.features}))
-    if wrong == count:
-      raise UserError(f'{data.name} {split}: no image {"can be read" if wrong else "was found"}.',
-                      'Is it the right archive or folder?')
-    if wrong > max(1, .01 * count):
-      raise hopeless_data(f'{data.name} {split}', wrong, count, bad[-wrong], data.fix)
+    bad.extend(names)
+    if not good:
+      raise UserError(f'{data.name} {split}: no image {"can be read" if names else "was found"}.',
+                      'Is it the right archive or folder?', BAD_DATA if damaged else USAGE)
+    if too_many(len(damaged), good + len(damaged)):
+      raise hopeless_data(f'{data.name} {split}', len(damaged), good + len(damaged), damaged[0], data.fix)
 
   done = [_split(place, data, split, serialized(split), log) for split in data.splits]
   info.set_splits(splits.SplitDict(done))

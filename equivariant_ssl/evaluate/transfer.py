@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import shlex
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from equivariant_ssl.evaluate.logistic import logistic
 from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
 from equivariant_ssl.types import Array
 
-VERSION = 3   # raise it when reading changes what the features are; what is shown has its own (inputs.VERSION)
+VERSION = 4   # raise it when reading changes what the features are; what is shown has its own (inputs.VERSION)
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
 
 
@@ -75,9 +76,9 @@ def _decoded(records: Records, size: int, place: pathlib.Path) -> Iterator[Split
     count = min(CHUNK, records.count - start)
     labels = None if records.labels is None else records.labels[start:start + count]
     read = lambda rows, start=start: records.read(range(start + rows.start, start + rows.stop))
-    split, wrong = source.fill(Records(records.names, read, labels, count), size)
+    split, wrong = source.fill(Records(records.names, read, labels, count, how=records.how), size)
     bad += len(wrong)
-    if bad > max(1, .01 * records.count) or len(wrong) == count:
+    if source.too_many(bad, records.count) or len(wrong) == count:
       raise UserError(f'more than 1 % cannot be decoded: {records.names(start + wrong[0][0])}: {wrong[0][1]}.',
                       source.to_check(str(place)), BAD_DATA)
     yield split
@@ -92,18 +93,20 @@ def _in_memory(target: Target, found: source.Source) -> Opened:
 
 
 def _of_folder(target: Target, base: pathlib.Path) -> Opened:
-  """Class folders, with train/ and test/, and val/ beside them to choose on; else as `data.folder` splits them."""
-  names = {'train': 'train', 'valid': 'val', 'test': 'test'}
-  if all((base / n).is_dir() for n in names.values()):
-    parts = {k: folder.Part(str(base / n), folder.index(str(base / n)).paths) for k, n in names.items()}
-  else:
-    parts = dict(zip(('train', 'test'), folder.splits(base, .1)[:2], strict=True))
-  classes, _ = folder.class_names(*parts.values())
-  if classes is None:
-    raise UserError('some images are in no class folder, so there are no labels.', 'Make train/CLASS/ and test/CLASS/.')
-  mark = lambda p: _digest(_stamps(pathlib.Path(p.root, path) for path in p.paths), classes)
-  return Opened(target, len(classes), {k: Part(mark(p), lambda size, p=p: _decoded(folder.records(p, classes), size, base))
-                                       for k, p in parts.items()})
+  """A folder as `data.folder` reads it; where it has validation and test images, the first to choose on."""
+  read = folder.read(base, .1)
+  folder.judge(base, read.index)
+  for line in read.lines(''):
+    print(f'{target.dataset or base}: {line}', file=sys.stderr)
+  if read.classes is None:
+    raise UserError(f'{read.notes[-1] if read.notes else "its images lie in no class folders"}.',
+                    'Make train/CLASS/ and test/CLASS/.')
+  found = read.parts
+  parts = {'train': found['train'], 'test': found.get('test') or found.get('validation') or folder.Part(str(base), ())}
+  parts |= {'valid': found['validation']} if {'validation', 'test'} <= set(found) else {}
+  mark = lambda p: _digest(_stamps(pathlib.Path(p.root, path) for path in p.paths), read.classes)
+  return Opened(target, len(read.classes), {
+      k: Part(mark(p), lambda size, p=p: _decoded(folder.records(p, read.classes), size, base)) for k, p in parts.items()})
 
 
 def _of_tfds(target: Target, path: pathlib.Path) -> Opened:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
 
 from equivariant_ssl import checkpoint, runs
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import folder, source
-from equivariant_ssl.data.decode import BadImage
+from equivariant_ssl.data.decode import FORMATS, BadImage, Reading, reading
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.cached import digest
 from equivariant_ssl.evaluate.frozen import frozen, variables
@@ -30,11 +31,13 @@ K = 10           # neighbours where none are asked for
 
 
 class Encoder(NamedTuple):
-  """encode: images [B S S 3] in [0, 1] -> features [B D]. size: S. made: the checkpoint that it is of."""
+  """encode: images [B S S 3] in [0, 1] -> features [B D]. size: S. made: the checkpoint that it is of. how: the pixels of
+  its data are read."""
   encode: Partial
   size: int
   mesh: Mesh
   made: Made
+  how: Reading = Reading()
 
 
 def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
@@ -45,29 +48,37 @@ def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') ->
   number, state, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
   card = cards.from_json(meta['data']) if 'data' in meta else run.card
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
-                 Made(str(workdir), number, digest(state), cards.mark(card)))
+                 Made(str(workdir), number, digest(state), cards.mark(card)), _reading(run.config))
 
 
-def _listed(images: str) -> tuple[folder.Part, str, list[str]]:
-  """(the images to read, the folder that their names begin with, a line for each that cannot be read)."""
+def _reading(config: ConfigDict) -> Reading:
+  """How the pixels of a run's data are read."""
+  return reading(**{k: config.data[k] for k in Reading._fields if k in config.data})
+
+
+def _listed(images: str, links: bool = False) -> tuple[folder.Part, str, list[str]]:
+  """(the images to read, the folder that their names begin with, a line for each that cannot be read). links: follow
+  them. What is left out of a folder is counted by reason in a first line on stderr."""
   path = os.path.expanduser(images)
   if os.path.isfile(path):
     real = os.path.realpath(path)  # named by the user: a link may lead anywhere
     return folder.Part(os.path.dirname(real), (os.path.basename(real),)), '', []
   if not os.path.isdir(path):
     raise UserError(f'{images!r} is no file and no folder.', 'Give an image, or a folder of images.')
-  found = folder.index(path)
+  found = folder.index(path, links)
+  for line in folder.said(found, '--links'):
+    print(line, file=sys.stderr)
   if not found.paths:
     raise UserError(f'{images!r} has no image that can be read, and {len(found.bad):,} that cannot.',
                     f'Images end in {" ".join(folder.EXTENSIONS)}.')
   lines = [f'{folder.printable(os.path.join(images, p))}: {why}' for p, why in found.bad]
-  return folder.Part(path, found.paths), images, lines + [
-      f'{folder.printable(os.path.join(images, link))}: a link to a folder, not followed' for link in found.links]
+  return folder.Part(path, found.paths, found.within), images, lines + [
+      f'{folder.printable(os.path.join(images, link))}: {why}' for link, why in found.links]
 
 
 def _encoded(encoder: Encoder, part: folder.Part, batch: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
   """(the rows of `part` that can be read, their features [N D], (row, why) of the others)."""
-  split, bad = source.fill(folder.records(part, None), encoder.size)
+  split, bad = source.fill(folder.records(part, None, encoder.how), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
     return good, np.zeros((0, 0), np.float32), bad
@@ -80,24 +91,25 @@ def _text(path: str) -> str:
   return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None = None, place: str = '') -> int:
+def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None = None, place: str = '', links: bool = False
+          ) -> int:
   """Write the paths and features of one image, or of all in a folder, to `out` (.npz: paths, features; .csv: path, f0,
   f1 and so on; .parquet: path, features); how many were left out, each with a line on stderr.
 
   Features are those of the central square, at the run's size, as `eqssl eval --protocol transfer` has them; CHUNK
-  canvases are in memory at a time. place: see `_encoder`. Raises UserError for another ending, before
-  anything is computed, and where no image can be read.
+  canvases are in memory at a time. place: see `_encoder`. links: follow those to folders, and to files elsewhere. Raises
+  UserError for another ending, before anything is computed, and where no image can be read.
   """
   workdir, target = pathlib.Path(workdir), pathlib.Path(out)
   embeddings.form(target)
   page.check(target, f'features{target.suffix}')
   if not target.parent.is_dir():
     raise UserError(f'{target.parent} is no folder.', f'mkdir -p {shlex.quote(str(target.parent))}')
-  (root, paths), base, lines = _listed(images)
+  (root, paths, within), base, lines = _listed(images, links)
   encoder, names, parts = _encoder(workdir, step, place), [], []
   name = lambda path: os.path.join(base, path) if base else images
   for start in range(0, len(paths), CHUNK):
-    part = folder.Part(root, paths[start:start + CHUNK])
+    part = folder.Part(root, paths[start:start + CHUNK], within)
     good, features, bad = _encoded(encoder, part, min(BATCH, len(paths)))
     names += [_text(name(part.paths[i])) for i in good]
     parts += [features] if len(good) else []
@@ -131,7 +143,7 @@ def _query(found: Embeddings, file: str, query: str, workdir: str | None, place:
   encoder = _maker(found, file, pathlib.Path(workdir), place)
   _, features, bad = _encoded(encoder, part, 1)
   if bad:
-    raise UserError(f'{query}: {bad[0][1]}.', 'Give a JPEG, PNG, WebP, GIF or BMP file.')
+    raise UserError(f'{query}: {bad[0][1]}.', f'Give a {FORMATS} file.')
   D, made = found.features.shape[1], features.shape[1]
   if made != D:
     raise UserError(f'{file} has {counted(D, "feature")} an image, and {encoder.made.name} makes {made}.',
