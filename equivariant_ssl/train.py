@@ -243,8 +243,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
     every = config.checkpoint_every or max(total // 10, 1)
     knn_every = max(round(config.knn_every * run.recipe.steps_per_epoch), 1) if config.knn_every else 0
     measure = monitor(run) if knn_every else None
-    log = _Log([], [time.perf_counter(), start, 0., False])
-    stopped = []
+    log, stopped = _Log([], [time.perf_counter(), start, 0., False]), []
 
     def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
       begun()
