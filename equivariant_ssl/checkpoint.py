@@ -6,8 +6,10 @@ flat, {key path: leaf}: optax's empty and masked nodes need no support, the abst
 processes call `save` and `restore`; process 0 alone renames.
 """
 import contextlib
+import errno
 import gc
 import importlib.metadata
+import os
 import pathlib
 import shlex
 import shutil
@@ -27,6 +29,7 @@ Found = tuple[int, Any, dict]  # step, state, meta
 Read = tuple[dict[str, jax.Array], dict, str]  # leaves, meta, run
 ORBAX = importlib.metadata.version('orbax-checkpoint')
 DAMAGED, PASSES, FAILED = 1, 2, 3  # what came of a try to read one
+SAID = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # of a save that fails
 
 
 class Checkpoints(NamedTuple):
@@ -170,7 +173,8 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
 
 
 def _not_written(directory: pathlib.Path, step: int, error: Exception, newest: int | None) -> UserError:
-  return UserError(f'checkpoint {step} was not written to {directory}: {_line(error)}',
+  named = next((os.strerror(n) for n in SAID if os.strerror(n) in str(error)), '')  # it stands last in a long line
+  return UserError(f'checkpoint {step} was not written to {directory}: {passing(error) or named or _line(error)}.',
                    'Check the disk space and permissions there, then resume. '
                    f'The newest checkpoint is of step {newest}.', INPUT_OUTPUT if passing(error) else USAGE)
 

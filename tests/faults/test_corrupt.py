@@ -16,7 +16,8 @@ from equivariant_ssl.data.decode import BadImage
 
 WHAT = np.random.default_rng(0)
 PARTS = {'conv': WHAT.normal(size=(3, 3, 8, 8)).astype(np.float32), 'bn': np.linspace(0, 1, 8, dtype=np.float32),
-         'half': WHAT.normal(size=(7, 5)).astype(jax.numpy.bfloat16), 'count': np.arange(5, dtype=np.int32), 'on': np.array(True)}
+         'half': WHAT.normal(size=(7, 5)).astype(jax.numpy.bfloat16), 'count': np.arange(5, dtype=np.int32),
+         'on': np.array(True)}
 LIKE = {**PARTS, 'step': np.int32(0)}
 
 
@@ -35,7 +36,8 @@ def damage(kind, data, other, rng):
   flipped = lambda: data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:] if data else b'\0'
   return {'flip': flipped,
           'cut': lambda: data[:at], 'empty': lambda: b'', 'gone': lambda: None, 'zero': lambda: bytes(size),
-          'longer': lambda: data + rng.randbytes(rng.randrange(1, 99)), 'noise': lambda: data[:at] + rng.randbytes(size - at),
+          'longer': lambda: data + rng.randbytes(rng.randrange(1, 99)),
+          'noise': lambda: data[:at] + rng.randbytes(size - at),
           'hole': lambda: data[:at] + bytes(min(512, size - at)) + data[at + 512:], 'other': lambda: other}[kind]()
 
 

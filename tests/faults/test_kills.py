@@ -43,6 +43,7 @@ def long(server, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def short(server, tmp_path_factory):
+  """The same of fewer steps; the first does not compile."""
   return straight(server, tmp_path_factory.mktemp('short'), SHORT)
 
 
