@@ -234,7 +234,7 @@ def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys
 # -- parts that end in every way
 
 STAND_IN = '''
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 name, found = sys.argv[1], pathlib.Path(sys.argv[sys.argv.index('--found') + 1])
 given = json.loads(sys.argv[sys.argv.index('--given') + 1])
 fast = 'graph' in os.environ['XLA_FLAGS']
@@ -250,7 +250,8 @@ if name == 'bring':
   (pathlib.Path(os.environ['LEASE_STORE']) / 'brought').mkdir(exist_ok=True)
   (pathlib.Path(os.environ['LEASE_STORE']) / 'brought' / f'{given["label"]}-s{given["seed"]}.encoder.0').write_bytes(b'x')
 if name == 'bad': raise MemoryError('out of memory')
-if name == 'hang': time.sleep(60)
+if name == 'deaf': signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if name in ('hang', 'deaf'): time.sleep(60)
 if name == 'shot': os.kill(os.getpid(), 9)
 if name == 'stopped': sys.exit(75)
 '''
@@ -279,6 +280,16 @@ def test_a_part_that_ends_badly_takes_nothing_with_it(tmp_path, monkeypatch):
   assert one.found('good part')['flags'].endswith('--of_all') and not one.found('bad part')
   assert one.part('late part', 'good', {}, 61, 70) == {} and states(tmp_path)['late part'] == 'not begun'
   assert one.left() > 50, 'none waited for the one that hangs'
+
+
+def test_a_lease_keeps_its_minutes_whatever_its_parts_do(tmp_path, monkeypatch):
+  one = a_lease(tmp_path, monkeypatch, minutes=.08)
+  for key in ('a', 'b', 'c'):
+    one.start(key, 'deaf', {}, 0, 100)
+  for key in ('a', 'b', 'c'):
+    one.finish(key)
+  assert set(states(tmp_path).values()) == {'cut'}
+  assert one.seconds - one.left() <= 1.05 * one.seconds
 
 
 def test_the_next_call_goes_on_from_where_one_was_killed(tmp_path, monkeypatch):
