@@ -18,6 +18,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, decode, folder, unpack
 from equivariant_ssl.data.decode import BadImage, Reading
+from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
 
@@ -533,6 +534,7 @@ def test_large_images_wait_for_their_room(monkeypatch):
   data, most, used, lock = encoded(picture(0, (40, 50, 3))), [], [0], threading.Lock()
   monkeypatch.setattr(decode, 'LARGE', 1000)
   monkeypatch.setattr(decode, 'PIXELS', 2 * 40 * 50)
+  monkeypatch.setattr(decode, '_ROOM', Room(2 * 40 * 50, 1000))
   real = decode._decoded
 
   def slow(image, *rest):

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
+from PIL import Image
 
 from equivariant_ssl import checkpoint, disk, distributed, errors, identity, quiet, record
+from equivariant_ssl.data import decode
 
 LIKE = {'step': np.int32(0), 'w': np.zeros((4, 8), np.float32)}
 
@@ -275,3 +277,33 @@ def test_errors_that_pass_are_known_by_what_they_came_from():
   inner.__cause__ = outer  # round and round
   assert errors.passing(RuntimeError('y')) == ''
   assert errors.told(inner)[1] == errors.INPUT_OUTPUT and errors.told(OSError(errno.ENOSPC, 'x'))[1] == errors.USAGE
+
+
+def shaky(monkeypatch, times):
+  """Let so many openings of files fail, as a network file system that was away does."""
+  real, calls = os.open, []
+
+  def broken(path, *args, **kw):
+    if str(path).endswith('.png'):
+      calls.append(path)
+      if len(calls) <= times:
+        raise OSError(errno.ESTALE, 'Stale file handle', path)
+    return real(path, *args, **kw)
+  monkeypatch.setattr(os, 'open', broken)
+
+
+@pytest.mark.parametrize('read', [decode.read_file, decode.header])
+def test_an_image_on_a_disk_that_fails_is_not_a_broken_one(read, tmp_path, monkeypatch):
+  path = tmp_path / 'a.png'
+  Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(path)
+  want = read(str(path), str(tmp_path))
+  shaky(monkeypatch, 3)
+  assert read(str(path), str(tmp_path)) == want
+  monkeypatch.undo()
+  monkeypatch.setattr(disk, 'PAUSES', (0.,))
+  shaky(monkeypatch, 99)
+  assert code_of(read, str(path), str(tmp_path), match='a.png could not be read') == errors.INPUT_OUTPUT
+  monkeypatch.undo()
+  path.write_bytes(b'x')
+  with pytest.raises(decode.BadImage):
+    decode.header(str(path), str(tmp_path))

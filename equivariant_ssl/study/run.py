@@ -78,9 +78,7 @@ def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
 def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int, what: str = '') -> Worker:
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
   log = folder / run.workdir / 'log.txt'
-  if not what:
-    log.unlink(missing_ok=True)
-  with open(log, 'ab') as out:
+  with open(log, 'ab') if what else open(log, 'wb') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number), what],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
                                env={**os.environ, **safe(), **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
