@@ -210,7 +210,8 @@ def _train(config, workdir: str, args, begin: str | None = None) -> None:
 
 def evaluate(args) -> None:
   _cache()
-  from equivariant_ssl.evaluate import protocols, run, transfer
+  from equivariant_ssl.evaluate import protocols, transfer
+  from equivariant_ssl.evaluate import run as evaluation
   names = [n for text in args.protocol for n in split(text)]
   if 'list' in names:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
@@ -225,7 +226,7 @@ def evaluate(args) -> None:
   transfer.check_targets(split(args.targets), args.root)
   options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root, '', args.readout)
   for folder in args.dirs:
-    run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
+    evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
 
 
 def _asked(args):
@@ -266,15 +267,15 @@ def neighbours(args) -> None:
 
 def export(args) -> None:
   _cache()
-  from equivariant_ssl.export import run
-  run.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
+  from equivariant_ssl.export import run as exporting
+  exporting.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
              place=args.data_path)
 
 
 def import_(args) -> None:
   _cache()
-  from equivariant_ssl.export import run
-  run.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
+  from equivariant_ssl.export import run as exporting
+  exporting.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
 
 
 def doctor(args) -> int:

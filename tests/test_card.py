@@ -5,7 +5,7 @@ import shutil
 
 import jax
 import numpy as np
-import processes
+import one_process
 import pytest
 from PIL import Image
 
@@ -29,7 +29,7 @@ def photos(folder, start, stop, shade=0):
 
 
 def command(folder, workdir, *more):
-  return ('train', '--config', processes.__file__, '--workdir', workdir, '--quiet', '--config.data.name=folder',
+  return ('train', '--config', one_process.__file__, '--workdir', workdir, '--quiet', '--config.data.name=folder',
           f'--config.data.path={folder}', '--config.data.size=8', '--config.data.test=.2', '--config.steps=0',
           '--config.epochs=3', *more)
 
@@ -358,7 +358,7 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(tmp_p
   code, said = eqssl(capsys, 'data', 'prepare', 'tiny_photos', '--src', tmp_path / 'src')
   assert code == 0, said
   run = tmp_path / 'run'
-  code, said = eqssl(capsys, 'train', '--config', processes.__file__, '--workdir', run, '--quiet', '--config.data.name=tfds',
+  code, said = eqssl(capsys, 'train', '--config', one_process.__file__, '--workdir', run, '--quiet', '--config.data.name=tfds',
                      '--config.data.dataset=tiny_photos', '--config.data.size=8', '--config.steps=1')
   assert code == 0, said
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nowhere'))
@@ -383,7 +383,7 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(tmp_p
 
 
 def test_data_in_no_folder_have_no_path(tmp_path, capsys):
-  config = configs.load(processes.__file__)
+  config = configs.load(one_process.__file__)
   record.start(tmp_path / 'run', configs.as_json(config), '')
   code, said = eqssl(capsys, 'resume', tmp_path / 'run', '--data-path', tmp_path)
   assert code == 2 and 'is in no folder' in said

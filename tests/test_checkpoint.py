@@ -32,8 +32,8 @@ def state(step=0, tx=TX, params=PARAMS):
   return State(jnp.int32(step), params, {'bn': {'mean': np.full(8, step, np.float32)}}, (), tx.init(params), ())
 
 
-def abstract(tree, sharding=None):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract(tree, placed=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
 
 
 LIKE = abstract(state())

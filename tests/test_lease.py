@@ -184,8 +184,8 @@ def test_a_network_in_pieces_and_back(tmp_path):
 
 def test_both_official_encoders_come_back_in_one_call():
   """8 files of 16 MiB, 64 MiB together, by the shapes of the two networks; deflation is not counted on."""
-  from equivariant_ssl import plan
-  state = runs.abstract(plan.described(configs.load(sizes.FOUNDING[1]), shard.mesh(jax.devices()[:1]), print))
+  from equivariant_ssl import plan as step_plan
+  state = runs.abstract(step_plan.described(configs.load(sizes.FOUNDING[1]), shard.mesh(jax.devices()[:1]), print))
   sizes_of = []
   for left in ((*experiment.LEFT, 'heads_equimod'), experiment.LEFT):  # SimCLR has the same encoder
     leaves = fingerprint.flat([{k: v for k, v in tree.items() if k not in left} for tree in (state.params, state.stats)])

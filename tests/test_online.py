@@ -96,8 +96,8 @@ def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeyp
   # And the step gives the probe these.
   given = []
   monkeypatch.setattr(step, 'watched', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
-  state, train = runs.abstract(run), run.source.train
-  batch = step.Batch(train.images[:4], train.sizes[:4])
+  state, split = runs.abstract(run), run.source.train
+  batch = step.Batch(split.images[:4], split.sizes[:4])
   seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.views(
       run.recipe, run.key, state.step, batch))[1][2], state)
   assert seen.shape == (4, 7) and given == [{'views', 'essl'}]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-import processes  # noqa: E402
+import one_process  # noqa: E402
 import rich.progress  # noqa: E402, F401
 from jax._src import cache_key  # noqa: E402
 
@@ -28,7 +28,7 @@ from equivariant_ssl.data.card import Card, Part  # noqa: E402
 from equivariant_ssl.errors import told  # noqa: E402
 from equivariant_ssl.state import TrainState  # noqa: E402
 
-CONFIG = processes.__file__
+CONFIG = one_process.__file__
 CARD = Card('x', {}, Part(16), None, None, 8, (0., 0., 0.), (1., 1., 1.), 16)
 COUNT, KILL, EIO, ENOSPC = range(4)
 
@@ -78,7 +78,7 @@ def do(job: dict) -> int:
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.dup2(log, 1)
   os.dup2(log, 2)
-  if 'EQSSL_PROCESS' in job.get('env', {}):  # as tests/processes.py: one process compiles for all
+  if 'EQSSL_PROCESS' in job.get('env', {}):  # as tests/one_process.py: one process compiles for all
     cache_key._hash_accelerator_config = lambda *args: None
     jax.config.update('jax_share_binary_between_hosts', True)
   if job.get('user'):

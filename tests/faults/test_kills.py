@@ -90,7 +90,7 @@ def both(pair, run):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     place = f'127.0.0.1:{s.getsockname()[1]}'
-  argv = ['train', '--config', os.path.join(matrix.HERE.parent, 'processes.py'), '--workdir', str(run), '--quiet',
+  argv = ['train', '--config', os.path.join(matrix.HERE.parent, 'one_process.py'), '--workdir', str(run), '--quiet',
           *(f'--config.{k}={v}' for k, v in LONG.items())]
   return [server.start(do='cli', argv=argv, workdir=str(run), env={
       'EQSSL_COORDINATOR': place, 'EQSSL_PROCESSES': '2', 'EQSSL_PROCESS': str(i)}) for i, server in enumerate(pair)]
@@ -132,7 +132,7 @@ def test_signals_at_any_moment(server, short, row, tmp_path):
   """75 from the first line to the last, where the run can go on; 0 where it was done."""
   count, rng = many(40, 3), random.Random(2)
   config = [f'--config.{k}={v}' for k, v in SHORT.items()]
-  name = os.path.join(matrix.HERE.parent, 'processes.py')
+  name = os.path.join(matrix.HERE.parent, 'one_process.py')
   want, seconds = short
   one, runs, sent, total = row('TERM, USR1, USR2, HUP or INT at any moment', count), 0, 0, 0
   while total < count or sent:
