@@ -5,7 +5,7 @@ import pytest
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.record import leaves
+from equivariant_ssl.storage.record import leaves
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 

@@ -1,5 +1,5 @@
 """What the tests of equivariance objectives share: a wiring by hand."""
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.types import Wiring
 
 
@@ -10,7 +10,7 @@ def wiring(*told: str, seen: tuple[str, ...] = ('crop',), sensitive: bool = Fals
 
   def ops(names, side: int, changes: dict):
     kw = lambda n: {**({'size': side} if n == 'crop' else {}), **changes.get(n, {})}
-    return augment.chain(*(modules.make(augment, n, **kw(n)) for n in names))
+    return augment.chain(*(registry.make(augment, n, **kw(n)) for n in names))
 
   order = tuple(n for n in seen if n not in told) + told
   own = lambda side, changes: (ops(order, side, changes),) * 2

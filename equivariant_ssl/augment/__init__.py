@@ -1,15 +1,15 @@
 """Augmentations that return what they did: one op a file, and the algebra that composes them."""
 from equivariant_ssl.augment.algebra import (
-    augment,
-    chain,
-    class_of,
-    normalised,
-    only,
-    reference,
-    relative,
-    sometimes,
-    united,
-    views,
+  augment,
+  chain,
+  class_of,
+  normalised,
+  only,
+  reference,
+  relative,
+  sometimes,
+  united,
+  views,
 )
 
 __all__ = ['augment', 'chain', 'class_of', 'normalised', 'only', 'reference', 'relative', 'sometimes', 'united', 'views']

@@ -6,8 +6,8 @@ import jax
 from equivariant_ssl.equivariance.equimod import Head
 from equivariant_ssl.equivariance.pairing import between_views
 from equivariant_ssl.losses import info_nce, nt_xent
-from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.registry import unknown
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
 

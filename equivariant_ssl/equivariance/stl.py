@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from equivariant_ssl.equivariance.pairing import between_views
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.losses import nt_xent
-from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.registry import unknown
 from equivariant_ssl.types import Array, Equivariance, Group, Pair, Wiring
 
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
+from equivariant_ssl.registry import unknown
 from equivariant_ssl.types import Array
 
 # depth: (blocks a stage, bottleneck). 10 is one basic block a stage, for CPU.

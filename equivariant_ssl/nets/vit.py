@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import unknown
 from equivariant_ssl.nets.conv import DTYPES, Conv
+from equivariant_ssl.registry import unknown
 from equivariant_ssl.types import Array
 
 VARIANTS = {'tiny': (192, 3), 'small': (384, 6), 'base': (768, 12)}  # width, heads; a head is 64 wide

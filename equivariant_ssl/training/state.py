@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from equivariant_ssl import shard
 from equivariant_ssl.augment import views
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.recipe import Recipe
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.types import Array, Image, Key
 
 
@@ -71,7 +71,7 @@ def build(recipe: Recipe, key: Key) -> TrainState:
 
 def abstract(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
   """The shapes, dtypes and placement on `mesh` by `rule`, one of shard.RULES, of a state of `recipe`."""
-  return shard.placed(jax.eval_shape(functools.partial(build, recipe), jax.random.key(0)), mesh, rule)
+  return sharding.placed(jax.eval_shape(functools.partial(build, recipe), jax.random.key(0)), mesh, rule)
 
 
 @functools.lru_cache(8)
@@ -79,7 +79,7 @@ def initialiser(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate
   """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed), the state
   placed on `mesh` by `rule`, one of shard.RULES."""
   if rule == 'replicate':
-    out = None if mesh is None else shard.replicated(mesh)
+    out = None if mesh is None else sharding.replicated(mesh)
   else:
     out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
-  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=shard.ONCE)
+  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=sharding.ONCE)

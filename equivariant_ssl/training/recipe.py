@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, equivariance, invariance, modules, nets, optim, shard
+from equivariant_ssl import augment, equivariance, invariance, nets, registry
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim
 from equivariant_ssl.types import Action, Equivariance, Group, Invariance, Key, Op, Wiring
 
 PROBE_RATE = .1  # of the online probe, as solo-learn's
@@ -61,10 +63,10 @@ def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> d
     if view and name in config.augment.second:
       kw |= config.augment.second[name]
     kw |= changes.get(name, {})
-    if 'size' in modules.schema(augment, name):
+    if 'size' in registry.schema(augment, name):
       kw['size'] = size
     if config.augment[name].role != 'off':
-      found[name] = modules.make(augment, name, **kw), config.augment[name].role
+      found[name] = registry.make(augment, name, **kw), config.augment[name].role
   return found
 
 
@@ -83,7 +85,7 @@ def seen(config: ConfigDict) -> tuple[Op, ...]:
 def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS) -> Action:
   """`count` actions of each of `chains`, pooled, for images of true size (side, side)."""
   size = jnp.full(2, side, jnp.float32)
-  drawn = [jax.jit(jax.vmap(lambda k, c=c: c.sample(k, size)), compiler_options=shard.ONCE)(
+  drawn = [jax.jit(jax.vmap(lambda k, c=c: c.sample(k, size)), compiler_options=sharding.ONCE)(
       jax.random.split(key_for(key, i), count))
            for i, c in enumerate({id(c): c for c in chains}.values())]
   return jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
@@ -140,7 +142,7 @@ def wired(config: ConfigDict, canvas: int) -> tuple[dict[str, Wiring], dict[str,
   """{label: wiring} and {label: objective} of the equivariance objectives; canvas: see `wire`."""
   sections = objectives(config)
   wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
-  return wirings, {label: modules.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
+  return wirings, {label: registry.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
                    for label, section in sections.items()}
 
 
@@ -184,10 +186,10 @@ def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), 
   if num < config.batch:
     raise UserError(f'batch {config.batch} is larger than the {num} training images.',
                     f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}')
-  inv = modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
+  inv = registry.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
   head = lambda part: mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
   wirings, equivariances = wired(config, canvas)
-  encoder = modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
+  encoder = registry.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
   check(config, inv, equivariances, encoder)
   needed = inv.projector is not None or any('views' in e.uses for e in equivariances.values())
   groups = {'views': Group(seen(config), config.size)} if needed else {}

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from equivariant_ssl import augment, optim, shard
+from equivariant_ssl import augment
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.nets.network import actions, tapped
-from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import Head, Probe, TrainState, subset
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.state import Head, Probe, TrainState, subset
 from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
@@ -120,8 +122,8 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   rule: how the state lies on the mesh that is set, of shard.RULES. Under 'fsdp' the weights are gathered for the two
   passes alone, and the gradient is scattered before the optimiser and the target move, each device its shard of them.
   """
-  lie = partial(shard.constrain, rule=rule) if rule != 'replicate' else lambda tree: tree
-  whole = partial(shard.constrain, rule='replicate') if rule != 'replicate' else lambda tree: tree
+  lie = partial(sharding.constrain, rule=rule) if rule != 'replicate' else lambda tree: tree
+  whole = partial(sharding.constrain, rule='replicate') if rule != 'replicate' else lambda tree: tree
   shown = views(recipe, key, state.step, batch)
   average, target_stats = state.target or (None, None)
   aim = None
@@ -152,10 +154,10 @@ def _jitted(recipe: Recipe, mesh: Mesh, donate: bool, rule: str, batch_of: Calla
 
   def step(key: Key, state: TrainState, *given) -> tuple[TrainState, Metrics]:
     batch = batch_of(state, *given)
-    with shard.within(mesh):
+    with sharding.within(mesh):
       return train_step(recipe, key, state, batch, rule)
 
-  out = shard.replicated(mesh)
+  out = sharding.replicated(mesh)
   return jax.jit(step, donate_argnums=(1,) if donate else (), out_shardings=out if rule == 'replicate' else (None, out))
 
 
@@ -169,8 +171,8 @@ def resident(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'repli
   def batch_of(state: TrainState, data: Batch, order: Array) -> Batch:
     start = state.step % recipe.epoch(len(order)) * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
-    rows = jax.lax.with_sharding_constraint(rows, shard.split(mesh))
-    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), shard.split(mesh))
+    rows = jax.lax.with_sharding_constraint(rows, sharding.split(mesh))
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), sharding.split(mesh))
 
   return _jitted(recipe, mesh, donate, rule, batch_of)
 
