@@ -1,4 +1,7 @@
-"""A run's data card: what it knows of its data from its first step on, in data.json and in each of its checkpoints."""
+"""The data card of a run: what the run knows of its data from its first step on.
+
+It is kept in the run's data.json and in each of its checkpoints.
+"""
 import hashlib
 import json
 import pathlib
@@ -6,35 +9,51 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from equivariant_ssl.data.cache import MOST
-from equivariant_ssl.data.source import Source, Split, threads
+from equivariant_ssl.data.source import Source, Split, thread_count
 from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 
-FILE = 'data.json'  # in a run's folder
-ROUND = 6  # digits of a mean that are compared: its last bits are a CPU's own
-NAMED = 3  # classes that a difference names
+FILE = 'data.json'   # in the folder of a run
+DECIMALS = 6         # of a mean, for the comparison: its last bits depend on the CPU
+CLASSES_LISTED = 3   # classes that a difference names
+BLOCK_BYTES = 2**22  # canvases that are hashed at a time, in bytes
 
 
 class Part(NamedTuple):
-  """A split: how many images, and short digests, '' where not known, of the `files` (names and sizes in bytes), of the
-  `labels` (also '' where there are none) and of the `pixels` of the decoded canvases (not of a stream)."""
-  count: int
+  """What a data card says of one split.
+
+  A digest is 16 hexadecimal digits, or '' where it is unknown.
+
+  count:  the number of images.
+  files:  a digest of the names and the sizes in bytes of the files.
+  labels: a digest of the labels; '' also where there are no labels.
+  pixels: a digest of the decoded canvases; '' for a stream.
+  """
+  # The field is a key of data.json, and hides a method of tuple that nobody calls.
+  count: int  # pyright: ignore[reportIncompatibleMethodOverride]
   files: str = ''
   labels: str = ''
   pixels: str = ''
 
 
 class Card(NamedTuple):
-  """settings: the config's `data`, with the rule of the splits. classes: None where there are no labels. canvas: side of
-  the stored images, pixels. mean, std: by which the run normalises its inputs, for ever. images: the number of training
-  images from which its steps an epoch are counted, for ever. left_out: what was left out or replaced, a line each. since:
-  the step at which the card was made: of the data before it nothing is known. changes: a line each time that other data
-  were taken on purpose. start: {run, step, data} of the checkpoint that a longer training started from. labelled: the split
-  whose labels an evaluation reads, where it is another than the training split; its `files` are its classes."""
+  """The data card of a run.
+
+  settings: the config's section `data`, which also holds the rule of the splits.
+  classes:  the class names, or None where there are no labels.
+  canvas:   the side of the stored images, in pixels.
+  mean, std: the run normalizes its inputs by these for ever.
+  images:   the number of training images from which the steps of an epoch are counted for ever.
+  left_out: what was left out or replaced, in one line each.
+  since:    the step at which the card was made. Nothing is known of the data before it.
+  changes:  one line for each time that the user accepted other data.
+  start:    {run, step, data} of the checkpoint from which a longer training started.
+  labelled: the split whose labels an evaluation reads, where that is not the training split. Its
+            `files` is a digest of its classes.
+  """
   name: str
   settings: dict[str, Any]
   train: Part
@@ -52,74 +71,99 @@ class Card(NamedTuple):
 
 
 def digest(content: bytes) -> str:
-  """16 hexadecimal digits."""
+  """A digest of bytes: 16 hexadecimal digits."""
   return hashlib.sha256(content).hexdigest()[:16]
 
 
-def pixels(images: np.ndarray) -> str:
-  """A digest of uint8 canvases [N S S 3], of every so many of them where they are more than cache.MOST bytes."""
+def pixel_digest(images: np.ndarray) -> str:
+  """A digest of uint8 canvases [N S S 3].
+
+  Where the canvases are more than cache.MOST bytes, only every n-th canvas is read.
+  """
   images = images[::-(-images.nbytes // MOST) or 1]
-  rows = max(1, (1 << 22) // max(images[:1].nbytes, 1))
-  of = lambda start: hashlib.sha256(np.ascontiguousarray(images[start:start + rows])).digest()
-  with ThreadPoolExecutor(threads()) as pool:
-    return digest(repr(images.shape).encode() + b''.join(pool.map(of, range(0, len(images), rows))))
+  rows = max(1, BLOCK_BYTES // max(images[:1].nbytes, 1))
+
+  def block_hash(start: int) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(images[start:start + rows]).data).digest()
+
+  with ThreadPoolExecutor(thread_count()) as pool:
+    blocks = b''.join(pool.map(block_hash, range(0, len(images), rows)))
+  return digest(repr(images.shape).encode() + blocks)
 
 
-def part(split: Split | None, files: str = '') -> Part | None:
-  """What is known of a split; files: the digest of its files, which its source made."""
-  if split is None:
-    return None
-  labels = '' if split.labels is None else digest(np.ascontiguousarray(split.labels, np.int32).tobytes())
-  return Part(len(split.images), files, labels, '' if lazy(split.images) else pixels(split.images))
+def describe_split(split: Split, files: str = '') -> Part:
+  """What a card says of a split. files: the digest of the split's files, which its source made."""
+  labels = ''
+  if split.labels is not None:
+    labels = digest(np.ascontiguousarray(split.labels, np.int32).tobytes())
+  pixels = '' if lazy(split.images) else pixel_digest(split.images)
+  return Part(len(split.images), files, labels, pixels)
 
 
-def of(source: Source, config: ConfigDict) -> Card:
-  """The card of data as they are now, read by a resolved config."""
-  settings = json.loads(config.data.to_json())
-  train = part(source.train, source.files[0])
-  return Card(source.name, settings, train, part(source.test, source.files[1]),
-              tuple(source.classes) if train.labels and source.classes else None, source.train.images.shape[1],
-              tuple(config.mean or source.mean), tuple(config.std or source.std), train.count, tuple(source.problems),
-              labelled=part(source.labelled, digest(repr(source.classes).encode())))
+def of(source: Source, config: Any) -> Card:
+  """The card of the data as they are now. config: the resolved config by which they were read."""
+  train = describe_split(source.train, source.files[0])
+  test = source.test and describe_split(source.test, source.files[1])
+  classes = digest(repr(source.classes).encode())
+  labelled = source.labelled and describe_split(source.labelled, classes)
+  return Card(
+      name=source.name, settings=json.loads(config.data.to_json()), train=train, test=test,
+      classes=tuple(source.classes) if train.labels and source.classes else None,
+      canvas=source.train.images.shape[1], mean=tuple(config.mean or source.mean),
+      std=tuple(config.std or source.std), images=train.count, left_out=tuple(source.problems),
+      labelled=labelled)
 
 
 def facts(card: Card) -> dict[str, Any]:
-  """All that a number depends on, by what a user calls it."""
-  near = lambda values: [round(float(v), ROUND) for v in values]
-  found = {'classes': card.classes and list(card.classes), 'canvas': card.canvas, 'mean': near(card.mean),
-           'std': near(card.std)}
-  for name, one in (('training', card.train), ('test', card.test)):
-    found |= {f'{name} {k}': v for k, v in (one or Part(0))._asdict().items()}
-  found |= {f'labelled {k}': v for k, v in card.labelled._asdict().items()} if card.labelled else {}
-  return found
+  """All facts on which a number depends, by the names that a user knows them by."""
+  def rounded(values: tuple[float, ...]) -> list[float]:
+    return [round(float(value), DECIMALS) for value in values]
+
+  named = {'classes': card.classes and list(card.classes), 'canvas': card.canvas,
+           'mean': rounded(card.mean), 'std': rounded(card.std)}
+  splits = {'training': card.train, 'test': card.test or Part(0)}
+  splits |= {'labelled': card.labelled} if card.labelled else {}
+  for name, part in splits.items():
+    named |= {f'{name} {field}': value for field, value in part._asdict().items()}
+  return named
 
 
 def mark(card: Card) -> str:
-  """A short digest of all that a number depends on: the fingerprints of the splits, counts, classes, mean and std. Where
-  the data lie is not in it."""
+  """A short digest of all on which a number depends.
+
+  These are the fingerprints of the splits, the counts, the classes, the mean and the standard
+  deviation. The place of the data is not among them.
+  """
   return digest(json.dumps(facts(card), sort_keys=True).encode())
 
 
 def as_json(card: Card) -> dict[str, Any]:
-  """The card as JSON holds it."""
-  whole = card._asdict() | {k: one and one._asdict() for k, one in (
-      ('train', card.train), ('test', card.test), ('labelled', card.labelled))}
-  return json.loads(json.dumps(whole))
+  """The card as a JSON object."""
+  parts = {'train': card.train, 'test': card.test, 'labelled': card.labelled}
+  fields = card._asdict() | {name: part and part._asdict() for name, part in parts.items()}
+  return json.loads(json.dumps(fields))
 
 
-def from_json(found: dict[str, Any]) -> Card:
-  """The card that `as_json` was given; ValueError where it is none. Fields of a later version are left out."""
+def from_json(content: dict[str, Any]) -> Card:
+  """The card that `as_json` made `content` from. It leaves out the fields of a later version.
+
+  Raises ValueError where `content` is not a card.
+  """
   try:
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in Card._fields}
-    parts = {k: kept[k] and Part(**kept[k]) for k in ('train', 'test', 'labelled') if k in kept or k != 'labelled'}
-    return Card(**kept | parts)
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                              for key, value in content.items() if key in Card._fields}
+    for name in ('train', 'test', 'labelled'):
+      if name in fields or name != 'labelled':  # cards of an older version have no `labelled`
+        fields[name] = fields[name] and Part(**fields[name])
+    return Card(**fields)
   except (AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f'no data card: {error}') from None
+    raise ValueError(f'this is not a data card: {error}') from None
 
 
 def read(workdir: pathlib.Path) -> Card | None:
-  """The card in a run's data.json, None where there is none; UserError where it is damaged."""
-  path, fix = workdir / FILE, 'Restore it from a backup, or delete it: the next start makes a new one.'
+  """The card in a run's data.json, or None where there is none. UserError where it is damaged."""
+  path = workdir / FILE
+  fix = 'Restore it from a backup, or delete it: the next start makes a new one.'
   try:
     return from_json(record.read_object(path, fix))
   except FileNotFoundError:
@@ -129,46 +173,75 @@ def read(workdir: pathlib.Path) -> Card | None:
 
 
 def write(workdir: pathlib.Path, card: Card) -> None:
-  """Write a run's data.json, whole or not at all."""
-  record.write_whole(workdir / FILE, json.dumps(as_json(card), indent=1, ensure_ascii=False) + '\n')
+  """Write a run's data.json. A write that fails leaves the old file as it was."""
+  text = json.dumps(as_json(card), indent=1, ensure_ascii=False) + '\n'
+  record.write_whole(workdir / FILE, text)
 
 
-def _classes(known: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
-  more = lambda names: f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-  named = lambda names: ', '.join(map(repr, names[:NAMED])) + more(names)
-  found = [(verb, [c for c in ours if c not in others]) for verb, ours, others in (
-      ('new', now, known), ('gone', known, now))]
-  return [f'{"classes" if len(names) > 1 else "class"} {named(names)} {"are" if len(names) > 1 else "is"} {verb}'
-          for verb, names in found if names] or ['the classes are in another order']
+def _class_list(names: list[str]) -> str:
+  listed = ', '.join(map(repr, names[:CLASSES_LISTED]))
+  rest = len(names) - CLASSES_LISTED
+  return f'{listed} and {rest} more' if rest > 0 else listed
+
+
+def _class_differences(known: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
+  """How the classes differ from those that the run knows, in one line each."""
+  lines = []
+  for change, names, others in (('new', now, known), ('gone', known, now)):
+    names = [name for name in names if name not in others]
+    if names:
+      subject, verb = ('classes', 'are') if len(names) > 1 else ('class', 'is')
+      lines.append(f'{subject} {_class_list(names)} {verb} {change}')
+  return lines or ['the classes are in another order']
+
+
+def _split_differences(name: str, known: Part, now: Part) -> list[str]:
+  """How the split `name` differs from the split that the run knows: one line, or none."""
+  def differs(field: str) -> bool:
+    old, new = getattr(known, field), getattr(now, field)
+    return bool(old and new and old != new)
+
+  if known.count != now.count:
+    return [f'{now.count:,} {name} images in place of {known.count:,}']
+  files_known = bool(known.files and now.files)
+  if differs('files'):
+    return [f'the {name} images have other names or sizes in bytes']
+  # A stream replaces labels as it meets broken records. So where one of the two is a stream, and
+  # the digests of the files say that they are the same, the labels are not compared.
+  one_is_stream = bool(known.pixels) != bool(now.pixels)
+  if differs('labels') and not (files_known and one_is_stream):
+    return [f'the {name} images have other labels']
+  if differs('pixels'):
+    reason = ('; their files have the same names and sizes, so these were overwritten, or another '
+              'version decoded them')
+    return [f'the {name} images have other pixels' + (reason if files_known else '')]
+  return []
 
 
 def differences(known: Card, now: Card) -> list[str]:
-  """What data as they are `now` have other than those that a run knows; [] where all that is known of both is the same."""
-  found = [] if known.canvas == now.canvas else [f'canvases of side {now.canvas} in place of {known.canvas}']
-  if known.classes != now.classes and bool(known.classes) != bool(now.classes):
-    found.append('labels, where there were none' if now.classes else 'no labels')
-  elif known.classes != now.classes:
-    found += _classes(known.classes, now.classes)
+  """How data as they are `now` differ from those that a run knows, in one line each.
+
+  What is unknown of one of the two is not compared. [] where nothing differs.
+  """
+  lines = []
+  if known.canvas != now.canvas:
+    lines.append(f'canvases of side {now.canvas} in place of {known.canvas}')
+  if known.classes and now.classes and known.classes != now.classes:
+    lines += _class_differences(known.classes, now.classes)
+  elif bool(known.classes) != bool(now.classes):
+    lines.append('there are labels, and the run knows none' if now.classes else
+                 'there are no labels, and the run knows some')
   for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test),
                          ('labelled', known.labelled, now.labelled)):
-    old, new = old or Part(0), new or Part(0)
-    same = lambda field, old=old, new=new: not (getattr(old, field) and getattr(new, field)) or (
-        getattr(old, field) == getattr(new, field))
-    # A stream's labels are replaced as its broken records are met, so they are compared where nothing else says more.
-    by_files = old.files and new.files and bool(old.pixels) != bool(new.pixels)
-    if old.count != new.count:
-      found.append(f'{new.count:,} {name} images in place of {old.count:,}')
-    elif not same('files'):
-      found.append(f'the {name} images have other names or sizes in bytes')
-    elif not by_files and not same('labels'):
-      found.append(f'the {name} images have other labels')
-    elif not same('pixels'):
-      why = ' in files of the same names and sizes, written over in place or decoded by another version'
-      found.append(f'the {name} images have other pixels' + (why if old.files and new.files else ''))
-  return found
+    lines += _split_differences(name, old or Part(0), new or Part(0))
+  return lines
 
 
 def taken(known: Card, now: Card) -> Card:
-  """The card of data as they are now of the run that `known` is of: what it normalises by and counts from is for ever."""
-  return now._replace(mean=known.mean, std=known.std, images=known.images or now.images, since=known.since,
-                      changes=known.changes, start=known.start)
+  """The card of a run that accepts other data: `now`, with what a run keeps for ever from `known`.
+
+  A run keeps its mean, its standard deviation, the number of images from which it counts epochs,
+  and its history.
+  """
+  return now._replace(mean=known.mean, std=known.std, images=known.images or now.images,
+                      since=known.since, changes=known.changes, start=known.start)

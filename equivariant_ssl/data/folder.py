@@ -1,282 +1,223 @@
-"""A folder of images: with class folders or without, with train/ and val/ or test/ or without. The one reader of it."""
-import collections
+"""A folder of images, with class folders or without, with folders for the splits or without.
+
+This is the one reader of such folders.
+"""
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from equivariant_ssl.data import layout
-from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading, header, read_file, reading
+from equivariant_ssl.data.channel_moments import measure_moments
+from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading, read_file, reading
+from equivariant_ssl.data.folder_index import EXTENSIONS, Index, index, printable, said
 from equivariant_ssl.data.source import (
   REPLACED,
   Records,
   Source,
+  counted_list,
+  decode_splits,
+  files_digest,
   fits,
-  hopeless_data,
-  listed,
-  listing,
-  load,
-  measured,
   to_check,
   too_many,
+  unreadable_error,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
-from equivariant_ssl.parallel import sharding
 
-EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.pgm',
-              '.pbm', '.pnm')
-# Folders that file systems and their servers keep for themselves: thumbnails, wastebaskets, snapshots.
-SYSTEM = {'@eadir', '@tmp', '@recycle', '@recently-snapshot', '#recycle', '#snapshot', '$recycle.bin',
-          'system volume information', 'lost+found', '__macosx'}
-KERNEL = ('/proc/', '/sys/')
-LINKS, HIDDEN, OWN = 'links to folders', 'hidden', 'folders of the file system'
+FIX_PATH = 'Say where the images are: --config.data.path=DIR'
 
 
 class Part(NamedTuple):
-  """The images of one split: `paths` relative to `root`, sorted. within: the folder that no link may lead out of, by
-  default `root`."""
+  """The images of one split.
+
+  paths:  relative to the folder `root`, sorted.
+  within: the folder that no link may lead out of; '' for `root`.
+  """
   root: str
   paths: tuple[str, ...]
   within: str = ''
 
 
-class Index(NamedTuple):
-  """The images under `root`: `paths` relative to it, sorted; `bad` (path, why) of those that are not read; `others` counts
-  what else was left out, by extension or kind; `links` are (folder, why it was not followed); `within`: see Part."""
-  root: str
-  paths: tuple[str, ...]
-  bad: tuple[tuple[str, BadImage], ...]
-  others: dict[str, int]
-  links: tuple[tuple[str, str], ...]
-  within: str
-
-  @property
-  def damaged(self) -> list[str]:
-    """A line for each image that cannot be read, be it cut short, empty or something else."""
-    return [f'{printable(path)}: {why}' for path, why in self.bad if why.reason == DAMAGED]
-
-  @property
-  def left_out(self) -> dict[str, int]:
-    """How many files and folders are not read, by reason: an extension, or a few words."""
-    kinds = collections.Counter(why.reason for _, why in self.bad)
-    return self.others | dict(kinds) | ({LINKS: len(self.links)} if self.links else {})
-
-
 class Folder(NamedTuple):
-  """What a folder holds. parts: {'train', and 'validation' and 'test' where they are: their images}. classes: None where
-  there are no labels. notes: what is odd about the folders and names, a line each."""
-  index: Index
+  """What a folder holds.
+
+  parts:   {split: its images}, for 'train', and for 'validation' and 'test' where they are there.
+  classes: the class names, or None where there are no labels.
+  notes:   what is odd about the folders and the names, in one line each.
+  """
+  # The field hides a method of tuple that nobody calls.
+  index: Index  # pyright: ignore[reportIncompatibleMethodOverride]
   parts: dict[str, Part]
   classes: tuple[str, ...] | None
   notes: tuple[str, ...]
 
   def lines(self, follow: str = '--config.data.links=True') -> tuple[str, ...]:
-    """What was left out, counted by reason in one line, and what is odd. follow: what to type to follow links."""
+    """What was left out, in one line, and the notes. follow: what to type to follow links."""
     return said(self.index, follow) + self.notes
 
 
-def said(index: Index, follow: str) -> tuple[str, ...]:
-  """What was left out of a folder, counted by reason, most first; what to type about links."""
-  if not index.left_out:
-    return ()
-  counts = ', '.join(f'{why} {n:,}' for why, n in sorted(index.left_out.items(), key=lambda kv: -kv[1]))
-  links = any('link' in why.reason for _, why in index.bad) or any(why == NOT_FOLLOWED for _, why in index.links)
-  return (f'left out: {counts}; {len(index.paths):,} images are read',
-          *((f'links are followed with {follow}',) if links and follow else ()))
+def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
+         links: bool = False, splits: bool = True, background: str = 'black',
+         bits: int = 16) -> Source:
+  """Every image in the folder `path`, squashed to size x size and upright, with its true size.
 
+  The label of an image is the first folder on the way to it; the classes are sorted by name. There
+  are no labels where some image is in no such folder, or where all are in one.
 
-def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False, links: bool = False, splits: bool = True,
-         background: str = 'black', bits: int = 16) -> Source:
-  """Every image under `path`, as the whole image squashed to size x size, upright; its true size kept.
+  The splits are the folders train and validation (else test), by these names or by others of
+  `layout.SPLITS`. Where they are not there, or `splits` is False, the share `test` of the images is
+  held out. It is chosen by a hash of the relative path, so a new image moves no other one.
 
-  Labels: the name of the first folder on the way to the image, sorted; None where some image is in none, or all in one.
-  Splits: the folders train and validation (else test) where they are there, by these or like names (`layout.ROLES`) unless
-  `splits` is off; else the share `test` of the images, chosen by a hash of the relative path, so adding images moves no
-  other. Unreadable headers are left out; an image whose pixels turn out unreadable is replaced by another of its split
-  (see `source.load`). links: follow those to folders and out of `path` (`index`). background: a colour under what is
-  transparent. bits: that grey images of 16 bits use. What does not fit in memory decoded is streamed; with `stream` all is.
+  An image with an unreadable header is left out. An image whose pixels turn out to be unreadable is
+  replaced by another one of its split (see `source.decode_splits`).
+
+  stream:     decode images as they are needed. Data that do not fit in memory are always streamed.
+  links:      follow links to folders and out of `path` (see `folder_index.index`).
+  background: a color under what is transparent.
+  bits:       the number of bits that gray images of 16 bits use.
   """
-  how = reading(background, bits)
+  rules = reading(background, bits)
   if not path:
-    raise UserError('The data set `folder` needs a path.', 'Say where: --config.data.path=DIR')
+    raise UserError('The data set `folder` needs a path.', FIX_PATH)
   if not (size > 0 and 0 <= test < 1):
-    raise UserError(f'folder: size={size} must be positive and test={test} in [0, 1).')
+    raise UserError(f'folder: size={size} must be positive, and test={test} must be in [0, 1).')
   base = pathlib.Path(path).expanduser()
   if not base.is_dir():
-    raise UserError(f'{path!r} is not a folder.', 'Say where the images are: --config.data.path=DIR')
-  found = read(base, test, links, splits)
-  train, held = found.parts['train'], found.parts.get('validation') or found.parts.get('test')
+    raise UserError(f'{path!r} is not a folder.', FIX_PATH)
+  content = read(base, test, links, splits)
+  train, held_out = content.parts['train'], _held_out(content)
   if not train.paths:
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
-  lost, total = found.index.damaged, sum(len(part.paths) for part in (train, held) if part)
-  judge(base, found.index)
-  parts = [records(part, found.classes, how) if part and part.paths else None for part in (train, held)]
-  first, rows = found.lines() + _unused(found), listed('damaged, left out:', lost)
-  about = {'names': train.paths, 'files': tuple(contents(part) if part else '' for part in (train, held)),
-           'place': (('path', os.path.abspath(base)),), 'left_out': found.index.left_out}
-  if stream or not fits(total, size):
-    train_split, test_split = (p and lazy_split(str(base), p, size, p.labels, len(lost)) for p in parts)
-    normal, odd = measured(None, lambda: sample(train_split.images))
+  judge(base, content.index)
+  damaged, count = content.index.damaged, len(train.paths)
+  train_records, test_records = records(train, content.classes, rules), None
+  if held_out and held_out.paths:
+    test_records = records(held_out, content.classes, rules)
+    count += test_records.count
+  problems, left_out = counted_list('damaged, left out:', damaged), content.index.left_out
+  if stream or not fits(count, size):
+    train_split = lazy_split(str(base), train_records, size, train_records.labels, len(damaged))
+    test_split = test_records and lazy_split(str(base), test_records, size, test_records.labels,
+                                             len(damaged))
+    moments, remarks = measure_moments(None, lambda: sample(train_split.images))
   else:
-    train_split, test_split, replaced = load(str(base), *parts, size, lost)
-    rows += listed(REPLACED, replaced)
-    about['left_out'] |= {'damaged, replaced': len(replaced)} if replaced else {}
-    normal, odd = measured(None, lambda: train_split.images)
-  return Source(base.resolve().name, train_split, test_split, found.classes, *normal, first + odd + rows, **about)
+    train_split, test_split, replaced = decode_splits(str(base), train_records, test_records, size,
+                                                      damaged)
+    if replaced:
+      problems += counted_list(REPLACED, replaced)
+      left_out |= {'damaged, replaced': len(replaced)}
+    moments, remarks = measure_moments(None, lambda: train_split.images)
+  lines = content.lines() + _unused_test(content) + remarks + problems
+  return Source(base.resolve().name, train_split, test_split, content.classes, *moments, lines,
+                names=train.paths, files=(part_digest(train), part_digest(held_out)),
+                place=(('path', os.path.abspath(base)),), left_out=left_out)
 
 
-def contents(part: Part) -> str:
-  """A digest of the names and sizes in bytes of a split's files, '' where it has none."""
+def _held_out(content: Folder) -> Part | None:
+  return content.parts.get('validation') or content.parts.get('test')
+
+
+def part_digest(part: Part | None) -> str:
+  """A digest of the names and the sizes in bytes of a split's files; '' where it has none."""
+  if not part or not part.paths:
+    return ''
+
   def size(path: str) -> int:
     try:
       return os.stat(os.path.join(part.root, path)).st_size
     except OSError:
       return -1
-  return listing((p.replace(os.sep, '/'), size(p)) for p in part.paths) if part.paths else ''
+  return files_digest((path.replace(os.sep, '/'), size(path)) for path in part.paths)
 
 
-def _unused(found: Folder) -> tuple[str, ...]:
-  both = 'validation' in found.parts and 'test' in found.parts
-  return (f'test: its {len(found.parts["test"].paths):,} images are not used here: validation is held out',) if both else ()
+def _unused_test(content: Folder) -> tuple[str, ...]:
+  """A note that the test images are not used, where there are validation images."""
+  if not ('validation' in content.parts and 'test' in content.parts):
+    return ()
+  count = len(content.parts['test'].paths)
+  return (f'test: its {count:,} images are not used here, because validation is held out',)
 
 
 def judge(base: pathlib.Path, index: Index) -> None:
   """Raise UserError (BAD_DATA) where more than 1 % of the images have no readable header."""
-  lost, total = index.damaged, len(index.paths) + len(index.damaged)
-  if too_many(len(lost), total):
-    raise hopeless_data(str(base), len(lost), total, lost[0], to_check(str(base)))
+  damaged = index.damaged
+  total = len(index.paths) + len(damaged)
+  if too_many(len(damaged), total):
+    raise unreadable_error(str(base), len(damaged), total, damaged[0], to_check(str(base)))
 
 
 def read(base: pathlib.Path, share: float = 0., links: bool = False, splits: bool = True) -> Folder:
-  """The layout of a folder: for training, `data check`, `data prepare` and `transfer` alike. share: of the images, to hold
-  out as 'test' where no folder is. Raises UserError where there is no image or the folders can be read in two ways."""
-  found = index(str(base), links)
-  if not found.paths:
-    _refuse(base, found)
-  every = sorted((*found.paths, *(p for p, why in found.bad if why.reason == DAMAGED)))
-  prefixes, notes = layout.arrange(every, str(base), splits)
-  inside = lambda prefix: tuple(p[len(prefix):] for p in found.paths if p.startswith(prefix))
-  parts = {k: Part(os.path.join(str(base), prefix).rstrip(os.sep), inside(prefix), found.within)
-           for k, prefix in prefixes.items()}
-  settled = len(parts) > 1
-  if share and not settled:
+  """What a folder holds, read alike for training, `data check`, `data prepare` and `transfer`.
+
+  share: the share of the images to hold out as 'test' where no folder is a split. Raises UserError
+  where there is no image, or where the folders can be read in two ways.
+  """
+  images = index(str(base), links)
+  if not images.paths:
+    _refuse_empty(base, images)
+  paths = sorted((*images.paths,
+                  *(path for path, error in images.bad if error.reason == DAMAGED)))
+  prefixes, notes = layout.arrange(paths, str(base), splits)
+  parts = {split: Part(os.path.join(str(base), prefix).rstrip(os.sep),
+                       _paths_within(images, prefix), images.within)
+           for split, prefix in prefixes.items()}
+  has_splits = len(parts) > 1
+  if share and not has_splits:
     root, paths, within = parts['train']
-    parts |= {split: Part(root, tuple(p for p in paths if (_share(p) < share) == (split == 'test')), within)
-              for split in ('train', 'test')}
-  names = {k: part.paths for k, part in parts.items()}
-  classes, odd = layout.class_names(names, str(base), splits, settled)
-  return Folder(found, parts, classes, (*notes, *odd, *(layout.unmatched(names) if classes else ())))
+    parts = {'train': Part(root, tuple(p for p in paths if _hash_share(p) >= share), within),
+             'test': Part(root, tuple(p for p in paths if _hash_share(p) < share), within)}
+  names = {split: part.paths for split, part in parts.items()}
+  classes, odd = layout.class_names(names, str(base), splits, has_splits)
+  unmatched = layout.unmatched_classes(names) if classes else ()
+  return Folder(images, parts, classes, (*notes, *odd, *unmatched))
 
 
-NOT_FOLLOWED = 'a link to a folder, not followed'
+def _paths_within(images: Index, prefix: str) -> tuple[str, ...]:
+  return tuple(path[len(prefix):] for path in images.paths if path.startswith(prefix))
 
 
-def _folders(root: str, links: bool, lost: list, links_out: list, own: list) -> Iterator[tuple[str, list[str]]]:
-  """(folder, its files), each real folder once; then those that links lead to, if they are followed."""
-  real = os.path.realpath(root)
-  queue, seen = collections.deque([root]), set()
-  while queue:
-    top = queue.popleft()
-    if os.path.islink(top) and top != root:
-      target = os.path.realpath(top)
-      about = os.stat(target)
-      if os.path.commonpath([real, target]) == target:
-        links_out.append((top, 'a link to a folder that holds this one, not followed'))
-        continue
-      if (target + os.sep).startswith(KERNEL) or (about.st_dev, about.st_ino) in seen:
-        links_out.append((top, 'a link to a folder that is read already, or of the system: not followed'))
-        continue
-    for place, folders, files in os.walk(top, onerror=lost.append):
-      about = os.stat(place)
-      if (about.st_dev, about.st_ino) in seen:
-        folders[:] = []
-        continue
-      seen.add((about.st_dev, about.st_ino))
-      linked = sorted(f for f in folders if os.path.islink(os.path.join(place, f)))
-      for name in linked:
-        queue.append(os.path.join(place, name)) if links else links_out.append((os.path.join(place, name), NOT_FOLLOWED))
-      own += [f for f in folders if f.casefold() in SYSTEM]
-      folders[:] = sorted(f for f in folders if f not in linked and not f.startswith('.') and f.casefold() not in SYSTEM)
-      yield place, files
-
-
-def index(root: str, links: bool = False) -> Index:
-  """Walk `root`, and read the header of every file with an image's extension. Hidden names are skipped. links: follow those
-  to files anywhere, and to folders but the system's own and those that hold `root`; no folder is read twice."""
-  paths, others, passed, lost, own = [], collections.Counter(), [], [], []
-  for place, files in _folders(root, links, lost, passed, own):
-    for name in files:
-      extension = os.path.splitext(name)[1].lower()
-      if name.startswith('.'):
-        others[HIDDEN] += extension in EXTENSIONS and not name.startswith('._')  # a Mac's notes on another file
-      elif extension in EXTENSIONS:
-        paths.append(os.path.relpath(os.path.join(place, name), root))
-      else:
-        others[extension or 'without extension'] += 1
-  paths.sort()
-  others[OWN] += len(own)
-  within = '/' if links else root
-
-  def trouble(relative: str) -> BadImage | None:
-    try:
-      header(os.path.join(root, relative), within)
-      return None
-    except BadImage as e:
-      return e
-
-  with ThreadPoolExecutor(min(32, 2 * sharding.cores())) as pool:
-    why = dict(zip(paths, pool.map(trouble, paths), strict=True))
-  bad = [(os.path.relpath(e.filename, root), BadImage(f'folder cannot be read: {e.strerror}')) for e in lost]
-  bad += [(p, why[p]) for p in paths if why[p]]
-  return Index(root, tuple(p for p in paths if not why[p]), tuple(bad), {k: n for k, n in others.items() if n},
-               tuple((os.path.relpath(link, root), reason) for link, reason in sorted(passed)), within)
-
-
-def printable(path: str) -> str:
-  """A file's name on one line, whatever it holds."""
-  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in as_text(path))
-
-
-def as_text(path: str) -> str:
-  """A file's name as text that UTF-8 can hold: bytes that are none are escaped, as in bad\\xff.jpg."""
-  return os.fsencode(path).decode('utf-8', 'backslashreplace')
-
-
-def _share(path: str) -> float:
+def _hash_share(path: str) -> float:
   """A number in [0, 1) that depends on the relative path alone."""
   name = os.fsencode(path.replace(os.sep, '/'))
   return int.from_bytes(hashlib.sha256(name).digest()[:6], 'big') / 2**48
 
 
-def _refuse(place: pathlib.Path, found: Index) -> None:
-  """The error for a folder without a readable image: what is there instead."""
-  counts = [f'{n:,} {extension}' for extension, n in sorted(found.others.items(), key=lambda kv: -kv[1])]
-  counts += [f'{len(found.bad):,} unreadable images (the first: {printable(found.bad[0][0])}: {found.bad[0][1]})'
-             ] if found.bad else []
-  counts += [f'{len(found.links):,} links to folders, which are not followed'] if found.links else []
-  links = 'Links are followed with --config.data.links=True (of `eqssl data`: --links). ' * bool(
-      found.links or any('link' in why.reason for _, why in found.bad))
-  raise UserError(f'{str(place)!r} has no images; it has: {", ".join(counts) or "no files"}.',
-                  f'{links}Images end in {" ".join(EXTENSIONS)}.', BAD_DATA if found.damaged else USAGE)
+def _refuse_empty(place: pathlib.Path, images: Index) -> None:
+  """Raise the error for a folder without a readable image. It says what is there instead."""
+  contents = [f'{n:,} {extension}' for extension, n in
+              sorted(images.others.items(), key=lambda item: -item[1])]
+  if images.bad:
+    path, error = images.bad[0]
+    contents.append(f'{len(images.bad):,} unreadable images '
+                    f'(the first: {printable(path)}: {error})')
+  if images.links:
+    contents.append(f'{len(images.links):,} links to folders, which are not followed')
+  links = ''
+  if images.links or any('link' in error.reason for _, error in images.bad):
+    links = ('Links are followed with --config.data.links=True (in `eqssl data`: --links). ')
+  raise UserError(f'{str(place)!r} has no images; it has: {", ".join(contents) or "no files"}.',
+                  f'{links}Images end in {" ".join(EXTENSIONS)}.',
+                  BAD_DATA if images.damaged else USAGE)
 
 
-def records(part: Part, classes: tuple[str, ...] | None, how: Reading = Reading()) -> Records:
-  """The images of one split, not yet decoded."""
+def records(part: Part, classes: tuple[str, ...] | None, rules: Reading = Reading()) -> Records:
+  """The images of one split, not yet decoded. rules: how their pixels become 8-bit RGB."""
   root, paths, within = part
+
   def read_one(path: str) -> bytes | BadImage:
     try:
       return read_file(os.path.join(root, path), within or root)
-    except BadImage as e:
-      return e
+    except BadImage as error:
+      return error
 
   labels = None
   if classes:
-    number = {name: k for k, name in enumerate(classes)}
-    labels = np.array([number[layout.class_of(p)] for p in paths], np.int32)
-  return Records(lambda i: printable(paths[i]), lambda indices: (read_one(paths[i]) for i in indices), labels,
-                 len(paths), how=how)
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[layout.class_of(path)] for path in paths], np.int32)
+  return Records(lambda i: printable(paths[i]),
+                 lambda indices: (read_one(paths[i]) for i in indices), labels, len(paths),
+                 how=rules)

@@ -1,4 +1,7 @@
-"""What the folders of images mean, from their paths alone: splits, classes, folders that only wrap others."""
+"""What the folders of images mean: splits, classes, or folders that only wrap others.
+
+Only the paths of the images are looked at, never the disk.
+"""
 import collections
 import functools
 import os
@@ -9,39 +12,57 @@ from typing import NamedTuple
 
 from equivariant_ssl.errors import UserError
 
-ROLES = {'train': 'train', 'training': 'train', 'val': 'validation', 'valid': 'validation', 'validation': 'validation',
-         'test': 'test', 'testing': 'test'}
-WORDS = '|'.join(sorted(ROLES, key=len, reverse=True))
-LIKE = re.compile(rf'({WORDS})[ _.-]?(sets?|data|images?|imgs?|split|folder)?[ _-]?\d*')   # train2017, test_set
-NAMED = 5   # of many classes or folders
+SPLITS = {'train': 'train', 'training': 'train', 'val': 'validation', 'valid': 'validation',
+          'validation': 'validation', 'test': 'test', 'testing': 'test'}   # by the name of a folder
+WORDS = '|'.join(sorted(SPLITS, key=len, reverse=True))
+# Names such as train2017 and test_set.
+SPLIT_LIKE = re.compile(
+    rf'({WORDS})[ _.-]?(sets?|data|images?|imgs?|split|folder)?[ _-]?\d*')
+NAMES_LISTED = 5   # of many classes or folders
+AS_CLASSES = ('If every folder is a class, whatever its name: --config.data.splits=False '
+              '(in `eqssl data`: --no-splits).')
+RENAME = ('Name the folders of splits train/, val/ and test/, with the class folders in them. '
+          f'{AS_CLASSES}')
 
 
 class Layout(NamedTuple):
-  """prefixes: {'train', and of 'validation' and 'test' those that are there: the folder of the split, '' or ending in a
-  slash}. notes: what a user would want to know of how the folders were read, a line each."""
+  """How the folders of a data set are read.
+
+  prefixes: {split: its folder}, for 'train', and for 'validation' and 'test' where they are there.
+            A folder is '' or ends in a slash.
+  notes:    what a user would want to know of how the folders were read, in one line each.
+  """
   prefixes: dict[str, str]
   notes: tuple[str, ...]
 
 
 @functools.lru_cache(2**14)
-def clean(name: str) -> str:
-  """A file's name as text that UTF-8 can hold, in Unicode's composed form: bytes that are no text are escaped (bad\\xff)."""
-  return unicodedata.normalize('NFC', os.fsencode(name).decode('utf-8', 'backslashreplace'))
+def clean_name(name: str) -> str:
+  """A file's name as text that UTF-8 can hold, in Unicode's composed form.
+
+  Bytes that are not text are escaped, as in bad\\xff.
+  """
+  text = os.fsencode(name).decode('utf-8', 'backslashreplace')
+  return unicodedata.normalize('NFC', text)
 
 
-def role(folder: str) -> str | None:
-  """The split that a folder's name says it is."""
-  return ROLES.get(folder.strip().casefold())
+def split_of(folder: str) -> str | None:
+  """The split that a folder has the name of, or None."""
+  return SPLITS.get(folder.strip().casefold())
 
 
-def some(names: Iterable[str]) -> str:
-  """A few names, and how many more."""
+def few_names(names: Iterable[str]) -> str:
+  """A few of the names, and how many more there are."""
   names = list(names)
-  return ', '.join(map(repr, names[:NAMED])) + (f' and {len(names) - NAMED:,} more' if len(names) > NAMED else '')
+  rest = len(names) - NAMES_LISTED
+  return ', '.join(map(repr, names[:NAMES_LISTED])) + (f' and {rest:,} more' if rest > 0 else '')
 
 
-def tops(paths: Sequence[str], prefix: str) -> tuple[dict[str, bool], int]:
-  """({each folder right below `prefix`: whether all its images lie right in it}, the number of images in none)."""
+def top_folders(paths: Sequence[str], prefix: str) -> tuple[dict[str, bool], int]:
+  """The folders directly in `prefix`, and the number of images directly in it.
+
+  Of each folder it is said whether all of its images lie directly in it: {name: bool}.
+  """
   flat, loose = {}, 0
   for path in paths:
     if path.startswith(prefix):
@@ -53,123 +74,154 @@ def tops(paths: Sequence[str], prefix: str) -> tuple[dict[str, bool], int]:
   return flat, loose
 
 
-def unwrapped(paths: Sequence[str], prefix: str, named: bool) -> str:
-  """The folder, from `prefix` inwards, in which more lies than one folder of folders. named: one whose name is a split's is
-  left alone."""
+def unwrap(paths: Sequence[str], prefix: str, by_name: bool) -> str:
+  """The first folder, from `prefix` inward, that holds more than a single folder of folders.
+
+  by_name: a folder that has the name of a split is not entered.
+  """
   while True:
-    found, loose = tops(paths, prefix)
-    if loose or len(found) != 1:
+    folders, loose = top_folders(paths, prefix)
+    if loose or len(folders) != 1:
       return prefix
-    (name, flat), = found.items()
-    if flat or (named and role(name)):
+    (name, flat), = folders.items()
+    if flat or (by_name and split_of(name)):
       return prefix
     prefix += name + os.sep
 
 
-def arrange(paths: Sequence[str], base: str, named: bool = True) -> Layout:
-  """The splits among images at `paths`, relative to `base`, the folder that a message names. named: folders called train,
-  val, test and so on are splits. Raises UserError where that cannot be told."""
-  outer = unwrapped(paths, '', named)
-  notes = [f'{outer} is the only folder: its folders are read'] if outer else []
-  found, loose = tops(paths, outer)
-  roles = {name: role(name) for name in found if role(name)} if named else {}
-  if not roles:
+def arrange(paths: Sequence[str], base: str, by_name: bool = True) -> Layout:
+  """The splits among images at `paths`.
+
+  paths: relative to `base`, which is the folder that a message names. by_name: folders with names
+  such as train, val and test are splits. Raises UserError where the folders can be read in two
+  ways.
+  """
+  outer = unwrap(paths, '', by_name)
+  notes = [f'{outer} is the only folder, so the folders in it are read'] if outer else []
+  folders, loose = top_folders(paths, outer)
+  splits = {name: split for name in folders if (split := split_of(name))} if by_name else {}
+  if not splits:
     return Layout({'train': outer}, tuple(notes))
-  others = sorted(set(found) - set(roles))
-  _check(roles, others, loose, os.path.join(base, outer))
+  others = sorted(set(folders) - set(splits))
+  _check_splits(splits, others, loose, os.path.join(base, outer))
   if others or loose:
-    beside = collections.Counter(p[len(outer):].split(os.sep)[0] for p in paths if p.startswith(outer))
-    count = loose + sum(beside[name] for name in others)
-    notes.append(f'{count:,} images are beside the splits and not used' + (f': in {some(others)}' if others else ''))
-  prefixes = {roles[name]: outer + name + os.sep for name in roles}
-  return Layout(*_inner(paths, {k: prefixes[k] for k in ('train', 'validation', 'test') if k in prefixes}, notes))
+    counts = collections.Counter(
+        path[len(outer):].split(os.sep)[0] for path in paths if path.startswith(outer))
+    count = loose + sum(counts[name] for name in others)
+    where = f': in {few_names(others)}' if others else ''
+    notes.append(f'{count:,} images are beside the splits and not used' + where)
+  prefixes = {split: outer + name + os.sep for name, split in splits.items()}
+  in_order = {split: prefixes[split] for split in ('train', 'validation', 'test')
+              if split in prefixes}
+  prefixes, more_notes = _unwrap_splits(paths, in_order)
+  return Layout(prefixes, (*notes, *more_notes))
 
 
-def _check(roles: Mapping[str, str], others: list[str], loose: int, place: str) -> None:
-  """Raise UserError where folders with the names of splits may be classes, or are not what one can train on."""
-  fix = f'Name the folders of splits train/, val/ and test/, with the classes in them. {AS_CLASSES}'
-  twice = [k for k, n in collections.Counter(roles.values()).items() if n > 1]
+def _check_splits(splits: Mapping[str, str], others: list[str], loose: int, place: str) -> None:
+  """Raise UserError where folders with split names may be classes, or have no training split.
+
+  splits: {folder: split}. others: the folders beside them. loose: the images beside them.
+  """
+  twice = [split for split, n in collections.Counter(splits.values()).items() if n > 1]
   if twice:
-    both = sorted(name for name in roles if roles[name] == twice[0])
-    raise UserError(f'{place!r} has more than one folder for the {twice[0]} split: {some(both)}.', fix)
-  if 'train' not in roles.values():
-    beside = f' beside {some(others)}' if others else ''
-    raise UserError(f'{place!r} has {some(sorted(roles))}{beside}, and no train/ to train on.', fix)
-  if len(roles) == 1 and (others or loose):
-    beside = some(others) if others else f'{loose:,} images'
-    raise UserError(f'{place!r} has {some(roles)} beside {beside}: a split, or a class that is named like one?', fix)
+    both = sorted(name for name in splits if splits[name] == twice[0])
+    raise UserError(f'{place!r} has more than one folder for the {twice[0]} split: '
+                    f'{few_names(both)}.', RENAME)
+  if 'train' not in splits.values():
+    beside = f' beside {few_names(others)}' if others else ''
+    raise UserError(f'{place!r} has {few_names(sorted(splits))}{beside}, and no train/ to train '
+                    'on.', RENAME)
+  if len(splits) == 1 and (others or loose):
+    beside = few_names(others) if others else f'{loose:,} images'
+    raise UserError(f'{place!r} has {few_names(splits)} beside {beside}. This may be a split, or a '
+                    'class with the name of a split.', RENAME)
 
 
-AS_CLASSES = ('If all folders are classes, whatever they are called: --config.data.splits=False '
-              '(of `eqssl data`: --no-splits).')
+def _unwrap_splits(paths: Sequence[str], prefixes: dict[str, str]
+                   ) -> tuple[dict[str, str], list[str]]:
+  """The folders of the splits without the folders that only wrap their classes, and notes on them.
 
-
-def _inner(paths: Sequence[str], prefixes: dict[str, str], notes: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-  """The splits without the folders that wrap their classes; one that is a class of another split is none."""
-  every = {k: set(tops(paths, prefix)[0]) for k, prefix in prefixes.items()}
-  found = {}
-  for k, prefix in prefixes.items():
-    inside = unwrapped(paths, prefix, False)
-    wrap = inside[len(prefix):].split(os.sep)[0]
-    classes = set().union(*(names for other, names in every.items() if other != k and len(names) > 1))
-    found[k] = prefix if wrap in classes else inside
-    if found[k] != prefix:
-      notes.append(f'{inside} is the only folder of its split: its folders are read')
-  return found, tuple(notes)
+  A folder that is a class of another split wraps nothing.
+  """
+  folders = {split: set(top_folders(paths, prefix)[0]) for split, prefix in prefixes.items()}
+  unwrapped, notes = {}, []
+  for split, prefix in prefixes.items():
+    inside = unwrap(paths, prefix, False)
+    wrapper = inside[len(prefix):].split(os.sep)[0]
+    classes = set().union(*(names for other, names in folders.items()
+                            if other != split and len(names) > 1))
+    unwrapped[split] = prefix if wrapper in classes else inside
+    if unwrapped[split] != prefix:
+      notes.append(f'{inside} is the only folder of its split, so the folders in it are read')
+  return unwrapped, notes
 
 
 def class_of(path: str) -> str | None:
-  """The class that the first folder of a path within its split names; None where it is in none."""
-  return clean(path.split(os.sep)[0]) if os.sep in path else None
+  """The class of an image: the first folder of its path within the split, or None without one."""
+  return clean_name(path.split(os.sep)[0]) if os.sep in path else None
 
 
-def class_names(parts: Mapping[str, Sequence[str]], base: str, named: bool = True, settled: bool = False
-                ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-  """(the class names, None where there are no labels; what is odd about them, a line each) of {split: paths within it}.
-  settled: the splits are folders, so that some class may have a name like theirs. Raises UserError where they are named
-  like splits."""
-  firsts = collections.Counter(class_of(p) for paths in parts.values() for p in paths)
-  loose = firsts.pop(None, 0)
-  names = tuple(sorted(firsts))
+def class_names(parts: Mapping[str, Sequence[str]], base: str, by_name: bool = True,
+                has_splits: bool = False) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+  """The class names, or None where there are no labels, and what is odd about them, in lines.
+
+  parts: {split: the paths within it}. by_name: folders with the names of splits are splits.
+  has_splits: the splits are folders, so that a class may have a name like theirs. Raises UserError
+  where the classes are named like splits.
+  """
+  counts = collections.Counter(class_of(path) for paths in parts.values() for path in paths)
+  loose = counts.pop(None, 0)
+  names = tuple(sorted(name for name in counts if name is not None))
   if loose:
-    return None, (f'{loose:,} images lie in no class folder, so there are no labels',) if names else ()
+    note = f'{loose:,} images lie in no class folder, so there are no labels'
+    return None, (note,) if names else ()
   if len(names) == 1:
-    return None, (f'all images are of one class, the folder {names[0]!r}, so there are no labels (they are the names of two '
-                  'folders or more)',)
-  like = [name for name in names if LIKE.fullmatch(name.strip().casefold())]
-  if named and like and not (settled and len(like) < len(names)):
-    raise UserError(f'{base!r}: the classes would be {some(names)}, of which {some(like)} '
-                    f'{"is" if len(like) == 1 else "are"} named like splits.',
-                    f'Name the folders of splits train/, val/ and test/, with the classes in them. {AS_CLASSES}')
-  odd = (f'classes that are named like splits: {some(like)}',) if like else ()
-  return names, odd + _alike(names, (p for paths in parts.values() for p in paths))
+    return None, (f'all images are of one class, the folder {names[0]!r}, so there are no labels; '
+                  'labels need two class folders or more',)
+  like = [name for name in names if SPLIT_LIKE.fullmatch(name.strip().casefold())]
+  if by_name and like and not (has_splits and len(like) < len(names)):
+    raise UserError(f'{base!r}: the classes would be {few_names(names)}, and {few_names(like)} '
+                    f'{"has a name" if len(like) == 1 else "have names"} like a split.', RENAME)
+  notes = (f'classes that are named like splits: {few_names(like)}',) if like else ()
+  return names, notes + _similar_names(names, (p for paths in parts.values() for p in paths))
 
 
-def _alike(names: Sequence[str], paths: Iterable[str]) -> tuple[str, ...]:
-  """Class names that are one for a reader, and folders that are one class."""
-  near, folders = collections.defaultdict(list), collections.defaultdict(set)
+def _similar_names(names: Sequence[str], paths: Iterable[str]) -> tuple[str, ...]:
+  """Notes on class names that a reader takes for one, and on folders that are one class."""
+  similar, folders = collections.defaultdict(list), collections.defaultdict(set)
   for name in names:
-    near[name.strip().casefold()].append(name)
-  for first in {p.split(os.sep)[0] for p in paths}:
-    folders[clean(first)].add(first)
-  merged = [name for name in names if len(folders[name]) > 1]
-  lines = [f'classes that differ by case or spaces alone, and are kept apart: {" and ".join(map(repr, group))}'
-           for group in near.values() if len(group) > 1]
-  return tuple(lines + ([f'folders whose names differ in the form of their Unicode alone are one class: {some(merged)}']
-                        if merged else []))
-
-
-def unmatched(parts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-  """Classes that the training split has no image of and another split has, and the other way round, a line each."""
-  counts = {k: collections.Counter(map(class_of, paths)) for k, paths in parts.items() if paths}
-  lines, train = [], counts.get('train', {})
-  for split, found in counts.items():
-    if split != 'train':
-      for have, lack, where in ((found, train, f'in {split} without training images'),
-                                (train, found, f'without images in {split}')):
-        names = sorted(name for name in have if name not in lack)
-        if names:
-          images = sum(have[name] for name in names)
-          lines.append(f'{len(names):,} {"class" if len(names) == 1 else "classes"} {where} ({images:,} '
-                       f'{"image" if images == 1 else "images"}): {some(names)}')
+    similar[name.strip().casefold()].append(name)
+  for folder in {path.split(os.sep)[0] for path in paths}:
+    folders[clean_name(folder)].add(folder)
+  lines = [f'classes that differ only by case or spaces, and are kept apart: '
+           f'{" and ".join(map(repr, group))}' for group in similar.values() if len(group) > 1]
+  joined = [name for name in names if len(folders[name]) > 1]
+  if joined:
+    lines.append('folders whose names differ only in the form of their Unicode are one class: '
+                 f'{few_names(joined)}')
   return tuple(lines)
+
+
+def unmatched_classes(parts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+  """Notes on the classes that only the training split has, or only another split.
+
+  parts: {split: the paths within it}.
+  """
+  counts = {split: collections.Counter(filter(None, map(class_of, paths)))
+            for split, paths in parts.items() if paths}
+  lines, train = [], counts.get('train', collections.Counter())
+  for split, others in counts.items():
+    if split != 'train':
+      lines += _missing_classes(others, train, f'in {split} without training images')
+      lines += _missing_classes(train, others, f'without images in {split}')
+  return tuple(lines)
+
+
+def _missing_classes(counts: Mapping[str, int], others: Mapping[str, int], where: str) -> list[str]:
+  """A note on the classes that have images in `counts` and none in `others`, or nothing."""
+  names = sorted(name for name in counts if name not in others)
+  if not names:
+    return []
+  images = sum(counts[name] for name in names)
+  return [f'{len(names):,} {"class" if len(names) == 1 else "classes"} {where} ({images:,} '
+          f'{"image" if images == 1 else "images"}): {few_names(names)}']
