@@ -1,1 +1,1 @@
-"""Data sets as uint8 canvases: one source a file, and the order in which a run sees them."""
+"""Data sets as uint8 canvases, one file for each source, and the order in which a run reads them."""

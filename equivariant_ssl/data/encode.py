@@ -1,16 +1,23 @@
-"""Images as they are written: a PNG of pixels, a smaller JPEG of an image, or the image as it is if that can be read."""
+"""Images as they are written.
+
+An image stays as it is where TFDS's readers can read it. Others become a PNG of their pixels, or a
+JPEG. A JPEG is also what an image becomes that is made smaller.
+"""
 import io
 
 import numpy as np
 from PIL import Image
 
-from equivariant_ssl.data.decode import BadImage, Reading, decode, open_image
+from equivariant_ssl.data.decode import BadImage, Reading, decode
+from equivariant_ssl.data.image_header import open_image
 
-CANVAS = 32    # to which an image is decoded to see that it can be: enough to meet every damaged byte
-QUALITY = 95   # of a JPEG that is encoded anew
+CANVAS = 32    # the side to which an image is decoded as a test: enough to meet every damaged byte
+QUALITY = 95   # of a JPEG that is made smaller
+TFDS_QUALITY = 100   # of a JPEG that TFDS makes of CMYK
 
 
-def jpeg(image: Image.Image, quality: int) -> bytes:
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+  """An RGB image as a JPEG."""
   out = io.BytesIO()
   image.save(out, 'JPEG', quality=quality)
   return out.getvalue()
@@ -23,21 +30,32 @@ def png(pixels: np.ndarray) -> bytes:
   return out.getvalue()
 
 
-def shrunk(data: bytes | BadImage, side: int, how: Reading = Reading()) -> bytes:
-  """The image in RGB with its short side `side` at most, as a JPEG; only ever smaller. Raises BadImage."""
-  pixels, _ = decode(data, None, how)
+def shrunk_jpeg(data: bytes | BadImage, side: int, rules: Reading = Reading()) -> bytes:
+  """The image as a JPEG in RGB, with a short side of at most `side` pixels.
+
+  An image is never enlarged. Raises BadImage.
+  """
+  pixels, _ = decode(data, None, rules)
   image, short = Image.fromarray(pixels), min(pixels.shape[:2])
   if short > side:
-    image = image.resize([round(n * side / short) for n in image.size], Image.Resampling.BICUBIC)
-  return jpeg(image, QUALITY)
+    width, height = (round(n * side / short) for n in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+  return encode_jpeg(image, QUALITY)
 
 
-def whole(data: bytes | BadImage, how: Reading = Reading()) -> bytes:
-  """The image as it is, but for what TFDS's readers do not read as RGB: CMYK becomes a JPEG at TFDS's own quality, TIFF and
-  PPM a PNG. Raises BadImage if it cannot be decoded."""
-  decode(data, CANVAS, how)
+def readable(data: bytes | BadImage, rules: Reading = Reading()) -> bytes:
+  """The image as it is, or, where TFDS's readers do not read it as RGB, as another format.
+
+  CMYK becomes a JPEG of TFDS's own quality; TIFF and PPM become a PNG. Raises BadImage where the
+  image cannot be decoded.
+  """
+  if isinstance(data, BadImage):
+    raise data
+  decode(data, CANVAS, rules)
   with open_image(io.BytesIO(data)) as image:
     kind, mode = image.format, image.mode
   if kind in ('TIFF', 'PPM'):
-    return png(decode(data, None, how)[0])
-  return data if mode != 'CMYK' else jpeg(Image.fromarray(decode(data, None)[0]), 100)
+    return png(decode(data, None, rules)[0])
+  if mode == 'CMYK':
+    return encode_jpeg(Image.fromarray(decode(data, None)[0]), TFDS_QUALITY)
+  return data

@@ -1,10 +1,6 @@
-"""Any TFDS data set that is already prepared as array_record, read without TensorFlow."""
-import functools
-import json
+"""A TFDS data set that is already prepared as array_record, read without TensorFlow."""
 import os
 import pathlib
-import re
-import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -13,281 +9,269 @@ from typing import Any
 import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
+from equivariant_ssl.data.channel_moments import Moments, measure_moments
 from equivariant_ssl.data.decode import BadImage, Reading, reading
 from equivariant_ssl.data.source import (
   REPLACED,
-  Moments,
   Records,
   Source,
   Split,
+  counted_list,
+  decode_splits,
+  files_digest,
   fits,
-  in_chunks,
-  listed,
-  listing,
-  load,
-  measured,
+  map_chunks,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
-from equivariant_ssl.data.tfds_claims import SAFE, check_counts, unsafe_class
+from equivariant_ssl.data.tfds_claims import check_counts
+from equivariant_ssl.data.tfds_folders import OWN as OWN
+from equivariant_ssl.data.tfds_folders import NotPrepared as NotPrepared
+from equivariant_ssl.data.tfds_folders import (
+  default_root,
+  find,
+  is_path,
+  open_directory,
+  split_hint,
+)
+from equivariant_ssl.data.tfds_folders import known as known
 from equivariant_ssl.errors import UserError, passing
 from equivariant_ssl.storage import disk
 
-FILE = 'file_name'   # the feature that names a record
-OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',   # what this package prepares itself
-       **{n: f'eqssl data prepare {n} --src ARCHIVE' for n in ('cifar100', 'stl10')},
-       'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
-       'imagenet2012': 'eqssl data prepare imagenet --src FOLDER'}
+FILE_FEATURE = 'file_name'   # the feature that names a record
+
+# The (mean, std) that the users of a data set normalize by, where a stream would be measured.
+USUAL_MOMENTS: dict[str, Moments] = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
 
 
-# The (mean, std) that its users normalise by, where a stream would have to be measured.
-USUAL = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
-
-
-def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test', size: int = 0,
-         stream: bool = False, labelled: str = '', background: str = 'black', bits: int = 16) -> Source:
+def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test',
+         size: int = 0, stream: bool = False, labelled: str = '', background: str = 'black',
+         bits: int = 16) -> Source:
   """The image and the class label of every record of two splits.
 
-  dataset: 'name' or 'name/config', either with ':version' (else the newest), or the path of a prepared version.
-  root: where TFDS data sets are kept ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). train, test: splits in TFDS's
-  notation ('train[:10%]'), test='' for none. size: side of the canvas; 0 = the images' own, where all are one square.
-  Labels are None where there is no class label, or some are negative. `mean` and `std` are measured on `train`.
-  What does not fit in memory decoded is streamed; with `stream` all is. labelled: a split whose labels an evaluation reads
-  where the training split has images without (STL-10's 'train', of 'train+unlabelled'). background, bits: as
-  `data.folder.make`.
+  dataset:  'name' or 'name/config', either with ':version' (else the newest version), or the path
+            of a prepared version.
+  root:     the folder of TFDS data sets; '' for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+  train, test: splits in TFDS's notation ('train[:10%]'); test='' for no test split.
+  size:     the side of the canvas; 0 for the images' own size, where all are one square.
+  stream:   decode images as they are needed. Data that do not fit in memory are always streamed.
+  labelled: the split whose labels an evaluation reads, where the training split has images without
+            labels (STL-10's 'train', of 'train+unlabelled').
+  background, bits: as in `data.folder.make`.
+
+  There are no labels where there is no class label, or where some labels are negative. The mean and
+  the standard deviation are measured on `train`.
   """
-  how = reading(background, bits)
-  found = source(dataset, root, train, test, size, stream=stream, how=how)
+  rules = reading(background, bits)
+  data = source(dataset, root, train, test, size, stream=stream, rules=rules)
   if not labelled:
-    return found
-  return found._replace(labelled=source(dataset, root, labelled, '', size, found[4:6], stream, how).train)
+    return data
+  moments = data.mean, data.std
+  bank = source(dataset, root, labelled, '', size, moments, stream, rules).train
+  return data._replace(labelled=bank)
 
 
-def source(dataset: str, root: str, train: str, test: str, size: int, normal: Moments | None = None,
-           stream: bool = False, how: Reading = Reading()) -> Source:
-  """`make`, with the (mean, std) given if they are known."""
+def source(dataset: str, root: str, train: str, test: str, size: int,
+           moments: Moments | None = None, stream: bool = False,
+           rules: Reading = Reading()) -> Source:
+  """`make`, with the moments if they are known. rules: how the pixels become 8-bit RGB."""
   path = find(dataset, root)
   builder = open_directory(path)
   image, label = keys(dataset, builder.info)
-  size = size or _own_size(dataset, builder.info.features[image].shape)
+  size = size or _common_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
-  parts = [records(builder, split, image, label, _hint(builder.info.splits), how) if split else None
-           for split in (train, test)]
-  place = ('dataset', os.path.abspath(path)) if _is_path(dataset) else ('root', os.path.abspath(default_root(root)))
-  about = {'files': tuple(contents(builder, split) for split in (train, test)), 'place': (place,)}
-  if stream or not fits(sum(p.count for p in parts if p), size):
-    known = [p and labels(path, split, p) for split, p in zip((train, test), parts, strict=True)]
-    splits = [p and lazy_split(str(path), p, size, told['labels']) for p, told in zip(parts, known, strict=True)]
-    normal, odd = measured(normal or USUAL.get(builder.info.name), lambda: sample(splits[0].images))
-    return Source(builder.info.name, *splits, classes, *normal, odd, _names(known[0]['files']), **about)
-  problems = ()
+  hint = split_hint(builder.info.splits)
+  train_records = records(builder, train, image, label, hint, rules)
+  test_records = records(builder, test, image, label, hint, rules) if test else None
+  count = train_records.count + (test_records.count if test_records else 0)
+  if is_path(dataset):
+    place = 'dataset', os.path.abspath(path)
+  else:
+    place = 'root', os.path.abspath(default_root(root))
+  if stream or not fits(count, size):
+    train_split, names = _lazy_split(path, train, train_records, size)
+    test_split = _lazy_split(path, test, test_records, size)[0] if test_records else None
+    moments, lines = measure_moments(moments or USUAL_MOMENTS.get(builder.info.name),
+                                     lambda: sample(train_split.images))
+  else:
+    settings = train, test, size, image, label, tuple(rules)
+    train_split, test_split, names, problems = _decode_cached(
+        path, settings, train_records, test_records, size)
+    moments, remarks = measure_moments(moments, lambda: train_split.images)
+    lines = problems + remarks
+  return Source(builder.info.name, train_split, test_split, classes, *moments, lines, names,
+                files=(shards_digest(builder, train), shards_digest(builder, test)), place=(place,))
 
-  def decoded() -> tuple[dict[str, np.ndarray], bool]:
+
+def _lazy_split(path: pathlib.Path, split: str, records: Records, size: int
+                ) -> tuple[Split, tuple[str, ...] | None]:
+  """A split as a stream, and the names of its files."""
+  labels, files = read_labels(path, split, records)
+  return lazy_split(str(path), records, size, labels), _names(files)
+
+
+def _decode_cached(path: pathlib.Path, settings: tuple, train: Records, test: Records | None,
+                   size: int
+                   ) -> tuple[Split, Split | None, tuple[str, ...] | None, tuple[str, ...]]:
+  """Both splits in memory, the names of the training files, and a list of what was replaced.
+
+  They are decoded, or read from the cache, where the files in `path` and `settings` are the same.
+  """
+  problems: tuple[str, ...] = ()
+
+  def decode() -> tuple[dict[str, np.ndarray], bool]:
     nonlocal problems
-    *splits, replaced = load(str(path), *parts, size)
-    problems = listed(REPLACED, replaced)
-    arrays = {f'{part}_{field}': array for part, split in zip(('train', 'test'), splits, strict=True) if split
+    train_split, test_split, replaced = decode_splits(str(path), train, test, size)
+    problems = counted_list(REPLACED, replaced)
+    arrays = {f'{part}_{field}': array
+              for part, split in (('train', train_split), ('test', test_split)) if split
               for field, array in split._asdict().items() if array is not None}
-    return arrays | ({'files': parts[0].files.astype(str)} if parts[0].files is not None else {}), not problems
+    if train.files is not None:
+      arrays['files'] = train.files.astype(str)
+    return arrays, not problems
 
-  arrays = cached((f for f in path.iterdir() if f.is_file()), (train, test, size, image, label, tuple(how)), decoded)
-  splits = [Split(*(arrays.get(f'{part}_{field}') for field in Split._fields)) for part in ('train', 'test')]
-  normal, odd = measured(normal, lambda: splits[0].images)
-  return Source(builder.info.name, splits[0], splits[1] if test else None, classes, *normal, problems + odd,
-                _names(arrays.get('files')), **about)
+  arrays = cached((file for file in path.iterdir() if file.is_file()), settings, decode)
+
+  def stored(part: str) -> Split:
+    return Split(arrays[f'{part}_images'], arrays[f'{part}_sizes'], arrays.get(f'{part}_labels'))
+
+  test_split = stored('test') if test else None
+  return stored('train'), test_split, _names(arrays.get('files')), problems
 
 
-def contents(builder: Any, split: str) -> str:
-  """A digest of the shards that a split is read from: name, size in bytes, records of it, which of them; '' of no split."""
-  parts = builder.info.splits[split].file_instructions if split else ()
-  of = lambda p: (p.basename(), os.path.getsize(p.filename), p.examples_in_shard, p.skip, p.take)
-  return listing(map(of, parts)) if parts else ''
+def shards_digest(builder: Any, split: str) -> str:
+  """A digest of the shards from which a split is read; '' for no split.
+
+  It holds of each shard the name, the size in bytes, the number of records, and which of them
+  belong to the split.
+  """
+  shards = builder.info.splits[split].file_instructions if split else ()
+  if not shards:
+    return ''
+  return files_digest((shard.basename(), os.path.getsize(shard.filename), shard.examples_in_shard,
+                       shard.skip, shard.take) for shard in shards)
 
 
 def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
   return None if files is None else tuple(files.tolist())
 
 
-def labels(path: pathlib.Path, split: str, found: Records) -> dict[str, np.ndarray | None]:
-  """{'labels': [N], 'files': [N] file names} of all records of a split that is not decoded, None of what it has not: every
-  record is read once, and these are kept beside the data."""
-  if found.labels is None and found.files is None:
-    return {'labels': None, 'files': None}
+def read_labels(path: pathlib.Path, split: str, records: Records
+                ) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """The labels [N] and the file names [N] of a split that is not decoded, each None without them.
+
+  Every record is read once for this, and the result is kept beside the data.
+  """
+  if records.labels is None and records.files is None:
+    return None, None
+
+  def unreadable(indices: range) -> list[int]:
+    return [i for i, data in zip(indices, records.read(indices), strict=True)
+            if isinstance(data, BadImage)]
 
   def read() -> tuple[dict[str, np.ndarray], bool]:
-    print(f'{path.parent.name} {split}: reading {found.count:,} labels, once', file=sys.stderr)
-    bad = in_chunks(lambda rows: [i for i, r in zip(rows, found.read(rows), strict=True) if isinstance(r, BadImage)],
-                    found.count)
-    have = {'labels': found.labels, 'files': None if found.files is None else found.files.astype(str)}
-    return {k: v for k, v in have.items() if v is not None}, not bad
-  files = (f for f in path.iterdir() if f.is_file() and f.name[0] != '.')
-  kept = cached(files, ('labels', split), read, stamped=True, beside=path)
-  known = kept.get('labels')
-  return {'labels': None if known is None or (known < 0).any() else known, 'files': kept.get('files')}
+    print(f'{path.parent.name} {split}: reading {records.count:,} labels, once', file=sys.stderr)
+    bad = map_chunks(unreadable, records.count)
+    arrays = {}
+    if records.labels is not None:
+      arrays['labels'] = records.labels
+    if records.files is not None:
+      arrays['files'] = records.files.astype(str)
+    return arrays, not bad
+
+  files = (file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
+  arrays = cached(files, ('labels', split), read, stamped=True, beside=path)
+  labels = arrays.get('labels')
+  if labels is not None and (labels < 0).any():
+    labels = None
+  return labels, arrays.get('files')
 
 
-def remember(path: pathlib.Path) -> None:
-  """Read the labels of the prepared data set in `path` that are too many to decode, so that no training has to."""
+def keep_labels(path: pathlib.Path) -> None:
+  """Read the labels of a prepared data set that is too large to decode, before any training."""
   builder = open_directory(path)
   image, label = keys(path.parent.name, builder.info)
   if builder.info.dataset_size > MOST:
     for split in builder.info.splits:
-      labels(path, split, records(builder, split, image, label))
-
-
-def default_root(root: str = '') -> pathlib.Path:
-  """`root`, or where TFDS keeps its data sets."""
-  return pathlib.Path(os.path.expanduser(root or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
-
-
-class NotPrepared(UserError):  # noqa: N818
-  """A data set that is not on disk, and could be."""
-
-
-@functools.cache
-def known() -> frozenset[str]:
-  """The names that can be prepared: TFDS's."""
-  import tensorflow_datasets as tfds
-  return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
-
-
-def _is_path(dataset: str) -> bool:
-  """Whether a data set is named by the directory of one of its versions."""
-  return (pathlib.Path(os.path.expanduser(dataset)) / 'dataset_info.json').is_file()
-
-
-def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
-  """The directory of one prepared version; NotPrepared or another UserError if there is none. option: what sets `root`."""
-  if _is_path(dataset):
-    return pathlib.Path(os.path.expanduser(dataset))
-  name, _, version = dataset.partition(':')
-  base = default_root(root) / name
-  found = _versions(base)
-  if version in found or (found and not version):
-    return base / (version or found[-1])
-  configs = sorted(d.name for d in base.iterdir() if _versions(d)) if base.is_dir() else []
-  if configs and not found:
-    raise UserError(f'{dataset!r} has configurations.', f'Name one: {", ".join(f"{name}/{c}" for c in configs)}.')
-  there = f' (there are versions {", ".join(found)})' if found else ''
-  if name.split('/')[0] not in known() and (os.sep in dataset or pathlib.Path(dataset).is_file()):
-    raise no_data(dataset)
-  raise NotPrepared(f'{dataset!r} is not prepared under {default_root(root)}{there}.',
-                    f'Prepare it once: {how_to_make(name)}; or say where it is: {option}')
-
-
-def how_to_make(name: str) -> str:
-  """What to type to prepare a data set of this name."""
-  if name in OWN or name.split('/')[0] not in known():
-    return OWN.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
-  return f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
-
-
-def no_data(name: str) -> UserError:
-  """The error for a path that holds no prepared data set."""
-  path = pathlib.Path(os.path.expanduser(name))
-  if path.is_dir():
-    return UserError(f'{name!r} is a folder, but not of a prepared data set.',
-                     'A folder of images is read with --config.data.name=folder --config.data.path=DIR')
-  return UserError(f'{name!r} is {"a file, not a folder" if path.exists() else "not there"}.',
-                   'Name a folder of images, or a prepared data set.')
-
-
-def splitting(splits: Iterable[str]) -> list[str]:
-  """The arguments of `eqssl train` that give a test split, of a data set with these splits."""
-  if 'validation' in splits:  # what choices are made on is not the test split
-    return ['--config.data.test=validation']
-  if 'test' in splits:
-    return []
-  return ['--config.data.train=train[:80%]', '--config.data.test=train[80%:]']
-
-
-def _versions(base: pathlib.Path) -> list[str]:
-  """The prepared versions in a directory, oldest first."""
-  found = [p.parent.name for p in base.glob('*/dataset_info.json') if re.fullmatch(r'\d+\.\d+\.\d+', p.parent.name)]
-  return sorted(found, key=lambda n: [int(part) for part in n.split('.')])
-
-
-def open_directory(path: pathlib.Path) -> Any:
-  """The TFDS builder of a prepared directory, after a look at what it would import. Raises UserError."""
-  try:
-    bad = unsafe_class(json.loads((path / 'features.json').read_text(encoding='utf-8')))
-  except (OSError, ValueError, RecursionError) as e:
-    raise UserError(f'{path} is not a readable TFDS data set: features.json: {e}', 'Prepare it again.') from e
-  if bad is not None:
-    raise UserError(f'{path} refused: its features.json names {bad!r}, and opening it would import that code.',
-                    f'Only features of {SAFE}* are read.')
-  import tensorflow_datasets as tfds  # half a second that other data do not need; it does not import TensorFlow
-  try:
-    builder = tfds.builder_from_directory(path)
-    kind = builder.info.file_format.value if builder.info.file_format else None
-  except Exception as e:
-    raise UserError(f'{path} is not a readable TFDS data set: {e}'.splitlines()[0], 'Prepare it again.') from e
-  if kind != 'array_record':
-    raise UserError(f'{path} holds {kind} files, which cannot be read at random without TensorFlow.',
-                    "Prepare it again with file_format='array_record'.")
-  return builder
+      read_labels(path, split, records(builder, split, image, label))
 
 
 def keys(dataset: str, info: Any) -> tuple[str, str | None]:
-  """The names of the image and of the class label among the features: the supervised ones if they are said."""
+  """The names of the features that are the image and the class label.
+
+  They are the supervised ones, where the data set names them.
+  """
   import tensorflow_datasets as tfds
+
   def pick(kind: type, usual: str, supervised: str | None) -> str | None:
-    found = [k for k, f in info.features.items() if isinstance(f, kind)]
-    return next((k for k in (supervised, usual) if k in found), found[0] if found else None)
+    names = [name for name, feature in info.features.items() if isinstance(feature, kind)]
+    preferred = [name for name in (supervised, usual) if name in names]
+    return next(iter(preferred + names), None)
 
-  said = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else (None, None)
-  said = [s if isinstance(s, str) else None for s in said]
-  image = pick(tfds.features.Image, 'image', said[0])
+  supervised = info.supervised_keys
+  if not supervised or len(supervised) != 2:
+    supervised = None, None
+  supervised_image, supervised_label = (
+      name if isinstance(name, str) else None for name in supervised)
+  image = pick(tfds.features.Image, 'image', supervised_image)
   if image is None or np.dtype(info.features[image].np_dtype) != np.uint8:
-    raise UserError(f'{dataset!r} has no 8-bit image among its features: {", ".join(info.features)}.')
-  return image, pick(tfds.features.ClassLabel, 'label', said[1])
+    raise UserError(f'{dataset!r} has no 8-bit image among its features: '
+                    f'{", ".join(info.features)}.')
+  return image, pick(tfds.features.ClassLabel, 'label', supervised_label)
 
 
-def _own_size(dataset: str, shape: tuple[int | None, ...]) -> int:
-  if shape[0] is None or shape[0] != shape[1]:
-    raise UserError(f'The images of {dataset!r} are not all one square.', 'Say the canvas: --config.data.size=64')
-  return shape[0]
+def _common_size(dataset: str, shape: tuple[int | None, ...]) -> int:
+  """The side of the images, where the features declare one square for all of them."""
+  height, width = shape[:2]
+  if height is None or height != width:
+    raise UserError(f'The images of {dataset!r} are not all one square.',
+                    'Say the size of the canvas: --config.data.size=64')
+  return height
 
 
-def _hint(splits: Iterable[str]) -> str:
-  """What to say of a test split that is not there, where the name of another, or a part of one, would do."""
-  found = splitting(splits)
-  return f' Say {shlex.join(found)}, or --config.data.test= for no test images.' if found else ''
+def records(builder: Any, split: str, image: str, label: str | None, hint: str = '',
+            rules: Reading = Reading()) -> Records:
+  """The records of one split. Their `labels` and `files` are filled in as the records are read.
 
-
-def records(builder: Any, split: str, image: str, label: str | None, hint: str = '', how: Reading = Reading()) -> Records:
-  """The records of one split; `labels` and `files` are filled in as the records are read. hint: if it is not there."""
+  image, label: the names of the features. hint: advice for the error where the split is not there.
+  """
   import tensorflow_datasets as tfds
-  images = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+  images = [name for name, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)]
   check_counts(builder, split)
   try:
-    rows = builder.as_data_source(split, decoders={k: tfds.decode.SkipDecoding() for k in images})
+    rows = builder.as_data_source(split,
+                                  decoders={name: tfds.decode.SkipDecoding() for name in images})
     count = len(rows)
-  except Exception as e:
-    raise UserError(f'{builder.info.name} has no split {split!r} that can be read: {str(e).splitlines()[0]}',
-                    f'It has: {", ".join(builder.info.splits)}.{hint}') from e
+  except Exception as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'{builder.info.name} has no split {split!r} that can be read: {reason}',
+                    f'It has: {", ".join(builder.info.splits)}.{hint}') from error
   labels = np.zeros(count, np.int32) if label else None
-  files = np.full(count, '', object) if FILE in builder.info.features else None
+  files = np.full(count, '', object) if FILE_FEATURE in builder.info.features else None
 
-  def one(i: int) -> dict[str, Any] | BadImage:
+  def read_one(i: int) -> dict[str, Any] | BadImage:
     try:
       return rows[i]
-    except Exception as e:  # array_record checks a hash of each record
-      if passing(e):
-        raise disk.unread(f'{split} record {i}', passing(e)) from e
-      return BadImage(f'cannot be read: {str(e).splitlines()[0]}')
+    except Exception as error:  # array_record checks a hash of each record
+      if passing(error):
+        raise disk.unread(f'{split} record {i}', passing(error)) from error
+      return BadImage(f'cannot be read: {str(error).splitlines()[0]}')
 
   def read(indices: range) -> Iterable[bytes | BadImage]:
     try:
       batch = rows.__getitems__(list(indices))
-    except Exception as e:
-      if passing(e):
+    except Exception as error:
+      if passing(error):
         time.sleep(disk.PAUSES[-1])
-      batch = [one(i) for i in indices]
+      batch = [read_one(i) for i in indices]
     for i, row in zip(indices, batch, strict=True):
-      if label and not isinstance(row, BadImage):
+      if isinstance(row, BadImage):
+        yield row
+        continue
+      if label and labels is not None:
         labels[i] = row[label]
-      if files is not None and not isinstance(row, BadImage):
-        files[i] = os.fsdecode(row[FILE])
-      yield row if isinstance(row, BadImage) else row[image]
+      if files is not None:
+        files[i] = os.fsdecode(row[FILE_FEATURE])
+      yield row[image]
 
-  return Records(lambda i: f'{split} record {i}', read, labels, count, files, how)
+  return Records(lambda i: f'{split} record {i}', read, labels, count, files, rules)

@@ -1,4 +1,4 @@
-"""What the metadata of a prepared TFDS data set say, looked at before any of it is believed."""
+"""Checks of what the metadata of a prepared TFDS data set claim, before any of it is believed."""
 import json
 import os
 import re
@@ -10,9 +10,11 @@ SAFE = 'tensorflow_datasets.core.features.'
 
 
 def unsafe_class(value: Any) -> str | None:
-  """The first class in a features.json that is not TFDS's own: opening the data would import its module.
+  """The first class in a features.json that is not TFDS's own, or None.
 
-  Looks where TFDS does: in the current form, in the legacy one ('type'), and in JSON nested in strings.
+  TFDS would import the module of such a class when it opens the data. The classes are looked for
+  where TFDS looks: in the current form, in the legacy form ('type'), and in JSON that is nested in
+  strings.
   """
   if isinstance(value, list):
     return next(filter(None, map(unsafe_class, value)), None)
@@ -29,11 +31,14 @@ def unsafe_class(value: Any) -> str | None:
 
 
 def check_counts(builder: Any, split: str) -> None:
-  """Raise UserError where the metadata say more records than the files have bytes: room is made for as many as they say."""
-  found = builder.info.splits
-  for name in (n for n in found if re.search(rf'(^|\+){re.escape(n)}($|[\[+])', split)):
-    count, paths = found[name].num_examples, found[name].filepaths
-    size = sum(os.path.getsize(p) for p in paths if os.path.exists(p))
+  """Raise UserError where the metadata claim more records than the files have bytes.
+
+  The reader makes room for as many records as the metadata claim.
+  """
+  splits = builder.info.splits
+  for name in (n for n in splits if re.search(rf'(^|\+){re.escape(n)}($|[\[+])', split)):
+    count, paths = splits[name].num_examples, splits[name].filepaths
+    size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
     if count > size:
-      raise UserError(f'{builder.info.name} {name}: dataset_info.json says {count:,} records, more than the {size:,} '
-                      'bytes of its files can hold.', 'Prepare it again.')
+      raise UserError(f'{builder.info.name} {name}: dataset_info.json claims {count:,} records, '
+                      f'more than the {size:,} bytes of its files can hold.', 'Prepare it again.')

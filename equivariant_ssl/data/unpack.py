@@ -1,4 +1,4 @@
-"""Archives read as streams, within limits: what lies in them, and no more bytes than an honest one has."""
+"""Archives that are read as streams, within limits that an honest archive never reaches."""
 import contextlib
 import gzip
 import io
@@ -7,33 +7,49 @@ import posixpath
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, cast
 
-from equivariant_ssl.data.decode import FILE_BYTES, TOO_LARGE, BadImage
+from equivariant_ssl.data.decode import FILE_BYTES
+from equivariant_ssl.data.image_header import TOO_LARGE, BadImage
 
-PICKED = 2**28   # bytes of one file of an archive that is read at once
-LIST = 2**24     # bytes of a list of names in a zip
+READ_AT_ONCE = 2**28   # bytes of one file of an archive that is read at once
+LIST = 2**24           # bytes of a list of names in a zip
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-  """(name, member) of the regular files of a tar that lie within it; links, devices and ways out are passed over."""
+  """The (name, member) of each regular file in a tar.
+
+  Links, devices, hidden files and names that lead out of the tar are passed over.
+  """
   for member in tar:
     name = posixpath.normpath(member.name)
-    if member.isreg() and not name.startswith(('/', '..')) and not posixpath.basename(name).startswith('.'):
+    hidden = posixpath.basename(name).startswith('.')
+    if member.isreg() and not name.startswith(('/', '..')) and not hidden:
       yield name, member
 
 
+def open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+  """The content of a regular file in a tar, as a stream."""
+  stream = tar.extractfile(member)
+  assert stream is not None  # it is None only for a member that is not a regular file
+  return stream
+
+
 def check_end(tar: tarfile.TarFile, path: pathlib.Path) -> None:
-  """Refuse a plain tar, all read, that was cut between two members: tarfile takes it for a whole one."""
+  """Refuse a plain tar that was cut short between two members; tarfile accepts it.
+
+  All of the tar must have been read. Raises tarfile.ReadError.
+  """
   last = next(reversed(tar.getmembers()), None)
   if last is None:
-    raise tarfile.ReadError('it holds nothing')
-  if path.stat().st_size < last.offset_data + (-last.size // tarfile.BLOCKSIZE) * -tarfile.BLOCKSIZE + tarfile.BLOCKSIZE:
+    raise tarfile.ReadError('it is empty')
+  blocks = -(-last.size // tarfile.BLOCKSIZE) + 1   # with one block of the end of the archive
+  if path.stat().st_size < last.offset_data + blocks * tarfile.BLOCKSIZE:
     raise tarfile.ReadError('it is cut short')
 
 
 class Capped(io.RawIOBase):
-  """A stream that fails once it has given more than `most` bytes: an archive may be a bomb."""
+  """A stream that fails after more than `most` bytes, because an archive may be a bomb."""
 
   def __init__(self, stream: Any, most: int):
     self.stream, self.most, self.left = stream, most, most
@@ -47,40 +63,52 @@ class Capped(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, most: int) -> Iterator[tuple[tarfile.TarFile, Capped]]:
-  """A tar (gzipped or not) as a stream, never unpacked to disk, and what it is read from, `most` bytes of it at most."""
+def open_tar(path: pathlib.Path, most: int) -> Iterator[tuple[tarfile.TarFile, Capped]]:
+  """A tar, gzipped or not, as a stream that is never unpacked to disk.
+
+  Also returns the stream of the tar's own bytes, which gives at most `most` of them.
+  """
   with open(path, 'rb') as file:
     gzipped = file.read(2) == b'\x1f\x8b'
   with (gzip.open if gzipped else open)(path, 'rb') as stream:
     capped = Capped(stream, most)
-    with tarfile.open(fileobj=capped, mode='r|') as tar:
+    with tarfile.open(fileobj=cast(IO[bytes], capped), mode='r|') as tar:
       yield tar, capped
 
 
-def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
-  """The bytes of a member, none of whose size is believed to be more than an image's."""
-  return tar.extractfile(member).read() if member.size <= FILE_BYTES else BadImage('larger than 256 MiB', TOO_LARGE)
+def read_image(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | BadImage:
+  """The bytes of an image in a tar, or a BadImage where it is larger than an image may be."""
+  if member.size > FILE_BYTES:
+    return BadImage('larger than 256 MiB', TOO_LARGE)
+  return open_member(tar, member).read()
 
 
-def picked(path: pathlib.Path, names: tuple[str, ...], most: int) -> dict[str, bytes]:
-  """The contents of the members of a tar with these names, whatever their folder; `most`: bytes that it unpacks to."""
-  found = {}
-  with opened(path, most) as (tar, _):
+def read_members(path: pathlib.Path, names: tuple[str, ...], most: int) -> dict[str, bytes]:
+  """The contents of the files with these names in a tar, whatever folder of it they are in.
+
+  most: the bytes that the tar may unpack to. Raises ValueError for a larger tar or file.
+  """
+  contents = {}
+  with open_tar(path, most) as (tar, _):
     for name, member in members(tar):
-      if (base := posixpath.basename(name)) in names:
-        if member.size > PICKED:
-          raise ValueError(f'{name} has {member.size:,} bytes, more than {PICKED:,}')
-        found[base] = tar.extractfile(member).read()
-  return found
+      base = posixpath.basename(name)
+      if base in names:
+        if member.size > READ_AT_ONCE:
+          raise ValueError(f'{name} has {member.size:,} bytes, which is more than {READ_AT_ONCE:,}')
+        contents[base] = open_member(tar, member).read()
+  return contents
 
 
-def words(data: bytes) -> list[str]:
-  """The names in a list of them."""
+def split_names(data: bytes) -> list[str]:
+  """The names in a list of names."""
   return data.decode('utf-8-sig').split()
 
 
-def listed(zipped: zipfile.ZipFile, name: str) -> bytes:
-  """A list in a zip, which gives no more bytes of a member than it says there are."""
+def read_list(zipped: zipfile.ZipFile, name: str) -> bytes:
+  """A list of names in a zip. A zip gives no more bytes of a member than it declares.
+
+  Raises ValueError where the list is too large.
+  """
   if zipped.getinfo(name).file_size > LIST:
     raise ValueError(f'{name} has more than {LIST:,} bytes')
   return zipped.read(name)
