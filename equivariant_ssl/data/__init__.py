@@ -1,1 +1,1 @@
-"""Data sets as uint8 canvases, one file for each source, and the order in which a run reads them."""
+"""Data sets as uint8 canvases, a file for each source, and the order in which a run reads them."""
