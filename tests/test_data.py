@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import data, registry
-from equivariant_ssl.data import archives, cache, cifar10, folder, prepare, source, tfds
+from equivariant_ssl.data import archives, cache, channel_moments, cifar10, folder, prepare, source, tfds
 from equivariant_ssl.data.check import check
-from equivariant_ssl.data.decode import PIXELS, BadImage, decode, read_file
+from equivariant_ssl.data.decode import BadImage, decode, read_file
+from equivariant_ssl.data.image_header import PIXELS
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 
@@ -221,7 +222,7 @@ def test_broken_files_are_left_out_and_said(tmp_path):
   assert all(len(line.splitlines()) == 1 for line in made.problems)
   report = check(str(root))
   assert not report.ok and '4 damaged:' in report.lines and 'in.png' in str(report.lines)   # a copy
-  assert report.lines[1] == made.problems[0] and '3 links, too large or no files, not read:' in report.lines
+  assert report.lines[1] == made.problems[0] and '3 not read, because they are links, too large, or not files:' in report.lines
   text = '\n'.join(report.lines)
   assert all(name in text for name in ('pipe.png: not a regular', 'linked: a link', 'out.png: a link that'))
 
@@ -293,7 +294,7 @@ def test_check_of_what_is_not_there_says_so(tmp_path, monkeypatch):
                       ('mnist', 'Prepare it once: in Python')):
     with pytest.raises(UserError, match=words):
       check(what, str(tmp_path / 'root'))
-  with pytest.raises(UserError, match='a folder, but not of a prepared data set.\n.*data.name=folder'):
+  with pytest.raises(UserError, match='a folder, but it holds no prepared data set.\n.*data.name=folder'):
     tfds.make(str(tmp_path))
 
 
@@ -301,7 +302,7 @@ def test_many_broken_images_name_the_folder_to_check(tmp_path):
   root = album(tmp_path / 'my album', each=4)
   for name in ('a.png', 'b.png'):
     write(root / 'cat' / name, encoded(photo(0))[:100])
-  with pytest.raises(UserError, match=f"Run `eqssl data check '{root}'` to list them") as e:
+  with pytest.raises(UserError, match=f"Run `eqssl data check '{root}'` to list the broken images") as e:
     folder.make(str(root), size=4, test=0.)
   assert '..' not in str(e.value)
 
@@ -392,16 +393,16 @@ def test_cifar10_gives_the_records_of_the_archive(tiny):
 
 def test_the_cache_is_keyed_by_content_and_survives_damage(tiny, monkeypatch):
   first = cifar10.make(str(tiny[0]))
-  kept, = cache.folder().iterdir()
+  kept, = cache.cache_folder().iterdir()
   with monkeypatch.context() as patch:
-    patch.setattr(tfds, 'load', None)   # decoding now would fail
+    patch.setattr(tfds, 'decode_splits', None)   # decoding now would fail
     same(cifar10.make(str(tiny[0])), first)
   for damage in (lambda b: b[:-700], lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], lambda b: b''):
     kept.write_bytes(damage(kept.read_bytes()))
     same(cifar10.make(str(tiny[0])), first)
-    assert list(cache.folder().iterdir()) == [kept]
+    assert list(cache.cache_folder().iterdir()) == [kept]
   tfds.make('cifar10', str(tiny[0]), test='')
-  assert len(list(cache.folder().iterdir())) == 2
+  assert len(list(cache.cache_folder().iterdir())) == 2
   monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')   # nowhere to write: done without
   same(cifar10.make(str(tiny[0])), first)
 
@@ -425,7 +426,7 @@ def test_two_processes_at_once_and_no_tensorflow(tiny, tmp_path):
 def test_a_prepared_data_set_is_kept_if_it_is_whole(tiny, tmp_path):
   said = []
   assert prepare.prepare('no such archive', tiny[0], BATCH, said.append) == tiny[0] / 'cifar10' / '3.0.2'
-  assert 'kept' in said[0]
+  assert 'stays as it is' in said[0]
   copy = tmp_path / 'cifar10' / '3.0.2'
   for damage in ('truncate', 'remove', 'metadata', 'count'):
     subprocess.run(['rm', '-rf', str(copy.parent)], check=True)
@@ -455,7 +456,7 @@ def test_nothing_half_written_is_taken_for_a_data_set(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='eqssl data prepare cifar10'):
       cifar10.make(str(tmp_path / 'root'))
   (tmp_path / 'file').write_bytes(b'')
-  with pytest.raises(UserError, match='Cannot write'):
+  with pytest.raises(UserError, match='cannot be written'):
     prepare.prepare(path, tmp_path / 'file' / 'root', BATCH, str)
 
 
@@ -465,9 +466,9 @@ def bad_archives():
   label = whole[last].copy()
   label[2, 0] = 10
   return {
-      'has no': {n: whole[n] for n in whole if n != last},
+      'it lacks': {n: whole[n] for n in whole if n != last},
       'bytes instead of': {**whole, last: whole[last][:-1]},
-      'label 10': {**whole, last: label},
+      'label 10, but': {**whole, last: label},
       'unpacks to more than': {'zeros': bytes(2 * 10**6), **whole},
   }
 
@@ -484,7 +485,7 @@ def test_a_wrong_archive_is_refused(tmp_path, monkeypatch, words):
 def test_the_archive_is_found_in_a_folder(tmp_path):
   archive(tmp_path / 'cifar-10-binary.tar.gz', batches())
   assert prepare.prepare(str(tmp_path), tmp_path / 'root', BATCH, str).is_dir()
-  with pytest.raises(UserError, match='cifar-10-binary.tar.gz. is not there'):
+  with pytest.raises(UserError, match='cifar-10-binary.tar.gz. does not exist'):
     prepare.prepare(str(tmp_path / 'root'), tmp_path / 'other', BATCH, str)
 
 
@@ -657,7 +658,7 @@ def test_the_real_archive(tmp_path):
       def digests(images, labels):
         return sorted((hashlib.sha256(x.tobytes()).digest(), int(y)) for x, y in zip(images, labels, strict=True))
       assert digests(got.images, got.labels) == digests(images, labels)
-  np.testing.assert_allclose(source.moments(made.train.images), (made.mean, made.std), atol=6e-4)
+  np.testing.assert_allclose(channel_moments.moments(made.train.images), (made.mean, made.std), atol=6e-4)
   files = {name: part for split, parts in prepare.read_archive(str(tar), prepare.BATCH).items()
            for name, part in zip(prepare.BATCHES[split], parts, strict=True)}
   compare_with_archive(tmp_path / 'tfds', files)

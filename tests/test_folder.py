@@ -16,7 +16,7 @@ from PIL import Image
 from equivariant_ssl import cli, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
-from equivariant_ssl.data import archives, decode, folder, unpack
+from equivariant_ssl.data import archives, decode, folder, image_header, unpack
 from equivariant_ssl.data.decode import BadImage, Reading
 from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
@@ -84,7 +84,7 @@ def test_splits_have_any_of_their_names(tmp_path, capsys, names):
   assert '--config.data.test=validation' in prepared[-1]   # what is chosen on is not the test split
   made = folder.make(str(root), size=8)
   assert (len(made.train.images), len(made.test.images), made.classes) == (10, 6, ('cat', 'dog'))
-  assert made.problems == ('test: its 4 images are not used here: validation is held out',)
+  assert made.problems == ('test: its 4 images are not used here, because validation is held out',)
   found = transfer.find(str(root))
   assert found.classes == 2 and {k: sum(len(s.images) for s in part.read(8)) for k, part in found.parts.items()} == {
       'train': 10, 'valid': 6, 'test': 4}
@@ -108,7 +108,7 @@ def test_a_folder_that_wraps_others_is_seen_through(tmp_path, capsys, wrap):
   (root / 'labels' / 'a.txt').write_text('0 0 0 1 1')
   checked, prepared = both(root, capsys=capsys)
   for lines in (checked, prepared):
-    assert lines[:3].count(f'{wrap}/ is the only folder: its folders are read') == 1
+    assert lines[:3].count(f'{wrap}/ is the only folder, so the folders in it are read') == 1
   assert checked[0].endswith(': 8 train, 4 validation') and 'mine validation: 4 images' in prepared
   assert 'left out: .txt 1; 12 images are read' in checked[1] and prepared[0] == checked[1]
   assert folder.make(str(root), size=8).classes == ('cat', 'dog')
@@ -133,9 +133,9 @@ def test_each_split_may_have_its_wrapper(tmp_path, capsys):
     ({'train/a': 2, 'Training/a': 2, 'val/a': 1}, "more than one folder for the train split: 'Training', 'train'"),
     ({'valid/a': 2, 'test/a': 2}, "has 'test', 'valid', and no train/ to train on"),
     ({'cat': 2, 'dog': 2, 'test': 2}, "has 'test' beside 'cat', 'dog', and no train/"),
-    ({'bus': 2, 'car': 2, 'train': 2}, "has 'train' beside 'bus', 'car': a split, or a class that is named like one"),
+    ({'bus': 2, 'car': 2, 'train': 2}, "has 'train' beside 'bus', 'car'. This may be a split, or a class with the name of a split"),
     ({'train2017': 2, 'val2017': 2}, "the classes would be 'train2017', 'val2017'"),
-    ({'training_set/cat': 2, 'test_set/cat': 2}, 'named like splits'),
+    ({'training_set/cat': 2, 'test_set/cat': 2}, 'have names like a split'),
 ])
 def test_folders_that_can_be_read_in_two_ways_are_an_error_with_the_remedy(tmp_path, capsys, counts, words):
   root = album(tmp_path / 'photos', counts)
@@ -166,8 +166,8 @@ def test_images_beside_the_splits_are_said(tmp_path, capsys):
 def test_one_class_is_no_label_and_trains(tmp_path, capsys):
   root = album(tmp_path / 'photos', {'all of them': 30})
   checked, prepared = both(root, capsys=capsys)
-  note = ("all images are of one class, the folder 'all of them', so there are no labels "
-          '(they are the names of two folders or more)')
+  note = ("all images are of one class, the folder 'all of them', so there are no labels; "
+          'labels need two class folders or more')
   assert note in checked and note in prepared and 'mine is prepared without labels' in prepared
   made = folder.make(str(root), size=8)
   assert made.classes is None and made.train.labels is None and note in made.problems
@@ -186,7 +186,7 @@ def test_class_names_are_compared_as_they_are_read(tmp_path, capsys):
   for lines in (checked, prepared):
     text = '\n'.join(lines)
     assert "kept apart: 'Tea' and 'tea'" in text and "kept apart: 'water' and 'water '" in text
-    assert f"form of their Unicode alone are one class: '{name}'" in text
+    assert f"the form of their Unicode are one class: '{name}'" in text
     assert "1 class in test without training images (1 image): 'milk'" in text
     assert "1 class without images in test (2 images): 'juice'" in text
   assert f'test classes: Tea 2, {name} 2' in '\n'.join(checked)
@@ -197,7 +197,7 @@ def test_all_test_classes_are_others_is_said(tmp_path, capsys):
   root = album(tmp_path / 'photos', {'train/cat': 3, 'train/dog': 3, 'test/Cat': 3, 'test/Dog': 3})
   lines = check(root, capsys=capsys)
   assert "2 classes in test without training images (6 images): 'Cat', 'Dog'" in lines
-  assert "classes that differ by case or spaces alone, and are kept apart: 'Cat' and 'cat'" in lines
+  assert "classes that differ only by case or spaces, and are kept apart: 'Cat' and 'cat'" in lines
 
 
 # ---- what is left out
@@ -225,9 +225,9 @@ def test_what_is_left_out_is_counted_by_reason_in_the_first_lines(tmp_path, caps
   made = folder.make(str(root), size=8)
   assert made.left_out == reasons and made.problems[0] == checked[1] and made.classes == ('a', 'b')
   rows = [line for line in checked if line.startswith('  ')]
-  assert [words for words in ('cut.png: PNG', 'wide.png: 40000x1 pixels is beyond', 'out.png: a link that', 'more: a link')
+  assert [words for words in ('cut.png: PNG', 'wide.png: 40000x1 pixels are beyond', 'out.png: a link that', 'more: a link')
           if not any(words in r for r in rows)] == []
-  assert 'left out, for they cannot be read' in '\n'.join(prepared) and 'mine train: 120 images' in prepared
+  assert 'left out, because they cannot be read' in '\n'.join(prepared) and 'mine train: 120 images' in prepared
 
 
 def test_a_folder_of_other_files_says_so(tmp_path, capsys):
@@ -278,7 +278,7 @@ def test_links_are_followed_on_request_each_folder_once(tmp_path, capsys):
   checked, prepared = both(root, '--links', capsys=capsys)
   assert 'left out: links to folders 4; 7 images are read' in checked and 'mine train: 7 images' in prepared
   text = '\n'.join(checked)
-  assert 'up: a link to a folder that holds this one' in text and 'twin: a link to a folder that is read already' in text
+  assert 'up: a link to a folder that holds this one' in text and 'twin: a link to a folder that is already read' in text
   made = folder.make(str(root), size=8, links=True, test=0.)
   assert made.classes == ('cat', 'dog') and np.bincount(made.train.labels).tolist() == [4, 3]
 
@@ -295,7 +295,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
       (root / k / f'{i}.png').write_bytes(encoded(Image.fromarray(pixels)))
   lines = check(root, capsys=capsys)
   said = [line for line in lines if 'show nothing' in line]
-  assert said[0].startswith('8 of 8 images are of one colour throughout') and '--background=white' in said[0]
+  assert said[0].startswith('8 of 8 images have one color throughout') and '--background=white' in said[0]
   assert not [line for line in check(root, '--background', 'white', capsys=capsys) if 'show nothing' in line]
   made, drawn = (folder.make(str(root), size=12, test=0., background=c) for c in ('black', 'white'))
   said = cli._overrides(['--config.data.name=folder', f'--config.data.path={root}', '--config.data.size=12',
@@ -306,7 +306,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
   assert not made.train.images.any() and '--config.data.background=white' in '\n'.join(made.problems)
   assert drawn.train.images[0, 0, 0].tolist() == [255, 255, 255] and drawn.train.images[0, 3, 4].tolist() == [0, 0, 0]
   assert cli.main(['data', 'check', str(root), '--background', 'whitish']) == USAGE
-  assert "'whitish', which is no colour" in capsys.readouterr().err
+  assert "'whitish', which is not a color" in capsys.readouterr().err
   prepared = prepare(root, '--background', 'white', capsys=capsys)
   assert '--config.data.background=white' in prepared[-1]
 
@@ -330,7 +330,8 @@ def test_a_channel_that_is_constant_trains_and_is_said(tmp_path, capsys):
     (root / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
     (root / 'ab'[i % 2] / f'{i}.png').write_bytes(encoded(pixels))
   (root / 'a' / 'x.heic').write_bytes(b'.')
-  said = 'the blue channel is the same in all pixels, or nearly: normalised by 1/255, not by a deviation of nothing'
+  said = ('the blue channel is nearly the same in all pixels; the standard deviation is taken as 1/255, '
+          'because the measured one is nearly 0')
   assert said in check(root, capsys=capsys)
   assert train(root, tmp_path / 'run', '--config.data.test=0.') == 0
   out, err = capsys.readouterr()
@@ -477,7 +478,7 @@ def test_a_folder_of_torn_images_is_not_ok(tmp_path, capsys):
     (root / name).write_bytes((root / name).read_bytes()[:-60])
   lines = check(root, code=BAD_DATA, capsys=capsys)
   assert '4 cannot be decoded:' in lines and lines[-1].startswith('not ok')
-  assert '4 of 20 images cannot be decoded, more than 1 %' in prepare(root, code=BAD_DATA, capsys=capsys)[-2]
+  assert '4 of 20 images cannot be decoded, which is more than 1 %' in prepare(root, code=BAD_DATA, capsys=capsys)[-2]
 
 
 @pytest.mark.parametrize('share', [.75, .02])
@@ -486,7 +487,7 @@ def test_unreadable_headers_count_as_damage(tmp_path, capsys, share):
   root = album(tmp_path / 'photos', {'a': 50, 'b': 50})
   for file in sorted(root.rglob('*.png'))[::int(1 / share + .5) if share < .5 else 1][:int(100 * share)]:
     file.write_bytes(b'')
-  words = f'{100 * share:.0f} of 100 images cannot be decoded, more than 1 %'
+  words = f'{100 * share:.0f} of 100 images cannot be decoded, which is more than 1 %'
   assert check(root, code=BAD_DATA, capsys=capsys)[-1].startswith('not ok')
   assert words in '\n'.join(prepare(root, code=BAD_DATA, capsys=capsys))
   assert train(root, tmp_path / 'run') == BAD_DATA
@@ -533,7 +534,7 @@ def test_large_images_wait_for_their_room(monkeypatch):
   """The pixels in work at the same time stay under the limit, in however many threads."""
   data, most, used, lock = encoded(picture(0, (40, 50, 3))), [], [0], threading.Lock()
   monkeypatch.setattr(decode, 'LARGE', 1000)
-  monkeypatch.setattr(decode, 'PIXELS', 2 * 40 * 50)
+  monkeypatch.setattr(image_header, 'PIXELS', 2 * 40 * 50)
   monkeypatch.setattr(decode, '_ROOM', Room(2 * 40 * 50, 1000))
   real = decode._decoded
 
@@ -554,15 +555,15 @@ def test_large_images_wait_for_their_room(monkeypatch):
   assert len(most) == 8 and max(most) == 2 * 40 * 50 and decode._ROOM.used == 0
   with pytest.raises(BadImage, match='beyond the limits') as e:
     decode.decode(png(101, 40), 8)
-  assert e.value.reason == decode.TOO_LARGE
+  assert e.value.reason == image_header.TOO_LARGE
 
 
 def test_a_tiff_of_huge_tiles_is_beyond_the_limits():
   tags = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: 28_992, 323: 28_992, 324: 8, 325: 9}   # LZW
   data = b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(struct.pack('<HHII', k, 4, 1, v) for k, v in tags.items())
-  with pytest.raises(BadImage, match='28992x28992 pixels is beyond') as e:
+  with pytest.raises(BadImage, match='28992x28992 pixels are beyond') as e:
     decode.decode(data + bytes(99), 8)
-  assert e.value.reason == decode.TOO_LARGE
+  assert e.value.reason == image_header.TOO_LARGE
 
 
 def test_a_count_that_no_file_can_hold_is_refused(tmp_path, capsys):
@@ -574,11 +575,11 @@ def test_a_count_that_no_file_can_hold_is_refused(tmp_path, capsys):
     said['splits'][0]['shardLengths'] = [str(count)]
     path.write_text(json.dumps(said))
     lines = check(path.parent, code=USAGE, capsys=capsys)
-    assert len(lines) == 2 and f'says {count:,} records, more than the' in lines[0]
+    assert len(lines) == 2 and f'claims {count:,} records, more than the' in lines[0]
     more = [f'--config.data.{k}={v}' for k, v in (('dataset', path.parent), ('test', ''))]
     assert cli.main(['train', '--config', tiny.NAME, '--workdir', str(tmp_path / 'run'), '--config.data.name=tfds',
                      '--config.data.size=16', *more]) == USAGE
-    assert f'says {count:,} records' in capsys.readouterr().err
+    assert f'claims {count:,} records' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('name', 'file', 'member'), [
@@ -589,7 +590,7 @@ def test_a_count_that_no_file_can_hold_is_refused(tmp_path, capsys):
 def test_an_archive_gives_no_more_than_an_honest_one(tmp_path, capsys, monkeypatch, name, file, member, limit):
   import tarfile
   monkeypatch.setitem(archives.UNPACKED, name, 10**6 if limit == 'total' else 10**8)
-  monkeypatch.setattr(unpack, 'PICKED', 10**8 if limit == 'total' else 10**6)
+  monkeypatch.setattr(unpack, 'READ_AT_ONCE', 10**8 if limit == 'total' else 10**6)
   with tarfile.open(tmp_path / file, 'w:gz') as tar:
     for one in ('first', member):
       info = tarfile.TarInfo(one)
@@ -598,14 +599,14 @@ def test_an_archive_gives_no_more_than_an_honest_one(tmp_path, capsys, monkeypat
   assert (tmp_path / file).stat().st_size < 10**5
   assert cli.main(['data', 'prepare', name, '--src', str(tmp_path), '--root', str(tmp_path / 'root')]) == USAGE
   lines = capsys.readouterr().err.splitlines()
-  words = {'total': 'it unpacks to more than 1,000,000 bytes', 'member': '2,000,000 bytes, more than 1,000,000'}[limit]
-  assert len(lines) == 2 and (words in lines[0] or (name == 'cifar10' and limit == 'member' and 'it has no' in lines[0]))
+  words = {'total': 'it unpacks to more than 1,000,000 bytes', 'member': '2,000,000 bytes, which is more than 1,000,000'}[limit]
+  assert len(lines) == 2 and (words in lines[0] or (name == 'cifar10' and limit == 'member' and 'for it lacks' in lines[0]))
 
 
 def test_a_bom_is_no_name(tmp_path):
   (tmp_path / 'list.txt').write_bytes('\ufeffa.png\r\nb.png\n'.encode())
   assert finetune.read_list(tmp_path / 'list.txt') == ['a.png', 'b.png']
-  assert unpack.words('\ufeffn02 n01'.encode()) == ['n02', 'n01']
+  assert unpack.split_names('\ufeffn02 n01'.encode()) == ['n02', 'n01']
 
 
 def test_what_is_said_to_be_next_takes_the_options_along(tmp_path, capsys):

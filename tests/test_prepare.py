@@ -95,7 +95,7 @@ def test_imagenet_from_its_official_tars(tmp_path, capsys):
   np.testing.assert_array_equal(whole.train.images, np.asarray(made.train.images))
   assert whole.names == made.names
   assert prepare('imagenet', '--src', src, '--root', tmp_path) == 0
-  assert 'there already' in capsys.readouterr().out
+  assert 'already there' in capsys.readouterr().out
   assert cli.main(['data', 'check', 'imagenet2012', '--root', str(tmp_path)]) == 0
 
 
@@ -122,7 +122,7 @@ def test_imagenet_from_folders_is_the_same(tmp_path, capsys):
   assert len(first) == 2 and all(other == first for other in others)
   (tmp_path / 'flat' / 'val' / 'mine.JPEG').write_bytes(encoded(1))
   assert prepare('imagenet', '--src', tmp_path / 'flat', '--root', tmp_path / 'no') == 2
-  assert 'mine.JPEG: not in one of the 1,000 classes' in capsys.readouterr().err
+  assert 'mine.JPEG is not in one of the 1,000 classes' in capsys.readouterr().err
 
 
 def test_the_order_and_the_metadata_are_tfds_own(tmp_path):
@@ -166,7 +166,7 @@ def test_labels_of_a_stream_are_read_once(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(reader, 'MOST', 0)
   for path in (tmp_path / 'imagenet2012').glob('*/.eqssl-*'):
     path.unlink()
-  reader.remember(next((tmp_path / 'imagenet2012').iterdir()))
+  reader.keep_labels(next((tmp_path / 'imagenet2012').iterdir()))
   capsys.readouterr()
   made = reader.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
   assert not capsys.readouterr().err and (made.train.labels == 0).all() and len(made.train.labels) == 4
@@ -279,9 +279,9 @@ def test_tiny_imagenet(tmp_path):
 
 @pytest.mark.parametrize(('argv', 'words'), [
     (('imagenet',), '--src says where'), (('imagenet', '--src', '.'), 'has neither'),
-    (('cifar100', '--src', '/none'), 'not there'),
-    (('Mine!', '--src', '.'), 'cannot name'), (('mine', '--src', 'setup.cfg'), 'not a folder'),
-    (('mine', '--src', '.', '--shrink', '-1'), 'not a side')])
+    (('cifar100', '--src', '/none'), 'does not exist'),
+    (('Mine!', '--src', '.'), 'cannot be the name'), (('mine', '--src', 'setup.cfg'), 'not a folder'),
+    (('mine', '--src', '.', '--shrink', '-1'), 'is not a side')])
 def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
   assert cli.main(['data', 'prepare', *argv, '--root', str(tmp_path)]) == 2

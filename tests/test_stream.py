@@ -80,7 +80,7 @@ def test_canvases_index_as_arrays_do(folder):
     np.testing.assert_array_equal(here.images[which], there.images[which])
     np.testing.assert_array_equal(here.sizes[which], there.sizes[which])
   np.testing.assert_array_equal(here.images[-1], there.images[-1])
-  np.testing.assert_array_equal(here.images[mask][1:3], stream.part(there.images, mask)[1:3])
+  np.testing.assert_array_equal(here.images[mask][1:3], stream.take_images(there.images, mask)[1:3])
   np.testing.assert_array_equal(here.sizes, np.asarray(there.sizes))
 
 
@@ -102,7 +102,7 @@ def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys
   folder = photographs(tmp_path, bad=(9,))  # a torn PNG, whose header is whole
   here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
   np.testing.assert_array_equal(here.train.images, np.asarray(there.train.images))
-  assert capsys.readouterr().err.count('another record is in its place') == 1
+  assert capsys.readouterr().err.count('another record replaces it') == 1
   np.testing.assert_array_equal(here.train.labels, there.train.labels)
   assert len(there.train.images.bad) == 1 and len(here.problems) == 2
 
@@ -176,6 +176,6 @@ def test_jpegs_have_pillows_pixels_whoever_decodes_them(size, monkeypatch):
     noise.convert(mode).save(file, 'JPEG')
     fast = decode.decode(file.getvalue(), size)
     with monkeypatch.context() as patch:
-      patch.setattr(decode, 'jpeg', lambda image, data: decode.rgb(image))
+      patch.setattr(decode, 'decode_jpeg', lambda image, data: decode.to_rgb(image))
       np.testing.assert_array_equal(fast[0], decode.decode(file.getvalue(), size)[0])
     assert fast[1] == (shape[1], shape[0])

@@ -33,9 +33,10 @@ def named(share: float, readout: str = '') -> str:
   readout: '' for the run's choice; 'test' reads out on the test split in any case.
   """
   if readout not in ('', *READOUTS):
-    raise UserError(f'--readout {readout} does not exist.', f'Give {" or ".join(READOUTS)}.')
+    raise UserError(f'--readout {readout} is neither {" nor ".join(READOUTS)}.',
+                    f'e.g. --readout {READOUTS[0]}')
   if readout == 'validation' and not share:
-    raise UserError('--readout validation: this run held out no training images.',
+    raise UserError('--readout validation: this run held no images out of its training.',
                     'Train with --config.validation=.2, or read out on the test split: '
                     '--readout test.')
   return READOUTS[0] if share and readout != 'test' else READOUTS[1]

@@ -15,7 +15,7 @@ from equivariant_ssl.parallel import sharding
 MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
 CHUNK = 256          # records that a thread takes at a time, at most
 LISTED = 20          # problems that are written out one by one
-REPLACED = 'images could not be decoded, and each was replaced by another image of its split:'
+REPLACED = 'unreadable when decoded, each replaced by another image of its split:'
 
 
 class Split(NamedTuple):

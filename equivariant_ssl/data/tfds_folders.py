@@ -13,7 +13,8 @@ from equivariant_ssl.errors import UserError
 
 # What this package prepares itself: {name: the command}.
 OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',
-       **{name: f'eqssl data prepare {name} --src ARCHIVE' for name in ('cifar100', 'stl10')},
+       'cifar100': 'eqssl data prepare cifar100 --src ARCHIVE',
+       'stl10': 'eqssl data prepare stl10 --src ARCHIVE',
        'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
        'imagenet2012': 'eqssl data prepare imagenet --src FOLDER'}
 

@@ -140,7 +140,7 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print,
   except OSError as error:
     raise UserError(f'{data.name} cannot be written in {root}: {error.strerror or error}.',
                     OTHER_ROOT) from error
-  for line in counted_list('images are left out, because they cannot be read:', bad, len(bad)):
+  for line in counted_list('left out, because they cannot be read:', bad, len(bad)):
     log(line)
   log(f'Prepared {target}')
   return target
