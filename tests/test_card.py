@@ -303,12 +303,6 @@ def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsy
   assert 'no data card' not in eqssl(capsys, *argv)[1]
 
 
-def killed_before_the_first(workdir):
-  """Leave of a run without checkpoints what is there before its first."""
-  for name in ('run.json', 'metrics.jsonl'):
-    (workdir / name).unlink()
-
-
 def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   run, more, longer = world / 'run', world / 'longer', ('train', '--from', world / 'run', '--quiet')
   code, said = eqssl(capsys, *longer, '--workdir', more)
