@@ -14,14 +14,13 @@ import platform
 import shlex
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from equivariant_ssl import disk, shard
+from equivariant_ssl import disk, shard, stop
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 
 Path = str | pathlib.Path
@@ -140,8 +139,7 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
         raise UserError(f'{workdir} is in use by {file.read().strip() or "another process"}.',
                         'Wait for it or stop it, or use another folder.', IN_USE) from None
       if not any(held):
-        print(f'{workdir}: this file system has no locks: take care that one process at a time works there',
-              file=sys.stderr)
+        stop.say(f'{workdir}: this file system has no locks: take care that one process at a time works there')
       file.truncate(0)
       file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
       file.flush()
@@ -258,8 +256,7 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   workdir = _folder(workdir)
   path = workdir / 'metrics.jsonl'
   board = _board(workdir, resume_step) if tensorboard else None
-  say = lambda line: print(line, file=sys.stderr)
-  kept = ''.join(_row(row) for row in read_metrics(workdir, say) if row['step'] <= resume_step)
+  kept = ''.join(_row(row) for row in read_metrics(workdir, stop.say) if row['step'] <= resume_step)
   if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
     write_whole(path, kept)
   with path.open('a', encoding='utf-8') as file:
