@@ -42,7 +42,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """The JSON object in a file; UserError with `fix` where it is damaged."""
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(disk.again(lambda: path.read_text(encoding='utf-8'), path))
   except (ValueError, RecursionError) as error:  # of JSON or of its letters
     raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
   if not isinstance(found, dict):
@@ -218,7 +218,8 @@ def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) 
   """The rows of a run's metrics.jsonl in the order of their steps, several of a step as one, without a torn line; none where
   there is no such file. What is no row of numbers is left out, with a line to `say`."""
   path, rows, odd = pathlib.Path(workdir) / 'metrics.jsonl', {}, 0
-  for line in path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1] if path.exists() else ():
+  text = disk.again(lambda: path.read_text(encoding='utf-8', errors='replace'), path) if path.exists() else ''
+  for line in text.split('\n')[:-1]:
     row = None
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
