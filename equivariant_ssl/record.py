@@ -207,11 +207,11 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
 
 
 def _sane(row: Any) -> dict[str, Any] | None:
-  """The finite numbers of a row of metrics, and what was not finite; None where it is no row."""
+  """The numbers of a row of metrics, one that is not finite as None; None where it is no row."""
   number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST
   if not isinstance(row, dict) or not isinstance(row.get('step'), int) or not number(row['step']) or row['step'] < 0:
     return None
-  return {k: v for k, v in row.items() if v is None or number(v)}
+  return {k: v if number(v) else None for k, v in row.items() if v is None or number(v) or isinstance(v, float)}
 
 
 def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) 
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
     kept = _sane(row)
-    odd += kept != row or kept is None
+    odd += kept is None or kept.keys() != row.keys()
     if kept:
       rows[kept['step']] = rows.get(kept['step'], {}) | kept
   if odd:
