@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from equivariant_ssl import uses
 from equivariant_ssl.data import command as datas
-from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, told
+from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study import command as studies
 from equivariant_ssl.study.command import split
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
   except Exception as e:
     if debug:
       traceback.print_exc()
-    text, code = told(e)
+    text, code = describe(e)
     print(f'eqssl: {text}', file=sys.stderr)
     return code
 

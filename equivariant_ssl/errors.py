@@ -1,25 +1,34 @@
-"""A mistake of the user: one line with the cause, one with the fix, an exit code; never a traceback."""
+"""Mistakes of the user: one line with the cause, one line with the fix, and an exit code."""
 
-OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG, NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 0, 2, 3, 4, 5, 6, 7, 8, 75
-OTHER_DATA = 9  # the data are not those that the run knows
+OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG = 0, 2, 3, 4, 5
+NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 6, 7, 8, 75
+OTHER_DATA = 9  # the data are not those that the run began with
 
 
 class UserError(Exception):
-  """`cause` in one line, `fix` in one line (what to type), and the exit `code` of the command."""
+  """A mistake that a command reports without a traceback.
+
+  cause: what is wrong, in one line.
+  fix:   what to type or change, in one line.
+  code:  the exit code of the command.
+  """
 
   def __init__(self, cause: str, fix: str = '', code: int = USAGE):
     super().__init__(f'{cause}\n  {fix}' if fix else cause)
     self.code = code
 
 
-def told(e: Exception) -> tuple[str, int]:
-  """(what to print, the exit code) for what ended a command."""
-  if isinstance(e, UserError):
-    return str(e), e.code
-  if isinstance(e, OSError):
-    return (f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n  '
-            'Check that the folder exists, may be written, and has room; the traceback: add --debug.', USAGE)
-  if isinstance(e, RuntimeError) and 'home directory' in str(e):  # pathlib's, of expanduser
-    return 'there is no home folder for a path with ~: HOME is not set.\n  Give the whole path, or set HOME.', USAGE
-  return (f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
-          'This is not a mistake that eqssl knows; the traceback: add --debug.', 1)
+def describe(error: Exception) -> tuple[str, int]:
+  """The text to print and the exit code, for an error that ended a command."""
+  if isinstance(error, UserError):
+    return str(error), error.code
+  if isinstance(error, OSError):
+    file = f': {error.filename}' if error.filename else ''
+    return (f'{error.strerror or error}{file}.\n  Check that the folder exists, that you may write '
+            'to it, and that the disk has room. Add --debug to see the traceback.', USAGE)
+  if isinstance(error, RuntimeError) and 'home directory' in str(error):  # from Path.expanduser
+    return ('A path begins with ~, but HOME is not set, so the home folder is unknown.\n  '
+            'Give the whole path, or set HOME.', USAGE)
+  first = str(error).splitlines()[0] if str(error) else ''
+  return (f'{type(error).__name__}: {first}\n  '
+          'eqssl does not know this error. Add --debug to see the traceback.', 1)

@@ -34,7 +34,7 @@ def train_with_views(config, workdir, *args, **kw):
     if n == 1:
       data = run.source.train
       rows = epoch_order(run.key, 0, len(data.images))[:run.recipe.batch]
-      batch = shard.place(steps.Batch(data.images[rows], data.sizes[rows]), shard.split(run.mesh))
+      batch = shard.place(steps.Batch(data.images[rows], data.sizes[rows]), shard.batch_sharding(run.mesh))
       prints = fingerprint.of(jax.jit(functools.partial(steps.views, run.recipe))(run.key, jnp.int32(0), batch))
       if distributed.main():
         (pathlib.Path(workdir) / 'views.json').write_text(json.dumps(prints))

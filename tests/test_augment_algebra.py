@@ -63,7 +63,7 @@ def test_only_the_named_ops_draw():
 def test_normalised_tells_in_units_of_the_spread():
   op = augment.chain(modules.make(augment, 'crop'), modules.make(augment, 'jitter', hue=0.))
   drawn = draws(op, MANY)
-  told = augment.normalised(op, drawn)
+  told = augment.normalized(op, drawn)
   raw, codes = (np.asarray(jax.vmap(o.encode)(drawn)) for o in (op, told))
   constant = raw.std(axis=0) < 1e-6
   assert constant.sum() == 1 and np.array_equal(codes[:, constant], raw[:, constant])  # the hue

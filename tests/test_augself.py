@@ -33,7 +33,7 @@ def everything():
   h = jax.random.normal(jax.random.key(2), (B, 2, D))
   pair = wired.pairs({'views': h}, {'views': actions})
   loss = jax.jit(jax.value_and_grad(lambda answer, pair: wired.loss(answer, pair)))
-  return wired, augself.questions(told, augself.ways(told)), pair, loss
+  return wired, augself.build_questions(told, augself.differences(told)), pair, loss
 
 
 def view_of(actions, n):
@@ -127,7 +127,7 @@ def test_each_view_is_mirrored_by_its_own_flip():
   """The same box: no difference where both are flipped, twice the way to the middle where one is."""
   crop = Crop(scalar(.1), scalar(.2), scalar(.5), scalar(.4))
   one = lambda flip, vflip: {'crop': crop, 'flip': Flip(jnp.bool_(flip)), 'vflip': VFlip(jnp.bool_(vflip))}
-  way = augself.ways(wiring('crop', seen=('crop',))._replace(own=wiring('flip', 'vflip').own))['crop']
+  way = augself.differences(wiring('crop', seen=('crop',))._replace(own=wiring('flip', 'vflip').own))['crop']
   w = lambda a, b: np.asarray(way(one(*a), one(*b)))
   np.testing.assert_allclose(w((0, 0), (0, 0)), 0.)
   np.testing.assert_allclose(w((1, 1), (1, 1)), 0.)
@@ -161,7 +161,7 @@ def test_the_box_is_where_the_view_shows_it(order):
 def test_a_discrete_op_is_asked_by_class(name):
   """Row: the first view's choice, column: the second's. Same is class 0; every way back has one class, too."""
   told = wiring(name)
-  asked = augself.questions(told, augself.ways(told))[name]
+  asked = augself.build_questions(told, augself.differences(told))[name]
   K = len(jax.tree.leaves(told.told.choices[name])[0])
   if asked.table is None:
     assert asked.out == len(asked.span) > 0
@@ -177,7 +177,7 @@ def test_a_discrete_op_is_asked_by_class(name):
 def test_choices_that_are_no_group_are_regressed():
   op = modules.make(augment, 'rotate')._replace(relative=None)
   told = wiring('rotate')._replace(told=augment.chain(op))
-  assert augself.questions(told, augself.ways(told))['rotate'].table is None
+  assert augself.build_questions(told, augself.differences(told))['rotate'].table is None
 
 
 @pytest.mark.parametrize('sensitive', [False, True])

@@ -8,7 +8,7 @@ from test_losses import reference as nt_xent
 from wirings import wiring
 
 from equivariant_ssl.augment import views
-from equivariant_ssl.equivariance.stl import exchanged
+from equivariant_ssl.equivariance.stl import swap_neighbors
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Image
 
@@ -79,7 +79,7 @@ def test_stl_pairs_are_there_and_back():
   pair = wired.pairs({'own': z}, {'own': {}})
   np.testing.assert_array_equal(pair.source[:, 0], np.arange(8))
   np.testing.assert_array_equal(pair.target[:, 0], [1, 0, 3, 2, 5, 4, 7, 6])
-  np.testing.assert_array_equal(exchanged(jnp.arange(6)), [1, 0, 3, 2, 5, 4])
+  np.testing.assert_array_equal(swap_neighbors(jnp.arange(6)), [1, 0, 3, 2, 5, 4])
 
 
 def test_stl_loss_equals_float64():

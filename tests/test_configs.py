@@ -140,7 +140,7 @@ def test_vicreg_on_cifar_is_solo_learns(name, loaded):
   hinge = lambda x: np.maximum(1. - np.sqrt(x.var(0, ddof=1) + 1e-4), 0.).mean()
   off = lambda x: sum(c ** 2 for (i, j), c in np.ndenumerate(np.cov(x, rowvar=False)) if i != j) / x.shape[1]
   wanted = 25. * np.mean((z[0] - z[1]) ** 2) + 25. * (hinge(z[0]) + hinge(z[1])) + off(z[0]) + off(z[1])
-  inv = modules.make(invariance, 'vicreg', **recipe.own(loaded[name].invariance, 'projector'))
+  inv = modules.make(invariance, 'vicreg', **recipe.factory_arguments(loaded[name].invariance, 'projector'))
   projected = jnp.float32(z.transpose(1, 0, 2))
   np.testing.assert_allclose(inv.loss(Embeddings(projected, projected, projected)), wanted, rtol=1e-6)
 
@@ -176,7 +176,7 @@ def test_the_factories_take_their_settings(name, loaded):
   own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
   for view in range(2):
     on = [name for name in config.augment.order if config.augment[name].role != 'off']
-    assert list(recipe.ops(config, view, config.size, {})) == on
+    assert list(recipe.build_ops(config, view, config.size, {})) == on
   modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
   modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
   for part in ('projector', 'predictor'):

@@ -170,8 +170,8 @@ def ours(case: Case) -> tuple[float, dict[str, np.ndarray]]:
   def value(params, average):
     aim = None
     if average is not None:
-      moved = step.averaged(run, jnp.asarray(3), average, params) if run.invariance.update == 'before' else average
-      aim = step.aimed(run, moved, still, views)[0]
+      moved = step.update_average(run, jnp.asarray(3), average, params) if run.invariance.update == 'before' else average
+      aim = step.target_embeddings(run, moved, still, views)[0]
     (loss, _), grads = jax.value_and_grad(lambda p: step.loss(run, p, stats, shown, aim), has_aux=True)(params)
     return loss, grads
   loss, grads = value(params, average)
@@ -184,14 +184,14 @@ def ranges(wiring, found):
   return {**asked, 'jitter': asked['jitter']._replace(span=np.array([.8, .8, .8, .2]))}
 
 
-MEASURED = augself.questions
+MEASURED = augself.build_questions
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_a_whole_step_equals_the_official_code(name):
   golden = dict(np.load(FOLDER / f'{name}.npz'))
   loss = golden.pop('loss')
-  with float64(), mock.patch.object(augself, 'questions', ranges):
+  with float64(), mock.patch.object(augself, 'build_questions', ranges):
     found, grads = ours(CASES[name])
   assert found == pytest.approx(loss, rel=BOUND), name
   assert set(grads) == set(golden)

@@ -61,12 +61,12 @@ def trained(inv: str, eqs: str | tuple, devices: int = 1):
   """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
   run = train.prepare(settings(inv, eqs), shard.mesh(jax.devices()[:devices]))
   first = state = train.initial(run)
-  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=shard.replicated(run.mesh))
+  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=shard.replicated_sharding(run.mesh))
   rows = source().train
   seen = []
   for n in range(STEPS):
     batch = Batch(rows.images[n * B:(n + 1) * B], rows.sizes[n * B:(n + 1) * B])
-    state, metrics = train_step(run.key, state, shard.place(batch, shard.split(run.mesh)))
+    state, metrics = train_step(run.key, state, shard.place(batch, shard.batch_sharding(run.mesh)))
     seen.append({k: float(v) for k, v in metrics.items()})
   return run, jax.device_get(first), jax.device_get(state), seen
 

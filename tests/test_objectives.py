@@ -135,7 +135,7 @@ def test_a_batch_over_four_devices_is_the_batch(embeddings):
 
   found = {}
   for n in (1, 4):
-    placed = shard.place(embeddings, shard.split(shard.mesh(jax.devices()[:n])))
+    placed = shard.place(embeddings, shard.batch_sharding(shard.mesh(jax.devices()[:n])))
     compiled = jax.jit(all_of_them).lower(placed).compile()
     found[n] = jax.device_get(compiled(placed))
   for one, four in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):

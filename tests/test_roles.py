@@ -29,7 +29,7 @@ def test_a_role_is_two_bits_for_every_objective(role, seen, own, told, objective
   r = made(equivariance=repr(section), augment__rotate__role=role, augment__flip__role='both')
   assert ('rotate' in names(r.groups['views'].chains[0])) == seen
   wiring = r.wirings[objective]
-  assert ('rotate' in names(wiring.told)) == told and 'flip' in names(wiring.told)
+  assert ('rotate' in names(wiring.conditioning)) == told and 'flip' in names(wiring.conditioning)
   groups = [g for n, g in r.groups.items() if n == objective]
   assert bool(groups) == (role == 'sensitive' or objective in ('stl', 'care'))  # these two share draws
   for group in groups:

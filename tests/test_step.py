@@ -24,7 +24,7 @@ def trained(devices: int) -> dict:
   """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
   r = run(devices)
   state, (program, data) = train.initial(r), train.compiled(r)
-  order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated(r.mesh))
+  order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated_sharding(r.mesh))
   text = program.lower(r.key, state, data, order).compile().as_text()
   losses, gradient = [], None
   for n in range(3):
@@ -41,7 +41,7 @@ def trained(devices: int) -> dict:
 def shown(devices: int):
   """The views of step 5, with the batch split over the devices."""
   r = run(devices)
-  batch = shard.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), shard.split(r.mesh))
+  batch = shard.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), shard.batch_sharding(r.mesh))
   return jax.device_get(jax.jit(functools.partial(step.views, r.recipe))(r.key, 5, batch))
 
 

@@ -89,10 +89,10 @@ def compiled(run):
 
   from equivariant_ssl import runs, shard
   from equivariant_ssl import step as steps
-  num, whole, side = len(run.source.train.sizes), shard.replicated(run.mesh), run.recipe.canvas
+  num, whole, side = len(run.source.train.sizes), shard.replicated_sharding(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
   data = steps.Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
-  return steps.resident(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
+  return steps.resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
 
 
 def timed(run, program, seconds: float, say, found: dict):
@@ -103,7 +103,7 @@ def timed(run, program, seconds: float, say, found: dict):
   from equivariant_ssl import runs, shard
   from equivariant_ssl import step as steps
   from equivariant_ssl.data.order import epoch_order
-  train, whole = run.source.train, shard.replicated(run.mesh)
+  train, whole = run.source.train, shard.replicated_sharding(run.mesh)
   data = shard.place(steps.Batch(train.images, train.sizes, None), whole)
   order = shard.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
   state = runs.initial(run)
@@ -197,7 +197,7 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
   from equivariant_ssl import step as steps
   runs.keep_programs()
   run = described(size, config)
-  program, train, whole = compiled(run), run.source.train, shard.replicated(run.mesh)
+  program, train, whole = compiled(run), run.source.train, shard.replicated_sharding(run.mesh)
   given = shard.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
 
   def twenty(stop: bool) -> dict:

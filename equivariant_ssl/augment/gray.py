@@ -4,20 +4,23 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from equivariant_ssl.augment.algebra import sometimes
-from equivariant_ssl.augment.pixels import grey
+from equivariant_ssl.augment.pixels import luma
 from equivariant_ssl.types import Array, Image, Op
 
 
 class Gray(NamedTuple):
-  """applied: bool, whether colour is removed."""
+  """applied: bool, whether color is removed."""
   applied: Array
 
 
 def make(p: float = .2) -> Op:
-  """Replace colour by its luma in three equal channels with probability `p`."""
+  """With probability `p`, replace each color by its luma, in three equal channels.
+
+  See `pixels.luma` for why dm_pix.rgb_to_grayscale is not called.
+  """
   def apply(action: Gray, image: Image) -> Image:
-    colourless = jnp.clip(grey(image.pixels), 0., 1.)[..., None]
-    return image._replace(pixels=jnp.where(action.applied, colourless, image.pixels))
+    gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]
+    return image._replace(pixels=jnp.where(action.applied, gray, image.pixels))
 
   return sometimes(p, Op(
       name='gray',

@@ -13,7 +13,7 @@ from rich.console import Console
 from equivariant_ssl import config as configs
 from equivariant_ssl import record, runs, shard
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.recipe import seen
+from equivariant_ssl.recipe import view_chains
 from equivariant_ssl.report import charts, page, panels, pictures, results
 from equivariant_ssl.report import study_numbers as numbers
 from equivariant_ssl.report.gallery import block
@@ -121,7 +121,7 @@ def _views(study: dict) -> Section:
 
   def alone(aug: str) -> Group:
     ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
-    return Group(seen(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
+    return Group(view_chains(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
   try:
     run = runs.prepare(configs.resolve(ConfigDict(given)), shard.mesh(jax.devices()[:1]), lambda line: None)
     images, sizes, _ = pictures.split(run)

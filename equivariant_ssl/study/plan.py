@@ -20,7 +20,7 @@ from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.run import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
-from equivariant_ssl.modules import unknown
+from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.study import design, effects, recommend
 from equivariant_ssl.train import COLLAPSED
 from equivariant_ssl.types import ROLES, Image
@@ -81,7 +81,7 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   if not s.arms:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
   if s.readout not in holdout.READOUTS:
-    raise unknown('--readout', s.readout, holdout.READOUTS)
+    raise unknown_name('--readout', s.readout, holdout.READOUTS)
   chosen(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
   for found in (transfer.find(name, s.root) for name in s.transfer):
