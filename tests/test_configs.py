@@ -173,18 +173,18 @@ def test_a_fork_changes_only_what_it_is_about(name, loaded):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_factories_take_their_settings(name, loaded):
   config = loaded[name]
-  own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
   for view in range(2):
     on = [name for name in config.augment.order if config.augment[name].role != 'off']
     assert list(recipe.build_ops(config, view, config.size, {})) == on
-  modules.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
-  modules.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
+  modules.make(nets, config.encoder.name, **recipe.factory_arguments(config.encoder), dtype=config.dtype)
+  modules.make(invariance, config.invariance.name, **recipe.factory_arguments(config.invariance, 'projector', 'predictor'))
   for part in ('projector', 'predictor'):
     if part in config.invariance:
       mlp.make(**config.invariance[part], dtype=config.dtype)
-  modules.make(equivariance, config.equivariance.name, **own(config.equivariance, 'weight', 'told'))
+  modules.make(equivariance, config.equivariance.name,
+               **recipe.factory_arguments(config.equivariance, 'weight', 'augmentations'))
   optim.OPTIMIZERS[config.optimizer.name](
-      lambda count: 1., **own(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
+      lambda count: 1., **recipe.factory_arguments(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
 
 
 @pytest.mark.parametrize('name', NAMES)

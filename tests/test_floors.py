@@ -15,7 +15,8 @@ FLOORS = (
     {'nets'},
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
-    {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'record', 'renamed', 'runs', 'train'},
+    {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'record', 'renamed', 'runs',
+     'train'},
     {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'launch',
      'uses', 'cli'},
 )

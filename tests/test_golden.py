@@ -109,7 +109,8 @@ CASES = {
     'essl_simsiam': Case('cifar10_simsiam_essl', {
         **widths((12,), 12), **widths((8,), 12, PREDICTOR), 'equivariance.hidden': '(12, 12)'}, with_turned),
     'augself': Case('stl10_simclr_augself', {**TWO, 'equivariance.hidden': '(12, 12)'}, lambda: seen(same_flips=True)),
-    'cassle': Case('stl10_simclr_augself', {**TWO, **equivariance('cassle', told=(), action_hidden=(6,) * 5, action_dim=6)},
+    'cassle': Case('stl10_simclr_augself', {
+        **TWO, **equivariance('cassle', augmentations=(), action_hidden=(6,) * 5, action_dim=6)},
                    told('told 0', 'told 1'), raw=True),
     'sie': Case('imagenet_vicreg', {
         **widths((6, 6), 6), 'invariance.similarity': '10', 'invariance.std': '0', 'invariance.cov': '0',
@@ -119,7 +120,7 @@ CASES = {
         'equivariance.read_dim': '6'}, zero=('heads_stl/move/bias',)),
     'sen': Case('stl10_simclr_augself', {
         'invariance.name': 'none',
-        **equivariance('sen', predictor='linear', negatives='all', hidden=(12, 12), dim=12, told=())},
+        **equivariance('sen', predictor='linear', negatives='all', hidden=(12, 12), dim=12, augmentations=())},
         told('told'), raw=True),
     'care': Case('cifar10_care', {**TWO, 'equivariance.splits': '4'}, with_own),
     'barlow': Case('imagenet_barlow', widths((12, 12), 12)),
@@ -151,7 +152,7 @@ def made(case: Case):
   units = lambda op, draws: op._replace(encode=of(op), relative=between(op))
   if case.raw:
     units = lambda op, draws: op._replace(encode=lambda action: action['told'], relative=lambda a, b: b['told'] - a['told'])
-  with mock.patch.object(recipe.augment, 'normalised', units), mock.patch.dict('sys.modules', {tiny.__name__: tiny}):
+  with mock.patch.object(recipe.augment, 'normalized', units), mock.patch.dict('sys.modules', {tiny.__name__: tiny}):
     return recipe.make(config, 100 * arrays.B, arrays.SIZE, config.mean, config.std)
 
 

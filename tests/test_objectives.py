@@ -106,7 +106,7 @@ def test_the_published_heads_can_be_made(name):
 @pytest.mark.parametrize('name', LOSSES)
 def test_two_views_are_compared(name):
   three = Embeddings(*[jnp.zeros((4, 3, E))] * 3)
-  with pytest.raises(ValueError, match=f'{name} compares 2 views, got 3'):
+  with pytest.raises(ValueError, match=f'{name} compares 2 views, but it received 3'):
     jax.eval_shape(modules.make(invariance, name).loss, three)
 
 

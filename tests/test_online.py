@@ -67,8 +67,8 @@ def test_the_probe_is_sgd_on_its_features(key):
     w = w - .1 * memory
   np.testing.assert_allclose(np.concatenate([extras.head.kernel, extras.head.bias[None]]), w, atol=1e-5)
   assert all(a == pytest.approx(b) for a, b in hits) and hits[-1][0] > .9
-  moved = jax.grad(lambda h: step.probe_step(recipe.probe.tx, extras, h, jnp.asarray(y, jnp.int32))[1]['probe_loss'])(jnp.asarray(h))
-  assert not moved.any()
+  loss = lambda h: step.probe_step(recipe.probe.tx, extras, h, jnp.asarray(y, jnp.int32))[1]['probe_loss']
+  assert not jax.grad(loss)(jnp.asarray(h)).any()
 
 
 @pytest.mark.parametrize('field', ['probe=True', 'knn_every=1'])

@@ -154,7 +154,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
 def test_a_batch_that_cannot_be_cut_is_a_user_error():
   with pytest.raises(UserError, match='accumulate is 3: a batch of 16 cannot be cut'):
     configs.load('smoke', {'accumulate': '3'})
-  with pytest.raises(UserError, match='batch 16 does not divide over 8 devices in 4 parts'):
+  with pytest.raises(UserError, match='batch of 16 does not divide over 8 devices in 4 parts'):
     made(4, 8)
 
 
