@@ -382,7 +382,7 @@ JOB = """if True:
   jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), coordinator_bind_address=sys.argv[2],
                              cluster_detection_method='deactivate')
   from equivariant_ssl import checkpoint, fingerprint, shard
-  where = shard.replicated(shard.mesh())
+  where = shard.replicated_sharding(shard.mesh())
   state = lambda n: shard.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
   with checkpoint.open(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
