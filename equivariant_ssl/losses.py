@@ -114,9 +114,9 @@ def nt_xent(a: Array, b: Array, temperature: float, siblings: int = 1) -> Array:
 
     -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),   s = cosine,  j = the partner of i.
 
-  All other rows of `a` and `b` are negatives, 2M - 2 of them. The rows of `siblings` consecutive
-  pairs, which are views of one image, are no negatives of one another. A large M is computed in
-  blocks; see `log_partition`.
+  All other rows of `a` and `b` are negatives, 2M - 2 of them. But `siblings` consecutive pairs are
+  views of one image, and the rows of one of these pairs are no negatives of another's. A large M is
+  computed in blocks; see `log_partition`.
   """
   M, E = a.shape
   # Each row beside its partner: a sharded batch stays where it is, which [a; b] would not.

@@ -52,6 +52,25 @@ def set_contrast(pixels: Array, inside: np.ndarray) -> Array:
   return jnp.clip(mean + (pixels - mean) * (CONTRAST * jax.lax.rsqrt(spread + 1e-6)), 0., 1.)
 
 
+def disc_radius(side: int, scale: float, translate: float, shear: float) -> float:
+  """The radius, in pixels, of the disc that shows only the picture under every map.
+
+  side:      of the image, in pixels.
+  scale:     the smallest factor of size.
+  translate: the largest shift, as a fraction of the side.
+  shear:     the largest shear, in degrees.
+
+  Raises ValueError where the disc is too small to show anything.
+  """
+  stretch = 1. + np.tan(np.deg2rad(shear))  # the most that the shear stretches an offset
+  free = side * (.5 - np.sqrt(2) * translate) - REACH + 1
+  radius = min(scale / stretch * free, side / 2)
+  if radius < side / 8:
+    raise ValueError(f'affine leaves a disc of {radius:.1f} pixels of an image of {side}; give a '
+                     'smaller translate or shear, or a larger scale.')
+  return radius
+
+
 def encode_scale_shift_shear(action: Affine) -> Array:
   """[4]: log scale, down, right, and shear in units of 45 degrees. It is 0 for the identity."""
   return jnp.stack([jnp.log(action.scale), action.down, action.right, action.shear / 45.])
@@ -102,15 +121,6 @@ def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1
                     'pixels.')
   low = np.array([-degrees, np.log(scale[0]), -translate, -translate, -shear], np.float32)
   high = np.array([degrees, np.log(scale[1]), translate, translate, shear], np.float32)
-  stretch = 1. + np.tan(np.deg2rad(shear))  # at most, of a source offset by the shear
-
-  def disc_radius(side: int) -> float:
-    free = side * (.5 - np.sqrt(2) * translate) - REACH + 1
-    radius = min(scale[0] / stretch * free, side / 2)
-    if radius < side / 8:
-      raise ValueError(f'affine leaves a disc of {radius:.1f} pixels of an image of {side}; give a '
-                       'smaller translate or shear, or a larger scale.')
-    return radius
 
   def apply(action: Affine, image: Image) -> Image:
     h, w, _ = image.pixels.shape
@@ -118,7 +128,7 @@ def make(p: float = 1., degrees: float = 180., scale: tuple[float, float] = (1.1
       raise ValueError(f'An affine map needs a square image, but this one has {(h, w)} pixels; '
                        'crop or resize it first.')
     shift = -h * jnp.stack([action.down, action.right])
-    inside = disc(h, disc_radius(h))
+    inside = disc(h, disc_radius(h, scale[0], translate, shear))
     warped = warp(image.pixels, source_matrix(action), shift, sigma / action.scale)
     view = jnp.where(inside, set_contrast(warped, inside), jnp.float32(fill))
     return image._replace(pixels=jnp.where(action.applied, view, image.pixels))

@@ -40,6 +40,23 @@ def class_between(orders: np.ndarray) -> np.ndarray:
   return np.array([[index[tuple(np.argsort(a)[b])] for b in orders] for a in orders], np.int32)
 
 
+def interior_line(side: int, gap: float) -> np.ndarray:
+  """[side] bool: the pixels of a tile's side that are in no band of `gap` x the side."""
+  half, at = round(gap * side / 2), np.arange(side)
+  return (at >= half) & (at < side - half)
+
+
+def level_tiles(tiles: Array, interior: np.ndarray, mean: float) -> Array:
+  """`tiles` [T h w C], each shifted to the mean `mean` over its `interior` pixels, and clipped.
+
+  `mean` is a constant. The picture's own mean would give tiles away: the corner of a central tile
+  is nearest to it.
+  """
+  values = jnp.where(interior, tiles, 0.).reshape(len(tiles), -1, tiles.shape[-1])
+  means = total(values.swapaxes(0, 1)) * (1. / interior.sum())
+  return jnp.clip(tiles + (mean - means)[:, None, None], 0., 1.)
+
+
 def make(p: float = 1., grid: int = 2, gap: float = .25, level: bool = True, fill: float = .5
          ) -> Op:
   """With probability `p`, cut the picture into tiles and lay them in a random order.
@@ -66,27 +83,15 @@ def make(p: float = 1., grid: int = 2, gap: float = .25, level: bool = True, fil
   orders = permutations(grid)
   table, K = class_between(orders), len(orders)
 
-  def interior_line(side: int) -> np.ndarray:
-    """[side] bool: the pixels of a tile's side that are in no band."""
-    half, at = round(gap * side / 2), np.arange(side)
-    return (at >= half) & (at < side - half)
-
-  def level_tiles(tiles: Array, interior: np.ndarray) -> Array:
-    values = jnp.where(interior, tiles, 0.).reshape(grid * grid, -1, tiles.shape[-1])
-    means = total(values.swapaxes(0, 1)) * (1. / interior.sum())
-    # Not the picture's mean: the corner of a central tile is nearest to that, and would give the
-    # tile away.
-    return jnp.clip(tiles + (fill - means)[:, None, None], 0., 1.)
-
   def apply(action: Jigsaw, image: Image) -> Image:
     H, W, C = image.pixels.shape
     h, w = H // grid, W // grid
-    interior = np.logical_and.outer(interior_line(h), interior_line(w))[None, ..., None]
+    interior = np.logical_and.outer(interior_line(h, gap), interior_line(w, gap))[None, ..., None]
     if H % grid or W % grid or not interior.any():
       raise ValueError(f'jigsaw.grid = {grid} with gap = {gap} does not fit an image of {H} x {W} '
                        'pixels; crop or resize it.')
     tiles = image.pixels.reshape(grid, h, grid, w, C).swapaxes(1, 2).reshape(-1, h, w, C)
-    leveled = level_tiles(tiles, interior) if level else tiles
+    leveled = level_tiles(tiles, interior, fill) if level else tiles
     tiles = jnp.where(interior, leveled, jnp.float32(fill))
     ordered = tiles[jnp.asarray(orders)[action.order]].reshape(grid, grid, h, w, C)
     pixels = ordered.swapaxes(1, 2).reshape(H, W, C)

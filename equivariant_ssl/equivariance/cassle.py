@@ -1,4 +1,4 @@
-"""CASSLE (Przewiezlikowski et al. 2024): a projector with conditioning lets features keep it."""
+"""CASSLE (Przewiezlikowski et al. 2024): a conditioned projector; features keep augmentations."""
 from collections.abc import Callable
 
 import flax.linen as nn

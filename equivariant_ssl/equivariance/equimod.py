@@ -22,6 +22,23 @@ def relative_conditioning(wiring: Wiring) -> Callable[[Pair], Array]:
   return condition
 
 
+def absolute_conditioning(wiring: Wiring) -> Callable[[Pair], Array]:
+  """pair -> [N A]: the conditioning on the action of the view `after`."""
+  return lambda pair: jax.vmap(wiring.conditioning.encode)(pair.after)
+
+
+def prediction_loss(kind: str, temperature: float, variance_weight: float, siblings: int,
+                    stop_target: bool) -> Callable[..., Array]:
+  """(prediction, pair) -> the loss of `kind`, 'nt_xent' or 'mse'; see `make`."""
+  def loss(answer: Array, pair: Pair, embeddings=None) -> Array:
+    target = jax.lax.stop_gradient(pair.target) if stop_target else pair.target
+    if kind == 'nt_xent':
+      return nt_xent(target, answer, temperature, siblings)
+    error = jnp.mean(jnp.square(answer.astype(jnp.float32) - target.astype(jnp.float32)))
+    return error + variance_weight * (variance(target) + variance(answer)) / 2.
+  return loss
+
+
 class EquiModHead(nn.Module):
   """y = project(h), and the prediction predict(y of the source, encode_action(conditioning)).
 
@@ -80,29 +97,20 @@ def make(weight: float = 1., temperature: float = .2, loss: str = 'nt_xent',
   def wire(wiring: Wiring) -> Equivariance:
     if reference == 'original':
       uses, groups, pairs = from_reference(wiring, reference_side)
+      conditioning = absolute_conditioning(wiring)
     else:
       uses, groups, pairs = between_views(wiring, both=True)
+      conditioning = relative_conditioning(wiring)
     siblings = len(wiring.own_chains) if exclude_sibling else 1
-
-    def encode_after(pair: Pair) -> Array:
-      return jax.vmap(wiring.conditioning.encode)(pair.after)
-
-    def compare(answer: Array, pair: Pair, embeddings=None) -> Array:
-      stopped = stop_gradient == 'target'
-      target = jax.lax.stop_gradient(pair.target) if stopped else pair.target
-      if loss == 'nt_xent':
-        return nt_xent(target, answer, temperature, siblings)
-      error = jnp.mean(jnp.square(answer.astype(jnp.float32) - target.astype(jnp.float32)))
-      return error + variance_weight * (variance(target) + variance(answer)) / 2.
-
     head = EquiModHead(
         project=mlp.make(hidden=hidden, out=dim, last_norm='batch_noaffine', dtype=wiring.dtype),
         encode_action=predictors.action_encoder('equimod.encoder', encoder, action_dim,
                                                 action_hidden, wiring.dtype),
         predict=predictors.predictor('equimod.predictor', predictor, dim, predictor_hidden,
                                      wiring.dtype),
-        conditioning=encode_after if reference == 'original' else relative_conditioning(wiring),
-        stop=stop_gradient)
+        conditioning=conditioning, stop=stop_gradient)
+    compare = prediction_loss(loss, temperature, variance_weight, siblings,
+                              stop_gradient == 'target')
     return Equivariance(head, compare, groups, uses, pairs, predicts='target', tap=tap_layer,
                         weight=weight)
 

@@ -1,4 +1,7 @@
-"""STL (Yu et al. 2024): read off one image what was done, and apply it to another's embedding."""
+"""STL (Yu et al. 2024): what was done to one image, applied to another image's embedding.
+
+It is read off the views of the image. No action is read.
+"""
 from collections.abc import Callable
 
 import flax.linen as nn

@@ -1,4 +1,7 @@
-"""SimSiam (Chen & He 2021): BYOL without a moving average; a stopped gradient is enough."""
+"""SimSiam (Chen & He 2021): BYOL without a moving average.
+
+The stopped gradient and the predictor suffice.
+"""
 from equivariant_ssl.invariance.byol import sum_cosines
 from equivariant_ssl.types import Array, Embeddings, Invariance
 
