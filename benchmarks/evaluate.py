@@ -90,10 +90,12 @@ def probe(rates: tuple[float, ...]) -> Case:
   def call(inputs: tuple) -> float:
     import jax
 
+    from equivariant_ssl.data.source import Split
     from equivariant_ssl.evaluate import probe
     encode, pixels, labels, key = inputs
+    data = Split(pixels, np.full((len(pixels), 2), 32, np.float32), labels)
     protocol = probe.PROTOCOLS['linear']._replace(rates=rates, epochs=1)
-    return float(jax.block_until_ready(probe.train(protocol, encode, pixels, labels, K, key)).bias.sum())
+    return float(jax.block_until_ready(probe.train(protocol, encode, data, 32, K, key)).bias.sum())
   return Case(make, call)
 
 

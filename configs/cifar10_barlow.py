@@ -7,8 +7,9 @@ Published: online top-1 92.10 %, of a classifier trained along with the network 
            evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's
            own code is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950; solo-learn's
-           from 3e-5 at step 0 to the peak one step before.
+Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950;
+           solo-learn's from 3e-5 at step 0 to the peak one step before. Colours are not rounded to 8 bits between
+           their changes (augment.jitter.quantise and augment.gray.quantise do it).
 """
 from ml_collections import ConfigDict
 

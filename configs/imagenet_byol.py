@@ -11,7 +11,8 @@ Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all; at lea
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. Colours are torchvision's: brightness multiplied (the code
            adds), contrast about the mean grey (each channel's), saturation as a blend with grey (in HSV); crops are
-           antialiased. bfloat16.
+           antialiased. bfloat16. Weights start as torch's and torchvision's (the code's: truncated normal by the fan
+           in, biases 0), and at stride 2 zeros stand on every side (the code's padding is TensorFlow's).
 """
 from ml_collections import ConfigDict
 

@@ -9,9 +9,10 @@ Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all; at leas
            (of 141 GiB), 25.97 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_byol_equimod --plan
            --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image; what the head
-           is told is in units measured for these augmentations (the code's BYOL branch keeps the constants of other
-           strengths and chances). bfloat16 in place of float16 with loss scaling.
+Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image; what the head is
+           told is in units measured for these augmentations (the code's BYOL branch keeps the constants of other
+           strengths and chances). bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8 bits
+           between their changes (augment.jitter.quantise and augment.gray.quantise do it).
 """
 from ml_collections import ConfigDict
 

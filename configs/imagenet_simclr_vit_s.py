@@ -8,9 +8,11 @@ Planned:   41.08 million parameters, 229 TFLOP a step, 21.4 EFLOP in all; at lea
            (of 141 GiB), 19.49 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_simclr_vit_s --plan
            --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
-Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes the
-           other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of the
-           image squashed to 256 x 256. Biases, norms and the class token do not decay (its AdamW decays all it trains).
+Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes
+           the other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of
+           the image squashed to 256 x 256. Biases, norms and the class token do not decay (its AdamW decays all it
+           trains). Colours are not rounded to 8 bits between their changes (augment.jitter.quantise and
+           augment.gray.quantise do it).
 """
 from ml_collections import ConfigDict
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, state, train
+from equivariant_ssl import shard, shipped, state, train
 from equivariant_ssl.evaluate import fewshot, frozen, inputs, knn, linear
 from equivariant_ssl.evaluate.statistics import mean_std
 
@@ -48,7 +48,8 @@ def readouts(fixed: frozen.Frozen, values: dict, source, size: int) -> dict[str,
 
 def load(spec: Spec, steps: int):
   """The config of `spec`, for `steps` steps where > 0."""
-  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})})
+  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})},
+                      shipped.config(spec.config))
 
 
 def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:

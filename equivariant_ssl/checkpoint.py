@@ -6,30 +6,30 @@ flat, {key path: leaf}: optax's empty and masked nodes need no support, the abst
 processes call `save` and `restore`; process 0 alone renames.
 """
 import contextlib
+import errno
 import gc
-import logging
+import importlib.metadata
 import os
 import pathlib
 import shlex
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from equivariant_ssl import distributed, fingerprint
-from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, UserError
+from equivariant_ssl import disk, distributed, fingerprint, identity, quiet
+from equivariant_ssl.errors import INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError, passing, told
+from equivariant_ssl.identity import Identity
 
 Found = tuple[int, Any, dict]  # step, state, meta
-
-# Orbax prints each failure of its threads as a page of traceback; every one of them is raised here as one line.
-logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
+Read = tuple[dict[str, jax.Array], dict, str]  # leaves, meta, run
+ORBAX = importlib.metadata.version('orbax-checkpoint')
+DAMAGED, PASSES, FAILED = 1, 2, 3  # what came of a try to read one
+SAID = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # of a save that fails
 
 
 class Checkpoints(NamedTuple):
@@ -48,45 +48,25 @@ class _DamagedError(Exception):
 
 def steps(directory: str | pathlib.Path) -> list[int]:
   """The committed steps in `directory`, newest first; a commit is a rename, so a torn one has another name."""
-  found = pathlib.Path(directory).iterdir() if pathlib.Path(directory).is_dir() else ()
-  return sorted((int(p.name) for p in found if p.name.isdecimal() and p.is_dir()), reverse=True)
+  def look() -> list[int]:
+    found = pathlib.Path(directory).iterdir() if pathlib.Path(directory).is_dir() else ()
+    return sorted((int(p.name) for p in found if p.name.isdecimal() and p.is_dir()), reverse=True)
+  return disk.again(look, directory)
 
 
 def _line(error: BaseException) -> str:
   return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:100]}'
 
 
-def _raise_if_unreadable(path: pathlib.Path) -> None:
-  """OSError where a file of `path` cannot be read (EACCES, EIO, ESTALE): that says nothing about what is in it."""
-  for part in (path, *path.rglob('*')):
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError), part.open('rb') as file:
-      while file.read(1 << 24):
-        pass
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-  """Where one of its reads fails, orbax abandons the others; what these then raise to no one is not for the user."""
-  before, tasks, deaf = sys.unraisablehook, logging.getLogger('asyncio'), lambda record: False
-  sys.unraisablehook = lambda unraisable: None
-  tasks.addFilter(deaf)  # 'Task exception was never retrieved'
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', RuntimeWarning)  # 'coroutine ... was never awaited'
-      yield
-  finally:
-    tasks.removeFilter(deaf)
-    sys.unraisablehook = before
-
-
-def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[str, jax.Array], dict]:
-  """The wanted leaves and the meta of one checkpoint. Raises _DamagedError, UserError OTHER_CONFIG, OSError."""
-  own, why = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), None
-  placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or own)
+def _attempt(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identity) -> Read:
+  """`_read`, once. _DamagedError where it cannot be believed; also what orbax makes of an error that may pass."""
+  device, why, record = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), None, {}
+  placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or device)
             for k, v in wanted.items()}
-  with _unheard():
+  with quiet.unheard():
     try:
       record = fingerprint.unseal(ocp.metadata(path).custom_metadata)
+      identity.check(own, record.get('run', ''), path)
       wrong = fingerprint.differences(record['leaves'], wanted, part)
       if wrong:
         raise UserError(f'{path} is of another config: {wrong}.', 'Use a new --workdir, or go on with that run as it '
@@ -98,14 +78,14 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[
       jax.block_until_ready(leaves)
       why = next((f'it has no {k}' for k, v in leaves.items() if not isinstance(v, jax.Array)), None)
     except Exception as error:
-      if isinstance(error, UserError | MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      if isinstance(error, UserError | MemoryError) or 'RESOURCE_EXHAUSTED' in str(error) or passing(error):
         raise
       why = _line(error)
     if why:
       time.sleep(.05)  # the reads that were abandoned end here
       gc.collect()
   if why:
-    _raise_if_unreadable(path)
+    identity.raise_if_newer(record.get('orbax', ''), ORBAX, path)
     raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
   prints, _ = fingerprint.survey(leaves)
@@ -114,25 +94,49 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool) -> tuple[dict[
     raise _DamagedError(f'{wrong[0]} is not what was saved; {len(wrong)} of {len(leaves)} leaves differ')
   if {record['step'], int(leaves.get('step', record['step']))} != {int(path.name)}:
     raise _DamagedError(f'it holds step {record["step"]}')
-  return leaves, record['meta']
+  return leaves, record['meta'], record.get('run', '')
 
 
-def _newest(directory: pathlib.Path, abstract: Any, among: list[int], part: bool,
-            reject: Callable[[pathlib.Path, str], None]) -> Found | None:
-  """The first valid checkpoint of `among`, `reject` called (in every process) with each damaged one before it."""
-  wanted = fingerprint.flat(abstract)
-  for step in among:
-    path, failed = directory / str(step), None
+def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identity) -> Read | _DamagedError:
+  """The wanted leaves, the meta and the run of one checkpoint; or why it is damaged: all of it can be read, and is wrong
+  twice. All processes together: what one of them cannot read all try again. UserError INPUT_OUTPUT or OSError where it
+  cannot be read, UserError OTHER_CONFIG where it is of another config, run or version."""
+  doubtful, pauses = False, list(disk.PAUSES)
+  while True:
+    found, failed = None, None
     try:
-      leaves, meta = _read(path, wanted, part)
+      found = _attempt(path, wanted, part, own)
     except Exception as error:
       failed = error
-    verdict = max(distributed.gather(0 if failed is None else 1 if isinstance(failed, _DamagedError) else 2))
-    if verdict == 0:
-      return step, jax.tree.unflatten(jax.tree.structure(abstract), [leaves[k] for k in wanted]), meta
-    if verdict == 2:
-      raise failed or UserError(f'{path} could not be read in another process.', 'Its message says why.')
-    reject(path, str(failed or 'in another process'))
+    if isinstance(failed, _DamagedError):
+      try:
+        disk.read_through(path)
+      except OSError as error:
+        failed = error
+    kind = 0 if failed is None else DAMAGED if isinstance(failed, _DamagedError) else PASSES if passing(failed) else FAILED
+    verdict, code = max(distributed.gather([kind, told(failed)[1] if failed else 0]))
+    if verdict == PASSES and pauses:
+      time.sleep(pauses.pop(0))
+    elif verdict == PASSES:
+      raise disk.unread(path, passing(failed) or 'in another process')
+    elif verdict == FAILED:
+      raise failed or UserError(f'{path} could not be read in another process.', 'Its message says why.', code)
+    elif verdict == DAMAGED and not doubtful:
+      doubtful = True
+    else:
+      return found if verdict == 0 else _DamagedError(str(failed or 'in another process'))
+
+
+def _newest(directory: pathlib.Path, abstract: Any, among: list[int], part: bool, own: Identity,
+            reject: Callable[[pathlib.Path, str], None]) -> tuple[Found, str] | None:
+  """The first valid checkpoint of `among` and its run, `reject` called (in every process) with each damaged one before."""
+  wanted = fingerprint.flat(abstract)
+  for step in among:
+    found = _read(directory / str(step), wanted, part, own)
+    if not isinstance(found, _DamagedError):
+      leaves, meta, run = found
+      return (step, jax.tree.unflatten(jax.tree.structure(abstract), [leaves[k] for k in wanted]), meta), run
+    reject(directory / str(step), str(found))
   return None
 
 
@@ -151,24 +155,12 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
                       f'It has those of {", ".join(map(str, there))}.', NO_CHECKPOINT)
     raise UserError(f'{directory} has no checkpoint.',
                     f'Train first: eqssl train --config FILE --workdir {shlex.quote(str(directory.parent))}', NO_CHECKPOINT)
-  found = _newest(directory, abstract, there if step is None else [step], True,
+  found = _newest(directory, abstract, there if step is None else [step], True, identity.read(directory.parent),
                   lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
   if found is None:
     raise UserError(f'no checkpoint in {directory} is valid; tried {there if step is None else step}.',
                     'Restore a copy of it, or train again in a new --workdir.', NO_CHECKPOINT)
-  return found
-
-
-def _sound(step: int, state: Any, newest: int | None) -> tuple[dict[str, Any], dict[str, str]]:
-  """The leaves of a state to save and their fingerprints; UserError NOT_FINITE."""
-  leaves = fingerprint.flat(state)
-  if jax.process_count() > 1:  # orbax wants global arrays there; what is whole here is the same everywhere
-    leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v for k, v in leaves.items()}
-  prints, broken = fingerprint.survey(leaves)
-  if broken:
-    raise UserError(f'the state of step {step} is not finite ({", ".join(broken[:3])}): it is not saved.',
-                    f'The newest checkpoint is of step {newest}.', NOT_FINITE)
-  return leaves, prints
+  return found[0]
 
 
 def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
@@ -180,10 +172,25 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
       preservation_policy=ocp.training.preservation_policies.LatestN(keep))
 
 
-def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callable, ...]:
+def _not_written(directory: pathlib.Path, step: int, error: Exception, newest: int | None) -> UserError:
+  named = next((os.strerror(n) for n in SAID if os.strerror(n) in str(error)), '')  # it stands last in a long line
+  return UserError(f'checkpoint {step} was not written to {directory}: {passing(error) or named or _line(error)}.',
+                   'Check the disk space and permissions there, then resume. '
+                   f'The newest checkpoint is of step {newest}.', INPUT_OUTPUT if passing(error) else USAGE)
+
+
+def _raise_if_full(directory: pathlib.Path, leaves: dict[str, Any]) -> None:
+  need, free = 1.2 * sum(v.nbytes for v in leaves.values()), shutil.disk_usage(directory).free
+  if free < need:  # the oldest goes only after the newest is there
+    raise OSError(f'{free / 2 ** 20:.1f} MiB are free, {need / 2 ** 20:.1f} MiB are needed')
+
+
+def _writer(directory: pathlib.Path, keep: int, saved: set[int], named: Callable[[], str], seen: Callable[[int], None]
+            ) -> tuple[Callable, ...]:
   """`save` and `latest` of Checkpoints; `finish(durable=False)`, which waits for the save in flight; `close`.
 
-  saved: the steps that need no saving. An error of a save is raised once, by `finish` or the next `save`.
+  saved: the steps that need no saving. named, seen: of identity.keep. An error of a save is raised once, by `finish` or the
+  next `save`.
   """
   manager, pending = None, None  # orbax's Checkpointer; (step, response) in flight
 
@@ -196,20 +203,21 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
   def close() -> None:
     nonlocal manager
     last, manager = manager, None
-    if last is not None:
-      with contextlib.suppress(Exception):  # all it can raise is the error of a save that was raised already
-        last.close()
+    with contextlib.suppress(Exception):  # all it can raise is the error of a save that was raised already
+      last and last.close()
 
   @contextlib.contextmanager
   def explained(step: int) -> Iterator[None]:
+    nonlocal manager
     try:
       yield
     except Exception as error:
       saved.discard(step)
+      if gone := distributed.lost(error):
+        manager = None  # to close it would wait for the lost process
+        raise gone from error
       close()  # it would raise the same error again; a new one also clears away what was left behind
-      raise UserError(f'checkpoint {step} was not written to {directory}: {_line(error)}',
-                      'Check the disk space and permissions there, then resume. '
-                      f'The newest checkpoint is of step {latest()}.') from error
+      raise _not_written(directory, step, error, latest()) from error
 
   def finish(durable: bool = False) -> None:
     nonlocal pending
@@ -217,22 +225,21 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int]) -> tuple[Callab
       (step, response), pending = pending, None
       with explained(step):
         response.result()
-      if durable and jax.process_index() == 0:
-        _flush(directory / str(step))
+        if durable and jax.process_index() == 0:  # through a power loss; orbax does so for its array files only
+          disk.flush_all(directory / str(step))
+      seen(step)
 
   def save(step: int, state: Any, meta: dict, wait: bool = False) -> None:
     nonlocal manager, pending
     finish(wait)
     if step in saved:
       return
-    leaves, prints = _sound(step, state, latest())
+    leaves, prints = fingerprint.sound(step, state, latest())
     with explained(step):
       manager = manager or _manager(directory, keep)
-      need, free = 1.2 * sum(v.nbytes for v in leaves.values()), shutil.disk_usage(directory).free
-      if free < need:  # the oldest goes only after the newest is there
-        raise OSError(f'{free / 2 ** 20:.1f} MiB are free, {need / 2 ** 20:.1f} MiB are needed')
+      _raise_if_full(directory, leaves)
       pending = step, manager.save_async(step, {k: v for k, v in leaves.items() if v.size}, force=True,
-                                         custom_metadata=fingerprint.seal(step, prints, meta))
+                                         custom_metadata=fingerprint.seal(step, prints, meta, run=named(), orbax=ORBAX))
     saved.add(step)
     if wait:
       finish(True)
@@ -245,12 +252,14 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
   """The checkpoints of a run in `directory`, for its one writer; leaving waits for the save in flight.
 
   The newest `keep` are kept. A damaged one found on restoring is moved to `directory`/../quarantine/<step>-<ns>, with
-  a line to `log`. UserError: NOT_FINITE a state to save is not, OTHER_CONFIG the state does not fit (none is moved),
-  NO_CHECKPOINT there were some but none is valid, 2 a save failed. OSError where files cannot be read.
+  a line to `log`. UserError: NOT_FINITE a state to save is not, OTHER_CONFIG a checkpoint is of another config, run or
+  version (none is moved), NO_CHECKPOINT there were some but none is valid, INPUT_OUTPUT or OSError where files cannot be
+  read, WATCHDOG another process is gone, 2 a save failed. The run's id is in `directory`/../run.json.
   """
   directory = pathlib.Path(directory).absolute()
-  quarantine, saved = directory.parent / 'quarantine', set()
-  save, latest, finish, close = _writer(directory, keep, saved)
+  workdir, quarantine, saved = directory.parent, directory.parent / 'quarantine', set()
+  own, known, seen = identity.keep(workdir)
+  save, latest, finish, close = _writer(directory, keep, saved, known, seen)
 
   def reject(path: pathlib.Path, why: str) -> None:
     if jax.process_index() == 0:
@@ -264,13 +273,18 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
     finish()
     there = bool(steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
     among = distributed.seen(f'checkpoints in {directory}', lambda: steps(directory))  # all have looked before one renames
-    found = _newest(directory, abstract, among, False, reject)
+    found = _newest(directory, abstract, among, False, own(), reject)
     if found is None and there:
       raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
-                      f'To start this run again from step 0: rm -r {quarantine}', NO_CHECKPOINT)
-    if found is not None:
-      saved.add(found[0])
-    return found
+                      f'Put a good copy of one back into {directory}, or start again in a new --workdir.', NO_CHECKPOINT)
+    if found is None:
+      identity.raise_if_gone(workdir, own())
+      known()
+      return None
+    (step, *_), run = found
+    saved.add(step)
+    known((step, run))
+    return found[0]
 
   try:
     yield Checkpoints(save, restore, latest)
@@ -284,12 +298,3 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
     finish(True)
   finally:
     close()
-
-
-def _flush(path: pathlib.Path) -> None:
-  """Ask the disk to hold a committed checkpoint through a power loss; orbax does so for its array files only."""
-  for name in (path.parent, path, *path.rglob('*')):
-    with contextlib.suppress(OSError):  # some file systems refuse; the fingerprint would tell
-      descriptor = os.open(name, os.O_RDONLY)
-      os.fsync(descriptor)
-      os.close(descriptor)

@@ -1,5 +1,6 @@
 """The command line: `eqssl COMMAND`. A mistake of the user ends in one line, one hint and an exit code."""
 import argparse
+import contextlib
 import os
 import pathlib
 import shlex
@@ -8,7 +9,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from equivariant_ssl import uses
+from equivariant_ssl import stop, uses
 from equivariant_ssl.data import command as datas
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study import command as studies
@@ -24,23 +25,24 @@ def main(argv: list[str] | None = None) -> int:
       stream.reconfigure(errors='backslashreplace')
   debug = '--debug' in argv
   try:
-    args, rest = build_parser().parse_known_args(argv)
-    args.overrides = _overrides(rest, takes=hasattr(args, 'config'))
-    args.command_line = shlex.join(['eqssl', *argv])
-    code = args.run(args) or OK
-    sys.stdout.flush()
-    return code
+    with stop.heard() if argv and argv[0] in GO_ON else contextlib.nullcontext():
+      args, rest = build_parser().parse_known_args(argv)
+      args.overrides = _overrides(rest, takes=hasattr(args, 'config'))
+      args.command_line = shlex.join(['eqssl', *argv])
+      code = args.run(args) or OK
+      sys.stdout.flush()
+      return code
   except BrokenPipeError:  # `| head`: whoever read has enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except KeyboardInterrupt:
-    print('eqssl: interrupted.', file=sys.stderr)
+    stop.say('eqssl: interrupted.')
     return 130
   except Exception as e:
     if debug:
-      traceback.print_exc()
+      stop.say(traceback.format_exc().rstrip())
     text, code = describe(e)
-    print(f'eqssl: {text}', file=sys.stderr)
+    stop.say(f'eqssl: {text}')
     return code
 
 
@@ -49,13 +51,20 @@ def entry() -> None:
   if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':  # names are UTF-8 in any locale
     os.environ['PYTHONUTF8'] = '1'
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  to_the_last_line = contextlib.ExitStack()  # which is never left
+  if sys.argv[1:] and sys.argv[1] in GO_ON:
+    to_the_last_line.enter_context(stop.heard())
   code = main()
-  sys.stdout.flush()
-  sys.stderr.flush()
+  if code in (OK, PREEMPTED):
+    stop.deafen()
+  stop.flush()
   jax = sys.modules.get('jax')
   if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)
+
+
+GO_ON = ('train', 'resume', 'study')  # what can be stopped at any moment, and goes on
 
 
 class Parser(argparse.ArgumentParser):
@@ -196,12 +205,13 @@ def _train(config, workdir: str, args, begin: str | None = None) -> None:
   with distributed.watched():
     run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
   if distributed.main():
-    print(f'Next: eqssl eval {shlex.quote(str(workdir))}')
+    stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
 
 def evaluate(args) -> None:
   _cache()
-  from equivariant_ssl.evaluate import protocols, run, transfer
+  from equivariant_ssl.evaluate import protocols, transfer
+  from equivariant_ssl.evaluate import run as evaluation
   names = [n for text in args.protocol for n in split(text)]
   if 'list' in names:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
@@ -216,7 +226,7 @@ def evaluate(args) -> None:
   transfer.check_targets(split(args.targets), args.root)
   options = protocols.Options(args.epochs, args.batch, args.images, tuple(split(args.targets)), args.root, '', args.readout)
   for folder in args.dirs:
-    run.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
+    evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options, asked=_asked(args))
 
 
 def _asked(args):
@@ -257,15 +267,15 @@ def neighbours(args) -> None:
 
 def export(args) -> None:
   _cache()
-  from equivariant_ssl.export import run
-  run.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
+  from equivariant_ssl.export import run as exporting
+  exporting.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
              place=args.data_path)
 
 
 def import_(args) -> None:
   _cache()
-  from equivariant_ssl.export import run
-  run.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
+  from equivariant_ssl.export import run as exporting
+  exporting.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
 
 
 def doctor(args) -> int:

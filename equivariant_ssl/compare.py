@@ -1,5 +1,6 @@
 """Compare evaluated runs: mean and spread over seeds, and differences paired by seed with their intervals."""
 import csv
+import json
 import pathlib
 import shlex
 import sys
@@ -11,7 +12,7 @@ from rich.table import Table
 from equivariant_ssl import config as configs
 from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.cached import result
+from equivariant_ssl.evaluate.cached import NEW, WORDS, result, says
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.run import WIDTH
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
@@ -101,6 +102,28 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
   return out
 
 
+def doubts(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> list[str]:
+  """A line for each result file that the runs have and that is no like for like: of an earlier version, which did not write
+  down what its numbers are of; or of other data, pixels or constants in one run than in another."""
+  found: dict[str, dict[pathlib.Path, dict]] = {}
+  for workdir in workdirs:
+    for path in sorted((workdir / 'eval').glob('*.json')):
+      if not protocols or path.stem in protocols:
+        found.setdefault(path.stem, {})[workdir] = result(path)
+  lines = []
+  for stem, of in found.items():
+    old = [w for w, one in of.items() if not says(one)]
+    if old:
+      lines.append(f'{stem} of {", ".join(map(str, old))}: of an earlier version, which did not write down on what data and '
+                   f'pixels. Again: eqssl eval {" ".join(shlex.quote(str(w)) for w in old)} --protocol {stem}')
+    for field in NEW:
+      kinds = {json.dumps(one[field] if field != 'inputs' else one[field]['version'], sort_keys=True)
+               for one in of.values() if says(one)}
+      if len(kinds) > 1:
+        lines.append(f'{stem}: not of the same {WORDS[field]} in all runs.')
+  return lines
+
+
 def table(found: list[Row]) -> Table:
   """A row a number and group."""
   first = found[0].group
@@ -138,6 +161,8 @@ def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[s
   found = rows(workdirs, by, protocols)
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   console.print(table(found))
+  for line in doubts(workdirs, protocols):
+    console.print(line)
   write(found, out)
   console.print(f'Written to {out}')
   return found

@@ -5,12 +5,23 @@ import math
 import pathlib
 import re
 import shlex
-import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, data, equivariance, invariance, modules, nets, optim, record, renamed, shard
+from equivariant_ssl import (
+  augment,
+  data,
+  equivariance,
+  invariance,
+  modules,
+  nets,
+  optim,
+  record,
+  renamed,
+  shard,
+  shipped,
+)
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.modules import Text, check_fields, fit, flag, literal, section, unknown_name
 from equivariant_ssl.nets import mlp
@@ -53,19 +64,10 @@ UNSAID = re.compile(rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEAD
 WHOLE = re.compile(rf'{UNSAID.pattern}|config\.augment(\.\w+)?')  # what a dict may be given for
 
 
-def folders(name: str = 'configs') -> list[pathlib.Path]:
-  """Where a config named without its path is looked for; or a file of `name`: here, in the clone, where it is installed."""
-  return [p for p in (pathlib.Path(name), pathlib.Path(__file__).parent.parent / name,
-                      pathlib.Path(sys.prefix, 'share/equivariant_ssl', name)) if p.is_dir()]
-
-
-def load(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
-  """The resolved config of file or name `name` after `overrides` {'a.b': 'text'}; UserError on any mistake."""
-  paths = [pathlib.Path(name), *(f / f'{name}.py' for f in folders())]
-  path = next((p for p in paths if p.is_file()), None)
-  if path is None:
-    there = sorted({p.stem for f in folders() for p in f.glob('*.py')})
-    raise UserError(f'config file {name!r} not found.', f'Available: {", ".join(there) or "none here"}.')
+def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path | None = None) -> ConfigDict:
+  """The resolved config of file or name `name`, which runs as a program, after `overrides` {'a.b': 'text'}; UserError on any
+  mistake. path: the file, where no user has named it."""
+  path = path or shipped.find(name)
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   if spec is None:
     raise UserError(f'config file {str(path)!r} is not a Python file.',
@@ -100,8 +102,11 @@ def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> Conf
 
 def read(path: pathlib.Path) -> ConfigDict:
   """The resolved config that a run left in its config.json."""
+  fix = 'Restore it from a backup or start a new --workdir.'
   try:
-    return resolve(ConfigDict(record.read_object(path, 'Restore it from a backup or start a new --workdir.')))
+    return resolve(ConfigDict(record.read_object(path, fix)))
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of what is JSON, and no config
+    raise UserError(f'{path} is damaged, it is no config: {" ".join(str(error).split())[:150]}', fix) from error
   except FileNotFoundError:
     raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
                     'Start one: eqssl train --config NAME --workdir DIR') from None

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, step, train
+from equivariant_ssl import shard, shipped, step, train
 from equivariant_ssl.evaluate.statistics import mean_std
 
 COLOURS = ('#7f7f7f', '#0072b2', '#d55e00', '#009e73', '#cc79a7')  # told apart by colour-blind readers too
@@ -25,7 +25,8 @@ def caption(action: dict, index: tuple[int, int]) -> str:
 
 def draw(path: pathlib.Path, arms: dict) -> None:
   """Write the figure of the demo's `arms` {name: demo.Arm} to `path`."""
-  run = train.prepare(configs.load('digits_simclr_equimod', {'augment.rotate.role': 'both'}),
+  name = 'digits_simclr_equimod'
+  run = train.prepare(configs.load(name, {'augment.rotate.role': 'both'}, shipped.config(name)),
                       shard.mesh(jax.devices()[:1]))
   batch = step.Batch(run.source.train.images[:IMAGES], run.source.train.sizes[:IMAGES])
   shown = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl import cluster, record, shard
+from equivariant_ssl import cluster, record, shard, stop
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 
 HEARTBEAT = 20  # seconds of silence after which a process is lost
@@ -52,9 +52,7 @@ def initialize() -> None:
       raise
     return  # a machine with TPU chips that belongs to no slice that jax knows
   _explain_aborts(UserError(*LOST))
-  # The preemption notice that jax shares between processes is SIGTERM alone.
-  for s in (signal.SIGUSR1, signal.SIGINT):
-    signal.signal(s, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  stop.share()
   _meet()
 
 
@@ -103,17 +101,26 @@ def seen(what: str, look: Callable[[], Any]) -> Any:
                   'The --workdir must be on a file system that all machines share.')
 
 
+def lost(error: BaseException | None) -> UserError | None:
+  """The UserError WATCHDOG for an error that means, or came from one that means, that another process is gone."""
+  signs = r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|barrier'
+  own = 'duplicate gpu|out of memory|RESOURCE_EXHAUSTED'
+  while error is not None and jax.process_count() > 1:
+    text = str(error)
+    if (isinstance(error, jax.errors.JaxRuntimeError) and not re.search(own, text, re.IGNORECASE)
+        and re.search(signs, text, re.IGNORECASE)):
+      return UserError(f'{LOST[0]} What jax saw of it: {(text.splitlines() or [""])[0][:150]}', LOST[1], WATCHDOG)
+    error = error.__cause__ or error.__context__
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
   """An error of jax that means that another process is gone, as a UserError WATCHDOG that says so."""
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    signs = r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|barrier'
-    own = re.search('duplicate gpu|out of memory|RESOURCE_EXHAUSTED', str(error), re.IGNORECASE)
-    if jax.process_count() > 1 and not own and re.search(signs, str(error), re.IGNORECASE):
-      raise UserError(f'{LOST[0]} What jax saw of it: {(str(error).splitlines() or [""])[0][:150]}', LOST[1],
-                      WATCHDOG) from error
+  except Exception as error:
+    if not isinstance(error, UserError) and (gone := lost(error)):
+      raise gone from error
     raise
 
 

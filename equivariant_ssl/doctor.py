@@ -10,7 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from equivariant_ssl import config, record
+from equivariant_ssl import record, shipped
 from equivariant_ssl.data import tfds
 from equivariant_ssl.errors import OK, USAGE
 
@@ -45,7 +45,7 @@ def run() -> int:
   root = tfds.default_root('')
   prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
   say(True, f'data sets in {root}: {", ".join(prepared) or "none (digits needs none; eqssl data prepare cifar10)"}')
-  folders = config.folders()
+  folders = shipped.folders()
   say(bool(folders), f'configs in {", ".join(map(str, folders)) or "no folder"}', 'run inside a clone of the project')
   say(True, f'{shutil.disk_usage(pathlib.Path.cwd()).free / 2 ** 30:.0f} GiB free here')
   commit = record.environment().get('git')

@@ -1,8 +1,18 @@
 """Mistakes of the user: one line with the cause, one line with the fix, and an exit code."""
+import errno
+import os
+import re
 
 OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG = 0, 2, 3, 4, 5
 NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 6, 7, 8, 75
 OTHER_DATA = 9  # the data are not those that the run began with
+INPUT_OUTPUT = 10  # a disk or its mount failed; that says nothing about what is on it
+
+# A disk, a network file system or a full machine may report these, and be well the next moment.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN,
+           errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# The same errors in the text of a library's error.
+_NAMED = re.compile('|'.join(re.escape(os.strerror(n)) for n in PASSING), re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -18,6 +28,22 @@ class UserError(Exception):
     self.code = code
 
 
+def passing(error: BaseException | None) -> str:
+  """The text of an error that may pass, such as 'Input/output error'; '' for every other error.
+
+  The errors that `error` was raised from are searched too.
+  """
+  chain = []
+  while error is not None and error not in chain:
+    chain.append(error)
+    if isinstance(error, OSError) and error.errno in PASSING:
+      return os.strerror(error.errno)
+    if not isinstance(error, UserError | OSError) and (match := _NAMED.search(str(error))):
+      return match[0]
+    error = error.__cause__ or error.__context__
+  return ''
+
+
 def describe(error: Exception) -> tuple[str, int]:
   """The text to print and the exit code, for an error that ended a command."""
   if isinstance(error, UserError):
@@ -25,7 +51,8 @@ def describe(error: Exception) -> tuple[str, int]:
   if isinstance(error, OSError):
     file = f': {error.filename}' if error.filename else ''
     return (f'{error.strerror or error}{file}.\n  Check that the folder exists, that you may write '
-            'to it, and that the disk has room. Add --debug to see the traceback.', USAGE)
+            'to it, and that the disk has room. Add --debug to see the traceback.',
+            INPUT_OUTPUT if error.errno in PASSING else USAGE)
   if isinstance(error, RuntimeError) and 'home directory' in str(error):  # from Path.expanduser
     return ('A path begins with ~, but HOME is not set, so the home folder is unknown.\n  '
             'Give the whole path, or set HOME.', USAGE)

@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 from equivariant_ssl import config as configs
+from equivariant_ssl import shipped
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.modules import unknown_name
 
@@ -29,9 +30,9 @@ class Plan(NamedTuple):
 
 def template(name: str) -> pathlib.Path:
   """The file `name` of launch/, in this folder, in a clone or where the package is installed."""
-  found = next((f / name for f in configs.folders('launch') if (f / name).is_file()), None)
+  found = next((f / name for f in shipped.folders('launch') if (f / name).is_file()), None)
   if found is None:
-    there = sorted({p.stem for f in configs.folders('launch') for p in (f / name).parent.glob('*')})
+    there = sorted({p.stem for f in shipped.folders('launch') for p in (f / name).parent.glob('*')})
     raise unknown_name('launch/' + pathlib.Path(name).parent.name, pathlib.Path(name).stem, there)
   return found
 
@@ -51,8 +52,8 @@ def _filled(where: str, given: dict[str, str], known: dict) -> dict[str, str]:
 
 def _shipped(config: str) -> str:
   """The name by which machines elsewhere know `config`. UserError for a file of one's own, which they do not have."""
-  path = next(p for p in (pathlib.Path(config), *(f / f'{config}.py' for f in configs.folders())) if p.is_file())
-  there = [f / path.name for f in configs.folders() if f.is_absolute()]  # of the package, not of this folder
+  path = next(p for p in (pathlib.Path(config), *(f / f'{config}.py' for f in shipped.folders())) if p.is_file())
+  there = [f / path.name for f in shipped.folders() if f.is_absolute()]  # of the package, not of this folder
   if not any(p.is_file() and p.read_bytes() == path.read_bytes() for p in there):
     raise UserError(f'{path} is not one of the package\'s configs: the machines there will not have it.',
                     'Add it to configs/ of what is installed there; or name the nearest, and say what differs: '

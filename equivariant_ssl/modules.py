@@ -138,8 +138,8 @@ def fit(path: str, value: Any, default: Any) -> Any:
   except (ValueError, OverflowError):
     kind, example = type(default).__name__, not default if isinstance(default, bool) else default
     example = example or EXAMPLES.get(path.rpartition('.')[2], example)
-    article = 'an' if kind == 'int' else 'a'
-    raise UserError(f'{path} is {value!r}; it needs {article} {kind}, like {example!r}.',
+    article, text = 'an' if kind == 'int' else 'a', ' '.join(repr(value).split())
+    raise UserError(f'{path} is {text}; it needs {article} {kind}, like {example!r}.',
                     f'e.g. {flag(path, example)}') from None
   like = default[0] if isinstance(default, tuple) and default else default
   if type(like) is int and like >= 0:

@@ -1,4 +1,4 @@
-"""What a run leaves behind and says while it runs: config, command, environment, metrics, progress, and when to stop.
+"""What a run leaves behind: config, command, environment, metrics; and who may write it.
 
 Only the main process of a job calls these.
 """
@@ -12,37 +12,39 @@ import os
 import pathlib
 import platform
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from equivariant_ssl import renamed, shard
+from equivariant_ssl import disk, renamed, shard
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 
 Path = str | pathlib.Path
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre without -o flock, some NFS
+# Lustre without -o flock, some NFS; NFS of a folder, which cannot be open for writing.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
+LARGEST = 1e300  # of a metric: what is larger was not written here
 PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Write a file whole: a kill leaves the old one or the new one."""
+  """Write a file whole: a kill or a power loss leaves the old one or the new one."""
   part = path.with_name(path.name + '.tmp')
   part.write_text(text, encoding='utf-8', errors='surrogateescape')  # a name may be of other bytes
+  disk.flush(part)
   part.replace(path)
+  disk.flush(path.parent)
 
 
 def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """The JSON object in a file; UserError with `fix` where it is damaged."""
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # of JSON or of its letters
+  except (ValueError, RecursionError) as error:  # of JSON or of its letters
     raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
   if not isinstance(found, dict):
     raise UserError(f'{path} is damaged, it holds no JSON object.', fix, code)
@@ -99,25 +101,58 @@ def _folder(workdir: Path) -> pathlib.Path:
   return workdir
 
 
+def _locked(descriptor: int) -> bool:
+  """Lock an open file; False where its file system has no such locks. BlockingIOError where another process holds it."""
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError as error:
+    if error.errno not in NO_LOCKS:
+      raise
+    return False
+  return True
+
+
+def same(path: Path, descriptor: int) -> bool:
+  """Whether the open file is still the one at `path`."""
+  try:
+    return os.path.samestat(disk.again(lambda: os.stat(path), str(path)), os.fstat(descriptor))
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+
+
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Hold `workdir` for this process; UserError IN_USE where another has it. The kernel lets go of a dead one's."""
-  path = _folder(workdir) / 'run.lock'
-  with path.open('a+', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise UserError(f'{workdir} is in use by {file.read().strip() or "another process"}.',
-                      'Wait for it or stop it, or use another folder.', IN_USE) from None
-    except OSError as e:
-      if e.errno not in NO_LOCKS:
-        raise
-      print(f'{workdir}: this file system has no locks: take care that one process at a time works there', file=sys.stderr)
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
-    file.flush()
-    yield
+def lock(workdir: Path) -> Iterator[Callable[[], None]]:
+  """Hold `workdir` for this process; UserError IN_USE where another has it. The kernel lets go of a dead one's.
+
+  Both the folder and run.lock in it are locked: the one cannot be deleted, the other works on NFS. `check()` is a UserError
+  where the folder was removed or replaced meanwhile.
+  """
+  workdir = _folder(workdir)
+  path, folder = workdir / 'run.lock', os.open(workdir, os.O_RDONLY)
+  try:
+    with path.open('a+', encoding='utf-8') as file:
+      try:
+        held = _locked(folder), _locked(file.fileno())
+      except BlockingIOError:
+        file.seek(0)
+        raise UserError(f'{workdir} is in use by {file.read().strip() or "another process"}.',
+                        'Wait for it or stop it, or use another folder.', IN_USE) from None
+      if not any(held):
+        print(f'{workdir}: this file system has no locks: take care that one process at a time works there',
+              file=sys.stderr)
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+      file.flush()
+
+      def check() -> None:
+        if not same(workdir, folder) or held == (False, True) and not same(path, file.fileno()):
+          raise UserError(f'{workdir} was removed or replaced while this process worked in it.',
+                          'Train again in a new --workdir, or resume a copy of what was there.')
+      yield check
+  finally:
+    os.close(folder)
 
 
 def leaves(value: Any, path: str = '') -> dict[str, Any]:
@@ -128,14 +163,13 @@ def leaves(value: Any, path: str = '') -> dict[str, Any]:
   return {path: value}
 
 
-def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults: dict | None = None) -> None:
-  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, and `defaults` of what it does not say
-  differ from `config` in a key that is not free."""
+def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
+  """UserError OTHER_CONFIG where the config of the run in `workdir`, if one is there, differs from `config` in a key that is
+  not free."""
   if not (workdir / 'config.json').exists():
     return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  there = renamed.config(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
-  old = text(json.loads(json.dumps(defaults or {})) | there)
+  old = text(renamed.config(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)))
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
@@ -146,17 +180,15 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...], defaults
                     OTHER_CONFIG)
 
 
-def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = (),
-          defaults: dict | None = None) -> None:
+def start(workdir: Path, config: dict, command: str, resume: bool = False, free: tuple[str, ...] = ()) -> None:
   """Write config.json, env.json, and one more line of command.txt, each whole or not at all.
 
   config: resolved, of JSON values. free: dotted keys (with all below them) that may differ from those of the run
-  that is there. defaults: of the keys that a run of an older version does not have. env.json is this start's, with those
-  before it that differed under 'earlier'. UserError OTHER_CONFIG where another key differs; NO_CHECKPOINT where `resume` is
-  asked and no run is there.
+  that is there. env.json is this start's, with those before it that differed under 'earlier'. UserError OTHER_CONFIG
+  where another key differs; NO_CHECKPOINT where `resume` is asked and no run is there.
   """
   workdir = _folder(workdir)
-  compare(workdir, config, free, defaults)
+  compare(workdir, config, free)
   if resume and not (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds no run.',
                     f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
@@ -173,15 +205,29 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
   write_whole(workdir / 'command.txt', commands + command.strip() + '\n')
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """The rows of a run's metrics.jsonl, without a torn line; none where there is no such file."""
-  path, rows = pathlib.Path(workdir) / 'metrics.jsonl', []
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True) if path.exists() else ():
-    with contextlib.suppress(ValueError):
+def _sane(row: Any) -> dict[str, Any] | None:
+  """The finite numbers of a row of metrics, and what was not finite; None where it is no row."""
+  number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST
+  if not isinstance(row, dict) or not isinstance(row.get('step'), int) or not number(row['step']) or row['step'] < 0:
+    return None
+  return {k: v for k, v in row.items() if v is None or number(v)}
+
+
+def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
+  """The rows of a run's metrics.jsonl in the order of their steps, several of a step as one, without a torn line; none where
+  there is no such file. What is no row of numbers is left out, with a line to `say`."""
+  path, rows, odd = pathlib.Path(workdir) / 'metrics.jsonl', {}, 0
+  for line in path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1] if path.exists() else ():
+    row = None
+    with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
-      if line.endswith('\n') and isinstance(row, dict) and isinstance(row.get('step'), int):
-        rows.append(row)
-  return rows
+    kept = _sane(row)
+    odd += kept != row or kept is None
+    if kept:
+      rows[kept['step']] = rows.get(kept['step'], {}) | kept
+  if odd:
+    say(f'{path}: {odd} lines are not, or not only, the numbers of a step; what is not was left out.')
+  return [rows[step] for step in sorted(rows)]
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -203,16 +249,21 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
                  ) -> Iterator[Callable[[int, dict[str, Any]], None]]:
   """`write(step, values)`: a JSON object a line in metrics.jsonl, flushed; a value that is not finite is null.
 
-  Rows after `resume_step`, which a run from there will write again, and a torn line are dropped first.
+  Rows after `resume_step`, which a run from there will write again, a torn line and what is no row are dropped first.
+  `write` is a UserError where the file was removed or replaced meanwhile.
   """
   workdir = _folder(workdir)
   path = workdir / 'metrics.jsonl'
   board = _board(workdir, resume_step) if tensorboard else None
-  kept = ''.join(_row(row) for row in read_metrics(workdir) if row['step'] <= resume_step)
+  say = lambda line: print(line, file=sys.stderr)
+  kept = ''.join(_row(row) for row in read_metrics(workdir, say) if row['step'] <= resume_step)
   if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
     write_whole(path, kept)
   with path.open('a', encoding='utf-8') as file:
     def write(step: int, values: dict[str, Any]) -> None:
+      if not same(path, file.fileno()):
+        raise UserError(f'{path} was removed or replaced while the run was going.',
+                        f'Go on from the newest checkpoint, if it is there: eqssl resume {shlex.quote(str(workdir))}')
       numbers = {k: float(v) for k, v in values.items()}
       file.write(_row({'step': int(step), **numbers}))
       file.flush()
@@ -224,70 +275,3 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
     finally:
       if board is not None:
         board.close()
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(int(seconds), 60)
-  return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
-
-
-@contextlib.contextmanager
-def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False) -> Iterator[Callable[..., None]]:
-  """`update(step, terms, images_per_s, data_wait)` on stderr: one live line on a terminal, else a line each 5 s.
-
-  terms: {name: loss}. data_wait: share of the time spent waiting for data. The first and the last step are always
-  said; numbers are fetched only when shown.
-  """
-  from rich.console import Console
-  from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-  from rich.table import Column
-
-  console = Console(stderr=True)
-  live = console.is_terminal and not console.is_dumb_terminal and not quiet
-  began, shown = time.monotonic(), None  # when the last line was shown
-  line = Column(ratio=1, no_wrap=True, overflow='ellipsis')  # cut, never wrapped: a wrapped live line flickers
-  bar = Progress(TextColumn('{task.description}', markup=False), BarColumn(20), MofNCompleteColumn(),
-                 TextColumn('{task.fields[note]}', markup=False, table_column=line),
-                 console=console, refresh_per_second=4, expand=True, disable=not live)
-  task = bar.add_task(describe, total=total, completed=start, note='compiling')
-
-  def update(step: int, terms: dict[str, Any], images_per_s: float, data_wait: float) -> None:
-    nonlocal shown
-    now = time.monotonic()
-    if quiet or shown is not None and step < total and now - shown < (.2 if live else 5.):
-      return
-    shown = now
-    left = _clock((now - began) / max(step - start, 1) * (total - step))
-    note = '  '.join([f'{left} left', f'{images_per_s:.0f} images/s', f'{100 * data_wait:.0f} % data wait',
-                      *(f'{k} {float(v):.4g}' for k, v in terms.items())])
-    if live:
-      bar.update(task, completed=step, note=note)
-    else:
-      print(f'{describe}  {step}/{total}  {note}'.strip(), file=sys.stderr, flush=True)
-
-  with bar:
-    yield update
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-  """`asked()`: whether SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) has come; a second SIGINT raises KeyboardInterrupt.
-
-  The handlers there were before come back on leaving. Outside the main thread nothing is ever asked.
-  """
-  came: list[int] = []
-
-  def handle(number: int, frame: Any) -> None:
-    if number == signal.SIGINT and signal.SIGINT in came:
-      raise KeyboardInterrupt
-    came.append(number)
-
-  if threading.current_thread() is not threading.main_thread():
-    yield lambda: False
-    return
-  before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-  try:
-    yield lambda: bool(came)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, distributed, record, shard
+from equivariant_ssl import checkpoint, distributed, record, shard, stop
 from equivariant_ssl import config as configs
 from equivariant_ssl import state as states
 from equivariant_ssl import step as steps
@@ -22,10 +22,11 @@ from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
+from equivariant_ssl.errors import NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
+from equivariant_ssl.progress import progress
 from equivariant_ssl.recipe import warmup_warning
-from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, where
+from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
 
 COLLAPSED = .3  # of the spread of a uniform sphere
 
@@ -141,7 +142,7 @@ class _Start(NamedTuple):
 def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
   """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
   if distributed.main():
-    record.compare(workdir, configs.as_json(config), free(config), configs.TOP)
+    record.compare(workdir, configs.as_json(config), (*free(config), *since(config, workdir)))
   card = known(workdir, say)
   if begin is None:
     return _Start(workdir, card, None)
@@ -156,50 +157,58 @@ def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None
       images=0, since=0, start={'run': str(begin), 'data': cards.mark(old)}), begin)
 
 
-def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool) -> Run:
-  """The run, its data loaded, the same in all processes; UserError where a longer one has nothing to train."""
+def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool
+            ) -> tuple[Run, checkpoint.Found | None]:
+  """(the run, its data loaded, the same in all processes; of a longer training that has no checkpoint yet, that of the run
+  which it starts from). UserError where this does not fit, or leaves nothing to train; nothing has been written then."""
   workdir, card, begin = start
   here = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if (workdir / 'config.json').is_file() else ''
   run = prepare(config, mesh, say, card, accept, here or begin and where(config) or '')
   if not card:
     run = first_card(begin or workdir, run, say)
-  if begin and not checkpoint.steps(workdir / 'checkpoints'):
-    step = next(iter(checkpoint.steps(begin / 'checkpoints')), None)
-    if step is None:
-      raise UserError(f'{begin} has no checkpoint to start from.', 'Train it first.', NO_CHECKPOINT)
-    if step >= run.recipe.steps:
-      raise UserError(f'{begin} is at step {step}, and {run.recipe.steps} steps are asked for: nothing to train.',
-                      f'Ask for more, e.g. --config.epochs={2 * config.epochs:g}' if not config.steps else
-                      f'Ask for more, e.g. --config.steps={2 * config.steps}')
   distributed.agree("the data's", cards.facts(run.card))
-  return run
+  begin, first = run.card.start or start.begin and {'run': str(start.begin)}, None
+  if begin and not distributed.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
+    where_from = pathlib.Path(begin['run'], 'checkpoints')
+    first = checkpoint.load(where_from, abstract(run, config.sharding), begin.get('step'), say)
+    if first[0] >= run.recipe.steps:
+      more = f'--config.steps={2 * config.steps}' if config.steps else f'--config.epochs={2 * config.epochs:g}'
+      raise UserError(f'{begin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are asked for: nothing to train.',
+                      f'Ask for more, e.g. {more}')
+    run = run._replace(card=run.card._replace(start={**begin, 'step': first[0]}))
+  return run, first
 
 
-def _begun(run: Run, start: _Start, saved: checkpoint.Checkpoints, say: Callable) -> tuple[Run, states.TrainState]:
+def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: checkpoint.Checkpoints, say: Callable
+           ) -> tuple[Run, states.TrainState]:
   """The run, with its card as it is from now on in its data.json, and its state: of its newest valid checkpoint, else of
-  that of the run that its card says it starts from, else the initial one."""
+  that of the run that it starts from, `first`, which is saved as its own at once, else the initial one."""
   card, rule = run.card, run.config.sharding
   found = saved.restore(abstract(run, rule))
-  state = found[1] if found else None
-  begin = card.start or start.begin and {'run': str(start.begin)}
-  if not found and begin:
-    step, state, _ = checkpoint.load(pathlib.Path(begin['run'], 'checkpoints'), abstract(run, rule), begin.get('step'), say)
-    card = card._replace(start={**begin, 'step': step})
-  state = initial(run, rule) if state is None else state
+  held = found or first
+  state = held[1] if held else initial(run, rule)
   other = cards.differences(start.known, card) if start.known else ()
   if other:
     card = card._replace(changes=(*card.changes, f'from step {int(state.step)}: {"; ".join(other)}'))
   if distributed.main():
     cards.write(start.workdir, card)
   run, total = run._replace(card=card), run.recipe.steps
-  if not found and begin:
+  if first:
     saved.save(int(state.step), state, meta(run), wait=True)
   say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
-      (f' from step {int(state.step)} of {begin["run"]}' if begin and not found else '') +
+      (f' from step {int(state.step)} of {card.start["run"]}' if first else '') +
       f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
   if line := warmup_warning(run.config, run.recipe):
     say(line)
   return run, state
+
+
+def _monitored(run: Run) -> Callable[[states.TrainState, int], dict[str, float]]:
+  """(state, number of its step) -> the kNN accuracy where it is due, else nothing."""
+  if not run.config.knn_every:
+    return lambda state, n: {}
+  measure, every = monitor(run), max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
+  return lambda state, n: {} if n % every else measure(state)
 
 
 def meta(run: Run) -> dict:
@@ -218,48 +227,47 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   """
   workdir, begin = pathlib.Path(workdir).absolute(), begin and pathlib.Path(begin).absolute()
   distributed.agree('config', record.leaves(configs.as_json(config)))
-  say = (lambda line: None) if quiet or not distributed.main() else lambda line: print(line, file=sys.stderr)
-  place = _start(config, workdir, begin, say)
-  run = _opened(config, place, mesh, say, accept)
+  say = (lambda line: None) if quiet or not distributed.main() else stop.say
   with contextlib.ExitStack() as stack:
+    flag, begun = map(stack.enter_context, (stop.heard(), stop.saving()))  # until the last save is done
+    place = _start(config, workdir, begin, say)
+    run, first = _opened(config, place, mesh, say, accept)
+    stop.check()
+    check = write = show = lambda *args: None
     if distributed.main():
       workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv), False, free(config), configs.TOP)
+      check = stack.enter_context(record.lock(workdir))
+      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv),
+                   free=(*free(config), *since(config, workdir)))
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
-    run, state = _begun(run, place, saved, say)
+    run, state = _begun(run, first, place, saved, say)
+    stop.check()
     start, total = int(state.step), run.recipe.steps
     if distributed.main():
       write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
-      show = stack.enter_context(record.progress(total, start, workdir.name, quiet))
-    else:
-      write = show = lambda *args: None
-    asked = distributed.preempted
-    if jax.process_count() == 1:
-      flag = stack.enter_context(record.stop_on_signal())
-      asked = lambda n: flag()
+      show = stack.enter_context(progress(total, start, workdir.name, quiet))
+    asked = distributed.preempted if jax.process_count() > 1 else lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
-    knn_every = max(round(config.knn_every * run.recipe.steps_per_epoch), 1) if config.knn_every else 0
-    measure = monitor(run) if knn_every else None
-    log = _Log([], [time.perf_counter(), start, 0., False])
-    stopped = []
+    log, measure, stopped = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run), []
 
     def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
+      begun()
       log.pending.append((n, metrics))
       log.since[2] += waited
-      stop = asked(n)
-      due = n % every == 0 or n == total or stop
-      measured = measure(state) if knn_every and n % knn_every == 0 else {}
+      ends = asked(n)
+      due = n % every == 0 or n == total or ends
+      measured = measure(state, n)
       if n % config.log_every == 0 or due or measured:
         _flush(run, log, write, show, say, saved.latest, measured)
       if due:
-        saved.save(n, state, meta(run), wait=stop)
+        check()
+        saved.save(n, state, meta(run), wait=ends)
       for hook in hooks:
         hook(run, state, n)
-      if stop and n < total:
+      if ends and n < total:
         stopped.append(n)
-      return stop
+      return ends
 
     state = fit(run, state, on_step)
   if stopped:

@@ -2,7 +2,7 @@
 import pytest
 import tiny
 
-from equivariant_ssl import cli, train
+from equivariant_ssl import cli, shipped, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.recipe import warmup_warning
 from equivariant_ssl.runs import prepare
@@ -49,7 +49,7 @@ def test_what_it_proposes_is_shorter():
   assert warmup_warning(config := configs.load(tiny.NAME, over), prepare(config).recipe) == ''
 
 
-@pytest.mark.parametrize('name', sorted(p.stem for p in configs.folders()[0].glob('*.py')))
+@pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_no_shipped_config_is_all_warm_up(name):
   config = configs.load(name)
   assert config.steps or config.optimizer.warmup_epochs < config.epochs

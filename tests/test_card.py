@@ -5,13 +5,14 @@ import shutil
 
 import jax
 import numpy as np
-import processes
+import one_process
 import pytest
 from PIL import Image
 
 from equivariant_ssl import checkpoint, cli, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card as cards
+from equivariant_ssl.data import tfds
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
 from equivariant_ssl.report import embeddings
 
@@ -28,7 +29,7 @@ def photos(folder, start, stop, shade=0):
 
 
 def command(folder, workdir, *more):
-  return ('train', '--config', processes.__file__, '--workdir', workdir, '--quiet', '--config.data.name=folder',
+  return ('train', '--config', one_process.__file__, '--workdir', workdir, '--quiet', '--config.data.name=folder',
           f'--config.data.path={folder}', '--config.data.size=8', '--config.data.test=.2', '--config.steps=0',
           '--config.epochs=3', *more)
 
@@ -299,6 +300,12 @@ def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsy
   assert 'no data card' not in eqssl(capsys, *argv)[1]
 
 
+def killed_before_the_first(workdir):
+  """Leave of a run without checkpoints what is there before its first."""
+  for name in ('run.json', 'metrics.jsonl'):
+    (workdir / name).unlink()
+
+
 def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   run, more, longer = world / 'run', world / 'longer', ('train', '--from', world / 'run', '--quiet')
   code, said = eqssl(capsys, *longer, '--workdir', more)
@@ -314,9 +321,12 @@ def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   before = [r['loss'] for r in rows(more)]
   for lost in (more / 'checkpoints' / '12', more / 'checkpoints'):  # killed before its last one, and before its first
     shutil.rmtree(lost)
+    if lost.name == 'checkpoints':
+      killed_before_the_first(more)
     code, said = eqssl(capsys, *longer, '--workdir', more, '--config.epochs=4', '--config.checkpoint_every=1000')
     assert code == 0 and [r['loss'] for r in rows(more)] == before and cards.read(more) == card, said
   shutil.rmtree(more / 'checkpoints')
+  killed_before_the_first(more)
   shutil.rmtree(run)
   code, said = eqssl(capsys, 'resume', more)
   assert code == NO_CHECKPOINT and str(run) in said, 'it never starts from nothing'
@@ -330,9 +340,11 @@ def test_what_a_longer_training_is_not(world, capsys):
       (('train', '--from', run, '--workdir', run, '--config.epochs=4'), 'another config', OTHER_CONFIG),
       (('train', '--from', run, '--workdir', run), 'did not start from', OTHER_CONFIG),
       (('train', '--from', run, '--workdir', world / 'x', '--config.epochs=4', '--config.encoder.width=8'),
-       'tensors match', OTHER_CONFIG)):
+       'tensors match', OTHER_CONFIG),
+      (('train', '--from', run, '--workdir', world / 'x', '--config.mean=.5,.5,.5', '--config.std=1,1,1'),
+       'the run knows', OTHER_CONFIG)):
     code, said = eqssl(capsys, *argv)
-    assert code == wanted and words in said, said
+    assert code == wanted and words in said and not (world / 'x').exists(), said
   photos(world / 'photos', 200, 230)
   code, said = eqssl(capsys, 'train', '--from', run, '--workdir', world / 'y', '--config.epochs=4', '--quiet')
   assert code == OTHER_DATA and 'training images in place of' in said and not (world / 'y').exists()
@@ -346,7 +358,7 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(tmp_p
   code, said = eqssl(capsys, 'data', 'prepare', 'tiny_photos', '--src', tmp_path / 'src')
   assert code == 0, said
   run = tmp_path / 'run'
-  code, said = eqssl(capsys, 'train', '--config', processes.__file__, '--workdir', run, '--quiet', '--config.data.name=tfds',
+  code, said = eqssl(capsys, 'train', '--config', one_process.__file__, '--workdir', run, '--quiet', '--config.data.name=tfds',
                      '--config.data.dataset=tiny_photos', '--config.data.size=8', '--config.steps=1')
   assert code == 0, said
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nowhere'))
@@ -360,13 +372,18 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(tmp_p
   version = next((tmp_path / 'moved' / 'tiny_photos').iterdir())
   for place in (tmp_path / 'moved', version):
     assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', place)[0] == 0
-  assert cards.read(run) == card
+  assert cards.read(run) == card and json.loads((run / 'config.json').read_text())['data']['dataset'] == str(version)
+  shutil.move(tmp_path / 'moved', tmp_path / 'again')  # now it is named by the folder of its version
+  assert eqssl(capsys, 'resume', run, '--quiet')[0] == 2
+  assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', tmp_path / 'again')[0] == 0
   code, said = eqssl(capsys, 'resume', run, '--quiet')
-  assert code == 0, said
+  assert code == 0 and cards.read(run) == card, said
+  assert tfds.contents(tfds.open_directory(tmp_path / 'again' / 'tiny_photos' / version.name), 'train+test[:3]') not in (
+      '', card.train.files)
 
 
 def test_data_in_no_folder_have_no_path(tmp_path, capsys):
-  config = configs.load(processes.__file__)
+  config = configs.load(one_process.__file__)
   record.start(tmp_path / 'run', configs.as_json(config), '')
   code, said = eqssl(capsys, 'resume', tmp_path / 'run', '--data-path', tmp_path)
   assert code == 2 and 'is in no folder' in said

@@ -32,8 +32,8 @@ def state(step=0, tx=TX, params=PARAMS):
   return State(jnp.int32(step), params, {'bn': {'mean': np.full(8, step, np.float32)}}, (), tx.init(params), ())
 
 
-def abstract(tree, sharding=None):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract(tree, placed=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
 
 
 LIKE = abstract(state())
@@ -256,8 +256,8 @@ def test_files_that_cannot_be_read_raise_and_nothing_is_moved(original):
     assert checkpoint.steps(workdir / 'checkpoints')[0] == 20
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_a_state_that_is_not_finite_is_refused(value, tmp_path):
+@pytest.mark.parametrize('value', [np.nan, np.inf, 2.4e30, -1e16])
+def test_a_state_that_is_not_finite_or_absurd_is_refused(value, tmp_path):
   bad = state(2)
   bad.params['bn']['scale'] = bad.params['bn']['scale'].at[3].set(value)
   with checkpoint.open(tmp_path / 'checkpoints') as saved:

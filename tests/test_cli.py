@@ -201,14 +201,20 @@ def test_a_workdir_of_another_config(straight, tmp_path, capsys):
   assert len(rows(tmp_path / 'run')) == 8
 
 
-def test_a_loss_that_is_not_finite(tmp_path, capsys):
+def test_a_run_that_explodes_keeps_nothing_of_it(tmp_path, capsys):
+  """Weights of 1e29 are finite, and so is their loss: neither a good checkpoint nor a run to go on with."""
   code, _, err = eqssl('train', '--config', tiny.NAME, '--workdir', tmp_path, '--config.optimizer.lr=1e30',
                        '--config.checkpoint_every=1', capsys=capsys)
-  assert code == 6 and 'not finite' in err and 'Last good checkpoint: step' in err
-  assert 'loss' in err or 'invariance' in err
-  number, state = checkpoint.load(tmp_path / 'checkpoints', train.abstract(train.prepare(
-      configs.read(tmp_path / 'config.json'))))[:2]
-  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
+  assert code == 6 and 'exploded (params/' in err and 'Last good checkpoint: none' in err and 'Traceback' not in err
+  assert checkpoint.steps(tmp_path / 'checkpoints') == []
+
+
+def test_a_loss_that_is_not_finite():
+  run = train.prepare(configs.load(tiny.NAME), shard.mesh(jax.devices()[:1]))
+  log = train._Log([(3, {'loss': np.float32(np.nan)})], [time.perf_counter(), 0, 0., False])
+  with pytest.raises(UserError, match='step 3: loss not finite. Last good checkpoint: step 2') as error:
+    train._flush(run, log, None, None, None, lambda: 2, {})
+  assert error.value.code == 6
 
 
 @pytest.mark.parametrize('what', ['warn', 'stop'])

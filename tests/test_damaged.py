@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from equivariant_ssl import compare
+from equivariant_ssl import cli, compare
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import run
@@ -46,3 +46,18 @@ def test_a_section_is_no_name_of_a_group(folder, by, fix):
 def test_several_objectives_are_no_name_of_a_group():
   with pytest.raises(UserError, match='a whole section.*\n  e.g. --group-by method$'):
     compare.group(configs.load('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
+
+
+@pytest.mark.parametrize('text', [
+    '', '{}', '[]', 'null', '3', '{"seed": ', '{"seed": {"a": 1}}', '{"augment": 3}', '\x00', '[' * 9999, '{"data": [1]}',
+    '{"invariance": {"name": {"a": []}}}', '{"equivariance": [[[1]]]}', '{"a.b": 1}', '{"optimizer": {"name": "os"}}',
+    '{"batch": 1e999}', '{"encoder": {"name": "../../x"}}'])
+@pytest.mark.parametrize('command', ['resume', 'eval', 'report', 'compare', 'export'])
+def test_a_damaged_config_is_a_line(command, text, folder, monkeypatch, capsys):
+  monkeypatch.chdir(folder.parent)
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  (folder / 'config.json').write_text(text)
+  (folder / 'metrics.jsonl').write_text('{"step": 1, "loss": {"a": [NaN]}}\n')
+  code = cli.main([command, str(folder)])
+  err = capsys.readouterr().err
+  assert code in (2, 5) and len(err.strip().splitlines()) <= 2 and 'not a mistake that eqssl knows' not in err, err

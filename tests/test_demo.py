@@ -14,14 +14,14 @@ def arms(invariant: float, both: float, sensitive: float, told: float) -> dict[s
   """Three seeds an arm: kNN 90 with crops, moved by so much in the others; the predictor gains `told`."""
   rng = np.random.default_rng(0)
 
-  def gains():
+  def noisy_gains():
     images = 50
     source, noise = rng.normal(size=(2, images, 8)).astype(np.float32)
     true = equivariance.gains(equivariance.per_pair(source, source + noise, source + noise))
     over = equivariance.interval(np.full(images, told) + rng.normal(size=images) * 1e-3)
     return {'all': equivariance.Measured(true, true, true, true, over, over)}
   of = lambda move: demo.Arm({k: [90. + move + d for d in (-.1, 0., .1)] for k in demo.READOUTS}, None, [], [])
-  with_head = lambda move: of(move)._replace(gains=[gains() for _ in range(3)])
+  with_head = lambda move: of(move)._replace(gains=[noisy_gains() for _ in range(3)])
   return {'untrained': of(-30.), 'crops': of(0.), 'invariant': of(invariant), 'both': with_head(both),
           'sensitive': with_head(sensitive)}
 

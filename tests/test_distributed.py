@@ -6,7 +6,7 @@ import sys
 import time
 
 import jax
-import processes
+import one_process
 import pytest
 
 from equivariant_ssl import cluster, distributed, train
@@ -80,7 +80,7 @@ def test_other_data_on_another_machine_are_said_before_anything_is_written(monke
   marks = 'training count'
   monkeypatch.setattr(distributed, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
   with pytest.raises(UserError, match="processes 0 and 1 differ in the data's training count: 1000 and 7"):
-    train.train(configs.load(processes.__file__), tmp_path / 'run')
+    train.train(configs.load(one_process.__file__), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -128,7 +128,7 @@ def test_an_abort_ends_with_a_line_and_a_code():
 def _train(workdir, index, port, *more):
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'EQSSL_COORDINATOR': f'127.0.0.1:{port}',
          'EQSSL_PROCESSES': '2', 'EQSSL_PROCESS': str(index), 'EQSSL_CACHE': str(jax.config.jax_compilation_cache_dir)}
-  program = os.path.join(os.path.dirname(__file__), 'processes.py')
+  program = os.path.join(os.path.dirname(__file__), 'one_process.py')
   return subprocess.Popen([sys.executable, program, '-m', 'equivariant_ssl.cli', 'train', '--config', program, '--workdir',
                            str(workdir), '--quiet', *more], env=env, stderr=subprocess.PIPE, text=True)
 

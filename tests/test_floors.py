@@ -10,13 +10,13 @@ import equivariant_ssl
 
 ROOT = pathlib.Path(equivariant_ssl.__file__).parent
 FLOORS = (
-    {'__init__', 'types', 'keys', 'modules', 'errors'},
+    {'__init__', 'types', 'keys', 'modules', 'errors', 'disk', 'shipped', 'stop'},
     {'augment', 'losses'},
     {'nets'},
     {'invariance', 'equivariance'},
     {'optim', 'recipe', 'state', 'shard', 'step'},
-    {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'record', 'renamed', 'runs',
-     'train'},
+    {'config', 'data', 'evaluate', 'cluster', 'distributed', 'checkpoint', 'fingerprint', 'identity', 'progress', 'quiet',
+     'record', 'renamed', 'runs', 'train'},
     {'plan', 'study', 'report', 'export', 'compare', 'arms', 'demo', 'demo_figure', 'demo_methods', 'doctor', 'launch',
      'uses', 'cli'},
 )

@@ -18,7 +18,8 @@ from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, decode, folder, unpack
 from equivariant_ssl.data.decode import BadImage, Reading
-from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
+from equivariant_ssl.data.room import Room
+from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
 
 
@@ -84,7 +85,9 @@ def test_splits_have_any_of_their_names(tmp_path, capsys, names):
   made = folder.make(str(root), size=8)
   assert (len(made.train.images), len(made.test.images), made.classes) == (10, 6, ('cat', 'dog'))
   assert made.problems == ('test: its 4 images are not used here: validation is held out',)
-  assert {k: len(p.paths) for k, p in folder.read(root).parts.items()} == {'train': 10, 'validation': 6, 'test': 4}
+  found = transfer.find(str(root))
+  assert found.classes == 2 and {k: sum(len(s.images) for s in part.read(8)) for k, part in found.parts.items()} == {
+      'train': 10, 'valid': 6, 'test': 4}
 
 
 def test_train_alone_is_split_by_a_share_and_has_the_classes(tmp_path, capsys):
@@ -336,6 +339,13 @@ def test_a_channel_that_is_constant_trains_and_is_said(tmp_path, capsys):
   assert at[0] < at[1] < 8   # the first lines
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   assert len(rows) == 2 and all(np.isfinite(r['loss']) for r in rows)
+  older = json.loads((tmp_path / 'run' / 'config.json').read_text())   # of a version without some fields goes on
+  for field in ('background', 'bits', 'links', 'splits'):
+    del older['data'][field]
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(older))
+  assert train(root, tmp_path / 'run', '--config.data.test=0.', '--config.data.background=white') == OTHER_CONFIG
+  assert 'data.background' in capsys.readouterr().err
+  assert cli.main(['resume', str(tmp_path / 'run')]) == 0
 
 
 def test_12_bits_in_16_are_said_and_scaled(tmp_path, capsys):
@@ -524,6 +534,7 @@ def test_large_images_wait_for_their_room(monkeypatch):
   data, most, used, lock = encoded(picture(0, (40, 50, 3))), [], [0], threading.Lock()
   monkeypatch.setattr(decode, 'LARGE', 1000)
   monkeypatch.setattr(decode, 'PIXELS', 2 * 40 * 50)
+  monkeypatch.setattr(decode, '_ROOM', Room(2 * 40 * 50, 1000))
   real = decode._decoded
 
   def slow(image, *rest):

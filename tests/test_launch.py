@@ -9,7 +9,7 @@ import sys
 
 import jax
 import numpy as np
-import processes
+import one_process
 import pytest
 from PIL import Image
 
@@ -61,12 +61,12 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
       Image.fromarray(image).save(tmp_path / 'images' / f'{i}.png')
     over = {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8', **over}
   stand_in = tmp_path / 'python'
-  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "$@"\n')
+  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/one_process.py "$@"\n')
   stand_in.chmod(0o755)
-  config = configs.load(processes.__file__, over)
-  processes.train_with_views(config, tmp_path / '1', mesh=shard.mesh(jax.devices()[:4]), quiet=True)
+  config = configs.load(one_process.__file__, over)
+  one_process.train_with_views(config, tmp_path / '1', mesh=shard.mesh(jax.devices()[:4]), quiet=True)
   views = (tmp_path / '1' / 'views.json').read_text()
-  done = script('launch/local.sh', n, processes.__file__, '--workdir', tmp_path / str(n), '--quiet',
+  done = script('launch/local.sh', n, one_process.__file__, '--workdir', tmp_path / str(n), '--quiet',
                 *(f'--config.{k}={v}' for k, v in over.items()), PYTHON=stand_in, PORT=23600 + os.getpid() % 1000,
                 DEVICES=4 // n)
   assert done.returncode == 0, done.stderr
@@ -81,9 +81,9 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
 def test_a_workdir_that_is_not_shared_is_said(tmp_path):
   """As /tmp of two machines: each would go on from what it has, or wait for the other."""
   stand_in = tmp_path / 'python'
-  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "${{@/NODE/$EQSSL_PROCESS}}"\n')
+  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/one_process.py "${{@/NODE/$EQSSL_PROCESS}}"\n')
   stand_in.chmod(0o755)
-  done = script('launch/local.sh', 2, processes.__file__, '--workdir', tmp_path / 'NODE', '--quiet', PYTHON=stand_in,
+  done = script('launch/local.sh', 2, one_process.__file__, '--workdir', tmp_path / 'NODE', '--quiet', PYTHON=stand_in,
                 PORT=24600 + os.getpid() % 1000)
   assert done.returncode == 2 and 'must be on a file system that all machines share' in done.stderr, done.stderr
 

@@ -184,8 +184,8 @@ def test_a_network_in_pieces_and_back(tmp_path):
 
 def test_both_official_encoders_come_back_in_one_call():
   """8 files of 16 MiB, 64 MiB together, by the shapes of the two networks; deflation is not counted on."""
-  from equivariant_ssl import plan
-  state = runs.abstract(plan.described(configs.load(sizes.FOUNDING[1]), shard.mesh(jax.devices()[:1]), print))
+  from equivariant_ssl import plan as step_plan
+  state = runs.abstract(step_plan.described(configs.load(sizes.FOUNDING[1]), shard.mesh(jax.devices()[:1]), print))
   sizes_of = []
   for left in ((*experiment.LEFT, 'heads_equimod'), experiment.LEFT):  # SimCLR has the same encoder
     leaves = fingerprint.flat([{k: v for k, v in tree.items() if k not in left} for tree in (state.params, state.stats)])
@@ -234,7 +234,7 @@ def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys
 # -- parts that end in every way
 
 STAND_IN = '''
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 name, found = sys.argv[1], pathlib.Path(sys.argv[sys.argv.index('--found') + 1])
 given = json.loads(sys.argv[sys.argv.index('--given') + 1])
 fast = 'graph' in os.environ['XLA_FLAGS']
@@ -242,12 +242,16 @@ found.write_text(json.dumps({
     'step': 3, 'flags': os.environ['XLA_FLAGS'], 'given': given, 'platform': 'gpu', 'passed': True, 'loss_error': 0.,
     'gradient_error': 0., 'epoch_s': .01 if 'equimod' in given.get('config', '') else .02, 'start_s': .5, 'loss': 5.,
     'images_per_s': [200. if fast else 100.] * 3, 'ms_per_step': 1., 'compile_s': 1.}))
+if name == 'train':
+  run = pathlib.Path(os.environ['LEASE_STORE']) / 'runs' / f'{given["arm"][0]}-s{given["seed"]}' / 'checkpoints' / '3'
+  run.mkdir(parents=True, exist_ok=True)
 if name in os.environ.get('STOP', '').split(): sys.exit(75)
 if name == 'bring':
   (pathlib.Path(os.environ['LEASE_STORE']) / 'brought').mkdir(exist_ok=True)
   (pathlib.Path(os.environ['LEASE_STORE']) / 'brought' / f'{given["label"]}-s{given["seed"]}.encoder.0').write_bytes(b'x')
 if name == 'bad': raise MemoryError('out of memory')
-if name == 'hang': time.sleep(60)
+if name == 'deaf': signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if name in ('hang', 'deaf'): time.sleep(60)
 if name == 'shot': os.kill(os.getpid(), 9)
 if name == 'stopped': sys.exit(75)
 '''
@@ -278,6 +282,16 @@ def test_a_part_that_ends_badly_takes_nothing_with_it(tmp_path, monkeypatch):
   assert one.left() > 50, 'none waited for the one that hangs'
 
 
+def test_a_lease_keeps_its_minutes_whatever_its_parts_do(tmp_path, monkeypatch):
+  one = a_lease(tmp_path, monkeypatch, minutes=.08)
+  for key in ('a', 'b', 'c'):
+    one.start(key, 'deaf', {}, 0, 100)
+  for key in ('a', 'b', 'c'):
+    one.finish(key)
+  assert set(states(tmp_path).values()) == {'cut'}
+  assert one.seconds - one.left() <= 1.05 * one.seconds
+
+
 def test_the_next_call_goes_on_from_where_one_was_killed(tmp_path, monkeypatch):
   one = a_lease(tmp_path, monkeypatch)
   one.part('first', 'good', {}, 1, 20)
@@ -289,7 +303,7 @@ def test_the_next_call_goes_on_from_where_one_was_killed(tmp_path, monkeypatch):
   process.kill()  # and its lease is never heard of again
   process.wait()
   two = a_lease(tmp_path, monkeypatch, call='call2')
-  assert states(tmp_path) == {'first': 'done', 'second': 'cut'} and two.reached('second') == 3
+  assert states(tmp_path) == {'first': 'done', 'second': 'cut'} and two.known('second')['step'] == 3
   two.part('first', 'bad', {}, 1, 20)
   assert two.results['parts']['first']['seconds'] == began, 'what is done is not done again'
   two.part('second', 'good', {}, 1, 20)
@@ -337,6 +351,9 @@ def test_a_training_that_was_cut_goes_on_with_its_epochs(tmp_path, monkeypatch):
   assert calls.experiment(one) == 4
   epochs = one.plans()['0']['epochs']
   assert states(tmp_path)[f'bring {sizes.FOUNDING[1]} s0'] == 'of a cut training'
+  monkeypatch.setenv('STOP', 'bring')
+  one = a_lease(tmp_path, monkeypatch, call='call2', minutes=2.)
+  assert calls.experiment(one) == 4, 'trained, and not brought back'
   monkeypatch.delenv('STOP')
   two = a_lease(tmp_path, monkeypatch, call='call3', minutes=3.)
   assert calls.experiment(two) == 0
@@ -390,8 +407,8 @@ def test_the_lease_in_miniature(tmp_path, monkeypatch, capfd):
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   loads(tmp_path / 'loads')
 
-  def call(name, minutes, kill=0., **out):
-    argv = [name, '--minutes', str(minutes), '--size', 'test', '--load', str(tmp_path / 'loads' / name)]
+  def call(name, minutes, *more, kill=0.):
+    argv = [name, '--minutes', str(minutes), '--size', 'test', '--load', str(tmp_path / 'loads' / name), *more]
     began = time.monotonic()
     code = rehearse.run(tmp_path / 'machine', ROOT, sys.executable, argv, '', kill)
     assert time.monotonic() - began < 60 * minutes * 1.05 + 1
@@ -403,9 +420,11 @@ def test_the_lease_in_miniature(tmp_path, monkeypatch, capfd):
   assert code == 0, capfd.readouterr().out
   assert found['parts']['device'] == killed['parts']['device'], 'not done again'
   assert found['parts'][f'speed {sizes.FOUNDING[1]}']['found']['images_per_s']
-  code, found = call('call2', 4.)
-  said = capfd.readouterr().out
-  assert code == 0, said
+  for _ in range(4):  # of a busy machine the first may be cut: the same again goes on
+    code, found = call('call2', 4., '--epochs', '20')
+    if code == 0:
+      break
+  assert code == 0, capfd.readouterr().out
   plan = found['plans'][' '.join(sizes.FOUNDING)]['0']
   for arm in sizes.FOUNDING:
     trained = found['parts'][f'train {arm} s0']['found']

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, shard, step, train
+from equivariant_ssl import record, runs, shard, step, train
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.recipe import Monitor
 from equivariant_ssl.state import LinearHead, Probe
@@ -82,3 +82,22 @@ def test_without_labels_it_is_one_line(field, tmp_path):
                                   'size': '8', 'batch': '16', name: value})
   with pytest.raises(UserError, match=f'config.{name} needs labels'):
     train.train(config, tmp_path / 'run', mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+
+
+def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeypatch):
+  """E-SSL's views are smaller, and a joint BatchNorm passes the smallest first."""
+  config = configs.load(tiny.NAME, {'probe': 'True', 'batchnorm': 'joint', 'equivariance': 'essl',
+                                    'augment.rotate.role': 'sensitive', 'batch': '4'})
+  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  features = {'essl': jnp.zeros((4, 4, 3)), 'views': jnp.ones((4, 2, 3)), 'reference': jnp.full((4, 1, 3), 2.)}
+  assert set(run.recipe.groups) == {'views', 'essl'} and run.recipe.groups['essl'].size < run.recipe.size
+  for order in (features, dict(reversed(features.items()))):
+    np.testing.assert_array_equal(step.watched(run.recipe, order), jnp.ones((4, 3)))
+  # And the step gives the probe these.
+  given = []
+  monkeypatch.setattr(step, 'watched', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
+  state, split = runs.abstract(run), run.source.train
+  batch = step.Batch(split.images[:4], split.sizes[:4])
+  seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.views(
+      run.recipe, run.key, state.step, batch))[1][2], state)
+  assert seen.shape == (4, 7) and given == [{'views', 'essl'}]

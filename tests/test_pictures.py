@@ -21,6 +21,7 @@ from equivariant_ssl.evaluate import retrieval
 from equivariant_ssl.evaluate.equivariance import answers
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import bank, frozen, variables
+from equivariant_ssl.evaluate.frozen import rows as rows_of
 from equivariant_ssl.report import gallery, maps, pictures
 from equivariant_ssl.train import train
 from equivariant_ssl.types import Pair
@@ -127,8 +128,7 @@ def test_a_perfect_predictor_finds_the_right_one_first(digits):
 
 def test_a_strip_ranks_as_the_protocol_does(digits):
   run, fixed, state = digits
-  images = run.source.test.images[:4]
-  h, actions = bank(fixed, state, 'equimod', images, batch=4)
+  h, actions = bank(fixed, state, 'equimod', rows_of(run.source.test, slice(4)), batch=4)
   before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
   guess = answers(Partial(fixed.answer['equimod'], variables(state)), Pair(h[:, 0], h[:, 1], before, after), 4)
   wanted = retrieval.ranks(guess[:, None], h, 1)[:, 0]

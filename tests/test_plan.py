@@ -8,7 +8,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from equivariant_ssl import cli, modules, nets, plan, shard
+from equivariant_ssl import cli, modules, nets, plan, shard, shipped
 from equivariant_ssl import config as configs
 from equivariant_ssl.nets.conv import conv2d
 
@@ -102,7 +102,7 @@ def test_what_is_known_of_data_that_are_not_prepared(dataset, train, found):
   assert plan.known(config) == found
 
 
-@pytest.mark.parametrize('name', sorted(p.stem for p in configs.folders()[0].glob('*.py')))
+@pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_the_training_images_of_every_shipped_config_are_known(name):
   """Or they are the digits, which come with scikit-learn."""
   config = configs.load(name)

@@ -9,18 +9,21 @@ import sys
 import tarfile
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tiny  # noqa: F401 (the ResNet of depth 4)
 from PIL import Image
 
-from equivariant_ssl import cli, modules, record
+from equivariant_ssl import cli, modules, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
-from equivariant_ssl.data import archives, source, stream, writer
+from equivariant_ssl.data import archives, card, source, stream, writer
 from equivariant_ssl.data import tfds as reader
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import online
+from equivariant_ssl.evaluate import run as evaluation
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / 'shared' / 'data' / 'imagewoof320.tar'
@@ -246,6 +249,17 @@ def test_cifar100_and_stl10(tmp_path):
   np.testing.assert_array_equal(by_label[0], images['test'][1].transpose(2, 1, 0))
   assert found['test'].dataset_info.features['image'].shape == (96, 96, 3)
   assert cli.main(['data', 'check', 'stl10', '--root', str(tmp_path)]) == 0
+  # A run on all of it, of which half has no labels, is evaluated with those of the labelled split.
+  config = configs.load('stl10_simclr_augself', {'data.root': str(tmp_path), 'batch': '2', 'encoder.width': '4'})
+  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  assert run.source.train.labels is None and len(run.source.train.images) == 4
+  assert sorted(run.source.bank.labels) == [0, 9] and run.source.bank.images.shape == (2, 96, 96, 3)
+  assert evaluation.lacks(run, 'labels') is None and online.monitor(run)
+  without = run._replace(source=run.source._replace(labelled=None))
+  assert '--config.data.labelled=SPLIT' in evaluation.lacks(without, 'labels')[1]
+  other = card.of(run.source._replace(labelled=run.source.labelled._replace(labels=np.array([1, 1]))), config)
+  assert card.mark(other) != card.mark(run.card) == card.mark(card.from_json(card.as_json(run.card)))
+  assert card.differences(run.card, other) == ['the labelled images have other labels']
 
 
 def test_tiny_imagenet(tmp_path):

@@ -1,13 +1,15 @@
 """What a run leaves is whole, says what happened once, and belongs to one process and one config."""
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import pty
-import signal
+import shutil
+import stat
 import subprocess
 import sys
-import threading
 import time
 import types
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import errors, record
+from equivariant_ssl import progress as shown
 
 CONFIG = {'seed': 0, 'keep': 3, 'optimizer': {'lr': .06, 'name': 'lars'}, 'data': {'sizes': [32, 32]}}
 
@@ -112,6 +115,89 @@ def test_a_killed_holder_lets_go(tmp_path):
     pass
 
 
+@pytest.mark.parametrize('how', ['deleted', 'replaced'])
+def test_a_lock_file_that_was_deleted_lets_nobody_in(tmp_path, how):
+  with record.lock(tmp_path) as check:
+    (tmp_path / 'run.lock').unlink()
+    if how == 'replaced':
+      (tmp_path / 'run.lock').write_text('')
+    for _ in range(2):
+      assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+    check()  # it is still this process's folder
+  with record.lock(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize('number', [errno.EBADF, errno.ENOTSUP])
+def test_without_locks_of_folders_the_file_is_watched(tmp_path, number, monkeypatch):
+  """NFS: a folder cannot be locked."""
+  real = fcntl.flock
+
+  def flock(descriptor, how):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+      raise OSError(number, os.strerror(number))
+    real(descriptor, how)
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  with record.lock(tmp_path) as check:
+    check()
+    assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+    (tmp_path / 'run.lock').unlink()
+    with record.lock(tmp_path):
+      pass
+    assert 'removed or replaced' in code_of(check)[1]
+
+
+@pytest.mark.parametrize('how', ['removed', 'moved', 'replaced'])
+def test_a_folder_that_goes_away_under_its_holder_is_an_error(tmp_path, how):
+  run = tmp_path / 'run'
+  with record.lock(run) as check, record.open_metrics(run) as write:
+    write(1, {'loss': 1})
+    check()
+    shutil.rmtree(run) if how == 'removed' else run.rename(tmp_path / 'elsewhere')
+    if how == 'replaced':
+      run.mkdir()
+    for say in (check, lambda: write(2, {'loss': 2})):
+      code, text = code_of(say)
+      assert code == errors.USAGE and 'removed or replaced' in text
+    assert how == 'replaced' or not run.exists(), 'nothing is made anew'
+
+
+def test_a_log_that_goes_away_is_an_error(tmp_path):
+  with record.open_metrics(tmp_path) as write:
+    write(1, {'loss': 1})
+    (tmp_path / 'metrics.jsonl').unlink()
+    assert 'eqssl resume' in code_of(lambda: write(2, {'loss': 2}))[1]
+
+
+ODD = ['{"step": 2, "loss": {"a": NaN}}', '{"step": true, "loss": 1}', '{"step": -1}', '{"step": "2"}', '[1]', '3', '"x"',
+       '{"step": 1e999}', '{"step": 2, "loss": NaN}', '{"step": 2, "loss": [1, 2]}', '{"step": 2, "loss": "high"}', '{}',
+       '{"step": 2, "loss": %s}' % ('9' * 400), '[' * 100_000, '{"step": 2.5}', '\x00', '{"step": 2, "a": false}', 'x' * 999]
+
+
+def test_odd_rows_are_left_out_with_a_line(tmp_path, capsys):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes('\n'.join(['{"step": 1, "loss": 1.5}', *ODD, '{"step": 3, "loss": null}', '']).encode() + b'\xff\xfe\n')
+  want = [{'step': 1, 'loss': 1.5}, {'step': 2}, {'step': 3, 'loss': None}]
+  assert record.read_metrics(tmp_path) == want
+  with record.open_metrics(tmp_path, 3) as write:
+    write(4, {'loss': 1})
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and f'{len(ODD) + 1} lines are not' in err
+  assert [json.loads(line) for line in path.read_text().splitlines()] == [*want, {'step': 4, 'loss': 1.}]
+  with record.open_metrics(tmp_path, 4):
+    pass
+  assert capsys.readouterr().err == ''
+
+
+def test_repeated_rows_are_merged(tmp_path):
+  rows = [(1, 1.), (2, 2.), (1, 10.), (3, 3.), (2, 20.)]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(f'{{"step": {n}, "loss": {v}, "of{n}": 1}}\n' for n, v in rows))
+  with record.open_metrics(tmp_path, 3) as write:
+    write(4, {'loss': 4})
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert [(r['step'], r['loss']) for r in map(json.loads, text.splitlines())] == [(1, 10), (2, 20), (3, 3), (4, 4)]
+
+
 def test_metrics_are_one_finite_object_a_step(tmp_path):
   assert record.read_metrics(tmp_path) == []
   with record.open_metrics(tmp_path) as write:
@@ -158,8 +244,8 @@ def test_tensorboard_files_are_written_when_asked(tmp_path, monkeypatch):
 
 def run_progress(times, monkeypatch, quiet=False):
   clock = iter([0., *times])
-  monkeypatch.setattr(record, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
-  with record.progress(103, 3, 'run', quiet) as update:
+  monkeypatch.setattr(shown, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
+  with shown.progress(103, 3, 'run', quiet) as update:
     for step in range(4, 4 + len(times)):
       update(step, {'loss': jnp.float32(5.5), 'equimod': 2.25}, 1234.4, .034)
 
@@ -171,8 +257,8 @@ def test_progress_without_a_terminal_is_a_line_each_5_seconds(monkeypatch, capsy
   assert out == ''
   assert [line.split()[1] for line in err.splitlines()] == ['4/103', '7/103', '9/103']
   assert err.splitlines()[0] == 'run  4/103  0:16:30 left  1234 images/s  3 % data wait  loss 5.5  equimod 2.25'
-  monkeypatch.setattr(record, 'time', time)
-  with record.progress(2, 0, 'run') as update:
+  monkeypatch.setattr(shown, 'time', time)
+  with shown.progress(2, 0, 'run') as update:
     update(1, {}, 1., 0.)
     update(2, {}, 1., 0.)  # at once, but the last
   assert len(capsys.readouterr().err.splitlines()) == 2
@@ -190,7 +276,7 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   monkeypatch.setenv('COLUMNS', '90')
   leader, follower = pty.openpty()
   with os.fdopen(follower, 'w') as terminal:
-    with contextlib.redirect_stderr(terminal), record.progress(10, 0, 'run') as update:
+    with contextlib.redirect_stderr(terminal), shown.progress(10, 0, 'run') as update:
       update(1, {'loss': 5.5}, 100., 0.)
       print('a line above', file=sys.stderr)
       time.sleep(.25)
@@ -205,31 +291,3 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   assert 'a line above' in text and '10/10' in text and 'loss 3.5' in text and '0:00:00 left' in text
   assert text.count('\n') <= 3  # the live line is rewritten, not repeated
   assert ('\x1b[3' in text) != plain  # a colour
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_asks_to_stop(number):
-  before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
-  with record.stop_on_signal() as asked:
-    assert asked() is False
-    signal.raise_signal(number)
-    assert asked() is True
-    if number == signal.SIGINT:
-      with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(number)
-    else:
-      signal.raise_signal(number)  # patience
-      signal.raise_signal(signal.SIGINT)
-  assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
-
-
-def test_outside_the_main_thread_nothing_is_asked():
-  seen = []
-
-  def work():
-    with record.stop_on_signal() as asked:
-      seen.append(asked())
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert seen == [False]

@@ -104,3 +104,20 @@ def test_objectives_by_one_line():
   assert several.equivariance[0].temperature == .5 and several.equivariance[1].size == 8
   assert config.resolve(several) == several
   assert load(invariance='byol').invariance.predictor.out == 256
+
+
+def test_the_reference_knows_the_ops_of_all_that_share_it():
+  """Two objectives, each told of a sensitive op of its own: neither chain holds the other's."""
+  r = made(equivariance="[{'name': 'equimod', 'told': ('crop', 'rotate')}, {'name': 'equimod', 'told': ('crop', 'flip')}]",
+           augment__rotate__role='sensitive', augment__flip__role='sensitive')
+  chain, = r.groups['reference'].chains
+  assert names(chain) == {'crop', 'flip', 'rotate'}
+  assert 'flip' not in names(r.groups['equimod'].chains[0]) and 'rotate' not in names(r.groups["equimod'"].chains[0])
+  size = jnp.full(2, 8.)
+  action = chain.sample(jax.random.key(0), size)
+  for own in (r.groups['equimod'].chains[0], r.groups["equimod'"].chains[0]):
+    for name, still in own.identity(size).items():
+      for a, b in zip(jax.tree.leaves(action[name]), jax.tree.leaves(still), strict=True):
+        np.testing.assert_array_equal(a, b)
+  image = Image(jnp.float32(np.random.default_rng(0).uniform(size=(8, 8, 3))), size)
+  np.testing.assert_array_equal(chain.apply(action, image).pixels, image.pixels)

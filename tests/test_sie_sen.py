@@ -107,3 +107,12 @@ def test_sie_splits_the_features(share, at, key):
 def test_sie_needs_both_parts(share):
   with pytest.raises(UserError, match='sie.invariant'):
     made('sie', invariant=share)
+
+
+def test_sen_knows_its_negatives():
+  """'all' is NT-Xent of predictions and targets, 'cross' the InfoNCE of its old default; another word is refused."""
+  y, y_hat = (jnp.float32(x) for x in np.random.default_rng(2).normal(size=(2, 6, E)))
+  one, other = (made('sen', negatives=n).loss(y_hat, pairs_of(y, y)) for n in ('cross', 'all'))
+  assert one == made('sen').loss(y_hat, pairs_of(y, y)) and one != other
+  with pytest.raises(UserError, match="sen.negatives has no 'crss'"):
+    made('sen', negatives='crss')

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-import processes
+import one_process
 import pytest
 
 from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
@@ -108,11 +108,11 @@ def until(true, seconds):
 def submit(slurm, tmp_path, name, steps):
   """The job's number: two tasks train the tests' smallest config by launch/slurm/train.sbatch."""
   stand_in = tmp_path / 'python'
-  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/processes.py "$@"\n')
+  stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/one_process.py "$@"\n')
   stand_in.chmod(0o755)
   port, = _ports(1)
   text = slurm('sbatch', '--ntasks-per-node=2', '--cpus-per-task=1', f'--output={tmp_path}/%x.txt', f'--job-name={name}',
-               str(ROOT / 'launch/slurm/train.sbatch'), processes.__file__, '--workdir', str(tmp_path / name), '--quiet',
+               str(ROOT / 'launch/slurm/train.sbatch'), one_process.__file__, '--workdir', str(tmp_path / name), '--quiet',
                f'--config.steps={steps}', '--config.checkpoint_every=100000', PYTHON=str(stand_in), JAX_PLATFORMS='cpu',
                JAX_NUM_CPU_DEVICES='1', JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}')
   return text.split()[-1]
@@ -123,7 +123,7 @@ def ended(slurm, job):
 
 
 def weights(workdir, steps):
-  run = runs.prepare(configs.load(processes.__file__, {'steps': str(steps), 'checkpoint_every': '100000'}), shard.mesh())
+  run = runs.prepare(configs.load(one_process.__file__, {'steps': str(steps), 'checkpoint_every': '100000'}), shard.mesh())
   step, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), log=pytest.fail)
   assert step == steps
   return state

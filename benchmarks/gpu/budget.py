@@ -11,7 +11,7 @@ class Needs(NamedTuple):
   encoder. knn: of the last arm's kNN, after which nothing else must be done."""
   epoch: tuple[float, ...]
   start: float
-  bring: float = 8.
+  bring: float = 12.
   knn: float = 25.
 
 

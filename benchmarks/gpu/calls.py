@@ -6,7 +6,7 @@ import carried
 import sizes
 
 DATA = 35.   # seconds to prepare CIFAR-10 (24 + 11 measured on 2 busy cores), the programs compiled meanwhile
-AFTER = 25.  # seconds after a training that is stopped
+AFTER = 32.  # seconds kept after a training: to stop it, which saves, and to write its encoder
 TRITON = '--xla_gpu_enable_triton_gemm=false'  # for a product that has no Triton tiling (design/accelerators.md)
 
 
@@ -132,7 +132,8 @@ def ready(lease, seed: int, epochs: int) -> bool:
 
 
 def unfinished(lease, seed: int) -> bool:
-  return not all(lease.found(f'train {arm.label} s{seed}') for arm in lease.arms)
+  """Whether an arm of a seed is not trained, or its encoder not written."""
+  return not all(lease.found(f'{what} {arm.label} s{seed}') for what in ('train', 'bring') for arm in lease.arms)
 
 
 def experiment(lease) -> int:
@@ -172,20 +173,19 @@ def train(lease, seed: int, epochs: int) -> int:
   lease.part(f'untrained s{seed}', 'untrained', {'arm': lease.arms[0], 'epochs': epochs, 'seed': seed}, 20, 60)
   for arm in lease.arms:
     key, given = f'train {arm.label} s{seed}', {'arm': arm, 'epochs': epochs, 'seed': seed}
-    # What must follow has its time: to stop, which saves, and to write the encoder.
     if lease.start(key, 'train', given, 40, lease.left() - AFTER):
       evaluate(lease, seed, wait=False)
-      if lease.finish(key) == 'failed' and lease.results.get('flags') and not lease.reached(key):
+      if lease.finish(key) == 'failed' and lease.results.get('flags') and not lease.saved(arm.label, seed):
         lease.say(f'{arm.label}: once more without {lease.results["flags"]}')
         lease.part(key, 'train', given, 40, lease.left() - AFTER, '')
     whole = bool(lease.found(key))
-    code = code if whole else 4
-    if whole or lease.reached(key):
+    if whole or lease.saved(arm.label, seed):
       lease.part(f'bring {arm.label} s{seed}', 'bring', {'label': arm.label, 'seed': seed}, 4, 40)
       lease.deliver()
       if not whole:  # an encoder on its way: brought again when it is there
         lease.results['parts'][f'bring {arm.label} s{seed}']['state'] = 'of a cut training'
         lease.write()
+    code = code if lease.found(f'bring {arm.label} s{seed}') else 4
   return code
 
 

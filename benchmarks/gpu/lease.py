@@ -32,7 +32,7 @@ import sizes  # noqa: E402
 LOG = 4 * 2**20  # bytes of the log that are kept
 ENCODERS, BACK = 6, 60 * 2**20  # files beside results.json and log.txt, and their bytes: 8 and 64 MiB come back
 PARTS = HERE / 'parts.py'
-GRACE = 15.      # seconds in which a part that was asked to stop saves what it has
+GRACE = 20.      # seconds in which a part that was asked to stop saves what it has
 
 
 class Lease:
@@ -43,7 +43,8 @@ class Lease:
     self.size, self.store, self.out, self.again = args.size, args.store, out, args.again
     self.arms, self.seed = [sizes.arm(text) for text in args.arms], args.seed
     self.epochs = args.epochs
-    self.running: dict[str, tuple] = {}
+    self.running: dict[str, tuple] = {}  # {key: (process, when it began, seconds that it may take)}
+    self.asked: set[str] = set()         # to stop
     for folder in (self.store / 'found', out):
       folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -114,22 +115,18 @@ class Lease:
       # A group, not a session: what starts a session of its own outlives the call.
       process = subprocess.Popen([*argv, '--given', json.dumps(given)], cwd=HERE.parent.parent, env=env, stdout=log,
                                  stderr=subprocess.STDOUT, process_group=0)
+    self.asked.discard(key)
     self.running[key] = process, time.monotonic(), min(sizes.SIZES[self.size].patience * most, self.left() - budget.SPARE)
     return True
 
   def finish(self, key: str) -> str:
-    """Wait for a part, stop it at its limit, and take its results; its state: done, failed, cut or ''."""
+    """Wait for a part, which is stopped at its limit, and take its results; its state: done, failed, cut or ''."""
     if key not in self.running:
       return ''
-    process, began, most = self.running[key]
-    for word in (signal.SIGTERM, signal.SIGKILL):
-      try:
-        process.wait(max(0., began + most - time.monotonic()))
-        break
-      except subprocess.TimeoutExpired:
-        os.killpg(process.pid, word)
-        most = time.monotonic() - began + max(1., min(GRACE, self.left() - 1.))
-    process.wait()
+    process, began, _ = self.running[key]
+    while process.poll() is None:
+      self.check()
+      time.sleep(.05)
     del self.running[key]
     seconds, code = time.monotonic() - began, process.returncode
     state = 'done' if code == 0 else 'cut' if code in (75, -signal.SIGTERM, -signal.SIGKILL) else 'failed'
@@ -139,6 +136,16 @@ class Lease:
     self.say(f'{key}: {state}, {seconds:.1f} s{"; " + why if why else ""}')
     self.write()
     return state
+
+  def check(self) -> None:
+    """Ask every part that is over its limit to stop, and kill it where it was asked before: all of them, whichever is waited
+    for, since to end takes a process its time."""
+    now = time.monotonic()
+    for key, (process, began, most) in self.running.items():
+      if process.poll() is None and now > began + most:
+        os.killpg(process.pid, signal.SIGKILL if key in self.asked else signal.SIGTERM)
+        self.asked.add(key)
+        self.running[key] = process, began, now - began + max(1., min(GRACE, self.left() - 1.))
 
   def part(self, key: str, name: str, given: dict, least: float, most: float, flags: str | None = None) -> dict:
     """`start` and `finish`; what it found, whatever came of it."""
@@ -150,9 +157,10 @@ class Lease:
     """{seed: what was decided} of these arms."""
     return self.results.setdefault('plans', {}).setdefault(' '.join(arm.label for arm in self.arms), {})
 
-  def reached(self, key: str) -> int:
-    """The step that a training came to, whether it is done or not."""
-    return self.known(key).get('step', 0)
+  def saved(self, label: str, seed: int) -> bool:
+    """Whether a training has a checkpoint, however it ended."""
+    folder = self.store / 'runs' / f'{label}-s{seed}' / 'checkpoints'
+    return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
 
   def deliver(self) -> None:
     """Copy the encoders that were written to $OUT, the newest seed's first, as far as may come back."""
@@ -166,9 +174,10 @@ class Lease:
         (self.out / f'{file.name}.tmp').rename(self.out / file.name)
 
   def last_line(self) -> str:
+    """The last that a part printed, of those that run together any."""
     with (self.out / 'log.txt').open('rb') as log:
       log.seek(max(0, log.seek(0, 2) - 4000))
-      lines = [line for line in log.read().decode(errors='replace').splitlines() if line.strip()]
+      lines = [line for line in log.read().decode(errors='replace').splitlines() if line.strip() and line[0] not in '[-']
     return lines[-1][:300] if lines else ''
 
   def trim(self) -> None:
@@ -178,8 +187,8 @@ class Lease:
 
   def stop(self) -> None:
     """End what still runs; its results so far are kept."""
-    for key, (process, began, most) in list(self.running.items()):
-      self.running[key] = process, began, min(most, time.monotonic() - began)
+    self.running = {key: (process, began, 0.) for key, (process, began, _) in self.running.items()}
+    for key in list(self.running):
       self.finish(key)
 
 

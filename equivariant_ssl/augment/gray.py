@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import luma
 from equivariant_ssl.types import Array, Image, Op
@@ -13,13 +14,17 @@ class Gray(NamedTuple):
   applied: Array
 
 
-def make(p: float = .2) -> Op:
+def make(p: float = .2, quantise: bool = False) -> Op:
   """With probability `p`, replace each color by its luma, in three equal channels.
 
+  quantise: the luma is computed in 8 bits, exactly as Pillow computes it.
   See `pixels.luma` for why dm_pix.rgb_to_grayscale is not called.
   """
   def apply(action: Gray, image: Image) -> Image:
-    gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]
+    if quantise:
+      gray = levels.pixels(levels.grey(levels.of(image.pixels)))[..., None]
+    else:
+      gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]
     return image._replace(pixels=jnp.where(action.applied, gray, image.pixels))
 
   return sometimes(p, Op(

@@ -1,10 +1,13 @@
 """Color jitter."""
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
 from equivariant_ssl.augment.pixels import luma, total
 from equivariant_ssl.errors import UserError
@@ -65,8 +68,9 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
 
 
-def apply(action: Jitter, image: Image) -> Image:
-  """The four changes, in the action's order.
+def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]
+            ) -> Array:
+  """The pixels after the four changes, in the action's order.
 
   The hue is the costly one, so it is computed once. The other changes stand before it and after it,
   with factor 1, which is exactly no change, where it is not their turn.
@@ -80,10 +84,19 @@ def apply(action: Jitter, image: Image) -> Image:
     changes = action.order, jnp.where(active, factors, 1.)
     # A scan is compiled once, and its steps are not fused.
     return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
+  return blends(shift(blends(pixels, k < turn)), k > turn)
 
-  pixels = blends(image.pixels, k < turn)
-  pixels = jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
-  return image._replace(pixels=blends(pixels, k > turn))
+
+def apply(action: Jitter, image: Image) -> Image:
+  shift = lambda pixels: jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
+  return image._replace(pixels=changed(action, image.pixels, blend, shift))
+
+
+def apply_quantised(hue: bool, action: Jitter, image: Image) -> Image:
+  """The same on 8 bits, as Pillow: where it is applied even a hue shift of 0 rounds, but where there is no `hue` to draw."""
+  shift = lambda x: levels.shift_hue(x, action.hue) if hue else x
+  found = levels.pixels(changed(action, levels.of(image.pixels), levels.blend, shift))
+  return image._replace(pixels=jnp.where(action.applied, found, image.pixels))
 
 
 def encode(action: Jitter) -> Array:
@@ -99,11 +112,14 @@ def encode(action: Jitter) -> Array:
 
 
 def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4,
-         hue: float = .1) -> Op:
+         hue: float = .1, quantise: bool = False) -> Op:
   """With probability `p`, change the colors, as torchvision's ColorJitter does.
 
   brightness, contrast, saturation: the factor of each is uniform in [max(0, 1 - x), 1 + x].
   hue: the shift is uniform in [-hue, hue] turns.
+  quantise: the pixels are rounded to 8 bits before, between and after the changes, exactly as in
+    Pillow, which cuts off the fraction. The views are then darker by one level (1/255) in the mean,
+    and have no gradient.
 
   The order of the changes is drawn for each image, and each change is clipped to [0, 1]. Raises
   UserError for a negative strength, or a hue above half a turn.
@@ -126,4 +142,5 @@ def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation
     one = jnp.ones(())
     return Jitter(jnp.zeros((), bool), jnp.arange(4), one, one, one, jnp.zeros(()))
 
-  return sometimes(p, Op('jitter', identity, sample, apply, encode))
+  act = functools.partial(apply_quantised, hue > 0) if quantise else apply
+  return sometimes(p, Op('jitter', identity, sample, act, encode))

@@ -3,19 +3,18 @@
 One judgement of damage: an image is good where every decoder that looks at it says so (PNG: each chunk's CRC, then Pillow's
 decoder; JPEG: libjpeg without a warning; all else: Pillow's decoder).
 """
-import contextlib
 import io
 import os
 import stat
-import threading
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl import disk
+from equivariant_ssl.data.room import Room
+from equivariant_ssl.errors import UserError, passing
 
 try:
   import simplejpeg
@@ -92,6 +91,8 @@ def open_image(file: io.IOBase) -> Image.Image:
     head = file.read(12)
     file.seek(0)
   except OSError as e:
+    if passing(e):
+      raise
     raise BadImage(f'cannot be read: {_line(e)}') from e
   if not head:
     raise BadImage('empty file')
@@ -134,6 +135,8 @@ def open_file(path: str, root: str) -> io.BufferedReader:
       raise BadImage('a link that leads out of the folder', LINK)
     fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
   except (OSError, ValueError) as e:
+    if passing(e):
+      raise
     raise BadImage(f'cannot be opened: {_line(e)}') from e
   info = os.fstat(fd)
   if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_BYTES:
@@ -144,43 +147,26 @@ def open_file(path: str, root: str) -> io.BufferedReader:
 
 
 def read_file(path: str, root: str) -> bytes:
-  """The bytes of a file that `open_file` accepts."""
-  with open_file(path, root) as file:
-    try:
+  """The bytes of a file that `open_file` accepts. A disk that fails is tried again, then a UserError: no image is damaged by
+  that."""
+  def once() -> bytes:
+    with open_file(path, root) as file:
       return file.read(FILE_BYTES + 1)
-    except OSError as e:
-      raise BadImage(f'cannot be read: {_line(e)}') from e
+  try:
+    return disk.again(once, path)
+  except OSError as e:
+    raise BadImage(f'cannot be read: {_line(e)}') from e
 
 
 def header(path: str, root: str) -> tuple[int, int]:
   """The (height, width) that a file's header declares, without decoding its pixels."""
-  with open_file(path, root) as file, open_image(file) as image:
-    return image.height, image.width
+  def once() -> tuple[int, int]:
+    with open_file(path, root) as file, open_image(file) as image:
+      return image.height, image.width
+  return disk.again(once, path)
 
 
-class _Room:
-  """Room for PIXELS pixels in all threads together: a large image waits until there is its own."""
-
-  def __init__(self):
-    self.used, self.changed = 0, threading.Condition()
-
-  @contextlib.contextmanager
-  def of(self, pixels: int) -> Iterator[None]:
-    if pixels < LARGE:
-      yield
-      return
-    with self.changed:
-      self.changed.wait_for(lambda: self.used + pixels <= PIXELS)  # never more than PIXELS themselves: open_image
-      self.used += pixels
-    try:
-      yield
-    finally:
-      with self.changed:
-        self.used -= pixels
-        self.changed.notify_all()
-
-
-_ROOM = _Room()
+_ROOM = Room(PIXELS, LARGE)
 
 
 def rgb(image: Image.Image, how: Reading = Reading(), raw: str = '') -> Image.Image:

@@ -6,11 +6,13 @@ import pathlib
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from equivariant_ssl import disk
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.claims import SAFE, check_counts, unsafe_class
 from equivariant_ssl.data.decode import BadImage, Reading, reading
@@ -28,7 +30,7 @@ from equivariant_ssl.data.source import (
   measured,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 
 FILE = 'file_name'   # the feature that names a record
 OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',   # what this package prepares itself
@@ -270,12 +272,16 @@ def records(builder: Any, split: str, image: str, label: str | None, hint: str =
     try:
       return rows[i]
     except Exception as e:  # array_record checks a hash of each record
+      if passing(e):
+        raise disk.unread(f'{split} record {i}', passing(e)) from e
       return BadImage(f'cannot be read: {str(e).splitlines()[0]}')
 
   def read(indices: range) -> Iterable[bytes | BadImage]:
     try:
       batch = rows.__getitems__(list(indices))
-    except Exception:
+    except Exception as e:
+      if passing(e):
+        time.sleep(disk.PAUSES[-1])
       batch = [one(i) for i in indices]
     for i, row in zip(indices, batch, strict=True):
       if label and not isinstance(row, BadImage):

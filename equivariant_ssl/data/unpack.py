@@ -25,7 +25,9 @@ def members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
 
 def check_end(tar: tarfile.TarFile, path: pathlib.Path) -> None:
   """Refuse a plain tar, all read, that was cut between two members: tarfile takes it for a whole one."""
-  last = tar.getmembers()[-1]
+  last = next(reversed(tar.getmembers()), None)
+  if last is None:
+    raise tarfile.ReadError('it holds nothing')
   if path.stat().st_size < last.offset_data + (-last.size // tarfile.BLOCKSIZE) * -tarfile.BLOCKSIZE + tarfile.BLOCKSIZE:
     raise tarfile.ReadError('it is cut short')
 

@@ -17,9 +17,9 @@ from equivariant_ssl.evaluate.frozen import variables
 from equivariant_ssl.state import TrainState
 
 # The fields of a result file that say what it is of, and the words for one that is another's.
-WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'images as the network is shown them',
-         'definition': 'the protocol as it is now', 'options': 'options', 'seeds': 'seeds', 'protocol': 'protocol',
-         'checkpoint': 'checkpoint'}
+WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network', 'checkpoint': 'checkpoint',
+         'definition': 'constants or version of the protocol', 'options': 'options', 'seeds': 'seeds',
+         'protocol': 'protocol'}
 NEW = ('data', 'inputs', 'definition')  # that results of before have not
 
 
@@ -107,9 +107,9 @@ def kept(path: pathlib.Path, about: dict[str, Any], who: Iterable[str], say: Cal
     say(f'{again}it is damaged.')
     return None
   if not says(found):
-    say(f'{again}it is of an earlier version, which did not write down what its numbers are of.')
+    say(f'{again}of an earlier version, which did not write down what its numbers are of.')
   elif other := _differs(found, about):
-    say(f'{again}it is of other {", ".join(other)}.')
+    say(f'{again}of other {", other ".join(other)}.')
   elif set(who) <= found.keys() and not any(f.get('missing') for f in found.get('trained', ())):
     return found
   return None

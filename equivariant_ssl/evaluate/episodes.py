@@ -157,7 +157,7 @@ def episodes(features: np.ndarray, labels: np.ndarray, classes: int, key: Key, w
   longest = float(np.sqrt(np.max(np.einsum('nd,nd->n', features, features, dtype=np.float64))))
   if classifier == 'logistic' and longest > LONGEST:
     raise UserError(f'Features of length {longest:.0f} are too long for the logistic classifier ({LONGEST:.0f}).',
-                    'Scale the features, or use ridge or centroid.')
+                    'Use --protocol knn, cached or few_labels, which mind no length.')
   pool, left_out = _pool(features, labels, classes, ways, shots)
   player = _player(ways, shots, queries, int(pool.count.max()), classifier)
   found = in_batches(Partial(player, pool, key), np.arange(count, dtype=np.int32), min(CHUNK, count)).astype(np.float64)

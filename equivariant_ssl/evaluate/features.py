@@ -80,7 +80,7 @@ def check_finite(values: np.ndarray) -> None:
   bad = int((~np.isfinite(values)).any(axis=1).sum())
   if bad:
     raise errors.UserError(f'The features of {bad} of {len(values)} images are not finite.',
-                           'The network has diverged: evaluate an earlier checkpoint.', errors.NOT_FINITE)
+                           'The network has diverged: evaluate an earlier checkpoint: --step N', errors.NOT_FINITE)
 
 
 def check_labels(labels: np.ndarray, N: int, classes: int, what: str) -> None:

@@ -51,7 +51,8 @@ def subset(labels: np.ndarray, classes: int, key: Key, fraction: float) -> np.nd
     raise UserError(f'{fraction:g} is not a share of the labels.', 'Give a fraction above 0, of at most 1.')
   count = np.bincount(labels, minlength=classes)
   if not count.all():
-    raise UserError(f'Class {count.argmin()} has no training image; fine-tuning needs at least 1 of each class.')
+    raise UserError(f'Class {count.argmin()} has no training image; fine-tuning needs at least 1 of each class.',
+                    'Add labelled images of it, or remove the class.')
   rank = rank_in_class(labels, np.asarray(jax.random.uniform(key_for(key, 'subset'), labels.shape)))
   return np.flatnonzero(rank < np.maximum(np.floor(fraction * count + 1e-9), 1.)[labels])
 
@@ -179,7 +180,7 @@ def _check(state: TrainState, source: Source) -> None:
   bad = fingerprint.survey(fingerprint.flat((state.params, state.stats)))[1]
   if bad:
     raise UserError(f'The weights of the network are not finite: {bad[0]}.',
-                    'It has diverged: fine-tune an earlier checkpoint.', NOT_FINITE)
+                    'It has diverged: fine-tune an earlier checkpoint: --step N', NOT_FINITE)
 
 
 def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fraction: float = .1,
@@ -202,7 +203,7 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
   rates = tuple(mine if given is None else given for given, mine in zip((lr_backbone, lr_head), own, strict=True))
   B, devices = min(batch, len(rows)), 1 if mesh is None else mesh.size
   if B < devices:
-    raise UserError(f'{B} images do not fill {devices} devices.', 'Fine-tune on fewer devices, or more labels.')
+    raise UserError(f'{B} images do not fill {devices} devices.', 'Use more labels: --protocol finetune10 or finetune100.')
   variables = {part: {'encoder': tree['encoder']} if 'encoder' in tree else {}
                for part, tree in (('params', state.params), ('batch_stats', state.stats))}
   data = stream.some(whole, rows)
@@ -210,7 +211,7 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
   scores = _scores(recipe.network, tuned, source.test, recipe.size, BATCH, mesh)
   if not np.isfinite(scores).all():
     raise UserError(f'Fine-tuning diverged at rates {rates[0]:g} (backbone) and {rates[1]:g} (head).',
-                    'Use lower rates.', NOT_FINITE)
+                    'Fine-tune an earlier checkpoint: --step N', NOT_FINITE)
   name = f'finetune {100 * fraction:g} %' if images is None else f'finetune {len(rows):,} listed images'
   name += f' epochs={epochs}' + (f' batch={B}' if B != min(BATCH, len(rows)) else '')
   name += '' if rates == own else f' lr={rates[0]:g}/{rates[1]:g}'

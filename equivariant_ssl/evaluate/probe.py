@@ -158,6 +158,6 @@ def evaluate(name: str, encode: Callable[[Array], Array], data: Split, test: Spl
   scores = _scores(protocol, encode, train(protocol, encode, data, size, classes, key, mesh), test, size, mesh)[0]
   if not np.isfinite(scores).all():
     raise UserError(f'The linear probe of protocol {name} diverged at rate {protocol.rates[0]:g}.',
-                    'Use the protocol linear, which chooses a rate, or cached, which has none.', NOT_FINITE)
+                    'Use --protocol linear, which chooses a rate, or cached, which has none.', NOT_FINITE)
   changed = '' if protocol[1:3] == published[1:3] else f' epochs={protocol.epochs} batch={protocol.batch}'
   return result(name + changed, scores, test.labels, {'lr': protocol.rates[0], **chosen})

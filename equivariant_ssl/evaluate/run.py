@@ -159,7 +159,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None, s
   number, state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step, console.print)[:2]
   of = {'trained': lambda: state} | ({'untrained': functools.cache(lambda: runs.initial(run))} if untrained else {})
   subject = _subjects(run, of, options._replace(cache=options.cache or str(workdir / 'eval' / 'features')))
-  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options),
+  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options), 'readout': on,
            'inputs': inputs.definition(inputs.of(run.recipe.size, run.source.train))}
   results = {}
   for name in [n for n in which if not missing[n]]:

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record
+from equivariant_ssl import record, shipped
 from equivariant_ssl.compare import method
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
@@ -76,16 +77,18 @@ def leaves(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def base(left: Left) -> tuple[str, dict[str, str]] | None:
-  """(the config file that the run was started from, its leaves as shipped), None where its command names none that can
-  be read."""
+  """(the shipped config that the run was started from, its leaves), None where its command names none. Whatever else is
+  named there is not opened: a config is a program, and a run's folder may come from anyone."""
   words = []
   with contextlib.suppress(ValueError, IndexError):
     words = shlex.split(left.commands[0])
   names = [word.removeprefix('--config=') for word in words if word.startswith('--config=')]
   names += [after for word, after in zip(words, words[1:], strict=False) if word == '--config']
   for name in names[:1]:
-    with contextlib.suppress(UserError):
-      return name, leaves(configs.as_json(configs.load(name)))
+    name = re.sub(r'^(.*/)?configs/(\w+)\.py$', r'\2', name)
+    if path := shipped.config(name):
+      with contextlib.suppress(UserError):
+        return name, leaves(configs.as_json(configs.load(name, path=path)))
 
 
 def changed(left: Left) -> list[tuple[str, str, str]]:

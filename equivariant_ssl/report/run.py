@@ -8,6 +8,7 @@ from rich.console import Console
 from equivariant_ssl import checkpoint, runs
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.cached import says
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.report import charts, folder, maps, page, panels, pictures, results
 from equivariant_ssl.report.folder import Left
@@ -121,6 +122,11 @@ def write(workdir: pathlib.Path, images: bool = True, console: Console | None = 
   if left.unread:
     found[0] = found[0]._replace(blocks=[*found[0].blocks, Text(
         f'Of another form, and not shown: {", ".join(f"eval/{name}" for name in left.unread)}.')])
+  old = [name for name, one in left.results.items() if not says(one)]
+  if old:
+    found[0] = found[0]._replace(blocks=[*found[0].blocks, Missing(
+        f'Of an earlier version, which did not write down on what data and pixels: {", ".join(old)}; computed again by',
+        left.command('eval', f'--protocol {",".join(sorted({left.results[n]["protocol"] for n in old}))}'))])
   done = sorted({f['protocol'] for f in left.results.values()})
   evals = [left.command('eval', f'--protocol {",".join(done)}')] if done else []
   found.append(panels.again(left.env, [*left.commands, *evals, left.command('report')],

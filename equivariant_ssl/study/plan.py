@@ -135,12 +135,22 @@ def _resolved(config: dict) -> dict:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The plan in `folder`; one without a read-out is of a version that knew the test split alone."""
+  """The plan in `folder`; one without a read-out is of a version that knew the test split alone. UserError where it is none,
+  or its runs would be elsewhere."""
   try:
-    return {'readout': 'test'} | json.loads((folder / 'study.json').read_text(encoding='utf-8'))
+    plan = json.loads((folder / 'study.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
     raise UserError(f'no study in {str(folder)!r}: study.json {"is missing" if isinstance(e, OSError) else "is not JSON"}.',
                     'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR') from None
+  fix = 'Restore it from a copy, or do the study again with another --out.'
+  try:
+    plan = {'readout': 'test'} | plan
+    outside = [r.name for r in runs(plan) if '..' in pathlib.PurePath(r.workdir).parts]
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
+    raise UserError(f'{folder / "study.json"} is not a study: {type(e).__name__}: {e}.', fix) from None
+  if outside:
+    raise UserError(f'{folder / "study.json"} names a run outside of its folder: {outside[0]!r}.', fix)
+  return plan
 
 
 def runs(plan: dict[str, Any]) -> list[Run]:

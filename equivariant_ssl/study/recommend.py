@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.evaluate.statistics import CONFIDENCE, mean_std
+from equivariant_ssl.evaluate.statistics import CONFIDENCE, counted, mean_std
 from equivariant_ssl.study import effects
 
 NAMED = 6  # arms that are not told apart from the recommended one
@@ -92,7 +92,8 @@ def sentences(found: dict[str, Any], more: str) -> list[str]:
             'No arm is recommended: none has an accuracy for every seed.']
   near = chosen['close']
   rest = f' and {len(near) - NAMED} more' if len(near) > NAMED else ''
-  why = f'Holm, {chosen["arms"] * (chosen["arms"] - 1) // 2} pairs' if chosen['n'] > 1 else 'one seed measures no noise'
+  pairs = counted(chosen['arms'] * (chosen['arms'] - 1) // 2, 'pair')
+  why = f'Holm, {pairs}' if chosen['n'] > 1 else 'one seed measures no noise'
   left = f' Left out, for want of a seed: {", ".join(chosen["left_out"])}.' if chosen['left_out'] else ''
   return [f'Recommended: {chosen["arm"]}, of {chosen["arms"]} arms the one with the highest mean '
           f'{effects.points(chosen["readout"])} on {chosen["split"]}, {_percent(chosen["mean"], chosen["std"])} '

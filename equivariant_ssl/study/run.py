@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import record, shard
+from equivariant_ssl import record, shard, stop
 from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.study import effects, recommend
@@ -33,6 +33,7 @@ SLURM = '''#!/bin/bash
 ##SBATCH --partition=gpu --gres=gpu:1 --cpus-per-task=8 --time=12:00:00
 export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-1}}" # srun does not take it from sbatch any more
 code=0
+export {variables}
 srun {python} -m equivariant_ssl.study.worker {folder} "$SLURM_ARRAY_TASK_ID" || code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi # stopped and resumable
 exit "$code"
@@ -46,11 +47,19 @@ class Worker(NamedTuple):
   slot: int
 
 
+def safe() -> dict[str, str]:
+  """The environment of a Python that imports nothing from the folder one is in, which may be a study that one was sent."""
+  root, paths = str(pathlib.Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')
+  found = sys.path[0] != root or root in sys.path[1:]  # else this is a clone, run from its folder
+  return {'PYTHONSAFEPATH': '1', **({} if found else {'PYTHONPATH': os.pathsep.join(filter(None, (root, paths)))})}
+
+
 def devices() -> tuple[dict[str, Any], int]:
   """(record.environment, how many runs fit side by side): one a GPU, one a core of a CPU; a TPU's chips work on one run
   together. Asked of another process: this one must not hold what its workers need."""
   code = 'import jax, json; from equivariant_ssl import record; print(json.dumps(record.environment()))'
-  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True).stdout)
+  found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True,
+                                    env={**os.environ, **safe()}).stdout)
   return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
 
 
@@ -68,10 +77,11 @@ def _own(kind: str, slot: int, workers: int) -> dict[str, str]:
 
 def _start(folder: pathlib.Path, number: int, run: plans.Run, kind: str, slot: int, workers: int, what: str = '') -> Worker:
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
-  with open(folder / run.workdir / 'log.txt', 'ab' if what else 'wb') as out:
+  log = folder / run.workdir / 'log.txt'
+  with open(log, 'ab') if what else open(log, 'wb') as out:
     process = subprocess.Popen([sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number), what],
                                stdin=subprocess.PIPE, stdout=out, stderr=out,
-                               env={**os.environ, **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
+                               env={**os.environ, **safe(), **_own(kind, slot, workers), 'EQSSL_STUDY': 'local'})
   return Worker(process, run, slot)
 
 
@@ -108,7 +118,8 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
   later: list[tuple[float, tuple[int, plans.Run]]] = []
   if not what:
     say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
-  with record.stop_on_signal() as asked:
+  with stop.heard() as asked, stop.saving() as begun:
+    begun()  # the runs are saved before this ends
     while (todo or running or later) and not asked():
       while later and later[0][0] < time.perf_counter():
         todo.append(later.pop(0)[1])
@@ -147,8 +158,9 @@ def _keep(folder: pathlib.Path, found: dict[str, Any]) -> None:
 def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say) -> None:
   """Write slurm.sh, an array of the runs, and submit it where there is sbatch."""
   script = folder / 'slurm.sh'
-  record.write_whole(script, SLURM.format(last=len(plans.runs(plan)) - 1, most=most or 32, folder=shlex.quote(str(folder)),
-                                          python=shlex.quote(sys.executable)))
+  variables = ' '.join(f'{k}={shlex.quote(v)}' for k, v in safe().items())
+  record.write_whole(script, SLURM.format(variables=variables, last=len(plans.runs(plan)) - 1, most=most or 32,
+                                          folder=shlex.quote(str(folder)), python=shlex.quote(sys.executable)))
   again = f'eqssl study --resume {shlex.quote(str(folder))}'
   after = f'For the table and the report of what is done, at any time: {again} --collect'
   if shutil.which('sbatch'):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+from equivariant_ssl import stop
 from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, plain
@@ -70,12 +71,13 @@ def run(folder: pathlib.Path, number: int) -> None:
     return
   workdir = folder / mine.workdir
   train(plans.config(plan, mine), workdir, f'{plan["command"]} # run {mine.name}', quiet=True)
+  stop.check()
   options = Options(targets=tuple(plan['transfer']), root=plan['root'], readout=plan['readout'])
   asked = [*plans.PROTOCOLS, *plan['protocols'], *(['transfer'] if plan['transfer'] else [])]
   found = evaluations.evaluate(workdir, asked, options=options, console=Console(quiet=True), strict=False,
                                untrained=mine.arm == plan['made'][0]['name'])
-  log = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-  kept = read(found) | {'spread': json.loads(log[-1])['std'] if log else None,
+  log = record.read_metrics(workdir)
+  kept = read(found) | {'spread': log[-1].get('std') if log else None,
                         'git': json.loads((workdir / 'env.json').read_text(encoding='utf-8'))['git'],
                         'seconds': time.perf_counter() - start}
   record.write_whole(workdir / 'found.json', json.dumps(kept, indent=1) + '\n')
@@ -116,20 +118,21 @@ def main() -> int:
   if local:
     _end_with_parent()
   try:
-    plan = plans.read(folder)
-    if sys.argv[3:] == ['test']:
-      test(folder, plan, plans.runs(plan)[number])
-      return OK
-    run(folder, number)
-    if not local:
-      last(folder, plan)
+    with stop.heard():
+      plan = plans.read(folder)
+      if sys.argv[3:] == ['test']:
+        test(folder, plan, plans.runs(plan)[number])
+        return OK
+      run(folder, number)
+      if not local:
+        last(folder, plan)
   except UserError as e:
-    print(f'eqssl: {e}', file=sys.stderr)
+    stop.say(f'eqssl: {e}')
     return e.code
   return OK
 
 
 if __name__ == '__main__':
   code = main()
-  sys.stdout.flush()
+  stop.flush()
   os._exit(code)  # the thread that reads stdin would keep a clean exit waiting
