@@ -33,10 +33,11 @@ def eqssl(folder: str, epochs: int):
   import jax
   import numpy as np
 
-  from equivariant_ssl import data, modules, shard
+  from equivariant_ssl import data, registry
   from equivariant_ssl.data import stream
-  split = modules.make(data, 'folder', path=folder, size=SIDE, test=0., stream=True).train
-  n, split_over = len(split.images) // BATCH, shard.batch_sharding(shard.mesh(jax.devices()[:1]))
+  from equivariant_ssl.parallel import sharding
+  split = registry.make(data, 'folder', path=folder, size=SIDE, test=0., stream=True).train
+  n, split_over = len(split.images) // BATCH, sharding.batch_sharding(sharding.mesh(jax.devices()[:1]))
   order = lambda e: np.random.default_rng(e).permutation(len(split.images))
   rows = lambda step: order(step // n)[step % n * BATCH:(step % n + 1) * BATCH]
   for step, batch in enumerate(stream.placed(stream.batches(split, rows, 0, epochs * n), split_over, BATCH)):

@@ -80,8 +80,8 @@ def probe(rates: tuple[float, ...]) -> Case:
     import jax
     from jax.tree_util import Partial
 
-    from equivariant_ssl import modules, nets
-    net = modules.make(nets, 'resnet', depth=18, stem='half', width=16)
+    from equivariant_ssl import nets, registry
+    net = registry.make(nets, 'resnet', depth=18, stem='half', width=16)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (10_000, 32, 32, 3), np.uint8)
     values = jax.jit(lambda key: net.init(key, pixels[:2] / np.float32(255), False))(jax.random.key(0))
@@ -191,7 +191,7 @@ def main() -> None:
   if args.measure:
     print(json.dumps(measure(*args.measure)))
     return
-  from equivariant_ssl import record
+  from equivariant_ssl.storage import record
   about = record.environment()
   print(f'{about["cpu"]}, {about["cores"]} cores, jax {about["jax"]}, '
         f'scikit-learn {importlib.metadata.version("scikit-learn")}, {", ".join(about["devices"])}')

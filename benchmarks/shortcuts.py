@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.turn import Turn, rotation
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Size
@@ -132,7 +132,7 @@ def naive_turn() -> Op:
     at = jnp.einsum('ij,jhw->ihw', rotation(action.angle), at) + (SIDE - 1) / 2
     with jax.numpy_dtype_promotion('standard'):
       return image._replace(pixels=jax.vmap(lambda c: map_coordinates(c, list(at), 1), 2, 2)(image.pixels))
-  return modules.make(augment, 'turn')._replace(name='naive', apply=apply)
+  return registry.make(augment, 'turn')._replace(name='naive', apply=apply)
 
 
 IN_PLACE = {'tiles in place': lambda a: a['jigsaw'].order == 0}
@@ -144,7 +144,7 @@ def cases() -> dict[str, Case]:
     return augment.chain(*ops)
 
   def make(name: str, **kw) -> Op:
-    return modules.make(augment, name, **kw)
+    return registry.make(augment, name, **kw)
   crop = make('crop', scale=(.2, 1.))
   return {
       'crop, flip, vflip': Case(chain(crop, make('flip'), make('vflip')), {
@@ -165,7 +165,7 @@ def cases() -> dict[str, Case]:
 
 def naive() -> dict[str, Case]:
   """The same without treatment: what the probe must find."""
-  cut = modules.make(augment, 'jigsaw', gap=0., level=False)
+  cut = registry.make(augment, 'jigsaw', gap=0., level=False)
   return {'naive turn': Case(augment.chain(naive_turn()), angles(lambda a: a['naive'].angle)),
           'naive jigsaw': Case(augment.chain(often_in_place(cut)), IN_PLACE)}
 

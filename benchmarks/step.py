@@ -17,9 +17,11 @@ import torch
 import torch_step
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, shard, state, step, train
 from equivariant_ssl.nets import conv
 from equivariant_ssl.nets.resnet import to_torch
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import loop, state, step
 
 
 def prepared(device, batch: int, width: int, dtype: str):
@@ -27,14 +29,14 @@ def prepared(device, batch: int, width: int, dtype: str):
   config = configs.load('cifar10_simclr', {'dtype': dtype, 'batch': str(batch), 'encoder.width': str(width),
                                            'data.name': 'digits', 'optimizer.warmup_epochs': '0',
                                            'optimizer.lr': '.01'})  # the same views again and again: a small rate
-  run = train.prepare(config, shard.mesh([device]))
+  run = loop.prepare(config, sharding.mesh([device]))
   images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
   data = jax.device_put(step.Batch(images, np.full((batch, 2), 32, np.float32)), device)
   shown = jax.jit(functools.partial(step.views, run.recipe))(jax.device_put(run.key, device), 0, data)
-  return run, train.initial(run), shown
+  return run, loop.initial(run), shown
 
 
-def ours(run: train.Run, shown, fast: bool):
+def ours(run: loop.Run, shown, fast: bool):
   """One jitted update on given views: (state) -> (state, loss, gradient)."""
   def update(s: state.TrainState, shown):
     (loss, (stats, *_)), grads = jax.value_and_grad(functools.partial(step.loss, run.recipe), has_aux=True)(
@@ -46,7 +48,7 @@ def ours(run: train.Run, shown, fast: bool):
   try:
     if not fast:
       conv.conv2d = conv.plain
-    compiled = jax.jit(update).lower(train.abstract(run), shown).compile()
+    compiled = jax.jit(update).lower(loop.abstract(run), shown).compile()
   finally:
     conv.conv2d = kept
   return compiled
@@ -59,7 +61,7 @@ def linear_kernels(params: dict) -> list[np.ndarray]:
   return [v for _, v in sorted(found)]
 
 
-def torch_twin(run: train.Run, first: state.TrainState, where: str, dtype: torch.dtype) -> torch_step.Step:
+def torch_twin(run: loop.Run, first: state.TrainState, where: str, dtype: torch.dtype) -> torch_step.Step:
   """The PyTorch step with the same weights and settings."""
   return torch_step.Step(
       to_torch(first.params['encoder'], first.stats['encoder']), linear_kernels(first.params), run.config.encoder.width,

@@ -9,11 +9,12 @@ import sys
 import traceback
 from typing import NoReturn
 
-from equivariant_ssl import stop, uses
-from equivariant_ssl.data import command as datas
+from equivariant_ssl import cli_arguments
+from equivariant_ssl.data import data_command as datas
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
-from equivariant_ssl.study import command as studies
-from equivariant_ssl.study.command import split
+from equivariant_ssl.study import study_command as studies
+from equivariant_ssl.study.study_command import split
+from equivariant_ssl.training import stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,17 +96,17 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--from', dest='begin', default='', metavar='DIR',
                  help='instead: train the run in DIR longer, by its own config, in a new --workdir')
   p.add_argument('--workdir', default='', help='folder of the run; a run already in it is resumed')
-  uses.accepting(p)
+  cli_arguments.accepting(p)
   p.add_argument('--quiet', action='store_true', help='no progress')
   p.add_argument('--print-config', action='store_true', help='print the resolved config and stop')
   p.add_argument('--plan', action='store_true', help='compile a step, print what it costs and what fits, and stop')
   p.add_argument('--devices', type=int, default=0, help='of --plan: so many, the CPU in their place (default: what is here)')
   p = add('resume', resume, 'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
-  uses.placing(p)
-  uses.accepting(p)
+  cli_arguments.placing(p)
+  cli_arguments.accepting(p)
   p.add_argument('--quiet', action='store_true', help='no progress')
-  uses.elsewhere(add, launch)
+  cli_arguments.elsewhere(add, launch)
   p = add('eval', evaluate, 'evaluate the newest checkpoint of each DIR under named protocols')
   p.add_argument('dirs', nargs='*', metavar='DIR')
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
@@ -119,8 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--targets', default='', help='data sets of --protocol transfer, with commas (default: the usual twelve)')
   p.add_argument('--root', default='', help='TFDS folder of the targets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
   p.add_argument('--readout', default='', help='test: on the test split, of a run that holds images out (config.validation)')
-  uses.placing(p)
-  uses.accepting(p)
+  cli_arguments.placing(p)
+  cli_arguments.accepting(p)
   p = add('compare', compare, 'put the results of evaluated runs beside each other, paired by seed')
   p.add_argument('dirs', nargs='+', metavar='DIR')
   p.add_argument('--group-by', default='method', help='or a field of the config, e.g. augment.rotate.role (default: method)')
@@ -128,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
   p.add_argument('--csv', default='compare.csv', help='the same as a file (default: %(default)s)')
   p = add('study', studies.run, 'which augmentations should features be sensitive to?')
   studies.arguments(p)
-  uses.first(add, globals())
+  cli_arguments.first(add, globals())
   p = add('doctor', doctor, 'what is installed, what devices there are, what is missing')
   data = commands.add_parser('data', help='prepare and check data sets').add_subparsers(metavar='WHAT', required=True)
   datas.arguments(lambda *about: add(*about, data))
@@ -153,13 +154,13 @@ def _overrides(rest: list[str], takes: bool) -> dict[str, str]:
 
 
 def _cache() -> None:
-  from equivariant_ssl.runs import keep_programs
+  from equivariant_ssl.training.runs import keep_programs
   keep_programs()
 
 
 def demo(args) -> None:
-  from equivariant_ssl import demo as roles
-  from equivariant_ssl import demo_methods as methods
+  from equivariant_ssl.demo import digits_demo as roles
+  from equivariant_ssl.demo import methods_demo as methods
   seeds = args.seeds if args.seeds is not None else 1 if args.methods else 3
   if seeds < 1 or args.steps < 0:
     raise UserError(f'--seeds {seeds} --steps {args.steps}: nothing to train.', 'Give at least 1 seed and 0 or more steps.')
@@ -176,8 +177,8 @@ def train(args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl import plan
-    plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
+    from equivariant_ssl.parallel import step_plan
+    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
   elif args.devices:
     raise UserError('--devices is of --plan.', 'A training takes all that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
   elif not args.workdir:
@@ -187,31 +188,30 @@ def train(args) -> None:
 
 
 def launch(args) -> int:
-  from equivariant_ssl import launch as launches
+  from equivariant_ssl.parallel import launch as launches
   return launches.run(args.where, args.config, args.workdir, args.overrides, args.settings, args.dry_run)
 
 
 def resume(args) -> None:
   from equivariant_ssl import config as configs
-  from equivariant_ssl.runs import moved
+  from equivariant_ssl.training.runs import moved
   _train(moved(configs.read(pathlib.Path(args.dir) / 'config.json'), args.data_path), args.dir, args)
 
 
 def _train(config, workdir: str, args, begin: str | None = None) -> None:
-  from equivariant_ssl import distributed
-  distributed.initialize()  # before anything else touches jax
+  from equivariant_ssl.parallel import processes
+  processes.initialize()  # before anything else touches jax
   _cache()
-  from equivariant_ssl.train import train as run
-  with distributed.watched():
+  from equivariant_ssl.training.loop import train as run
+  with processes.watched():
     run(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data, begin=begin)
-  if distributed.main():
+  if processes.main():
     stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
 
 def evaluate(args) -> None:
   _cache()
-  from equivariant_ssl.evaluate import protocols, transfer
-  from equivariant_ssl.evaluate import run as evaluation
+  from equivariant_ssl.evaluate import evaluation, protocols, transfer
   names = [n for text in args.protocol for n in split(text)]
   if 'list' in names:
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
@@ -231,12 +231,12 @@ def evaluate(args) -> None:
 
 def _asked(args):
   """What a command says of the data of a run that is there."""
-  from equivariant_ssl.runs import Asked
+  from equivariant_ssl.training.runs import Asked
   return Asked(args.data_path, args.accept_data)
 
 
 def compare(args) -> None:
-  from equivariant_ssl import compare as compares
+  from equivariant_ssl.evaluate import comparison as compares
   compares.compare([pathlib.Path(d) for d in args.dirs], args.group_by, tuple(split(args.protocol)), pathlib.Path(args.csv))
 
 
@@ -267,14 +267,14 @@ def neighbours(args) -> None:
 
 def export(args) -> None:
   _cache()
-  from equivariant_ssl.export import run as exporting
+  from equivariant_ssl.export import exporting
   exporting.export(pathlib.Path(args.dir), pathlib.Path(args.out) if args.out else None, args.step,
              place=args.data_path)
 
 
 def import_(args) -> None:
   _cache()
-  from equivariant_ssl.export import run as exporting
+  from equivariant_ssl.export import exporting
   exporting.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
 
 

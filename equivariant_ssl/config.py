@@ -9,22 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import (
-  augment,
-  data,
-  equivariance,
-  invariance,
-  modules,
-  nets,
-  optim,
-  record,
-  renamed,
-  shard,
-  shipped,
-)
+from equivariant_ssl import augment, data, equivariance, invariance, nets, registry, renamed, shipped
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import Text, check_fields, fit, flag, literal, section, unknown_name
 from equivariant_ssl.nets import mlp
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.registry import Text, check_fields, fit, flag, literal, section, unknown_name
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import optim
 from equivariant_ssl.types import ROLES
 
 TOP = {
@@ -51,7 +42,7 @@ TOP = {
 # What may differ on resuming, and of the data: see runs.free.
 FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse', 'sharding')
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'), 'on_collapse': ('warn', 'stop'),
-           'sharding': shard.RULES}
+           'sharding': sharding.RULES}
 COSINES = ('step', 'epoch')  # how often the rate moves
 # The sections that name a factory, and where it is from.
 SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivariance': equivariance, 'optimizer': optim}
@@ -148,7 +139,7 @@ def _rename(config: ConfigDict, path: list[str], name: Any) -> None:
     return
   schema = {} if package is nets else _schema(package, name)  # 50 layers of one network are not another's
   if package is invariance:
-    schema |= {head: {} for head in HEADS if getattr(modules.make(invariance, name), head) is not None}
+    schema |= {head: {} for head in HEADS if getattr(registry.make(invariance, name), head) is not None}
   for k in list(node.keys()):
     try:
       fit(k, node[k], schema[k])
@@ -196,13 +187,13 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _names(package: Any) -> list[str]:
-  return list(optim.OPTIMIZERS) if package is optim else modules.names(package)
+  return list(optim.OPTIMIZERS) if package is optim else registry.names(package)
 
 
 def _schema(package: Any, name: str) -> dict[str, Any]:
   """The fields of a section that names factory `name` of `package`, with their defaults."""
-  factory = optim.OPTIMIZERS[name] if package is optim else modules.factory(package, name)
-  own = {k: v for k, v in modules.arguments(factory).items() if k != GIVEN.get(package)}
+  factory = optim.OPTIMIZERS[name] if package is optim else registry.factory(package, name)
+  own = {k: v for k, v in registry.arguments(factory).items() if k != GIVEN.get(package)}
   return {'name': name, **own, **MORE.get(package, {})}
 
 
@@ -232,8 +223,8 @@ def _augment(given: Any) -> ConfigDict:
   order = fit('config.augment.order', given.get('order', ()), ('crop',))
   if sorted(order) != sorted(ops):
     for name in order:
-      if name not in modules.names(augment):
-        raise unknown_name('config.augment.order', name, modules.names(augment))
+      if name not in registry.names(augment):
+        raise unknown_name('config.augment.order', name, registry.names(augment))
     raise UserError(f'config.augment.order names {list(order)}, but config.augment configures {sorted(ops)}.',
                     'Each op once in both: a ConfigDict sorts its keys, so the order must be said.')
   out = ConfigDict({'order': tuple(order), 'second': {}})
@@ -254,10 +245,10 @@ def _augment(given: Any) -> ConfigDict:
 
 
 def _invariance(given: Any) -> ConfigDict:
-  head = {k: v for k, v in modules.arguments(mlp.make).items() if k != 'dtype'}
+  head = {k: v for k, v in registry.arguments(mlp.make).items() if k != 'dtype'}
   own = {k: v for k, v in given.items() if k not in HEADS} if hasattr(given, 'keys') else given
   out = _module('config.invariance', invariance, own)
-  published = modules.make(invariance, out.name, **{k: v for k, v in out.items() if k != 'name'})
+  published = registry.make(invariance, out.name, **{k: v for k, v in out.items() if k != 'name'})
   for part in HEADS:
     base = getattr(published, part)
     if base is None and part in given and given[part]:

@@ -10,9 +10,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from equivariant_ssl import record, shipped
+from equivariant_ssl import shipped
 from equivariant_ssl.data import tfds
 from equivariant_ssl.errors import OK, USAGE
+from equivariant_ssl.storage import record
 
 
 def run() -> int:

@@ -13,9 +13,12 @@ import tiny  # noqa: F401 (the ResNet of depth 4)
 from jax._src import cache_key
 from ml_collections import ConfigDict
 
-from equivariant_ssl import cli, distributed, fingerprint, shard, train
-from equivariant_ssl import step as steps
+from equivariant_ssl import cli
 from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.parallel import processes, sharding
+from equivariant_ssl.storage import fingerprint
+from equivariant_ssl.training import loop
+from equivariant_ssl.training import step as steps
 
 
 def get_config() -> ConfigDict:
@@ -34,18 +37,18 @@ def train_with_views(config, workdir, *args, **kw):
     if n == 1:
       data = run.source.train
       rows = epoch_order(run.key, 0, len(data.images))[:run.recipe.batch]
-      batch = shard.place(steps.Batch(data.images[rows], data.sizes[rows]), shard.batch_sharding(run.mesh))
+      batch = sharding.place(steps.Batch(data.images[rows], data.sizes[rows]), sharding.batch_sharding(run.mesh))
       prints = fingerprint.of(jax.jit(functools.partial(steps.views, run.recipe))(run.key, jnp.int32(0), batch))
-      if distributed.main():
+      if processes.main():
         (pathlib.Path(workdir) / 'views.json').write_text(json.dumps(prints))
   return TRAIN(config, workdir, *args, hooks=(keep,), **kw)
 
 
-TRAIN = train.train
+TRAIN = loop.train
 if __name__ == '__main__':
   # With jax 0.10 the key of a CPU program differs from process to process, so that each would compile all.
   cache_key._hash_accelerator_config = lambda *args: None
   jax.config.update('jax_share_binary_between_hosts', True)
-  train.train = train_with_views
+  loop.train = train_with_views
   sys.argv[1:3] = []
   cli.entry()

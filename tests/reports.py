@@ -123,8 +123,9 @@ def study(folder: pathlib.Path) -> pathlib.Path:
 
 def fake_panels(patch, side: int = 32) -> None:
   """In place of what needs data and a checkpoint: as many pictures of noise as there would be, with hostile words."""
-  from equivariant_ssl import checkpoint, runs
-  from equivariant_ssl.report import run as page
+  from equivariant_ssl.report import run_page as page
+  from equivariant_ssl.storage import checkpoint
+  from equivariant_ssl.training import runs
   rng = np.random.default_rng(0)
   tile = lambda: pictures.Tile(rng.integers(0, 256, (side, side, 3), np.uint8), (f'crop 62 % {HOSTILE}', 'flip'))
   tiles = lambda n, m: [[tile() for _ in range(m)] for _ in range(n)]

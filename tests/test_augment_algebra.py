@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pictures import PICTURES, SIDE, SIZE, draws, images, repeated, same, shards
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.types import Group, Image, Op
 
-NAMES = modules.names(augment)
+NAMES = registry.names(augment)
 MANY = 4096
 
 
@@ -19,7 +19,7 @@ MANY = 4096
 def everything() -> Op:
   """All ops in the order of EquiMod's, the ones that it does not have last."""
   order = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize', 'rotate']
-  return augment.chain(*(modules.make(augment, n) for n in order + [n for n in NAMES if n not in order]))
+  return augment.chain(*(registry.make(augment, n) for n in order + [n for n in NAMES if n not in order]))
 
 
 @functools.cache
@@ -30,12 +30,12 @@ def drawn_by_everything():
 def test_an_op_more_moves_no_other_draw():
   whole = drawn_by_everything()
   for names in (NAMES[::2], NAMES[1::2]):
-    part = draws(augment.chain(*(modules.make(augment, n) for n in reversed(names))), 64)
+    part = draws(augment.chain(*(registry.make(augment, n) for n in reversed(names))), 64)
     assert same({n: whole[n] for n in names}, part)
 
 
 def test_a_chain_is_its_ops_in_order():
-  flip, rotate = modules.make(augment, 'flip'), modules.make(augment, 'rotate')
+  flip, rotate = registry.make(augment, 'flip'), registry.make(augment, 'rotate')
   action = {op.name: jax.tree.map(lambda a: a[1], op.choices) for op in (flip, rotate)}
   image = Image(jnp.asarray(PICTURES[0]), SIZE)
   there, back = augment.chain(flip, rotate), augment.chain(rotate, flip)
@@ -48,7 +48,7 @@ def test_a_chain_is_its_ops_in_order():
 
 
 def test_a_chance_within_a_chance_multiplies():
-  flip = modules.make(augment, 'flip', p=.5)
+  flip = registry.make(augment, 'flip', p=.5)
   rate = np.mean(draws(augment.sometimes(.5, flip), MANY).applied)
   assert abs(rate - .25) < 5 * np.sqrt(.25 * .75 / MANY)
 
@@ -61,7 +61,7 @@ def test_only_the_named_ops_draw():
 
 
 def test_normalised_tells_in_units_of_the_spread():
-  op = augment.chain(modules.make(augment, 'crop'), modules.make(augment, 'jitter', hue=0.))
+  op = augment.chain(registry.make(augment, 'crop'), registry.make(augment, 'jitter', hue=0.))
   drawn = draws(op, MANY)
   scaled = augment.normalized(op, drawn)
   raw, codes = (np.asarray(jax.vmap(o.encode)(drawn)) for o in (op, scaled))
@@ -74,7 +74,7 @@ def test_normalised_tells_in_units_of_the_spread():
 @functools.cache
 def grouped():
   """A small chain that ends in the rotation, and what each of several groups makes of eight images."""
-  op = augment.chain(modules.make(augment, 'crop', size=16), *(modules.make(augment, n) for n in ('gray', 'rotate')))
+  op = augment.chain(registry.make(augment, 'crop', size=16), *(registry.make(augment, n) for n in ('gray', 'rotate')))
   other = op._replace(name='other')
   groups = {'views': Group((op, op), 16), 'reference': Group((augment.reference(op),), 16),
             'rotated': Group((op,), 16, all_of='rotate'), 'shared': Group((op, other), 16, share=2)}
@@ -145,7 +145,7 @@ def test_a_group_more_moves_no_draw_of_the_others():
 @functools.cache
 def spread_over(devices: int):
   """The whole chain, and a group that is resized after it, where a constant matrix would see the shard's size."""
-  op, few = everything(), augment.chain(*(modules.make(augment, n) for n in ('crop', 'rotate')))
+  op, few = everything(), augment.chain(*(registry.make(augment, n) for n in ('crop', 'rotate')))
   groups = {'views': Group((op, op), SIDE), 'reference': Group((augment.reference(few),), 16),
             'rotated': Group((few,), 16, all_of='rotate')}
   run = jax.jit(lambda images: augment.views(groups, jax.random.key(6), images))

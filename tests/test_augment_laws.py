@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from pictures import PICTURES, SIZE, images, repeated, rows, same, sampler, shards
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Action, Image, Op
 
-NAMES = modules.names(augment)
+NAMES = registry.names(augment)
 MANY = 4096
 UNITS = 'bool|fraction|pixel|turn|factor|degree|radian|index|id of|class'
 
@@ -49,7 +49,7 @@ def seen(op: Op):
 
 @functools.cache
 def case(name: str) -> Case:
-  op = modules.make(augment, name)
+  op = registry.make(augment, name)
   sample, identity = sampler(op), op.identity(SIZE)
   drawn = sample(np.arange(MANY))
   idle = (rows(drawn, MANY) == rows(repeated(identity, 1), 1)).all(axis=1)
@@ -67,8 +67,8 @@ def found(request) -> Case:
 def test_factory_has_defaults_and_the_op_its_files_name():
   for name in NAMES:
     assert all(p.default is not inspect.Parameter.empty
-               for p in inspect.signature(modules.factory(augment, name)).parameters.values()), name
-    assert modules.make(augment, name).name == name
+               for p in inspect.signature(registry.factory(augment, name)).parameters.values()), name
+    assert registry.make(augment, name).name == name
 
 
 def test_identity_is_the_plain_resize(found):
@@ -192,18 +192,18 @@ def test_one_image_a_device_is_bitwise_eight_on_one(found):
 
 def test_images_that_do_not_fit_raise():
   tall = Image(jnp.zeros((16, 8, 3)), jnp.array([16., 8.]))
-  rotate, blur = modules.make(augment, 'rotate'), modules.make(augment, 'blur', kernel=17)
+  rotate, blur = registry.make(augment, 'rotate'), registry.make(augment, 'blur', kernel=17)
   with pytest.raises(ValueError, match='square'):
     jax.eval_shape(rotate.apply, rotate.identity(tall.size), tall)
   with pytest.raises(ValueError, match='kernel = 17 is too large .* at most 15'):
     jax.eval_shape(blur.apply, blur.identity(tall.size), tall)
-  jax.eval_shape(modules.make(augment, 'blur', kernel=15).apply, blur.identity(tall.size), tall)
+  jax.eval_shape(registry.make(augment, 'blur', kernel=15).apply, blur.identity(tall.size), tall)
 
 
 def test_orders_of_tiles_compose():
   """The way from one order to another is the order that makes one view of the other."""
   for grid in (2, 4):
-    op = modules.make(augment, 'jigsaw', grid=grid, gap=0., level=False)
+    op = registry.make(augment, 'jigsaw', grid=grid, gap=0., level=False)
     pixels = jnp.arange(16.).reshape(4, 4, 1) / 16.
     def both(before, after):
       image = Image(pixels, jnp.full(2, 4.))
@@ -218,7 +218,7 @@ def test_orders_of_tiles_compose():
 
 def test_a_crop_of_everything_is_the_plain_resize():
   """At another size too, and that of jax.image, which does not clip between its passes (nothing to clip here)."""
-  crop = modules.make(augment, 'crop', size=20)
+  crop = registry.make(augment, 'crop', size=20)
   pixels = .3 + .4 * PICTURES[:2]
   views = jax.jit(jax.vmap(lambda image: crop.apply(crop.identity(SIZE), image)))(images(pixels))
   plain = jax.jit(jax.vmap(lambda image: resize(image, 20)))(images(pixels))
@@ -228,7 +228,7 @@ def test_a_crop_of_everything_is_the_plain_resize():
 
 
 def test_a_turn_turns_the_size():
-  rotate = modules.make(augment, 'rotate')
+  rotate = registry.make(augment, 'rotate')
   squashed = Image(jnp.zeros((4, 4, 3)), jnp.array([2., 5.]))
   sizes = jax.vmap(lambda action: rotate.apply(action, squashed).size)(rotate.choices)
   assert np.array_equal(sizes, [[2, 5], [5, 2], [2, 5], [5, 2]])
@@ -243,4 +243,4 @@ def test_a_turn_turns_the_size():
     ('flip', {'p': 1.5}), ('gray', {'strength': 1.})])
 def test_bad_arguments_are_the_users(name, kw):
   with pytest.raises(UserError):
-    modules.make(augment, name, **kw)
+    registry.make(augment, name, **kw)

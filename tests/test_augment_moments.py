@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.keys import key_for
 
 CHUNK, CHUNKS = 125_000, 8
@@ -67,8 +67,8 @@ def same(got, want, std, what):
 
 @pytest.fixture(scope='module')
 def cifar():
-  op = augment.chain(modules.make(augment, 'crop', scale=(.2, 1.)),
-                     *(modules.make(augment, n) for n in ('flip', 'jitter', 'gray', 'vflip', 'solarize', 'rotate')))
+  op = augment.chain(registry.make(augment, 'crop', scale=(.2, 1.)),
+                     *(registry.make(augment, n) for n in ('flip', 'jitter', 'gray', 'vflip', 'solarize', 'rotate')))
   def told(a):
     return flat(32 * jnp.stack(a['crop']), a['flip'].applied, *a['jitter'], a['gray'].applied,
                 a['vflip'].applied, a['solarize'].applied, jax.nn.one_hot(a['rotate'].turns, 4))
@@ -77,8 +77,8 @@ def cifar():
 
 @pytest.fixture(scope='module')
 def imagenet():
-  strong = modules.make(augment, 'jitter', brightness=.8, contrast=.8, saturation=.8, hue=.2)
-  op = augment.chain(strong, *(modules.make(augment, n) for n in ('flip', 'gray', 'blur')))
+  strong = registry.make(augment, 'jitter', brightness=.8, contrast=.8, saturation=.8, hue=.2)
+  op = augment.chain(strong, *(registry.make(augment, n) for n in ('flip', 'gray', 'blur')))
   def told(a):
     return flat(a['flip'].applied, *a['jitter'], a['gray'].applied, *a['blur'])
   return moments(op, told, (224, 224))
@@ -130,7 +130,7 @@ def drawn_boxes(op, many):
 def test_boxes_are_those_of_torchvision():
   """For images square, photographic, thin (half the draws fall back) and hopeless (all fall back, to one box)."""
   many = 100_000
-  draw, rng = drawn_boxes(modules.make(augment, 'crop'), many), np.random.default_rng(0)
+  draw, rng = drawn_boxes(registry.make(augment, 'crop'), many), np.random.default_rng(0)
   fallbacks = {}
   for size in [(32, 32), (375, 500), (500, 333), (20, 200), (200, 20), (20, 2000)]:
     want, found = reference_boxes(rng, many, *size)
@@ -151,7 +151,7 @@ def test_boxes_are_those_of_torchvision():
 
 def test_erased_boxes_are_those_of_torchvision():
   """Area uniform in (.02, .33), height / width log-uniform in (.3, 3.3), whole pixels, anywhere, smaller than the image."""
-  erase = augment.sometimes(1., modules.make(augment, 'erase', p=1.))
+  erase = augment.sometimes(1., registry.make(augment, 'erase', p=1.))
   size = jnp.array([120., 100.])
   drawn = jax.jit(jax.vmap(lambda i: erase.sample(key_for(jax.random.key(3), i), size)))(jnp.arange(20_000))
   top, left, height, width = (np.asarray(x, np.float64) * n for x, n in zip(drawn[1:], (120, 100, 120, 100), strict=True))
@@ -165,7 +165,7 @@ def test_erased_boxes_are_those_of_torchvision():
 
 
 def test_boxes_without_snapping_keep_area_and_aspect():
-  boxes = drawn_boxes(modules.make(augment, 'crop', scale=(.2, .5), snap=False), 10_000)(37, 41)
+  boxes = drawn_boxes(registry.make(augment, 'crop', scale=(.2, .5), snap=False), 10_000)(37, 41)
   area, aspect = boxes[:, 2] * boxes[:, 3] / (37 * 41), boxes[:, 3] / boxes[:, 2]
   assert .2 - 1e-5 < area.min() < .203 and .497 < area.max() < .5 + 1e-5
   assert .75 - 1e-5 < aspect.min() < .753 and 1.33 < aspect.max() < 4 / 3 + 1e-5

@@ -10,7 +10,7 @@ from PIL import Image as Pil
 from PIL import ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment import jitter
 from equivariant_ssl.augment.crop import Crop
 from equivariant_ssl.augment.flip import Flip
@@ -48,7 +48,7 @@ def ours(name, photos, actions, **kw):
   """The op on uint8 photographs, one action each, as float levels 0..255 before rounding."""
   at = name, tuple(kw.items())
   if at not in _compiled:
-    apply = modules.make(augment, name, **kw).apply
+    apply = registry.make(augment, name, **kw).apply
     _compiled[at] = jax.jit(jax.vmap(
         lambda pixels, action: apply(action, Image(pixels, jnp.array(pixels.shape[:2], jnp.float32))).pixels))
   return 255. * np.asarray(_compiled[at](photos.astype(np.float32) / np.float32(255), actions), np.float64)
@@ -67,7 +67,7 @@ def enhance(kind, factor):
 
 
 def jittered(**changed):
-  neutral = modules.make(augment, 'jitter').identity(jnp.ones(2))
+  neutral = registry.make(augment, 'jitter').identity(jnp.ones(2))
   return neutral._replace(applied=jnp.array(True), **{k: jnp.float32(v) for k, v in changed.items()})
 
 
@@ -208,7 +208,7 @@ def test_blur_equals_its_definition(photos, sigma, height):
   padded = np.pad(photos / 255., [(0, 0), (11, 11), (11, 11), (0, 0)], mode='reflect')
   rows = sum(b * padded[:, i:i + height] for i, b in enumerate(bell))
   want = sum(b * rows[:, :, i:i + WIDTH] for i, b in enumerate(bell))
-  blur = modules.make(augment, 'blur')
+  blur = registry.make(augment, 'blur')
   action = blur.identity(jnp.ones(2))._replace(applied=np.True_, sigma=np.float32(sigma))
   got = ours('blur', photos, repeated(photos, action)) / 255
   assert np.abs(got - want).max() < 1e-6
@@ -242,17 +242,17 @@ def test_a_jigsaw_moves_whole_tiles(photos, grid):
 def test_a_turn_by_quarters_and_an_affine_turn(photos):
   """Counter-clockwise, as Pillow's: inside its disc a quarter turn is the smoothed picture, turned; so is an affine's."""
   photos = square(photos)[:, :, :WIDTH]
-  turn = modules.make(augment, 'turn').identity(jnp.ones(2))._replace(applied=np.True_)
+  turn = registry.make(augment, 'turn').identity(jnp.ones(2))._replace(applied=np.True_)
   views = [ours('turn', photos, repeated(photos, turn._replace(angle=np.float32(90 * k)))) for k in range(4)]
   for k in range(4):
     assert np.abs(np.rot90(views[0], k, (1, 2)) - views[k]).max() < .05
-  affine = modules.make(augment, 'affine').identity(jnp.ones(2))._replace(applied=np.True_, scale=np.float32(1.2))
+  affine = registry.make(augment, 'affine').identity(jnp.ones(2))._replace(applied=np.True_, scale=np.float32(1.2))
   moved = [ours('affine', photos, repeated(photos, affine._replace(angle=np.float32(a)))) for a in (0, 90)]
   assert np.abs(np.rot90(moved[0], 1, (1, 2)) - moved[1]).max() < .5
 
 
 def test_the_noise_of_an_erased_box_is_that_of_its_action(photos):
-  erase = modules.make(augment, 'erase').identity(jnp.ones(2))
+  erase = registry.make(augment, 'erase').identity(jnp.ones(2))
   boxes = [erase._replace(applied=np.True_, **{k: np.float32(v) for k, v in zip(erase._fields[1:], box, strict=True)})
            for box in ((.25, .5, .5, .25), (.25, .5, .5, .25), (.25, .45, .5, .25))]
   views = [ours('erase', square(photos)[:1], repeated(photos[:1], box), fill='noise')[0] for box in boxes]

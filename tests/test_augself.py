@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from wirings import make_wiring
 
-from equivariant_ssl import augment, equivariance, modules
+from equivariant_ssl import augment, equivariance, registry
 from equivariant_ssl.augment.crop import Crop
 from equivariant_ssl.augment.flip import Flip
 from equivariant_ssl.augment.rotate import Rotate
@@ -17,16 +17,16 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Image, Pair
 
 B, D, SIZE = 8, 5, jnp.full(2, 8.)
-DISCRETE = [name for name in modules.names(augment) if modules.make(augment, name).choices is not None]
+DISCRETE = [name for name in registry.names(augment) if registry.make(augment, name).choices is not None]
 TOLD = ('crop', 'flip', 'jitter', 'blur', 'rotate')
-make = functools.partial(modules.make, equivariance, 'augself', hidden=(6, 6))
+make = functools.partial(registry.make, equivariance, 'augself', hidden=(6, 6))
 scalar = jnp.float32
 
 
 @pytest.fixture(scope='module')
 def everything():
   """An objective about five ops, its questions, its 2B pairs of drawn actions, and its jitted loss."""
-  wiring = make_wiring(*TOLD)._replace(conditioning=augment.chain(*(modules.make(augment, name) for name in TOLD)))
+  wiring = make_wiring(*TOLD)._replace(conditioning=augment.chain(*(registry.make(augment, name) for name in TOLD)))
   wired = make()(wiring)
   keys = jax.random.split(jax.random.key(1), (B, 2))
   actions = jax.jit(jax.vmap(jax.vmap(lambda k: wiring.own_chains[0].sample(k, SIZE))))(keys)
@@ -140,7 +140,7 @@ def test_each_view_is_mirrored_by_its_own_flip():
 @pytest.mark.parametrize('order', [('crop', 'flip', 'vflip', 'rotate'), ('flip', 'crop', 'rotate', 'vflip')], ids='+'.join)
 def test_the_box_is_where_the_view_shows_it(order):
   """A view equals its box cut out of the whole image, flipped and turned as the view was."""
-  ops = {n: modules.make(augment, n, **({'size': 8, 'method': 'bilinear'} if n == 'crop' else {})) for n in order}
+  ops = {n: registry.make(augment, n, **({'size': 8, 'method': 'bilinear'} if n == 'crop' else {})) for n in order}
   chain = augment.chain(*ops.values())
   picture = Image(scalar(np.random.default_rng(0).uniform(size=(8, 8, 3))), SIZE)
   box = Crop(*(scalar(x) for x in (.125, .25, .5, .625)))
@@ -176,7 +176,7 @@ def test_a_discrete_op_is_asked_by_class(name):
 
 
 def test_choices_that_are_no_group_are_regressed():
-  op = modules.make(augment, 'rotate')._replace(relative=None)
+  op = registry.make(augment, 'rotate')._replace(relative=None)
   wiring = make_wiring('rotate')._replace(conditioning=augment.chain(op))
   assert augself.build_questions(wiring, augself.differences(wiring))['rotate'].table is None
 
@@ -199,6 +199,6 @@ def test_groups_and_head(sensitive, key):
 
 
 def test_nothing_varies():
-  still = augment.chain(modules.make(augment, 'gray', p=0.))
+  still = augment.chain(registry.make(augment, 'gray', p=0.))
   with pytest.raises(UserError, match='never vary'):
     make()(make_wiring('gray')._replace(own_chains=(still, still)))

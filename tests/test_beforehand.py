@@ -2,11 +2,12 @@
 import pytest
 import tiny
 
-from equivariant_ssl import cli, shipped, train
+from equivariant_ssl import cli, shipped
 from equivariant_ssl import config as configs
-from equivariant_ssl.recipe import warmup_warning
-from equivariant_ssl.runs import prepare
-from equivariant_ssl.study import run
+from equivariant_ssl.study import runner
+from equivariant_ssl.training import loop
+from equivariant_ssl.training.recipe import warmup_warning
+from equivariant_ssl.training.runs import prepare
 
 PER_EPOCH = 1000 // 16  # of the tiny config
 
@@ -15,8 +16,8 @@ PER_EPOCH = 1000 // 16  # of the tiny config
 def command(monkeypatch, tmp_path, capsys):
   """command(*overrides) -> (exit code, stderr) of a training that stops before its first step."""
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  monkeypatch.setattr(train, 'initial', lambda run, rule: train.states.TrainState(0, {}, {}, (), (), ()))
-  monkeypatch.setattr(train, 'fit', lambda run, state, on_step: state)
+  monkeypatch.setattr(loop, 'initial', lambda run, rule: loop.states.TrainState(0, {}, {}, (), (), ()))
+  monkeypatch.setattr(loop, 'fit', lambda run, state, on_step: state)
 
   def of(*overrides):
     code = cli.main(['train', '--config', tiny.NAME, '--workdir', str(tmp_path / 'run'), *overrides])
@@ -59,8 +60,8 @@ def test_no_shipped_config_is_all_warm_up(name):
     ('--config.steps=3', '--proxies', '1/8'), ('--config.steps=0', '--budget', '1', '--proxies', '.5,.001'),
     ('--config.steps=0', '--budget', '.001')])
 def test_a_study_with_a_run_of_no_step_does_not_start(argv, monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(run, 'execute', lambda *args: pytest.fail('runs were started'))
-  monkeypatch.setattr(run, 'devices', lambda: ({'backend': 'cpu'}, 1))
+  monkeypatch.setattr(runner, 'execute', lambda *args: pytest.fail('runs were started'))
+  monkeypatch.setattr(runner, 'devices', lambda: ({'backend': 'cpu'}, 1))
   assert cli.main(['study', '--config', tiny.NAME, '--augs', 'flip', '--out', str(tmp_path / 's'), *argv]) == 2
   err = capsys.readouterr().err
   assert 'no whole step to train' in err and len(err.strip().splitlines()) == 2 and not (tmp_path / 's').exists()

@@ -9,12 +9,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from equivariant_ssl import cli, compare, shard, train
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import OTHER_DATA
-from equivariant_ssl.evaluate import cached, finetune, inputs, knn, protocols, run, transfer
+from equivariant_ssl.evaluate import comparison, evaluation, finetune, inputs, knn, protocols, result_files, transfer
 from equivariant_ssl.evaluate.protocols import Found, Options
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop
 
 
 def album(root, counts):
@@ -32,7 +34,7 @@ def album(root, counts):
 def trained(workdir, data):
   settings = {'data.name': 'folder', 'data.path': str(data), 'data.size': '16', 'size': '16', 'batch': '16', 'steps': '1',
               'equivariance': 'none'}
-  train.train(configs.load(tiny.NAME, settings), workdir, mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(configs.load(tiny.NAME, settings), workdir, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   return workdir
 
 
@@ -52,14 +54,14 @@ def copy(ran, tmp_path, monkeypatch):
   called = []
   quick = lambda name: lambda s: called.append(name) or Found(name, {'top1': .5}, {'top1': {'chance': .1}})
   counted = {n: p._replace(find=quick(n)) for n, p in protocols.PROTOCOLS.items()}
-  monkeypatch.setattr(run, 'PROTOCOLS', counted)
+  monkeypatch.setattr(evaluation, 'PROTOCOLS', counted)
   monkeypatch.setattr(cli, '_cache', lambda: None)
   return tmp_path / 'run', tmp_path / 'data', called, counted
 
 
 def evaluated(workdir, data, name='knn', options=Options(), accept=True):
-  asked = run.runs.Asked(str(data), accept)
-  return run.evaluate(workdir, [name], options=options, untrained=False, asked=asked)[name]
+  asked = evaluation.runs.Asked(str(data), accept)
+  return evaluation.evaluate(workdir, [name], options=options, untrained=False, asked=asked)[name]
 
 
 def relabel(data):
@@ -132,39 +134,39 @@ def test_what_else_a_number_depends_on(change, copy, monkeypatch, capsys):
 def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(copy, capsys):
   workdir, data, called, _ = copy
   found, path = evaluated(workdir, data), workdir / 'eval' / 'knn.json'
-  old = {k: v for k, v in found.items() if k not in cached.NEW}
+  old = {k: v for k, v in found.items() if k not in result_files.NEW}
   path.write_text(json.dumps(old))
-  assert not cached.says(old) and cached.says(found)
-  line, = compare.doubts([workdir])
+  assert not result_files.says(old) and result_files.says(found)
+  line, = comparison.doubts([workdir])
   assert line.startswith(f'knn of {workdir}: of an earlier version') and line.endswith(f'{workdir} --protocol knn')
   assert evaluated(workdir, data)['trained'] == found['trained'] and called == ['knn', 'knn']
   assert 'computed again: of an earlier version' in capsys.readouterr().out
   path.write_text('{"torn')
   assert evaluated(workdir, data)['trained'] == found['trained']
   assert 'computed again: it is damaged' in capsys.readouterr().out
-  assert not compare.doubts([workdir])
+  assert not comparison.doubts([workdir])
 
 
 def test_runs_of_other_data_are_not_compared_in_silence(copy, tmp_path):
   workdir, data, _, _ = copy
   evaluated(workdir, data)
   shutil.copytree(workdir, tmp_path / 'other')
-  assert not compare.doubts([workdir, tmp_path / 'other'])
+  assert not comparison.doubts([workdir, tmp_path / 'other'])
   relabel(data)
   evaluated(tmp_path / 'other', data)
-  assert compare.doubts([workdir, tmp_path / 'other']) == ['knn: not of the same data in all runs.']
-  assert not compare.doubts([workdir, tmp_path / 'other'], ('health',))
+  assert comparison.doubts([workdir, tmp_path / 'other']) == ['knn: not of the same data in all runs.']
+  assert not comparison.doubts([workdir, tmp_path / 'other'], ('health',))
 
 
 def test_constants_are_found():
-  own = cached.definition(protocols.PROTOCOLS['knn'])
+  own = result_files.definition(protocols.PROTOCOLS['knn'])
   assert own['constants']['knn.evaluate'] == {'k': 200, 'temperature': .1} and own['constants']['knn.BANK'] == knn.BANK
-  probe = cached.definition(protocols.PROTOCOLS['equimod'])['constants']['0']
+  probe = result_files.definition(protocols.PROTOCOLS['equimod'])['constants']['0']
   assert probe['epochs'] == 90 and probe['rates'] == [.2]
-  assert cached.definition(protocols.PROTOCOLS['cached'])['packages'].keys() == {'scikit-learn'}
+  assert result_files.definition(protocols.PROTOCOLS['cached'])['packages'].keys() == {'scikit-learn'}
   for name, protocol in protocols.PROTOCOLS.items():
-    assert json.loads(json.dumps(cached.definition(protocol))) == cached.definition(protocol), name  # as a file holds it
-    assert cached.definition(protocol)['constants'], name
+    assert json.loads(json.dumps(result_files.definition(protocol))) == result_files.definition(protocol), name  # as a file holds it
+    assert result_files.definition(protocol)['constants'], name
 
 
 def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):
@@ -189,7 +191,7 @@ def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):
 def test_a_small_class_ends_nothing(ran, tmp_path, monkeypatch, capsys):
   """Through the command line: the class is left out, said, and what follows is measured."""
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  monkeypatch.setattr(run, 'DEFAULT', ('few_labels', 'knn'))
+  monkeypatch.setattr(evaluation, 'DEFAULT', ('few_labels', 'knn'))
   assert cli.main(['eval', str(ran[0])]) == 0
   out = capsys.readouterr().out
   assert 'few_labels 5 a class, ridge, 20 trials, 1 small class left out' in out and 'knn k=27 T=0.1' in out

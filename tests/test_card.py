@@ -9,12 +9,15 @@ import one_process
 import pytest
 from PIL import Image
 
-from equivariant_ssl import checkpoint, cli, record, runs, shard
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import tfds
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embeddings
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import runs
 
 IMAGES, STEPS = 60, 9  # three epochs of three steps
 
@@ -89,7 +92,7 @@ def test_a_run_keeps_what_it_knows_beside_its_config_and_in_each_checkpoint(trai
   assert sealed(run) == card and config['data']['path'] == str(trained / 'photos')
   assert card.classes == ('a', 'b') and card.train.count + card.test.count == IMAGES and card.images == card.train.count
   assert card.canvas == 8 and card.train.files and card.train.labels and card.train.pixels and card.since == 0
-  again = runs.prepare(configs.read(run / 'config.json'), shard.mesh(jax.devices()[:1]))
+  again = runs.prepare(configs.read(run / 'config.json'), sharding.mesh(jax.devices()[:1]))
   assert cards.mark(again.card) == cards.mark(card) and again.card.mean == card.mean
   assert cards.mark(card) != cards.mark(card._replace(std=(1., 1., 1.)))
   assert cards.mark(card) == cards.mark(card._replace(name='elsewhere', settings={}))
@@ -275,7 +278,7 @@ def test_a_card_that_is_lost_comes_back_from_a_checkpoint(world, loss, capsys):
 
 def old(workdir, config, log=()):
   """A run of a version without data cards, at step 4 of its first state."""
-  run = runs.prepare(config, shard.mesh())
+  run = runs.prepare(config, sharding.mesh())
   record.start(workdir, configs.as_json(config), 'eqssl train')
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in log))
   with checkpoint.open(workdir / 'checkpoints') as saved:

@@ -8,12 +8,12 @@ import pytest
 from test_losses import numeric_gradient, reference
 from wirings import make_wiring
 
-from equivariant_ssl import equivariance, modules
+from equivariant_ssl import equivariance, registry
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.types import Pair
 
 B, D = 6, 7
-make = functools.partial(modules.make, equivariance, 'cassle', hidden=(6,), dim=5)
+make = functools.partial(registry.make, equivariance, 'cassle', hidden=(6,), dim=5)
 
 
 def turned():

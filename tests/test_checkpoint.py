@@ -17,7 +17,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from equivariant_ssl import checkpoint, errors, fingerprint, shard
+from equivariant_ssl import errors
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, fingerprint
 
 State = namedtuple('State', 'step params stats target opt_state extras')
 PARAMS = {'conv': {'kernel': np.random.RandomState(0).normal(size=(3, 3, 32, 8)).astype(np.float32)},
@@ -309,14 +311,14 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
 
 @pytest.mark.parametrize('devices', [1, 2, 8])
 def test_saved_on_4_devices_restored_on_others(devices, tmp_path):
-  four = shard.replicated_sharding(shard.mesh(jax.devices()[:4]))
-  want = shard.place(state(6), four)
+  four = sharding.replicated_sharding(sharding.mesh(jax.devices()[:4]))
+  want = sharding.place(state(6), four)
   want = want._replace(stats=jax.device_put(want.stats, NamedSharding(four.mesh, PartitionSpec('data'))))
   prints = fingerprint.of(state(6))
   assert fingerprint.of(want) == prints
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
     saved.save(6, want, {})
-  there = shard.replicated_sharding(shard.mesh(jax.devices()[:devices]))
+  there = sharding.replicated_sharding(sharding.mesh(jax.devices()[:devices]))
   got = restore(tmp_path, abstract(want, there))[1]
   assert fingerprint.of(got) == prints
   assert all(x.sharding.is_equivalent_to(there, x.ndim) for x in jax.tree.leaves(got))

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import tiny
 
-from equivariant_ssl import checkpoint, cli, shard, train
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -44,8 +47,8 @@ def command(*argv, devices=1):
 
 def weights(workdir, devices=1):
   """Every leaf of a run's newest checkpoint."""
-  run = train.prepare(configs.read(pathlib.Path(workdir) / 'config.json'), shard.mesh(jax.devices()[:devices]))
-  return [np.asarray(x) for x in jax.tree.leaves(checkpoint.load(workdir / 'checkpoints', train.abstract(run))[1])]
+  run = loop.prepare(configs.read(pathlib.Path(workdir) / 'config.json'), sharding.mesh(jax.devices()[:devices]))
+  return [np.asarray(x) for x in jax.tree.leaves(checkpoint.load(workdir / 'checkpoints', loop.abstract(run))[1])]
 
 
 def rows(workdir):
@@ -58,7 +61,7 @@ def on(tmp_path_factory):
   @functools.cache
   def of(devices):
     workdir = tmp_path_factory.mktemp(f'straight{devices}')
-    train.train(configs.load(tiny.NAME), workdir, 'straight', mesh=shard.mesh(jax.devices()[:devices]), quiet=True)
+    loop.train(configs.load(tiny.NAME), workdir, 'straight', mesh=sharding.mesh(jax.devices()[:devices]), quiet=True)
     return workdir
   return of
 
@@ -86,15 +89,15 @@ class Killed(BaseException):
 def test_killed_and_resumed_equals_straight(on, tmp_path, devices):
   """Three steps, an end without warning, and on to eight: bitwise the weights and the losses of eight at once."""
   config = configs.load(tiny.NAME, {'checkpoint_every': '1'})
-  mesh = shard.mesh(jax.devices()[:devices])
+  mesh = sharding.mesh(jax.devices()[:devices])
 
   def kill(run, state, n):
     if n == 3:
       raise Killed
 
   with pytest.raises(Killed):
-    train.train(config, tmp_path, hooks=(kill,), mesh=mesh, quiet=True)
-  train.train(config, tmp_path, mesh=mesh, quiet=True)
+    loop.train(config, tmp_path, hooks=(kill,), mesh=mesh, quiet=True)
+  loop.train(config, tmp_path, mesh=mesh, quiet=True)
   for a, b in zip(weights(on(devices), devices), weights(tmp_path, devices), strict=True):
     np.testing.assert_array_equal(a, b)
   assert [r['loss'] for r in rows(tmp_path)] == [r['loss'] for r in rows(on(devices))]
@@ -123,7 +126,7 @@ def test_signals_in_a_process_of_its_own(tmp_path, sent):
     if n == stop:
       raise Killed
   with pytest.raises(Killed):
-    train.train(config, tmp_path, hooks=(end,), mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(config, tmp_path, hooks=(end,), mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   steps = [r['step'] for r in rows(tmp_path)]
   assert steps == list(range(1, steps[-1] + 1)), 'a row is missing or doubled after resuming'
 
@@ -210,23 +213,23 @@ def test_a_run_that_explodes_keeps_nothing_of_it(tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite():
-  run = train.prepare(configs.load(tiny.NAME), shard.mesh(jax.devices()[:1]))
-  log = train._Log([(3, {'loss': np.float32(np.nan)})], [time.perf_counter(), 0, 0., False])
+  run = loop.prepare(configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1]))
+  log = loop._Log([(3, {'loss': np.float32(np.nan)})], [time.perf_counter(), 0, 0., False])
   with pytest.raises(UserError, match='step 3: loss not finite. Last good checkpoint: step 2') as error:
-    train._flush(run, log, None, None, None, lambda: 2, {})
+    loop._flush(run, log, None, None, None, lambda: 2, {})
   assert error.value.code == 6
 
 
 @pytest.mark.parametrize('what', ['warn', 'stop'])
 def test_a_collapse_is_said_once_or_stops(what):
   config = configs.load(tiny.NAME, {'on_collapse': what})
-  run = train.prepare(config, shard.mesh(jax.devices()[:1]))
-  log, said = train._Log([], [time.perf_counter(), 0, 0., False]), []
+  run = loop.prepare(config, sharding.mesh(jax.devices()[:1]))
+  log, said = loop._Log([], [time.perf_counter(), 0, 0., False]), []
   metrics = {k: np.float32(1.) for k in ('loss', 'invariance', 'equimod')}
 
   def flush(n, std):
     log.pending.append((n, {**metrics, 'std': np.float32(std)}))
-    train._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None, {})
+    loop._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None, {})
   flush(20, .9)
   assert not said
   if what == 'stop':

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from equivariant_ssl import cli, launch
+from equivariant_ssl import cli
+from equivariant_ssl.parallel import launch
 
 ROOT = pathlib.Path(__file__).parent.parent
 BATCH = sorted((ROOT / 'launch/slurm').glob('*.sbatch'))

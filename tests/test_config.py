@@ -6,9 +6,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.record import leaves
+from equivariant_ssl.storage import record
+from equivariant_ssl.storage.record import leaves
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 

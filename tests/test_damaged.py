@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from equivariant_ssl import cli, compare
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import run
+from equivariant_ssl.evaluate import comparison, evaluation
 
 WHOLE = {'protocol': 'knn', 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
 
@@ -23,29 +23,29 @@ def folder(tmp_path):
                                   '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
 def test_a_damaged_result_is_named_and_computed_again(folder, text):
   path = folder / 'eval' / 'knn.json'
-  assert run._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
+  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
-    compare.read(folder, 'method')
+    comparison.read(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
-  assert run._cached(path, {'protocol': 'knn'}, ['trained']) is None
+  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) is None
 
 
 @pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),
                                     ('equivariance', 'equivariance.'), ('augment.rotate', 'augment.rotate.')])
 def test_a_section_is_no_name_of_a_group(folder, by, fix):
   with pytest.raises(UserError) as error:
-    compare.rows([folder], by)
+    comparison.rows([folder], by)
   cause, said = str(error.value).splitlines()
   assert f'config.{by} is a whole section' in cause and fix in said
   leaf = said.split('--group-by ')[-1]
-  assert compare.rows([folder], leaf)[0].seeds == {0: .5}
+  assert comparison.rows([folder], leaf)[0].seeds == {0: .5}
 
 
 def test_several_objectives_are_no_name_of_a_group():
   with pytest.raises(UserError, match='a whole section.*\n  e.g. --group-by method$'):
-    compare.group(configs.load('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
+    comparison.group(configs.load('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
 
 
 @pytest.mark.parametrize('text', [

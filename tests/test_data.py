@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equivariant_ssl import data, modules
+from equivariant_ssl import data, registry
 from equivariant_ssl.data import archives, cache, cifar10, folder, prepare, source, tfds
 from equivariant_ssl.data.check import check
 from equivariant_ssl.data.decode import PIXELS, BadImage, decode, read_file
@@ -64,14 +64,14 @@ def same(a, b):
 # ---- the registry, digits, the order of an epoch
 
 def test_a_config_can_name_the_sources_and_nothing_else():
-  assert modules.names(data) == ['cifar10', 'digits', 'folder', 'tfds']
+  assert registry.names(data) == ['cifar10', 'digits', 'folder', 'tfds']
 
 
 def test_digits_are_the_scans():
   from sklearn.datasets import load_digits
   scans, labels = load_digits(return_X_y=True)
   order = np.random.RandomState(0).permutation(1797)
-  made = modules.make(data, 'digits')
+  made = registry.make(data, 'digits')
   assert made.train.images.shape == (1000, 16, 16, 3) and made.test.images.shape == (797, 16, 16, 3)
   images, given = (np.concatenate(pair) for pair in zip(made.train[::2], made.test[::2], strict=True))
   np.testing.assert_array_equal(given, labels[order])
@@ -385,7 +385,7 @@ def test_cifar10_gives_the_records_of_the_archive(tiny):
     back = np.concatenate([got.labels.astype(np.uint8)[:, None], planes], axis=1)
     np.testing.assert_array_equal(back[np.lexsort(back.T)], records[np.lexsort(records.T)])
     assert (got.sizes == 32).all() and got.images.dtype == np.uint8 and got.labels.dtype == np.int32
-  measured = modules.make(data, 'tfds', root=str(root), train='train[:50%]', test='', size=8)
+  measured = registry.make(data, 'tfds', root=str(root), train='train[:50%]', test='', size=8)
   assert measured.train.images.shape == (10, 8, 8, 3) and measured.test is None
   np.testing.assert_allclose(measured.mean, (measured.train.images / 255.).mean((0, 1, 2)), rtol=1e-9)
 

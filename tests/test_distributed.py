@@ -9,9 +9,10 @@ import jax
 import one_process
 import pytest
 
-from equivariant_ssl import cluster, distributed, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.parallel import cluster, processes
+from equivariant_ssl.training import loop
 
 TASK = {'SLURM_JOB_ID': '70', 'SLURM_STEP_NODELIST': 'gpu[07-09,11],big1', 'SLURM_NTASKS': '16', 'SLURM_STEP_ID': '0',
         'SLURM_STEP_NUM_TASKS': '16', 'SLURM_PROCID': '9', 'SLURM_LOCALID': '1', 'SLURM_NODEID': '2',
@@ -70,33 +71,33 @@ def test_gpus_that_cannot_be_shared_out_are_a_line_to_type(here, mask, granted):
 
 
 def test_the_first_difference_between_processes_is_named(monkeypatch):
-  monkeypatch.setattr(distributed, 'gather', lambda own: [own, own, {**own, 'optimizer.lr': .3}])
+  monkeypatch.setattr(processes, 'gather', lambda own: [own, own, {**own, 'optimizer.lr': .3}])
   with pytest.raises(UserError, match='processes 0 and 2 differ in config optimizer.lr: 0.1 and 0.3') as raised:
-    distributed.agree('config', {'batch': 2, 'optimizer.lr': .1})
+    processes.agree('config', {'batch': 2, 'optimizer.lr': .1})
   assert raised.value.code == OTHER_CONFIG
 
 
 def test_other_data_on_another_machine_are_said_before_anything_is_written(monkeypatch, tmp_path):
   marks = 'training count'
-  monkeypatch.setattr(distributed, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
+  monkeypatch.setattr(processes, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
   with pytest.raises(UserError, match="processes 0 and 1 differ in the data's training count: 1000 and 7"):
-    train.train(configs.load(one_process.__file__), tmp_path / 'run')
+    loop.train(configs.load(one_process.__file__), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_what_a_file_system_shows_late_is_waited_for(monkeypatch):
   shown = [[[3], []], [[3], []], [[3], [3]]]
-  monkeypatch.setattr(distributed, 'gather', lambda value: shown.pop(0))
-  monkeypatch.setattr(distributed.time, 'sleep', lambda s: None)
-  assert distributed.seen('checkpoints', lambda: [3]) == [3] and not shown
-  monkeypatch.setattr(distributed, 'gather', lambda value: [[3], [3], [2]])
+  monkeypatch.setattr(processes, 'gather', lambda value: shown.pop(0))
+  monkeypatch.setattr(processes.time, 'sleep', lambda s: None)
+  assert processes.seen('checkpoints', lambda: [3]) == [3] and not shown
+  monkeypatch.setattr(processes, 'gather', lambda value: [[3], [3], [2]])
   with pytest.raises(UserError, match=r'(?s)processes 0 and 2 do not see the same checkpoints: \[3\] and \[2\].*share'):
-    distributed.seen('checkpoints', lambda: [3])
+    processes.seen('checkpoints', lambda: [3])
 
 
 def test_who_is_there():
   rows = [['a', 4, 'H100'], ['a', 4, 'H100'], ['b', 4, 'H100']]
-  assert distributed.table(rows) == ['3 processes on 2 machines, 12 devices', '  processes 0-1: a, 4 x H100 each',
+  assert processes.table(rows) == ['3 processes on 2 machines, 12 devices', '  processes 0-1: a, 4 x H100 each',
                                      '  process 2: b, 4 x H100']
 
 
@@ -104,7 +105,7 @@ def test_who_is_there():
                                        ('RESOURCE_EXHAUSTED: Out of memory', False)])
 def test_an_error_of_a_lost_peer_is_told_from_others(monkeypatch, text, lost):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(UserError if lost else jax.errors.JaxRuntimeError, match=text), distributed.watched():
+  with pytest.raises(UserError if lost else jax.errors.JaxRuntimeError, match=text), processes.watched():
     raise jax.errors.JaxRuntimeError(text)
 
 
@@ -115,7 +116,7 @@ def test_a_taken_port_is_said(monkeypatch):
     for k, v in zip(cluster.VARIABLES, (f'127.0.0.1:{s.getsockname()[1]}', '2', '0'), strict=True):
       monkeypatch.setenv(k, v)
     with pytest.raises(UserError, match='cannot listen'):
-      distributed.initialize()
+      processes.initialize()
 
 
 def test_an_abort_ends_with_a_line_and_a_code():

@@ -11,15 +11,17 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import checkpoint, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import source
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.transfer import central
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, embeddings
 from equivariant_ssl.report.embeddings import Embeddings
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import runs
 
 ENCODER = functools.cache(embed._encoder)  # a second each
 FORMS = ('npz', 'csv', 'parquet')
@@ -34,7 +36,7 @@ def one_encoder(monkeypatch):
 def started(workdir, **overrides):
   """A run on the digits that has a checkpoint of its first state."""
   config = configs.load('smoke', overrides)
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   record.start(workdir, configs.as_json(config), 'eqssl train')
   with checkpoint.open(workdir / 'checkpoints') as saved:
     saved.save(0, runs.initial(run), {}, wait=True)

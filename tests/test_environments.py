@@ -4,8 +4,10 @@ import itertools
 import pytest
 import tiny
 
-from equivariant_ssl import cli, cluster, distributed, train
+from equivariant_ssl import cli
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import cluster, processes
+from equivariant_ssl.training import loop
 
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_STEP_NODELIST': 'gpu[07-08]', 'SLURM_STEP_NUM_TASKS': '4',
          'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'SLURM_NODEID': '1', 'SLURM_PROCID': '3', 'SLURM_LOCALID': '1'}
@@ -30,10 +32,10 @@ def command(monkeypatch, tmp_path, capsys):
     def stop(*args, **kw):
       raise UserError(what)
     return stop
-  monkeypatch.setattr(distributed.jax.distributed, 'initialize', reach('joined'))
-  monkeypatch.setattr(train, 'train', reach('alone'))
-  monkeypatch.setattr(distributed, '_explain_aborts', lambda error: None)
-  monkeypatch.setattr(distributed, '_raise_if_taken', lambda where: None)
+  monkeypatch.setattr(processes.jax.distributed, 'initialize', reach('joined'))
+  monkeypatch.setattr(loop, 'train', reach('alone'))
+  monkeypatch.setattr(processes, '_explain_aborts', lambda error: None)
+  monkeypatch.setattr(processes, '_raise_if_taken', lambda where: None)
 
   def of(env):
     with monkeypatch.context() as m:

@@ -6,19 +6,19 @@ import pytest
 from test_losses import numeric_gradient
 from wirings import make_wiring
 
-from equivariant_ssl import equivariance, modules
+from equivariant_ssl import equivariance, registry
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.types import Pair
 
 B, V, E = 8, 2, 4
 SMALL = {'hidden': (8,), 'dim': E, 'action_dim': 3, 'read_hidden': (8,), 'read_dim': 3, 'splits': 4}
-NAMES = modules.names(equivariance)
+NAMES = registry.names(equivariance)
 
 
 def made(name: str, wiring=None, **kw):
   """Objective `name`, its layers small, wired."""
-  small = {k: v for k, v in SMALL.items() if k in modules.schema(equivariance, name)}
-  return modules.make(equivariance, name, **{**small, **kw})(wiring or make_wiring())
+  small = {k: v for k, v in SMALL.items() if k in registry.schema(equivariance, name)}
+  return registry.make(equivariance, name, **{**small, **kw})(wiring or make_wiring())
 
 
 TARGETS = [n for n in NAMES if made(n).predicts == 'target']

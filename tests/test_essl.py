@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from wirings import make_wiring
 
-from equivariant_ssl import augment, equivariance, modules
+from equivariant_ssl import augment, equivariance, registry
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Image, Pair
 
 B, SIDE = 4, 8
-DISCRETE = [name for name in modules.names(augment) if modules.make(augment, name).choices is not None]
-make = functools.partial(modules.make, equivariance, 'essl', hidden=(6, 5))
+DISCRETE = [name for name in registry.names(augment) if registry.make(augment, name).choices is not None]
+make = functools.partial(registry.make, equivariance, 'essl', hidden=(6, 5))
 IMAGES = Image(jnp.float32(np.random.default_rng(0).uniform(size=(B, SIDE, SIDE, 3))), jnp.full((B, 2), SIDE, jnp.float32))
 
 

@@ -10,9 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from equivariant_ssl import errors, shard
-from equivariant_ssl.evaluate import equivariance, fewshot, knn, linear, statistics
+from equivariant_ssl import errors
+from equivariant_ssl.evaluate import fewshot, gains, knn, linear, statistics
 from equivariant_ssl.evaluate.features import features, in_batches
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Pair
 
 K = 10
@@ -98,7 +99,7 @@ def pool(weight, images):
 def test_every_image_once_on_any_number_of_devices(devices, N):
   random = np.random.RandomState(0)
   images, weight = random.randint(0, 256, (N, 4, 4, 3)).astype(np.uint8), random.randn(48, 5).astype(np.float32)
-  mesh = None if devices is None else shard.mesh(jax.devices()[:devices])
+  mesh = None if devices is None else sharding.mesh(jax.devices()[:devices])
   found = features(Partial(pool, jnp.asarray(weight)), images, batch=6, mesh=mesh)
   want = images.reshape(N, -1).astype(np.float64) / 255 @ weight
   assert found.dtype == np.float32 and found.shape == (N, 5)
@@ -305,12 +306,12 @@ def test_gains_are_the_float64_formulas():
   source, target, predicted = embeddings()
   predicted = (target + predicted * np.linspace(.01, 1, 30)[:, None]).astype(np.float32)
   image = np.arange(30) // 3
-  pairs = equivariance.per_pair(source, target, predicted, batch=8)
+  pairs = gains.per_pair(source, target, predicted, batch=8)
   u = lambda a: a.astype(np.float64) / np.linalg.norm(a.astype(np.float64), axis=1, keepdims=True)
   to_source, to_predicted = (u(target) * u(source)).sum(1), (u(target) * u(predicted)).sum(1)
   np.testing.assert_allclose(pairs.absolute, to_predicted - to_source, atol=1e-6)
   np.testing.assert_allclose(pairs.relative, (1 - to_source) / np.maximum(1 - to_predicted, 1e-4), rtol=2e-3)
-  found = equivariance.gains(pairs, image)
+  found = gains.gains(pairs, image)
   per_image = (to_predicted - to_source).reshape(10, 3).mean(1)
   np.testing.assert_allclose(found.absolute[:3], statistics.interval(per_image)[:3], atol=1e-6)
   assert found.ratio.mean == pytest.approx(
@@ -322,31 +323,31 @@ def test_gains_are_the_float64_formulas():
 @pytest.mark.parametrize('same', [False, True])
 def test_an_identity_predictor_gains_exactly_nothing(same):
   source, target, _ = embeddings(N=1001)
-  found = equivariance.gains(equivariance.per_pair(source, source if same else target, source, batch=256))
+  found = gains.gains(gains.per_pair(source, source if same else target, source, batch=256))
   assert found.absolute[:3] == (0., 0., 0.) and found.relative[:3] == (1., 1., 1.) and found.ratio.mean == 1.
 
 
 def test_views_of_one_image_do_not_narrow_the_interval():
   arrays = list(embeddings())
-  once = equivariance.gains(equivariance.per_pair(*arrays))
-  many = equivariance.per_pair(*(np.repeat(a, 4, axis=0) for a in arrays))
-  np.testing.assert_allclose(equivariance.gains(many, np.repeat(np.arange(30), 4)).absolute, once.absolute)
-  assert equivariance.gains(many).absolute.low > once.absolute.low
+  once = gains.gains(gains.per_pair(*arrays))
+  many = gains.per_pair(*(np.repeat(a, 4, axis=0) for a in arrays))
+  np.testing.assert_allclose(gains.gains(many, np.repeat(np.arange(30), 4)).absolute, once.absolute)
+  assert gains.gains(many).absolute.low > once.absolute.low
 
 
 @pytest.mark.parametrize('image', [np.arange(9), np.arange(40) // 4, np.array([5, 5, 5, 2, 2, 9, 9, 1, 5, 1])])
 def test_shuffled_actions_are_of_another_image(key, image):
-  found = equivariance.shuffle(key, image)
+  found = gains.shuffle(key, image)
   np.testing.assert_array_equal(np.sort(found), np.arange(len(image)))
   assert (image[found] != image).all()
-  assert not np.array_equal(found, equivariance.shuffle(jax.random.key(1), image))
+  assert not np.array_equal(found, gains.shuffle(jax.random.key(1), image))
 
 
 def test_shuffled_actions_are_of_any_view(key):
-  found = equivariance.shuffle(key, np.arange(4000) // 4)  # four turns of each of 1000 images, in turn
+  found = gains.shuffle(key, np.arange(4000) // 4)  # four turns of each of 1000 images, in turn
   assert abs(np.mean(found % 4 == np.arange(4000) % 4) - .25) < .03
   with pytest.raises(errors.UserError, match='one image has 3 of 5 pairs'):
-    equivariance.shuffle(key, np.array([0, 0, 0, 1, 1]))
+    gains.shuffle(key, np.array([0, 0, 0, 1, 1]))
 
 
 def moved(weight, pair):
@@ -369,8 +370,8 @@ def world():
 
 def test_controls_tell_knowing_from_guessing(world, key):
   pair, weight, image = world
-  found = equivariance.measure(Partial(moved, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
-  drift = equivariance.per_pair(pair.source, pair.target, pair.source).drift
+  found = gains.measure(Partial(moved, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
+  drift = gains.per_pair(pair.source, pair.target, pair.source).drift
   assert found.true.absolute.mean == pytest.approx(drift.mean(), abs=1e-6)  # the error is 0
   assert found.over_shuffled.low > 0 and found.over_shuffled.n == 40
   assert found.over_shuffled.mean == pytest.approx(found.true.absolute.mean - found.shuffled.absolute.mean)
@@ -382,8 +383,8 @@ def test_controls_tell_knowing_from_guessing(world, key):
 
 def test_a_head_that_ignores_its_actions_gains_nothing_from_them(world, key):
   pair, weight, image = world
-  found = equivariance.measure(Partial(ignored, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
+  found = gains.measure(Partial(ignored, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
   assert found.over_shuffled[:3] == found.over_zeroed[:3] == (0., 0., 0.)
   assert not found.over_shuffled.excludes_zero
   with pytest.raises(ValueError, match='estimate of the target'):
-    equivariance.measure(Partial(lambda p: p.source[:, :2]), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
+    gains.measure(Partial(lambda p: p.source[:, :2]), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)

@@ -11,13 +11,15 @@ import pytest
 from jax.tree_util import Partial
 from safetensors.numpy import load_file, save_file
 
-from equivariant_ssl import checkpoint, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.export import files, run, torchvision
+from equivariant_ssl.export import exporting, torchvision, weight_files
 from equivariant_ssl.nets import resnet
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import runs
 
 ALONE = {'equivariance': 'none'}
 BYOL = ALONE | {'invariance': "{'name': 'byol', 'projector': {'hidden': (16,), 'out': 8}, "
@@ -78,7 +80,7 @@ def written(path, state):
 
 
 def prepared(workdir):
-  return runs.prepare(configs.read(workdir / 'config.json'), shard.mesh(jax.devices()[:1]))
+  return runs.prepare(configs.read(workdir / 'config.json'), sharding.mesh(jax.devices()[:1]))
 
 
 def loaded(workdir, made):
@@ -95,24 +97,24 @@ def given(tmp_path_factory):
   """(workdir, its run, its state, the folder of its export, what was said) of a run with random weights at step 7."""
   workdir = tmp_path_factory.mktemp('given') / 'start'
   config = configs.load('smoke', ALONE)
-  made = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  made = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   state = runs.initial(made)
   (params, stats), _ = torchvision.from_torch(drawn(10), (state.params['encoder'], state.stats['encoder']))
   state = state._replace(step=jnp.int32(7), params={**state.params, 'encoder': params},
                          stats={**state.stats, 'encoder': stats})
-  state = jax.device_put(state, shard.replicated_sharding(made.mesh))
+  state = jax.device_put(state, sharding.replicated_sharding(made.mesh))
   record.start(workdir, configs.as_json(config), 'eqssl train --config smoke --workdir start')
   with checkpoint.open(workdir / 'checkpoints') as saved:
     saved.save(7, state, {}, wait=True)
   said = []
-  return workdir, made, state, run.export(workdir, say=said.append), said
+  return workdir, made, state, exporting.export(workdir, say=said.append), said
 
 
 @pytest.fixture(scope='module')
 def back(given, tmp_path_factory):
   """(workdir, its run, its state, what was said) of that export imported into a run of BYOL."""
   workdir, said = tmp_path_factory.mktemp('back') / 'again', []
-  run.import_(given[3] / 'model.safetensors', workdir, 'smoke', BYOL, 'the command', said.append)
+  exporting.import_(given[3] / 'model.safetensors', workdir, 'smoke', BYOL, 'the command', said.append)
   made = prepared(workdir)
   step, state, meta = loaded(workdir, made)
   assert step == int(state.step) == 0 and meta['imported'].endswith('model.safetensors')
@@ -157,12 +159,12 @@ def test_an_export_replaces_its_own_alone(given, tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / name).write_text(content)
     with pytest.raises(UserError, match='was not exported by eqssl'):
-      run.export(workdir, tmp_path / name)
+      exporting.export(workdir, tmp_path / name)
     assert (tmp_path / name / name).read_text() == content and len(list((tmp_path / name).iterdir())) == 1
   with pytest.raises(UserError, match='was not exported by eqssl'):
-    run.export(workdir, workdir)  # where the run's own config.json is
+    exporting.export(workdir, workdir)  # where the run's own config.json is
   before = (given[3] / 'model.safetensors').read_bytes()
-  run.export(workdir, given[3], say=lambda line: None)
+  exporting.export(workdir, given[3], say=lambda line: None)
   assert (given[3] / 'model.safetensors').read_bytes() == before
 
 
@@ -170,7 +172,7 @@ def test_a_file_that_computes_something_else_is_not_left(given, tmp_path, monkey
   wrong = lambda *encoder: {k: v * 2 if k == 'bn1.bias' else v for k, v in resnet.to_torch(*encoder).items()}
   monkeypatch.setattr(torchvision, 'to_torch', wrong)
   with pytest.raises(UserError, match='read back: .* differ by at most .* Nothing was exported'):
-    run.export(given[0], tmp_path / 'out')
+    exporting.export(given[0], tmp_path / 'out')
   assert not list((tmp_path / 'out').iterdir())
 
 
@@ -178,9 +180,9 @@ def test_a_resnet_alone_is_exported(given, tmp_path):
   config = json.loads((given[0] / 'config.json').read_text())
   (tmp_path / 'config.json').write_text(json.dumps(config | {'encoder': {'name': 'mlp'}}))
   with pytest.raises(UserError, match="an encoder 'mlp', and a resnet or a vit alone"):
-    run.export(tmp_path)
+    exporting.export(tmp_path)
   with pytest.raises(UserError, match='no checkpoint of step 3'):
-    run.export(given[0], step=3)
+    exporting.export(given[0], step=3)
 
 
 def test_standard_ones_are_timms_and_others_say_how_they_are_built():
@@ -219,7 +221,7 @@ def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp
   state = {f'module.{k}': v for k, v in drawn(10, fc=True).items() if 'num_batches' not in k}
   said, stem = [], {'encoder.stem': 'half'}
   file = written(tmp_path / 'old.safetensors', state)
-  workdir = run.import_(file, tmp_path / 'run', 'smoke', ALONE | stem, say=said.append)
+  workdir = exporting.import_(file, tmp_path / 'run', 'smoke', ALONE | stem, say=said.append)
   made = prepared(workdir)
   _, found, _ = loaded(workdir, made)
   assert "under 'module.': 60 of 60 tensors of the encoder matched; 2 of the file were left out " in said[0]
@@ -230,7 +232,7 @@ def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp
   want = jax.jit(lambda v, x: resnet.make(10, 'half', 4).apply(v, x, False))(values, x.astype(np.float32))
   np.testing.assert_allclose(encoded(made, found), want, rtol=1e-4, atol=1e-4)
   another = ALONE | stem | {'mean': '.5,.5,.5', 'std': '.25,.25,.25'}
-  run.import_(file, tmp_path / 'other', 'smoke', another, say=said.append)
+  exporting.import_(file, tmp_path / 'other', 'smoke', another, say=said.append)
   config = configs.read(tmp_path / 'other' / 'config.json')
   assert (config.mean, config.std) == ((.5,) * 3, (.25,) * 3) and 'as the config says' in said[5]
 
@@ -257,14 +259,14 @@ def test_the_trained_one_of_two_is_taken():
 
 def test_normalisation_and_stem_of_a_config_beside_a_file():
   timm = {'mean': [.5, .4, .3], 'std': [.1, .2, .3]}
-  assert run._normalisation({'pretrained_cfg': timm})[:2] == ((.5, .4, .3), (.1, .2, .3))
+  assert exporting._normalisation({'pretrained_cfg': timm})[:2] == ((.5, .4, .3), (.1, .2, .3))
   ours = {'mean': [0, 0, 0], 'std': [1, 1, 1]}
-  assert run._normalisation({'pretrained_cfg': timm, 'equivariant_ssl': ours})[:2] == ((0, 0, 0), (1, 1, 1))
-  assert run._normalisation(timm)[1] == (.1, .2, .3)
-  assert run._normalisation({})[:2] == run._normalisation({'mean': [], 'std': []})[:2] == run.IMAGENET
+  assert exporting._normalisation({'pretrained_cfg': timm, 'equivariant_ssl': ours})[:2] == ((0, 0, 0), (1, 1, 1))
+  assert exporting._normalisation(timm)[1] == (.1, .2, .3)
+  assert exporting._normalisation({})[:2] == exporting._normalisation({'mean': [], 'std': []})[:2] == exporting.IMAGENET
   encoder = configs.load('smoke', {'encoder.stem': 'imagenet'}).encoder
-  assert run._small({}, 'smoke', encoder)[0] == 'cifar'
-  assert run._small({'equivariant_ssl': {'encoder': {'stem': 'half'}}}, 'smoke', encoder)[0] == 'half'
+  assert exporting._small({}, 'smoke', encoder)[0] == 'cifar'
+  assert exporting._small({'equivariant_ssl': {'encoder': {'stem': 'half'}}}, 'smoke', encoder)[0] == 'half'
 
 
 # -- wrong files
@@ -308,10 +310,10 @@ def test_a_wrong_file_is_one_line_and_no_partial_load(what):
 def test_a_failed_import_leaves_nothing(tmp_path):
   file = written(tmp_path / 'x.safetensors', BROKEN['missing'][0](drawn(10)))
   with pytest.raises(UserError, match=re.escape(f'{file}: 1 tensors do not fit the 60')):
-    run.import_(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
+    exporting.import_(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
   assert [p.name for p in tmp_path.iterdir()] == ['x.safetensors']
   with pytest.raises(UserError, match='is not empty'):
-    run.import_(file, tmp_path, 'smoke')
+    exporting.import_(file, tmp_path, 'smoke')
 
 
 def test_damaged_files(given, tmp_path):
@@ -319,23 +321,23 @@ def test_damaged_files(given, tmp_path):
   for content in (whole[:-5], whole[:40], b''):
     (tmp_path / 'cut.safetensors').write_bytes(content)
     with pytest.raises(UserError, match='is damaged or no safetensors file'):
-      files.read(tmp_path / 'cut.safetensors')
+      weight_files.read(tmp_path / 'cut.safetensors')
   (tmp_path / 'cut.safetensors').write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   with pytest.raises(UserError, match='is not what the SHA-256 in its own header says'):
-    files.read(tmp_path / 'cut.safetensors')
+    weight_files.read(tmp_path / 'cut.safetensors')
   save_file(load_file(given[3] / 'model.safetensors'), tmp_path / 'model.safetensors')  # without its own fingerprint
   (tmp_path / 'config.json').write_text((given[3] / 'config.json').read_text())
   with pytest.raises(UserError, match='is not what was exported'):
-    run.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
+    exporting.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
   for name, message in (('none.safetensors', 'there is no file'), ('config.json', 'is not a file of weights')):
     with pytest.raises(UserError, match=message):
-      files.read(tmp_path / name)
+      weight_files.read(tmp_path / name)
 
 
 def test_half_precision_becomes_float32(tmp_path):
   values = np.arange(4) / 8
   for dtype in (np.float16, jnp.bfloat16, np.float64):
-    found = files.read(written(tmp_path / 'x.safetensors', {'a': values.astype(dtype)}))['a']
+    found = weight_files.read(written(tmp_path / 'x.safetensors', {'a': values.astype(dtype)}))['a']
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, values.astype(np.float32))
 
@@ -347,7 +349,7 @@ def test_without_torch_a_pth_file_is_one_line(tmp_path):
     pytest.skip('torch is installed')
   (tmp_path / 'x.pth').write_bytes(b'')
   with pytest.raises(UserError, match='a file of torch, and torch is not installed.*\n.*python -c'):
-    files.read(tmp_path / 'x.pth')
+    weight_files.read(tmp_path / 'x.pth')
 
 
 def test_files_of_torch(tmp_path):
@@ -356,7 +358,7 @@ def test_files_of_torch(tmp_path):
   tensors = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
   for content in (tensors, {'epoch': 3, 'state_dict': tensors}, {'model': {'state_dict': tensors}}):
     torch.save(content, tmp_path / 'x.pth.tar')
-    found = files.read(tmp_path / 'x.pth.tar')
+    found = weight_files.read(tmp_path / 'x.pth.tar')
     assert found.keys() == state.keys()
     for k, v in state.items():
       np.testing.assert_array_equal(found[k], v)
@@ -364,7 +366,7 @@ def test_files_of_torch(tmp_path):
   (tmp_path / 'cut.pth').write_bytes((tmp_path / 'x.pth.tar').read_bytes()[:-50])
   for name in ('whole.pth', 'cut.pth'):
     with pytest.raises(UserError, match='is damaged, or more than a state dict'):
-      files.read(tmp_path / name)
+      weight_files.read(tmp_path / name)
 
 
 def test_a_plain_torch_network_computes_the_same(given):

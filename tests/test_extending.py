@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from additions import ENCODER, TINY, added
 
-from equivariant_ssl import augment, config, equivariance, invariance, nets, shard, train
+from equivariant_ssl import augment, config, equivariance, invariance, nets
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop
 
 OP = '''
 from typing import NamedTuple
@@ -85,7 +87,7 @@ def written(tmp_path_factory):
 ], ids=list(FILES))
 def test_one_new_file_trains(overrides, tmp_path):
   made = config.load('smoke', {**overrides, 'steps': '2', 'encoder': f"{{'name': '{TINY}'}}"})
-  run = train.prepare(made, shard.mesh(jax.devices()[:1]))
+  run = loop.prepare(made, sharding.mesh(jax.devices()[:1]))
   seen = []
-  train.fit(run, train.initial(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))
+  loop.fit(run, loop.initial(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))
   assert len(seen) == 2 and all(np.isfinite(v) for m in seen for v in m.values())

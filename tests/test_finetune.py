@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import errors, fingerprint, runs, shard
+from equivariant_ssl import errors
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import finetune
@@ -16,7 +16,10 @@ from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets.conv import Conv, fan_out_init
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.nets.norm import BatchNorm
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import fingerprint
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 
 K = 3
 
@@ -162,7 +165,7 @@ def test_all_of_it_learns_and_is_the_same_twice_and_on_two_devices(recipe, state
   assert found.protocol == 'finetune 10 % epochs=15 batch=6 lr=0.02/0.2'
   np.testing.assert_array_equal(found.predictions, again.predictions)
   one, same = (trained(recipe, state, colours.train) for _ in range(2))
-  two = trained(recipe, state, colours.train, mesh=shard.mesh(jax.devices()[:2]))
+  two = trained(recipe, state, colours.train, mesh=sharding.mesh(jax.devices()[:2]))
   assert fingerprint.of(one[:2]) == fingerprint.of(same[:2])
   assert one.losses[-1] < one.losses[0]
   np.testing.assert_allclose(one.losses, two.losses, rtol=1e-3)
@@ -203,12 +206,12 @@ def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
       tune(**wrong)
     assert e.value.code == errors.NOT_FINITE
   with pytest.raises(errors.UserError, match='3 images do not fill 8 devices'):
-    tune(fraction=.01, mesh=shard.mesh())
+    tune(fraction=.01, mesh=sharding.mesh())
 
 
 @pytest.mark.slow
 def test_a_run_is_fine_tuned_on_its_own_data(key):
-  run = runs.prepare(configs.load('smoke', {'equivariance': 'none'}), shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(configs.load('smoke', {'equivariance': 'none'}), sharding.mesh(jax.devices()[:1]))
   run = run._replace(source=run.source._replace(test=Split(*(a[:100] for a in run.source.test))))
   state = runs.initial(run)
   before = fingerprint.of(state)

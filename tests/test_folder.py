@@ -13,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from equivariant_ssl import cli, modules
+from equivariant_ssl import cli, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, decode, folder, unpack
@@ -301,7 +301,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
   said = cli._overrides(['--config.data.name=folder', f'--config.data.path={root}', '--config.data.size=12',
                          '--config.data.test=0.', '--config.data.background=#ff8000'], takes=True)
   data = configs.load('smoke', said).data
-  typed = modules.make(datas, data.name, **{k: v for k, v in data.items() if k != 'name'})
+  typed = registry.make(datas, data.name, **{k: v for k, v in data.items() if k != 'name'})
   assert typed.train.images[0, 0, 0].tolist() == [255, 128, 0]
   assert not made.train.images.any() and '--config.data.background=white' in '\n'.join(made.problems)
   assert drawn.train.images[0, 0, 0].tolist() == [255, 255, 255] and drawn.train.images[0, 3, 4].tolist() == [0, 0, 0]

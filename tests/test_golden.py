@@ -12,7 +12,7 @@ import tiny
 from golden import arrays
 from wide import WIDE, float64
 
-from equivariant_ssl import augment, modules, recipe, step
+from equivariant_ssl import augment, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl.augment.blur import Blur
 from equivariant_ssl.augment.crop import Crop
@@ -23,6 +23,7 @@ from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
 from equivariant_ssl.equivariance import augself
 from equivariant_ssl.evaluate import probe
+from equivariant_ssl.training import recipe, step
 from equivariant_ssl.types import Image, Views
 
 FOLDER = pathlib.Path(__file__).parent / 'golden'
@@ -59,7 +60,7 @@ def with_reference() -> dict[str, Views]:
 
 def with_turned() -> dict[str, Views]:
   """The third view shown all four ways by our op, classes 0 to 3."""
-  rotate, third = modules.make(augment, 'rotate'), images('turned', 1, arrays.SIDE // 2)[:, 0]
+  rotate, third = registry.make(augment, 'rotate'), images('turned', 1, arrays.SIDE // 2)[:, 0]
   of = lambda image, k: rotate.apply(Rotate(k), Image(image, jnp.zeros(2))).pixels
   turned = jnp.stack([jax.vmap(lambda image, k=k: of(image, k))(third) for k in range(4)], axis=1)
   return {**seen(), 'essl': Views(turned, {'rotate': Rotate(jnp.broadcast_to(jnp.arange(4), (arrays.B, 4)))})}

@@ -11,8 +11,10 @@ import pytest
 from jax.errors import JaxRuntimeError
 from PIL import Image
 
-from equivariant_ssl import checkpoint, disk, distributed, errors, identity, quiet, record
+from equivariant_ssl import errors
 from equivariant_ssl.data import decode
+from equivariant_ssl.parallel import processes
+from equivariant_ssl.storage import checkpoint, disk, orbax_log, record, run_identity
 
 LIKE = {'step': np.int32(0), 'w': np.zeros((4, 8), np.float32)}
 
@@ -73,12 +75,12 @@ def test_a_checkpoint_of_another_run_is_refused_by_whoever_reads_it(run, tmp_pat
 
 
 def test_a_copy_of_a_run_is_the_same_run_and_a_lost_id_is_that_of_its_checkpoints(run):
-  own = identity.read(run)
+  own = run_identity.read(run)
   assert len(own.id) == 16 and own.saved == 1
   (run / 'run.json').unlink()
-  assert restore(run)[0] == 2 and identity.read(run).id == own.id
+  assert restore(run)[0] == 2 and run_identity.read(run).id == own.id
   (run / 'run.json').write_text('')  # as after a power loss
-  assert restore(run)[0] == 2 and identity.read(run).id == own.id
+  assert restore(run)[0] == 2 and run_identity.read(run).id == own.id
   assert restore(make(run, 3))[0] == 3
 
 
@@ -89,7 +91,7 @@ def test_checkpoints_of_before_there_were_ids_go_on(run, monkeypatch):
   monkeypatch.undo()
   (old / 'run.json').unlink()
   make(old, 3)
-  assert restore(old)[0] == 3 and identity.read(old).unnamed == 2
+  assert restore(old)[0] == 3 and run_identity.read(old).unnamed == 2
   shutil.rmtree(old / 'checkpoints/3')
   assert restore(old)[0] == 2
   shutil.copytree(old / 'checkpoints/2', old / 'checkpoints/5')  # of another place
@@ -230,7 +232,7 @@ def test_a_dead_peer_during_a_save_is_told_as_one(tmp_path, monkeypatch):
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
     assert code_of(saved.save, 1, state(1), {}, match='was not written') == errors.USAGE
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(distributed, 'gather', lambda value: [value])
+    monkeypatch.setattr(processes, 'gather', lambda value: [value])
 
     def lost(*args):
       raise ValueError('save failed') from gone
@@ -262,7 +264,7 @@ def test_a_flush_that_fails_is_said_and_one_that_is_not_to_be_had_is_not(tmp_pat
 
 def test_what_orbax_says_of_an_abandoned_read_is_not_heard(capsys):
   import sys
-  with quiet.unheard():
+  with orbax_log.unheard():
     sys.unraisablehook(None)
   assert capsys.readouterr().err == ''
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from test_export import drawn
 
 from equivariant_ssl import cli
-from equivariant_ssl.export import files
+from equivariant_ssl.export import weight_files
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def imported(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope='module')
 def content():
   """A sealed file of a small ResNet."""
-  return files.sealed(save(drawn(10), {'format': 'pt'}))
+  return weight_files.sealed(save(drawn(10), {'format': 'pt'}))
 
 
 def test_a_seal_keeps_what_torch_and_timm_read(content, tmp_path):
   (tmp_path / 'x.safetensors').write_bytes(content)
   with safe_open(tmp_path / 'x.safetensors', 'np') as file:
     assert file.metadata()['format'] == 'pt' and len(file.metadata()['sha256']) == 64
-  assert content == files.sealed(save(drawn(10), {'format': 'pt'})), 'other bytes each time'
+  assert content == weight_files.sealed(save(drawn(10), {'format': 'pt'})), 'other bytes each time'
   assert int.from_bytes(content[:8], 'little') % 8 == 0
   for k, v in load(content).items():
     np.testing.assert_array_equal(v, drawn(10)[k])
@@ -131,15 +131,15 @@ def test_an_odd_header_is_a_line(what, imported, tmp_path):
 
 def test_limits_are_stated(imported, tmp_path):
   file = tmp_path / 'x.safetensors'
-  file.write_bytes(headed(b'{}' + b' ' * files.HEADER))
-  assert f'at most {files.HEADER:,} are read' in imported(file)
+  file.write_bytes(headed(b'{}' + b' ' * weight_files.HEADER))
+  assert f'at most {weight_files.HEADER:,} are read' in imported(file)
   empty = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
-  file.write_bytes(headed(json.dumps({f'{i}': empty for i in range(files.TENSORS + 1)}).encode()))
-  assert f'20,001 tensors; at most {files.TENSORS:,} are read' in imported(file)
+  file.write_bytes(headed(json.dumps({f'{i}': empty for i in range(weight_files.TENSORS + 1)}).encode()))
+  assert f'20,001 tensors; at most {weight_files.TENSORS:,} are read' in imported(file)
   for name in ('x.safetensors', 'x.pth'):
     with open(tmp_path / name, 'wb') as large:
-      large.truncate(files.BYTES + 1)  # a file of holes
-    assert f'at most {files.BYTES:,} are read' in imported(tmp_path / name)
+      large.truncate(weight_files.BYTES + 1)  # a file of holes
+    assert f'at most {weight_files.BYTES:,} are read' in imported(tmp_path / name)
     (tmp_path / name).unlink()
 
 
@@ -156,7 +156,7 @@ def test_a_pth_needs_a_torch_that_is_safe(version, imported, tmp_path, monkeypat
   (tmp_path / "it's mine.pth").write_bytes(b'x')
   err = imported(tmp_path / "it's mine.pth")
   assert 'pip install "torch>=2.10"' in err and 'python -c ' in err and (version or 'not installed') in err
-  assert files.shlex.split(err.split('that is: ')[1])[-2:] == [str(tmp_path / "it's mine.pth"),
+  assert weight_files.shlex.split(err.split('that is: ')[1])[-2:] == [str(tmp_path / "it's mine.pth"),
                                                                str(tmp_path / "it's mine.safetensors")]
 
 
@@ -164,9 +164,9 @@ def test_the_command_converts(tmp_path):
   torch = pytest.importorskip('torch')
   state = {k: torch.from_numpy(np.array(v)) for k, v in drawn(10).items()}
   torch.save({'epoch': 3, 'state_dict': state}, tmp_path / 'a b.pth')
-  argv = files.shlex.split(files._conversion(tmp_path / 'a b.pth'))
+  argv = weight_files.shlex.split(weight_files._conversion(tmp_path / 'a b.pth'))
   subprocess.run([sys.executable, *argv[1:]], check=True)
-  found = files.read(tmp_path / 'a b.safetensors')
+  found = weight_files.read(tmp_path / 'a b.safetensors')
   assert found.keys() == state.keys() and all((found[k] == v.numpy()).all() for k, v in state.items())
 
 

@@ -15,15 +15,17 @@ import tiny
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import arms, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.data.source import Split
+from equivariant_ssl.demo import arms
 from equivariant_ssl.evaluate import frozen, inputs, online, protocols
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, maps, pictures
+from equivariant_ssl.training import runs
 from equivariant_ssl.types import Image
 
 SIZE, LARGE, N = 16, 24, 20  # of a view, of a larger canvas; images of a split
@@ -82,7 +84,7 @@ def made(canvas, objective='equimod'):
   settings = {'data.name': 'folder', 'data.path': str(ALBUMS[(16, 16)]), 'data.size': str(canvas), 'size': str(SIZE),
               'batch': '12', 'steps': '1', 'mean': '(0.,0.,0.)', 'std': '(1.,1.,1.)', 'augment.rotate.role': 'off',
               'augment.crop.scale': '(.2,1.)', 'equivariance': objective}
-  run = runs.prepare(configs.load(tiny.NAME, settings), shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(configs.load(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
   network = run.recipe.network
   spy = Network(Spy(), network.projector, network.predictor, network.heads, network.mean, network.std, network.joint)
   recipe = run.recipe._replace(network=spy)
@@ -262,7 +264,7 @@ def test_retrieval_of_two_objectives_that_are_told_other_ops():
   two = '[{"name": "equimod", "told": ("crop", "rotate")}, {"name": "equimod", "told": ("crop", "vflip")}]'
   settings = {'augment': '{"order": ("crop", "rotate", "vflip"), "crop": {"role": "both"}, "rotate": {"role": "sensitive"}, '
                          '"vflip": {"role": "sensitive"}}', 'size': '16', 'batch': '12', 'steps': '1', 'equivariance': two}
-  run = runs.prepare(configs.load(tiny.NAME, settings), shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(configs.load(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
   fixed, values = frozen.frozen(run.recipe, views=4), frozen.variables(runs.abstract(run))
   for name, op in (('equimod', 'rotate'), ("equimod'", 'vflip')):
     for what in ('all', 'crop', op):

@@ -13,8 +13,11 @@ import one_process
 import pytest
 from PIL import Image
 
-from equivariant_ssl import cli, record, shard, train
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = {'steps': '5', 'checkpoint_every': '3', 'optimizer.lr': '.01'}  # a rate at which rounding does not grow
@@ -64,7 +67,7 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
   stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/one_process.py "$@"\n')
   stand_in.chmod(0o755)
   config = configs.load(one_process.__file__, over)
-  one_process.train_with_views(config, tmp_path / '1', mesh=shard.mesh(jax.devices()[:4]), quiet=True)
+  one_process.train_with_views(config, tmp_path / '1', mesh=sharding.mesh(jax.devices()[:4]), quiet=True)
   views = (tmp_path / '1' / 'views.json').read_text()
   done = script('launch/local.sh', n, one_process.__file__, '--workdir', tmp_path / str(n), '--quiet',
                 *(f'--config.{k}={v}' for k, v in over.items()), PYTHON=stand_in, PORT=23600 + os.getpid() % 1000,
@@ -99,11 +102,11 @@ def two(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_process_goes_on_from_two_and_evaluates_what_they_trained(two, tmp_path, monkeypatch, capsys):
-  config, mesh = configs.load('smoke', STEPS), shard.mesh(jax.devices()[:2])
+  config, mesh = configs.load('smoke', STEPS), sharding.mesh(jax.devices()[:2])
   shutil.copytree(two, tmp_path / 'on')
   assert {p.name for p in (two / 'checkpoints').iterdir() if p.name.isdigit()} == {'3', '5'}
   shutil.rmtree(tmp_path / 'on' / 'checkpoints' / '5')
-  train.train(config, tmp_path / 'on', mesh=mesh, quiet=True)  # steps 4 and 5, by one process
+  loop.train(config, tmp_path / 'on', mesh=mesh, quiet=True)  # steps 4 and 5, by one process
   agree(two, tmp_path / 'on')
   monkeypatch.setattr(cli, '_cache', lambda: None)
   assert cli.main(['eval', str(two), '--protocol', 'knn']) == 0, capsys.readouterr().err

@@ -7,7 +7,7 @@ from PIL import Image as Pil
 from PIL import ImageEnhance
 from test_augment_pillow import ours, photos, square  # noqa: F401  (a fixture)
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.types import Image
@@ -73,7 +73,7 @@ def test_jitter_and_gray_are_pillows(photos):  # noqa: F811
   wanted = [pil_jitter(Pil.fromarray(photo), rows(actions, n)) for n, photo in enumerate(photos)]
   found = ours('jitter', photos, Jitter(**actions), quantise=True)
   np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)
-  grey = ours('gray', photos, modules.make(augment, 'gray').identity(None)._replace(applied=np.ones(len(photos), bool)),
+  grey = ours('gray', photos, registry.make(augment, 'gray').identity(None)._replace(applied=np.ones(len(photos), bool)),
               quantise=True)
   np.testing.assert_allclose(grey[..., 1], np.stack([Pil.fromarray(p).convert('L') for p in photos]), atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_a_hue_shift_is_cut_off_as_pythons():
 
 def test_not_applied_is_nothing():
   image = Image(jnp.float32(np.random.default_rng(0).uniform(size=(4, 4, 3))), jnp.full(2, 4.))
-  chain = augment.chain(*(modules.make(augment, name, quantise=True) for name in ('jitter', 'gray')))
+  chain = augment.chain(*(registry.make(augment, name, quantise=True) for name in ('jitter', 'gray')))
   found = jax.jit(lambda image: chain.apply(chain.identity(image.size), image))(image)
   np.testing.assert_array_equal(found.pixels, image.pixels)
 
@@ -109,7 +109,7 @@ def test_a_whole_chain_beside_pillows(photos, quantise):  # noqa: F811
   photos, many = square(photos)[:, 4:36, 4:36], 320  # noqa: F811
   chosen = np.concatenate([photos] * (many // len(photos)))
   settings = {name: kw | ({'quantise': True} if quantise and name != 'crop' else {}) for name, kw in CHAIN.items()}
-  chain = augment.chain(*(modules.make(augment, name, **kw) for name, kw in settings.items()))
+  chain = augment.chain(*(registry.make(augment, name, **kw) for name, kw in settings.items()))
   size = jnp.full(2, 32.)
 
   @jax.jit

@@ -13,10 +13,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from equivariant_ssl import cli, record, train
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import tfds
 from equivariant_ssl.evaluate import targets, transfer
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import loop
 
 ASCII = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
 ODD = "it's a run; or: été"  # of a folder
@@ -102,7 +104,7 @@ def homeless(here, monkeypatch):
     (('train', '--config', 'smoke', '--workdir', 'run', '--config.data.name=folder', '--config.data.path=~/x'), 2, '~'),
     (('embed', 'nowhere', '~/x', '--out', 'x.csv'), 2, "'~/x' is no file")])
 def test_no_home_is_needed(argv, code, said, homeless, monkeypatch, capsys):
-  monkeypatch.setattr(train, 'fit', lambda run, state, on_step: state)
+  monkeypatch.setattr(loop, 'fit', lambda run, state, on_step: state)
   before = jax.config.jax_compilation_cache_dir
   found = cli.main(list(argv))
   captured = capsys.readouterr()

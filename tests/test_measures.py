@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from equivariant_ssl import errors
-from equivariant_ssl.evaluate import care, health, profile, regression, retrieval, statistics
+from equivariant_ssl.evaluate import care_measure, health, profile, regression, retrieval, statistics
 
 N, M, E = 12, 50, 8
 
@@ -254,10 +254,10 @@ def test_regression_refuses_what_it_cannot_read(panel):
 @pytest.mark.parametrize(('n', 'd'), [(40, 6), (6, 40), (9, 9)])
 def test_a_rotation_has_no_error(n, d):
   before = randn(n, d)
-  found = care.wahba(before, before @ orthogonal(d))
+  found = care_measure.wahba(before, before @ orthogonal(d))
   assert found.error < 1e-5 * np.linalg.norm(before) and found.relative < 1e-5
-  assert care.gamma(before, before @ orthogonal(d)) < 1e-9
-  assert care.gamma(before, before @ orthogonal(d, det=-1)) < 1e-9
+  assert care_measure.gamma(before, before @ orthogonal(d)) < 1e-9
+  assert care_measure.gamma(before, before @ orthogonal(d, det=-1)) < 1e-9
 
 
 @pytest.mark.parametrize('det', [1, -1])
@@ -267,7 +267,7 @@ def test_wahba_is_the_least_over_rotations(det):
   error = lambda v: np.linalg.norm(before @ Rotation.from_rotvec(v).as_matrix() - after)
   want = min(minimize(error, start, method='Nelder-Mead', options={'xatol': 1e-9, 'fatol': 1e-12, 'maxiter': 4000}).fun
              for start in 2 * np.random.RandomState(0).randn(5, 3))
-  found = care.wahba(before, after)
+  found = care_measure.wahba(before, after)
   assert found.error == pytest.approx(want, rel=1e-6)
   assert found.relative == pytest.approx(want / np.linalg.norm(after), rel=1e-6)
   if det < 0:  # a reflection is no rotation: an orthogonal map would do better
@@ -278,7 +278,7 @@ def test_wahba_of_fewer_images_than_dimensions():
   before, after = randn(4, 9), randn(4, 9, seed=1)
   s = np.linalg.svd(after.T.astype(np.float64) @ before, compute_uv=False)
   want = np.sqrt(np.sum(before.astype(np.float64) ** 2) + np.sum(after.astype(np.float64) ** 2) - 2 * s.sum())
-  assert care.wahba(before, after).error == pytest.approx(want, rel=1e-6)
+  assert care_measure.wahba(before, after).error == pytest.approx(want, rel=1e-6)
 
 
 def test_gamma_is_the_mean_of_ratios():
@@ -287,37 +287,37 @@ def test_gamma_is_the_mean_of_ratios():
   ratios = [(square(after[j], after[i]) - square(before[j], before[i])) ** 2
             / (square(after[j], before[j]) + square(after[i], before[i])) ** 2
             for i, j in itertools.permutations(range(6), 2)]
-  assert care.gamma(before, after, cap=np.inf) == pytest.approx(np.mean(ratios), rel=1e-9)
-  assert care.gamma(before, after) == pytest.approx(np.mean(np.minimum(ratios, 1.)), rel=1e-9)
+  assert care_measure.gamma(before, after, cap=np.inf) == pytest.approx(np.mean(ratios), rel=1e-9)
+  assert care_measure.gamma(before, after) == pytest.approx(np.mean(np.minimum(ratios, 1.)), rel=1e-9)
 
 
 def test_ignoring_the_action_is_gammas_worst():
   before = randn(20, 6)
-  assert care.gamma(before, before) == care.gamma(before, before, cap=np.inf) == 1.
+  assert care_measure.gamma(before, before) == care_measure.gamma(before, before, cap=np.inf) == 1.
   nearly = before + 1e-4 * randn(20, 6, seed=1)
-  assert care.gamma(before, nearly) > .9 and care.gamma(before, nearly, cap=np.inf) > 100.
-  found = care.over_actions(before, np.stack([before] * 3))
+  assert care_measure.gamma(before, nearly) > .9 and care_measure.gamma(before, nearly, cap=np.inf) > 100.
+  found = care_measure.over_actions(before, np.stack([before] * 3))
   assert found.gamma[:3] == (1., 1., 1.) and found.relative.mean < 1e-6
   collapsed = np.zeros((20, 6), np.float32)
-  assert care.wahba(collapsed, collapsed) == (0., 0.) and care.gamma(collapsed, collapsed) == 1.
+  assert care_measure.wahba(collapsed, collapsed) == (0., 0.) and care_measure.gamma(collapsed, collapsed) == 1.
 
 
 def test_care_is_over_actions():
   before = randn(30, 6)
   after = np.stack([before @ orthogonal(6, s) + .1 * s * randn(30, 6, seed=s) for s in (1, 2, 3)])
-  found = care.over_actions(before, after)
-  each = [care.wahba(unit(before), unit(a)) for a in after]
+  found = care_measure.over_actions(before, after)
+  each = [care_measure.wahba(unit(before), unit(a)) for a in after]
   np.testing.assert_allclose(found.relative[:3], statistics.interval([w.relative for w in each])[:3])
-  gammas = [care.gamma(unit(before), unit(a)) for a in after]
+  gammas = [care_measure.gamma(unit(before), unit(a)) for a in after]
   np.testing.assert_allclose(found.gamma[:3], statistics.interval(gammas)[:3])
   assert found.error.n == found.relative.n == found.gamma.n == 3
-  assert care.over_actions(before, after, sphere=False).error.mean > 1.5 * found.error.mean
+  assert care_measure.over_actions(before, after, sphere=False).error.mean > 1.5 * found.error.mean
   with pytest.raises(errors.UserError, match='no pair'):
-    care.gamma(before[:1], before[:1])
+    care_measure.gamma(before[:1], before[:1])
   with pytest.raises(errors.UserError, match='30 of 30'):
-    care.over_actions(before, after * np.nan)
+    care_measure.over_actions(before, after * np.nan)
   with pytest.raises(ValueError, match='before and after'):
-    care.wahba(before, before[:2])
+    care_measure.wahba(before, before[:2])
 
 
 # -- profile

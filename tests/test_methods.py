@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from additions import ENCODER, TINY, added
 
-from equivariant_ssl import config, equivariance, invariance, modules, nets, shard, step, train
+from equivariant_ssl import config, equivariance, invariance, nets, registry
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.step import Batch
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop, step
+from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import Views
 
-INVARIANCES = modules.names(invariance)
-EQUIVARIANCES = modules.names(equivariance)
+INVARIANCES = registry.names(invariance)
+EQUIVARIANCES = registry.names(equivariance)
 LISTS = (('equimod', 'essl'), ('augself', 'sie', 'care'))
 PAIRS = [p for p in itertools.product(INVARIANCES, EQUIVARIANCES) if p != ('none', 'none')]
 PAIRS += [('simclr', LISTS[0]), ('byol', LISTS[1])]
@@ -32,13 +34,13 @@ def tiny(tmp_path_factory):
 
 def small(package, name: str) -> dict:
   """A section of objective `name`, its layers made small."""
-  return {'name': name, **{k: v for k, v in SMALL.items() if k in modules.schema(package, name)}}
+  return {'name': name, **{k: v for k, v in SMALL.items() if k in registry.schema(package, name)}}
 
 
 def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
   """Crops are invariant, turns sensitive; eight-pixel digits."""
   section = small(invariance, inv)
-  made = modules.make(invariance, inv)
+  made = registry.make(invariance, inv)
   for part in ('projector', 'predictor'):
     if getattr(made, part):
       section[part] = {'hidden': (8,), 'out': 8}
@@ -53,20 +55,20 @@ def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
 
 @functools.cache
 def source():
-  return train.prepare(settings('simclr', 'none'), shard.mesh(jax.devices()[:1])).source
+  return loop.prepare(settings('simclr', 'none'), sharding.mesh(jax.devices()[:1])).source
 
 
 @functools.cache
 def trained(inv: str, eqs: str | tuple, devices: int = 1):
   """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
-  run = train.prepare(settings(inv, eqs), shard.mesh(jax.devices()[:devices]))
-  first = state = train.initial(run)
-  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=shard.replicated_sharding(run.mesh))
+  run = loop.prepare(settings(inv, eqs), sharding.mesh(jax.devices()[:devices]))
+  first = state = loop.initial(run)
+  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=sharding.replicated_sharding(run.mesh))
   rows = source().train
   seen = []
   for n in range(STEPS):
     batch = Batch(rows.images[n * B:(n + 1) * B], rows.sizes[n * B:(n + 1) * B])
-    state, metrics = train_step(run.key, state, shard.place(batch, shard.batch_sharding(run.mesh)))
+    state, metrics = train_step(run.key, state, sharding.place(batch, sharding.batch_sharding(run.mesh)))
     seen.append({k: float(v) for k, v in metrics.items()})
   return run, jax.device_get(first), jax.device_get(state), seen
 
@@ -123,7 +125,7 @@ def test_four_devices_compute_what_one_does(pair):
 
 def gradients(run, aim=None):
   """(of the total loss in params, in the target's embeddings) at the first step, for a batch of the digits."""
-  state = train.initial(run)
+  state = loop.initial(run)
   batch = Batch(source().train.images[:B], source().train.sizes[:B])
 
   def both(params, stats, shown, aim):
@@ -134,7 +136,7 @@ def gradients(run, aim=None):
 
 def test_no_gradient_reaches_the_target():
   """BYOL with EquiMod: exactly zero through the target's embeddings; the network itself has one."""
-  run = train.prepare(settings('byol', 'none'), shard.mesh(jax.devices()[:1]))
+  run = loop.prepare(settings('byol', 'none'), sharding.mesh(jax.devices()[:1]))
   of_params, of_target = gradients(run, jax.random.normal(jax.random.key(0), (B, 2, 8)))
   assert not np.any(of_target)
   assert all(np.any(g) for g in jax.tree.leaves(of_params['predictor']))
@@ -145,8 +147,8 @@ def test_the_target_is_the_average_that_was_asked_for():
   for update in ('after', 'before'):
     made = settings('byol', 'none').unlock()
     made.invariance.update, made.invariance.decay = update, .75
-    run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
-    first = train.initial(run)
+    run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
+    first = loop.initial(run)
     batch = Batch(source().train.images[:B], source().train.sizes[:B])
     last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
     new = last.params if update == 'after' else first.params
@@ -161,8 +163,8 @@ def test_simsiams_predictor_keeps_its_rate():
   """The schedule is at 0 in the last step's place: everything stands still but the predictor."""
   made = settings('simsiam', 'none').unlock()
   made.optimizer.warmup_epochs = 1000.  # the rate of the first step is 0
-  run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
-  first = train.initial(run)
+  run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
+  first = loop.initial(run)
   batch = Batch(source().train.images[:B], source().train.sizes[:B])
   last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
   assert moved(first.params['predictor'], last.params['predictor'])
@@ -171,8 +173,8 @@ def test_simsiams_predictor_keeps_its_rate():
 
 def test_a_stage_can_be_tapped():
   """EquiMod on the second of ResNet's stages reads its width; the invariance still reads the last."""
-  run = train.prepare(config.load('smoke', {'equivariance.tap_layer': '2'}), shard.mesh(jax.devices()[:1]))
-  params = train.abstract(run).params
+  run = loop.prepare(config.load('smoke', {'equivariance.tap_layer': '2'}), sharding.mesh(jax.devices()[:1]))
+  params = loop.abstract(run).params
   assert params['heads_equimod']['project']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[1]
   assert params['projector']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[3]
 
@@ -185,8 +187,8 @@ def test_views_apart_have_statistics_of_their_own():
   for how in ('joint', 'view'):
     made = settings('simclr', 'essl').unlock()
     made.batchnorm = how
-    run = train.prepare(config.resolve(made), shard.mesh(jax.devices()[:1]))
-    state = train.initial(run)
+    run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
+    state = loop.initial(run)
     values = {'params': state.params, 'batch_stats': state.stats}
     of = jax.jit(lambda v, x, n=run.recipe.network: n.apply(v, x, True, method='features', mutable=['batch_stats'])[0][0])
     found[how] = of(values, shown)['views']
@@ -198,4 +200,4 @@ def test_views_apart_have_statistics_of_their_own():
 
 def test_the_empty_pair_is_refused():
   with pytest.raises(UserError, match='nothing to learn'):
-    train.prepare(settings('none', 'none'), shard.mesh(jax.devices()[:1]))
+    loop.prepare(settings('none', 'none'), sharding.mesh(jax.devices()[:1]))

@@ -9,9 +9,10 @@ import pytest
 from test_losses import numeric_gradient
 from test_losses import reference as nt_xent
 
-from equivariant_ssl import invariance, modules, shard
+from equivariant_ssl import invariance, registry
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import mlp
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Embeddings
 
 B, V, E = 8, 2, 6
@@ -54,7 +55,7 @@ def vicreg(z, _, __, similarity=25., std=25., cov=1.):
 REFERENCES = {'barlow': barlow, 'byol': byol, 'none': lambda *_: 0., 'simclr': simclr, 'simsiam': simsiam, 'vicreg': vicreg}
 VARIANTS = [('simclr', {'negatives': 'cross', 'scale': 2., 'temperature': .2}), ('barlow', {'redundancy': .1, 'scale': .1}),
             ('vicreg', {'similarity': 1., 'std': 2., 'cov': 3.})]
-NAMES = modules.names(invariance)
+NAMES = registry.names(invariance)
 LOSSES = [n for n in NAMES if n != 'none']
 
 
@@ -62,7 +63,7 @@ LOSSES = [n for n in NAMES if n != 'none']
 def objective(request):
   """(its name, its settings, value and gradient by the three embeddings): compiled once for all laws."""
   name, kw = request.param
-  return name, kw, jax.jit(jax.value_and_grad(modules.make(invariance, name, **kw).loss))
+  return name, kw, jax.jit(jax.value_and_grad(registry.make(invariance, name, **kw).loss))
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +98,7 @@ def test_the_order_of_images_is_nothing_and_descent_falls(objective, embeddings)
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_published_heads_can_be_made(name):
-  inv = modules.make(invariance, name)
+  inv = registry.make(invariance, name)
   for part in (inv.projector, inv.predictor):
     if part is not None:
       mlp.make(**part)
@@ -107,14 +108,14 @@ def test_the_published_heads_can_be_made(name):
 def test_two_views_are_compared(name):
   three = Embeddings(*[jnp.zeros((4, 3, E))] * 3)
   with pytest.raises(ValueError, match=f'{name} compares 2 views, but it received 3'):
-    jax.eval_shape(modules.make(invariance, name).loss, three)
+    jax.eval_shape(registry.make(invariance, name).loss, three)
 
 
 @pytest.mark.parametrize('name, kw', [('byol', {'update': 'during'}), ('byol', {'decay': 1.5}),
                                       ('simclr', {'negatives': 'some'})])
 def test_a_wrong_setting_is_named(name, kw):
   with pytest.raises(UserError, match=f'{name}.{next(iter(kw))}'):
-    modules.make(invariance, name, **kw)
+    registry.make(invariance, name, **kw)
 
 
 @pytest.mark.parametrize('name', ['barlow', 'vicreg'])
@@ -123,7 +124,7 @@ def test_identical_whitened_views_cost_nothing(name):
   noise = np.random.default_rng(0).normal(size=(32, E))
   q = np.linalg.qr(np.c_[np.ones(32), noise])[0][:, 1:] * np.sqrt(31)
   z = jnp.float32(np.stack([q, q], axis=1))
-  loss = modules.make(invariance, name).loss
+  loss = registry.make(invariance, name).loss
   assert 0. <= float(jax.jit(loss)(Embeddings(z, z, z))) < 1e-8
   assert float(jax.jit(loss)(Embeddings(z.at[:, 1].set(z[::-1, 1]), z, z))) > 1.
 
@@ -131,11 +132,11 @@ def test_identical_whitened_views_cost_nothing(name):
 def test_a_batch_over_four_devices_is_the_batch(embeddings):
   """The same values and gradients, and nothing larger than the embeddings moves."""
   def all_of_them(embeddings):
-    return {n: jax.value_and_grad(modules.make(invariance, n).loss)(embeddings) for n in NAMES}
+    return {n: jax.value_and_grad(registry.make(invariance, n).loss)(embeddings) for n in NAMES}
 
   found = {}
   for n in (1, 4):
-    placed = shard.place(embeddings, shard.batch_sharding(shard.mesh(jax.devices()[:n])))
+    placed = sharding.place(embeddings, sharding.batch_sharding(sharding.mesh(jax.devices()[:n])))
     compiled = jax.jit(all_of_them).lower(placed).compile()
     found[n] = jax.device_get(compiled(placed))
   for one, four in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):

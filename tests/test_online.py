@@ -9,10 +9,12 @@ import pytest
 import tiny
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, runs, shard, step, train
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.recipe import Monitor
-from equivariant_ssl.state import LinearHead, Probe
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import loop, runs, step
+from equivariant_ssl.training.recipe import Monitor
+from equivariant_ssl.training.state import LinearHead, Probe
 
 QUICK = {'steps': '10', 'log_every': '1', 'checkpoint_every': '100'}
 
@@ -24,7 +26,7 @@ def weights(state):
 def run(folder, **more):
   """(state, rows) of ten steps of the smoke config."""
   config = configs.load(tiny.NAME, QUICK | more)
-  return train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True), record.read_metrics(folder)
+  return loop.train(config, folder, mesh=sharding.mesh(jax.devices()[:1]), quiet=True), record.read_metrics(folder)
 
 
 @pytest.fixture(scope='module')
@@ -81,14 +83,14 @@ def test_without_labels_it_is_one_line(field, tmp_path):
   config = configs.load(tiny.NAME, {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8',
                                   'size': '8', 'batch': '16', name: value})
   with pytest.raises(UserError, match=f'config.{name} needs labels'):
-    train.train(config, tmp_path / 'run', mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(config, tmp_path / 'run', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
 
 
 def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeypatch):
   """E-SSL's views are smaller, and a joint BatchNorm passes the smallest first."""
   config = configs.load(tiny.NAME, {'probe': 'True', 'batchnorm': 'joint', 'equivariance': 'essl',
                                     'augment.rotate.role': 'sensitive', 'batch': '4'})
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   features = {'essl': jnp.zeros((4, 4, 3)), 'views': jnp.ones((4, 2, 3)), 'reference': jnp.full((4, 1, 3), 2.)}
   assert set(run.recipe.groups) == {'views', 'essl'} and run.recipe.groups['essl'].size < run.recipe.size
   for order in (features, dict(reversed(features.items()))):

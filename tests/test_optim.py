@@ -6,8 +6,10 @@ import optax
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import equivariance, invariance, modules, nets, optim, recipe, shard, state
+from equivariant_ssl import equivariance, invariance, nets, registry
 from equivariant_ssl.nets import predictors
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim, recipe, state
 
 RATES = (.1, .4, .3)  # a warm-up: the two orders of rate and momentum differ only while the rate changes
 
@@ -103,10 +105,10 @@ def test_warmup_then_cosine_a_step():
   assert float(schedule(110)) < 1e-6
 
 
-NAMED = [('encoder', n, {}) for n in modules.names(nets)] + [('invariance', n, {}) for n in modules.names(invariance)]
-TOLD = [('equivariance', n, {}) for n in modules.names(equivariance)] + [
+NAMED = [('encoder', n, {}) for n in registry.names(nets)] + [('invariance', n, {}) for n in registry.names(invariance)]
+TOLD = [('equivariance', n, {}) for n in registry.names(equivariance)] + [
     ('equivariance', n, {'predictor': p}) for n in ('equimod', 'sie') for p in predictors.PREDICTORS
-    if 'predictor' in modules.schema(equivariance, n)]
+    if 'predictor' in registry.schema(equivariance, n)]
 
 
 def test_what_decays_and_adapts_is_the_kernels_of_every_module_found():
@@ -116,7 +118,7 @@ def test_what_decays_and_adapts_is_the_kernels_of_every_module_found():
     over = {'encoder.name': 'mlp', f'{part}.name': name, **{f'{part}.{k}': v for k, v in more.items()}}
     over |= {'encoder.patch': '8', 'encoder.size': '16', 'encoder.depth': '1'} if name == 'vit' else {}
     made = recipe.make(configs.load('smoke', over), 1000, 0)._replace(canvas=16)  # 0: no draws to measure units by
-    params = state.abstract(made, shard.mesh(jax.devices()[:1])).params
+    params = state.abstract(made, sharding.mesh(jax.devices()[:1])).params
     for path, decays in jax.tree_util.tree_leaves_with_path(optim.weight_mask(params)):
       assert decays == (path[-1].key == 'kernel'), f'{part} {name}: {jax.tree_util.keystr(path)}'
     found |= {path[-1].key: leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim > 1}

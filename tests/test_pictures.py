@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import augment, checkpoint, data, modules, recipe, runs, shard, step
+from equivariant_ssl import augment, data, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl.augment.blur import Blur
 from equivariant_ssl.augment.crop import Crop
@@ -18,12 +18,15 @@ from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import retrieval
-from equivariant_ssl.evaluate.equivariance import answers
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import bank, frozen, variables
 from equivariant_ssl.evaluate.frozen import rows as rows_of
+from equivariant_ssl.evaluate.gains import answers
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import gallery, maps, pictures
-from equivariant_ssl.train import train
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import recipe, runs, step
+from equivariant_ssl.training.loop import train
 from equivariant_ssl.types import Pair
 
 M = 12  # views of a bank
@@ -33,7 +36,7 @@ VIEW = pictures.to_uint8
 @pytest.fixture(scope='module')
 def digits():
   """(a run on the digits, its frozen functions, its state), untrained: what is asserted holds for any weights."""
-  run = runs.prepare(configs.load('smoke'), shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(configs.load('smoke'), sharding.mesh(jax.devices()[:1]))
   return run, frozen(run.recipe, views=M), runs.initial(run)
 
 
@@ -69,9 +72,9 @@ def test_a_group_of_every_choice_is_shown_whole():
 @pytest.fixture(scope='module')
 def everything():
   """(chain of all ops that there are, 60 of its actions, what each op tells of each)."""
-  make = lambda name: modules.make(augment, name, **{k: v for k, v in (('size', 32), ('p', .5)) if k in modules.schema(
+  make = lambda name: registry.make(augment, name, **{k: v for k, v in (('size', 32), ('p', .5)) if k in registry.schema(
       augment, name)})
-  ops = [make(name) for name in modules.names(augment)]
+  ops = [make(name) for name in registry.names(augment)]
   chain, size = augment.chain(*ops), jnp.full(2, 40.)
   actions = jax.device_get(jax.jit(jax.vmap(lambda k: chain.sample(k, size)))(jax.random.split(jax.random.key(0), 60)))
   told = jax.device_get(jax.jit(jax.vmap(lambda a: {op.name: op.encode(a[op.name]) for op in ops}))(actions))
@@ -245,7 +248,7 @@ def test_a_map_shows_the_field_that_moves_the_features():
   random = np.random.RandomState(0)
   action = Jitter(np.ones(200, bool), random.rand(200, 4), *random.rand(4, 200).astype(np.float32))
   h = np.outer(action.saturation, random.randn(5)) + .01 * random.randn(200, 5)
-  chain = augment.chain(modules.make(augment, 'jitter'))
+  chain = augment.chain(registry.make(augment, 'jitter'))
   share, labels, names = maps._colours(h, chain, 'jitter', action, 8)
   assert share > .8 and [n.split()[0] for n in names] == ['saturation'] * 4
   assert np.bincount(labels).tolist() == [50] * 4
@@ -272,7 +275,7 @@ def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypat
   pixels = np.random.RandomState(0).randint(0, 256, (40, 80, 3)).astype(np.uint8)
   Pillow.fromarray(pixels).save(tmp_path / 'wide.png')
   config = configs.load('smoke', {'probe': 'True'})
-  monkeypatch.setattr(modules, 'make', lambda package, *a, real=modules.make, **kw: 1 / (package is not data) and real(
+  monkeypatch.setattr(registry, 'make', lambda package, *a, real=registry.make, **kw: 1 / (package is not data) and real(
       package, *a, **kw))
   made, batch = gallery._of_file(config, str(tmp_path / 'wide.png'), 2)
   assert batch.sizes.tolist() == [[40, 80]] * 2 and batch.images.shape == (2, 16, 16, 3)

@@ -16,14 +16,16 @@ import tensorflow_datasets as tfds
 import tiny  # noqa: F401 (the ResNet of depth 4)
 from PIL import Image
 
-from equivariant_ssl import cli, modules, record, runs, shard
+from equivariant_ssl import cli, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl import data as datas
 from equivariant_ssl.data import archives, card, source, stream, writer
 from equivariant_ssl.data import tfds as reader
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import online
-from equivariant_ssl.evaluate import run as evaluation
+from equivariant_ssl.evaluate import evaluation, online
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / 'shared' / 'data' / 'imagewoof320.tar'
@@ -215,7 +217,7 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   eqssl, train, flag, name, _, _, *overrides = shlex.split(line.removeprefix('Next: '))
   assert (eqssl, train, flag) == ('eqssl', 'train', '--config')
   config = configs.load(name, cli._overrides(overrides, takes=True))
-  made = modules.make(datas, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+  made = registry.make(datas, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
   assert (len(made.train.images), len(made.test.images)) == ((4, 1) if splits == ('',) else (5, 5))
   assert config.batch == 4 == made.train.images.shape[1] // 16 and config.size == 64
 
@@ -251,7 +253,7 @@ def test_cifar100_and_stl10(tmp_path):
   assert cli.main(['data', 'check', 'stl10', '--root', str(tmp_path)]) == 0
   # A run on all of it, of which half has no labels, is evaluated with those of the labelled split.
   config = configs.load('stl10_simclr_augself', {'data.root': str(tmp_path), 'batch': '2', 'encoder.width': '4'})
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   assert run.source.train.labels is None and len(run.source.train.images) == 4
   assert sorted(run.source.bank.labels) == [0, 9] and run.source.bank.images.shape == (2, 96, 96, 3)
   assert evaluation.lacks(run, 'labels') is None and online.monitor(run)

@@ -6,11 +6,12 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import errors, shard
+from equivariant_ssl import errors
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import inputs, probe
 from equivariant_ssl.keys import key_for
+from equivariant_ssl.parallel import sharding
 
 PLAIN = probe.Protocol((.2,), 4, 16)
 
@@ -66,7 +67,7 @@ def joined(heads):
     (None, PLAIN._replace(nesterov=False, per=4)),
     (None, PLAIN._replace(rates=(.05, .2, 1.), whole=True)), (4, PLAIN._replace(rates=(.05, .2, 1.), whole=True))])
 def test_a_probe_is_torchs_sgd_on_augmented_images(key, devices, protocol):
-  mesh = None if devices is None else shard.mesh(jax.devices()[:devices])
+  mesh = None if devices is None else sharding.mesh(jax.devices()[:devices])
   images, labels = plain(45, 0)  # 45 = 2 batches and 13 images: left out, or a masked batch
   train = lambda images: joined(probe.train(protocol, ENCODE, split(images, labels), 8, 3, key, mesh))
   want = lambda images: reference(protocol, images.mean((1, 2)) / 255 * 2, labels, key)

@@ -12,10 +12,12 @@ import reports
 import tiny
 from rich.console import Console
 
-from equivariant_ssl import checkpoint, compare, runs, shard, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import frozen, protocols, run, statistics, transfer
+from equivariant_ssl.evaluate import comparison, evaluation, frozen, protocols, statistics, transfer
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import loop, runs
 
 CHEAP = ['knn', 'few_labels', 'gains', 'profile', 'health']
 BEYOND = {'crop': frozen.OUTSIDE['crop']}
@@ -23,7 +25,7 @@ BEYOND = {'crop': frozen.OUTSIDE['crop']}
 
 def trained(folder, **overrides) -> pathlib.Path:
   config = configs.load(tiny.NAME, {'steps': '3', 'checkpoint_every': '3', **overrides})
-  train.train(config, folder, mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, folder, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   return folder
 
 
@@ -43,7 +45,7 @@ def evaluated(tmp_path_factory):
   """(folder of a run, what its evaluation returned, the checkpoint's files before)."""
   folder = trained(tmp_path_factory.mktemp('run') / 'a')
   before = {p: p.read_bytes() for p in (folder / 'checkpoints').rglob('*') if p.is_file()}
-  return folder, run.evaluate(folder, CHEAP), before
+  return folder, evaluation.evaluate(folder, CHEAP), before
 
 
 def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
@@ -64,7 +66,7 @@ def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
 @pytest.mark.parametrize('name', ['gains', 'retrieval', 'knn'])
 def test_a_table_loses_no_digit_at_any_width(name, capsys):
   def shown(width):
-    Console(soft_wrap=True, width=width).print(run.table(reports.results(gain=-1.0567)[name], 'x'))
+    Console(soft_wrap=True, width=width).print(evaluation.table(reports.results(gain=-1.0567)[name], 'x'))
     return capsys.readouterr().out
   digits = lambda text: sorted(c for c in text if c.isdigit())
   whole = shown(250)
@@ -82,7 +84,7 @@ def test_a_table_loses_no_digit_at_any_width(name, capsys):
 @pytest.mark.slow
 def test_what_costs_more_has_its_controls_too(evaluated, monkeypatch):
   monkeypatch.setattr(frozen, 'OUTSIDE', BEYOND)
-  found = run.evaluate(evaluated[0], ['retrieval', 'care', 'regression'])
+  found = evaluation.evaluate(evaluated[0], ['retrieval', 'care', 'regression'])
   assert 'equimod crop beyond mrr' in found['retrieval']['trained'][0]['numbers']
   regression = found['regression']['trained'][0]
   assert {'crop absolute averaged', 'flip relative pooled'} <= set(regression['numbers'])
@@ -103,12 +105,12 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
   assert {p: p.read_bytes() for p in (folder / 'checkpoints').rglob('*') if p.is_file()} == before
   called = []
   counted = {n: p._replace(find=lambda s, n=n, p=p: called.append(n) or p.find(s)) for n, p in protocols.PROTOCOLS.items()}
-  monkeypatch.setattr(run, 'PROTOCOLS', counted)
-  assert run.evaluate(folder, ['knn', 'profile']) == {n: found[n] for n in ('knn', 'profile')} and not called
+  monkeypatch.setattr(evaluation, 'PROTOCOLS', counted)
+  assert evaluation.evaluate(folder, ['knn', 'profile']) == {n: found[n] for n in ('knn', 'profile')} and not called
   (folder / 'eval' / 'knn.json').write_text('{"torn')
-  again = run.evaluate(folder, ['knn', 'profile'])
+  again = evaluation.evaluate(folder, ['knn', 'profile'])
   assert called == ['knn', 'knn'] and again['knn']['trained'] == found['knn']['trained']  # computed anew: the same
-  other = run.evaluate(folder, ['few_labels'], seeds=(0, 1))['few_labels']
+  other = evaluation.evaluate(folder, ['few_labels'], seeds=(0, 1))['few_labels']
   assert [len(other[who]) for who in ('trained', 'untrained')] == [2, 2] and called[2:] == ['few_labels'] * 4
   assert other['trained'][0] == found['few_labels']['trained'][0] != other['trained'][1]
 
@@ -119,7 +121,7 @@ def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
     called.append(args[1])
     return rows, [transfer.Missing('nosuch', 'type this')]
   monkeypatch.setattr(transfer, 'transfer', some)
-  asked = functools.partial(run.evaluate, evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
+  asked = functools.partial(evaluation.evaluate, evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
   for _ in range(2):
     asked()
   assert called == [('nosuch',)] * 4
@@ -131,23 +133,23 @@ def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
 
 def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):
   folder, found, _ = evaluated
-  loaded = runs.prepare(configs.read(folder / 'config.json'), shard.mesh(jax.devices()[:1]))
+  loaded = runs.prepare(configs.read(folder / 'config.json'), sharding.mesh(jax.devices()[:1]))
   state = checkpoint.load(folder / 'checkpoints', runs.abstract(loaded), None, print)[1]
   other = jax.tree.map(lambda a: a, state)
   leaf = other.params['encoder']['conv1']['kernel']
   other.params['encoder']['conv1']['kernel'] = leaf.at[0, 0, 0, 0].add(1e-6)
-  assert run.digest(state) == found['knn']['digest'] != run.digest(other)
+  assert evaluation.digest(state) == found['knn']['digest'] != evaluation.digest(other)
 
 
 def test_asked_for_what_it_cannot_have(evaluated, tmp_path):
   folder = evaluated[0]
   with pytest.raises(UserError, match="protocol has no 'kmn'.*\n.*Did you mean 'knn'"):
-    run.evaluate(folder, ['kmn'])
+    evaluation.evaluate(folder, ['kmn'])
   alone = configs.load(tiny.NAME, {'equivariance': 'none'})
   (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(alone)))
   with pytest.raises(UserError, match='gains: the run has no objective that predicts an embedding'):
-    run.evaluate(tmp_path, ['gains'])
-  assert run.lacks(runs.prepare(alone, shard.mesh(jax.devices()[:1])), 'labels') is None
+    evaluation.evaluate(tmp_path, ['gains'])
+  assert evaluation.lacks(runs.prepare(alone, sharding.mesh(jax.devices()[:1])), 'labels') is None
 
 
 def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
@@ -162,7 +164,7 @@ def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
       result['trained'][0]['numbers'] = {'top1': top}
       (folder / 'eval' / 'knn.json').write_text(json.dumps(result))
       dirs.append(folder)
-  found = compare.compare(dirs, out=tmp_path / 'c.csv')
+  found = comparison.compare(dirs, out=tmp_path / 'c.csv')
   want = statistics.paired(values['simclr + equimod'], values['simclr'])
   assert [r.group for r in found] == list(values) and found[0].difference is None and found[1].difference == want
   assert '50.00 ± 10.00' in (out := capsys.readouterr().out) and f'+{100 * want.mean:.2f}' in out
@@ -170,11 +172,11 @@ def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
     lines = list(csv.DictReader(file))
   assert float(lines[1]['low']) == want.low and float(lines[1]['seed 2']) == .49 and lines[0]['low'] == ''
   with pytest.raises(UserError, match="second run of 'simclr' with seed 0"):
-    compare.compare([dirs[0], dirs[0]], out=tmp_path / 'd.csv')
+    comparison.compare([dirs[0], dirs[0]], out=tmp_path / 'd.csv')
   with pytest.raises(UserError, match='no results to compare'):
     (tmp_path / 'e').mkdir()
     (tmp_path / 'e' / 'config.json').write_text((dirs[0] / 'config.json').read_text())
-    compare.compare([tmp_path / 'e'], out=tmp_path / 'd.csv')
+    comparison.compare([tmp_path / 'e'], out=tmp_path / 'd.csv')
   with pytest.raises(UserError, match="no 'augment.spin' to group by"):
-    compare.compare(dirs, 'augment.spin', out=tmp_path / 'd.csv')
-  assert {r.group for r in compare.rows(dirs[:1], 'augment.rotate.role')} == {'both'}
+    comparison.compare(dirs, 'augment.spin', out=tmp_path / 'd.csv')
+  assert {r.group for r in comparison.rows(dirs[:1], 'augment.rotate.role')} == {'both'}

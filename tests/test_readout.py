@@ -12,17 +12,19 @@ import reports
 import tiny
 from scipy import stats
 
-from equivariant_ssl import checkpoint, record, runs, shard, train
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import holdout, source, stream
 from equivariant_ssl.errors import IN_USE, OTHER_CONFIG, UserError
+from equivariant_ssl.evaluate import evaluation as evaluations
 from equivariant_ssl.evaluate import frozen, knn, transfer
-from equivariant_ssl.evaluate import run as evaluations
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import report
-from equivariant_ssl.study import effects, plan, recommend, worker
-from equivariant_ssl.study import run as study
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.study import effects, recommend, study_plan, worker
+from equivariant_ssl.study import runner as study
+from equivariant_ssl.training import loop, runs
 
 # -- what is held out
 
@@ -79,9 +81,9 @@ def test_what_cannot_be_held_out(share, said):
 
 def test_a_run_trains_on_the_rest_and_knows_all_of_its_data():
   config = configs.load('digits_study', {'validation': '.2'})
-  one, other, there = (runs.prepare(c, shard.mesh(jax.devices()[:1]), readout=r) for c, r in (
+  one, other, there = (runs.prepare(c, sharding.mesh(jax.devices()[:1]), readout=r) for c, r in (
       (config, ''), (configs.load('digits_study', {'validation': '.2', 'seed': '7'}), ''), (config, 'test')))
-  whole = runs.prepare(configs.load('digits_study'), shard.mesh(jax.devices()[:1]))
+  whole = runs.prepare(configs.load('digits_study'), sharding.mesh(jax.devices()[:1]))
   assert (len(one.source.train.images), len(one.source.test.images), len(there.source.test.images)) == (804, 196, 797)
   np.testing.assert_array_equal(one.source.test.images, other.source.test.images)
   assert one.recipe.steps_per_epoch == 804 // config.batch and one.card.images == 804 and one.card.train == whole.card.train
@@ -102,14 +104,14 @@ def test_a_run_of_an_older_version_held_nothing_out(tmp_path):
 
 def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tmp_path, capsys):
   config = configs.load(tiny.NAME, {'steps': '2', 'checkpoint_every': '2', 'validation': '.25'})
-  train.train(config, tmp_path / 'run', mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, tmp_path / 'run', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   found = {r: evaluations.evaluate(tmp_path / 'run', ['knn'], options=Options(readout=r), untrained=False)['knn']
            for r in ('', 'test')}
   said = capsys.readouterr().out
   assert 'on the validation images: ' in ' '.join(said.split()) and 'on the test images: ' in ' '.join(said.split())
   assert {p.stem: json.loads(p.read_text())['readout'] for p in (tmp_path / 'run' / 'eval').glob('*.json')} == {
       'knn': 'validation', 'knn-test': 'test'}
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   state = checkpoint.load(tmp_path / 'run' / 'checkpoints', runs.abstract(run), None, lambda line: None)[1]
   encode = jax.tree_util.Partial(frozen.frozen(run.recipe, run.config).encode, frozen.variables(state))
   for r, result in found.items():
@@ -120,7 +122,7 @@ def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tm
   assert known['images'] == len(run.source.train.images) < known['train']['count']
   with pytest.raises(UserError, match='held 0.25 of its images out of training, not 0'):  # it has seen the others
     longer = configs.load(tiny.NAME, {'steps': '4'})
-    train.train(longer, tmp_path / 'longer', mesh=shard.mesh(jax.devices()[:1]), quiet=True, begin=tmp_path / 'run')
+    loop.train(longer, tmp_path / 'longer', mesh=sharding.mesh(jax.devices()[:1]), quiet=True, begin=tmp_path / 'run')
   with pytest.raises(UserError, match='--readout tset is neither'):
     evaluations.evaluate(tmp_path / 'run', ['knn'], options=Options(readout='tset'))
   with pytest.raises(UserError, match='held no images out'):
@@ -154,8 +156,8 @@ def test_holms_correction_is_rs():
 
 
 def test_an_interval_stands_beside_its_correction():
-  arms = plan.design.one_at_a_time({'rotate': 'off'}, ('off', 'invariant'))
-  arms = [plan.design.Arm(str(i), r) for i, r in enumerate(arms)]
+  arms = study_plan.design.one_at_a_time({'rotate': 'off'}, ('off', 'invariant'))
+  arms = [study_plan.design.Arm(str(i), r) for i, r in enumerate(arms)]
   random = np.random.RandomState(0)
   a, b = random.randn(4), random.randn(4) + 1.
   values = [(arm, s, v[s]) for arm, v in (('0', a), ('1', b)) for s in range(4)]
@@ -196,13 +198,13 @@ def planted(monkeypatch):
 
 
 def asked(**kw):
-  return plan.make(plan.Settings('digits_study', ('rotate',), {}, **{'seeds': (0, 1), **kw}), 'eqssl study', {})
+  return study_plan.make(study_plan.Settings('digits_study', ('rotate',), {}, **{'seeds': (0, 1), **kw}), 'eqssl study', {})
 
 
 def done(folder, given):
-  plan.write(folder, given)
+  study_plan.write(folder, given)
   failed = study.execute(folder, given, 'cpu', 4, lambda line: None)
-  study._keep(folder, plan.results(folder, given, failed))
+  study._keep(folder, study_plan.results(folder, given, failed))
   return json.loads((folder / 'results.json').read_text())
 
 
@@ -266,18 +268,18 @@ def test_a_study_of_an_older_version_goes_on_as_it_was(planted, tmp_path):
   for arm in old['made']:
     del arm['config']['validation']
   tmp_path.joinpath('study.json').write_text(json.dumps(old))
-  given = plan.read(tmp_path)
-  assert given['readout'] == 'test' and plan.config(given, plan.runs(given)[0]).validation == 0.
+  given = study_plan.read(tmp_path)
+  assert given['readout'] == 'test' and study_plan.config(given, study_plan.runs(given)[0]).validation == 0.
   with pytest.raises(UserError, match=r'another --readout \(test\)') as e:
-    plan.write(tmp_path, asked())
+    study_plan.write(tmp_path, asked())
   assert e.value.code == OTHER_CONFIG
   found = done(tmp_path, asked(readout='test'))  # as the same command of this version
   assert found['readout'] == 'test' and 'on test' in found['recommendation'][0]
 
 
 def test_a_share_of_ones_own_is_kept_and_other_words_are_refused():
-  given = plan.make(plan.Settings('digits_study', ('rotate',), {'validation': '.1'}), '', {})
-  assert given['made'][0]['config']['validation'] == .1 and '(10% of each class' in plan.read_on(given)
+  given = study_plan.make(study_plan.Settings('digits_study', ('rotate',), {'validation': '.1'}), '', {})
+  assert given['made'][0]['config']['validation'] == .1 and '(10% of each class' in study_plan.read_on(given)
   with pytest.raises(UserError, match="--readout has no 'tset'"):
     asked(readout='tset')
 
@@ -321,8 +323,8 @@ def test_an_arm_that_lacks_a_seed_is_not_recommended_and_nothing_is_before_all_i
 def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monkeypatch):
   """Of an array of jobs by the last; one that is as late leaves it to the other."""
   given, calls = asked(protocols=('linear', 'retrieval')), []
-  plan.write(tmp_path, given)
-  study._do(tmp_path, given, 'cpu', 4, lambda line: None, [r.name for r in plan.runs(given)], '', {})
+  study_plan.write(tmp_path, given)
+  study._do(tmp_path, given, 'cpu', 4, lambda line: None, [r.name for r in study_plan.runs(given)], '', {})
 
   def evaluate(workdir, names, options, **kw):
     calls.append((workdir.parent.name, workdir.name, names, options.readout))
@@ -334,7 +336,7 @@ def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monk
     worker.last(tmp_path, given)
     assert [c[:2] for c in calls] == [('rotate=invariant', '1')]
     with pytest.raises(UserError) as e:
-      worker.test(tmp_path, given, plan.runs(given)[1])
+      worker.test(tmp_path, given, study_plan.runs(given)[1])
     assert e.value.code == IN_USE
   worker.last(tmp_path, given)
   worker.last(tmp_path, given)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_ssl import errors, record
-from equivariant_ssl import progress as shown
+from equivariant_ssl import errors
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import progress as shown
 
 CONFIG = {'seed': 0, 'keep': 3, 'optimizer': {'lr': .06, 'name': 'lars'}, 'data': {'sizes': [32, 32]}}
 

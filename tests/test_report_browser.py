@@ -8,10 +8,10 @@ import pytest
 import reports
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, train
-from equivariant_ssl.evaluate import frozen, protocols
-from equivariant_ssl.evaluate import run as evaluation
+from equivariant_ssl.evaluate import evaluation, frozen, protocols
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import report
+from equivariant_ssl.training import loop
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 pytestmark = [pytest.mark.slow,
@@ -45,7 +45,7 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
       patch.setattr(protocols, name, value)
     # A batch that 8 devices do not divide: one device, whose programs compile sooner.
     config = configs.load('smoke', {'steps': '4', 'batch': '15', 'knn_every': '.05', 'probe': 'True'})
-    train.train(config, root / 'trained', 'eqssl train --config smoke', mesh=shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(config, root / 'trained', 'eqssl train --config smoke', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
     evaluation.evaluate(root / 'trained', ['knn', 'gains', 'profile', 'health'])
     found = {'trained': report([root / 'trained'])}
     reports.fake_panels(patch, 224)

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_ssl import config, recipe
+from equivariant_ssl import config
 from equivariant_ssl.augment import views
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.training import recipe
 from equivariant_ssl.types import Image
 
 SMALL = {'encoder.width': '4'}

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from test_step import crossing
 
-from equivariant_ssl import checkpoint, losses, runs, shard, step, train
 from equivariant_ssl import config as configs
+from equivariant_ssl import losses
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets.network import actions, tapped_stages
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import loop, runs, step
 from equivariant_ssl.types import Views
 
 LOSSES = {'nt_xent': lambda a, b: losses.nt_xent(a, b, .1), 'siblings': lambda a, b: losses.nt_xent(a, b, .2, 2),
@@ -26,13 +29,13 @@ def apart(got, want):
 
 def compiled(loss, devices, rows, features):
   """The program of a loss of two [rows features] over `devices`, and of its gradient."""
-  mesh = shard.mesh(jax.devices()[:devices])
+  mesh = sharding.mesh(jax.devices()[:devices])
 
   def both(a, b):
-    with shard.use_mesh(mesh):
+    with sharding.use_mesh(mesh):
       return jax.value_and_grad(loss, (0, 1))(a, b)
-  shape = jax.ShapeDtypeStruct((rows, features), jnp.float32, sharding=shard.batch_sharding(mesh))
-  out = (shard.replicated_sharding(mesh), (shard.batch_sharding(mesh),) * 2)
+  shape = jax.ShapeDtypeStruct((rows, features), jnp.float32, sharding=sharding.batch_sharding(mesh))
+  out = (sharding.replicated_sharding(mesh), (sharding.batch_sharding(mesh),) * 2)
   return jax.jit(both, out_shardings=out).lower(shape, shape).compile()
 
 
@@ -44,7 +47,7 @@ def test_a_loss_in_blocks_is_the_loss(name, monkeypatch):
   for devices, block in ((1, 96), (8, 40), (8, 6)):  # of 24 or 48 columns: 12, 6 and a block a column
     monkeypatch.setattr(losses, 'BLOCK', block)
     program = compiled(LOSSES[name], devices, *a.shape)
-    x = [shard.place(x, shard.batch_sharding(shard.mesh(jax.devices()[:devices]))) for x in (a, b)]
+    x = [sharding.place(x, sharding.batch_sharding(sharding.mesh(jax.devices()[:devices]))) for x in (a, b)]
     assert ('all-gather' in program.as_text()) == (devices > 1)
     got = program(*x)
     assert apart(got[0], want[0]) <= 1e-6 and apart(got[1], want[1]) <= 1e-5, (devices, block)
@@ -64,7 +67,7 @@ BYOL = "{'name': 'byol', 'projector': {'hidden': (16,), 'out': 8}, 'predictor': 
 
 def made(parts, devices=1, **over):
   config = configs.load('smoke', {'optimizer.weight_decay': '0.', 'accumulate': str(parts)} | over)
-  return runs.prepare(config, shard.mesh(jax.devices()[:devices]))
+  return runs.prepare(config, sharding.mesh(jax.devices()[:devices]))
 
 
 def gradient(run, state, shown):
@@ -140,8 +143,8 @@ def test_cached_gradients_on_eight_devices_move_no_image():
   losses_, text = [], ''
   for devices in (1, 8):
     run = made(2, devices)
-    state, (program, data) = runs.initial(run), train.compiled(run)
-    order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated_sharding(run.mesh))
+    state, (program, data) = runs.initial(run), loop.compiled(run)
+    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
     program = program.lower(run.key, state, data, order).compile()
     losses_.append(float(program(run.key, state, data, order)[1]['loss']))
     text = program.as_text()
@@ -165,7 +168,7 @@ def saved(tmp_path_factory):
   """(a folder with a checkpoint for each rule, saved on 4 devices, of one state; that state)."""
   folder, run = tmp_path_factory.mktemp('saved'), made(1, 4)
   noise = lambda x: x + .01 if x.dtype == jnp.float32 else x  # momentum too
-  states = {rule: jax.tree.map(noise, runs.initial(run, rule)) for rule in shard.RULES}
+  states = {rule: jax.tree.map(noise, runs.initial(run, rule)) for rule in sharding.RULES}
   for rule, state in states.items():
     with checkpoint.open(folder / rule) as to:
       to.save(0, state, {}, wait=True)
@@ -174,7 +177,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('was', 'devices', 'rule'), list(itertools.product(shard.RULES, (1, 2, 8), shard.RULES)))
+@pytest.mark.parametrize(('was', 'devices', 'rule'), list(itertools.product(sharding.RULES, (1, 2, 8), sharding.RULES)))
 def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devices, rule):
   folder, want = saved
   run = made(1, devices)
@@ -186,8 +189,8 @@ def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devic
   losses_ = []
   for n, by in ((devices, rule), (1, 'replicate')):
     there = made(1, n)
-    program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), train.compiled(there)
-    order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated_sharding(there.mesh))
+    program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), loop.compiled(there)
+    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(there.mesh))
     state = checkpoint.load(folder / was, runs.abstract(there, by))[1]
     placement = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(2):

@@ -11,8 +11,10 @@ import time
 import one_process
 import pytest
 
-from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
 from equivariant_ssl import config as configs
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, fingerprint, record
+from equivariant_ssl.training import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOOLS = {t: shutil.which(t, path=os.environ['PATH'] + ':/usr/sbin') for t in
@@ -123,7 +125,7 @@ def ended(slurm, job):
 
 
 def weights(workdir, steps):
-  run = runs.prepare(configs.load(one_process.__file__, {'steps': str(steps), 'checkpoint_every': '100000'}), shard.mesh())
+  run = runs.prepare(configs.load(one_process.__file__, {'steps': str(steps), 'checkpoint_every': '100000'}), sharding.mesh())
   step, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), log=pytest.fail)
   assert step == steps
   return state

@@ -6,25 +6,26 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import plan, shard, step, train
-from equivariant_ssl.recipe import Recipe
+from equivariant_ssl.parallel import sharding, step_plan
+from equivariant_ssl.training import loop, step
+from equivariant_ssl.training.recipe import Recipe
 
 DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
 
 
 @functools.cache
-def run(devices: int) -> train.Run:
+def run(devices: int) -> loop.Run:
   """The smoke recipe on `devices` devices; its optimiser's momentum after one step is the gradient."""
   config = configs.load('smoke', {'optimizer.weight_decay': '0.'})
-  return train.prepare(config, shard.mesh(jax.devices()[:devices]))
+  return loop.prepare(config, sharding.mesh(jax.devices()[:devices]))
 
 
 @functools.cache
 def trained(devices: int) -> dict:
   """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
   r = run(devices)
-  state, (program, data) = train.initial(r), train.compiled(r)
-  order = shard.place(np.arange(len(data.images), dtype=np.int32), shard.replicated_sharding(r.mesh))
+  state, (program, data) = loop.initial(r), loop.compiled(r)
+  order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(r.mesh))
   text = program.lower(r.key, state, data, order).compile().as_text()
   losses, gradient = [], None
   for n in range(3):
@@ -41,7 +42,7 @@ def trained(devices: int) -> dict:
 def shown(devices: int):
   """The views of step 5, with the batch split over the devices."""
   r = run(devices)
-  batch = shard.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), shard.batch_sharding(r.mesh))
+  batch = sharding.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), sharding.batch_sharding(r.mesh))
   return jax.device_get(jax.jit(functools.partial(step.views, r.recipe))(r.key, 5, batch))
 
 
@@ -70,7 +71,7 @@ def test_one_compilation(devices):
 
 def crossing(text: str) -> list[tuple[str, list[tuple[int, ...]]]]:
   """(collective, shapes of its result) for every collective of a compiled program."""
-  return [(kind, [shape for _, shape in arrays]) for kind, arrays in plan.crossing(text)]
+  return [(kind, [shape for _, shape in arrays]) for kind, arrays in step_plan.crossing(text)]
 
 
 @pytest.mark.parametrize('devices', DEVICES[1:])
@@ -94,7 +95,7 @@ def test_nothing_large_crosses_between_devices(devices):
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 def test_the_step_lowers_for_accelerators_without_the_cpu_convolution(platform):
   r = run(1)
-  state, (program, data) = train.abstract(r), train.compiled(r)
+  state, (program, data) = loop.abstract(r), loop.compiled(r)
   order = jax.ShapeDtypeStruct((len(data.images),), np.int32)
   lowered = {p: program.trace(r.key, state, data, order).lower(lowering_platforms=(p,)).as_text()
              for p in (platform, 'cpu')}

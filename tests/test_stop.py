@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import stop, train
 from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.training import loop, stop
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -104,7 +104,7 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
 @pytest.mark.parametrize('phase', ['known', 'prepare', 'restore', 'initial', 'resident'])
 def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
   """Data, restoring, initialisation: the run has nothing to save yet, and the same command goes on."""
-  place = train.checkpoint if phase == 'restore' else train
+  place = loop.checkpoint if phase == 'restore' else loop
   name = '_newest' if phase == 'restore' else phase
   real = getattr(place, name)
 
@@ -112,27 +112,27 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), train.shard.mesh(jax.devices()[:1])
+  config, mesh = configs.load(tiny.NAME), loop.shard.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
-    train.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
+    loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
-  steps = train.checkpoint.steps(tmp_path / 'run' / 'checkpoints')
+  steps = loop.checkpoint.steps(tmp_path / 'run' / 'checkpoints')
   assert steps == ([1] if phase == 'resident' else [])  # the loop itself saves
   monkeypatch.setattr(place, name, real)
-  assert int(train.train(config, tmp_path / 'run', mesh=mesh, quiet=True).step) == 8
+  assert int(loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True).step) == 8
 
 
 def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypatch):
-  real = train.checkpoint._manager
+  real = loop.checkpoint._manager
 
   def late(*args):
     manager = real(*args)
     signal.raise_signal(signal.SIGTERM)
     return manager
-  monkeypatch.setattr(train.checkpoint, '_manager', late)
+  monkeypatch.setattr(loop.checkpoint, '_manager', late)
   config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
-  train.train(config, tmp_path, mesh=train.shard.mesh(jax.devices()[:1]), quiet=True)
-  assert train.checkpoint.steps(tmp_path / 'checkpoints') == [8]
+  loop.train(config, tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+  assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
 
 
 def test_a_terminal_that_closes_takes_nothing_with_it(tmp_path):
@@ -157,7 +157,7 @@ def test_a_terminal_that_closes_takes_nothing_with_it(tmp_path):
   os.close(leader)
   os.kill(run.pid, signal.SIGCONT)
   assert run.wait(60) == PREEMPTED
-  assert train.checkpoint.steps(tmp_path / 'checkpoints')
+  assert loop.checkpoint.steps(tmp_path / 'checkpoints')
 
 
 CLOSED = threading.Event()
@@ -173,7 +173,7 @@ def _read(leader):
 
 @pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR2])
 def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
-  real = train.fit
+  real = loop.fit
 
   def fit(run, state, on_step):
     def each(state, n, *more):
@@ -181,8 +181,8 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
         signal.raise_signal(number)
       return on_step(state, n, *more)
     return real(run, state, each)
-  monkeypatch.setattr(train, 'fit', fit)
+  monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    train.train(configs.load(tiny.NAME), tmp_path, mesh=train.shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
-  assert train.checkpoint.steps(tmp_path / 'checkpoints') == [3]
+  assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]

@@ -6,10 +6,12 @@ import tiny
 from PIL import Image
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import data, modules, runs, shard, train
+from equivariant_ssl import data, registry
 from equivariant_ssl.data import source, stream
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop, runs
 
 N = 30
 
@@ -50,18 +52,18 @@ def rows(workdir):
 
 def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder, tmp_path):
   """Two epochs of three steps; the streamed one ends without warning after two and goes on."""
-  mesh = shard.mesh(jax.devices()[:1])
+  mesh = sharding.mesh(jax.devices()[:1])
   class Killed(BaseException):
     pass
 
   def kill(run, state, n):
     if n == 2:
       raise Killed
-  whole = train.train(settings(folder), tmp_path / 'resident', mesh=mesh, quiet=True)
+  whole = loop.train(settings(folder), tmp_path / 'resident', mesh=mesh, quiet=True)
   streamed = settings(folder, **{'data.stream': 'True'})
   with pytest.raises(Killed):
-    train.train(streamed, tmp_path / 'streamed', hooks=(kill,), mesh=mesh, quiet=True)
-  resumed = train.train(streamed, tmp_path / 'streamed', mesh=mesh, quiet=True)
+    loop.train(streamed, tmp_path / 'streamed', hooks=(kill,), mesh=mesh, quiet=True)
+  resumed = loop.train(streamed, tmp_path / 'streamed', mesh=mesh, quiet=True)
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
   losses = lambda name: [r['loss'] for r in rows(tmp_path / name)]
@@ -69,7 +71,7 @@ def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder,
 
 
 def test_canvases_index_as_arrays_do(folder):
-  of = lambda on: modules.make(data, 'folder', path=str(folder), size=16, stream=on)
+  of = lambda on: registry.make(data, 'folder', path=str(folder), size=16, stream=on)
   here, there = of(False).train, of(True).train
   assert there.images.shape == here.images.shape and there.images.ndim == 4 and there.images.dtype == np.uint8
   np.testing.assert_array_equal(here.labels, there.labels)
@@ -83,7 +85,7 @@ def test_canvases_index_as_arrays_do(folder):
 
 
 def test_evaluation_reads_a_stream_batch_by_batch(folder):
-  there = modules.make(data, 'folder', path=str(folder), size=16, stream=True).train
+  there = registry.make(data, 'folder', path=str(folder), size=16, stream=True).train
   seen = []
 
   class Watched(stream.Canvases):
@@ -98,7 +100,7 @@ def test_evaluation_reads_a_stream_batch_by_batch(folder):
 
 def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys):
   folder = photographs(tmp_path, bad=(9,))  # a torn PNG, whose header is whole
-  here, there = (modules.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
+  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
   np.testing.assert_array_equal(here.train.images, np.asarray(there.train.images))
   assert capsys.readouterr().err.count('another record is in its place') == 1
   np.testing.assert_array_equal(here.train.labels, there.train.labels)
@@ -108,12 +110,12 @@ def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys
 def test_data_of_which_too_much_is_unreadable_end_the_run(tmp_path):
   folder = photographs(tmp_path, bad=range(0, N, 3))
   with pytest.raises(UserError, match='more than 1 %') as e:
-    train.train(settings(folder, **{'data.stream': 'True'}), tmp_path / 'run', quiet=True)
+    loop.train(settings(folder, **{'data.stream': 'True'}), tmp_path / 'run', quiet=True)
   assert e.value.code == BAD_DATA
 
 
 def test_batches_start_at_any_step_and_devices_get_their_rows(folder):
-  split = modules.make(data, 'folder', path=str(folder), size=16, stream=True).train
+  split = registry.make(data, 'folder', path=str(folder), size=16, stream=True).train
   rows = lambda n: (np.arange(4) * 5 + n) % N
   at = {n: [a for a in batch] for n, batch in enumerate(stream.batches(split, rows, 0, 6))}
   late = list(stream.batches(split, rows, 4, 6))
@@ -123,7 +125,7 @@ def test_batches_start_at_any_step_and_devices_get_their_rows(folder):
     np.testing.assert_array_equal(at[n][0], split.images[rows(n)])
     np.testing.assert_array_equal(at[n][2], split.labels[rows(n)])
   assert len(at) == 6 and list(stream.batches(split, rows, 3, 3)) == []
-  rows = shard.batch_sharding(shard.mesh())
+  rows = sharding.batch_sharding(sharding.mesh())
   np.testing.assert_array_equal(stream.own(rows, 16), np.arange(16))
   first, *_ = stream.placed(iter([{'x': np.arange(16.)}, {'x': np.zeros(16)}]), rows, 16)
   assert first['x'].sharding == rows and first['x'].tolist() == list(range(16))
@@ -132,7 +134,7 @@ def test_batches_start_at_any_step_and_devices_get_their_rows(folder):
 def test_what_does_not_fit_streams_by_itself_and_says_what_needs_it_whole(folder, monkeypatch):
   monkeypatch.setattr(source, 'MEMORY', 20 * 16 * 16 * 3)
   monkeypatch.setattr(stream, 'MOMENTS', 20)
-  found = modules.make(data, 'folder', path=str(folder), size=16)
+  found = registry.make(data, 'folder', path=str(folder), size=16)
   assert stream.lazy(found.train.images) and stream.lazy(found.test.sizes)
   assert len(found.train.images[:20]) == 20
   with pytest.raises(UserError, match='30 decoded images in memory at once'):
@@ -140,7 +142,7 @@ def test_what_does_not_fit_streams_by_itself_and_says_what_needs_it_whole(folder
 
 
 def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
-  here, there = (modules.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
+  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
   assert here.mean == there.mean and here.std == there.std  # 30 are all
   assert runs.prepare(settings(folder, **{'data.stream': 'True'})).source.names == here.names
 
@@ -148,14 +150,14 @@ def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
 @pytest.mark.slow
 def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
   from equivariant_ssl.evaluate import finetune, probe
-  here, there = (modules.make(data, 'folder', path=str(folder), size=16, stream=on).train for on in (False, True))
+  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on).train for on in (False, True))
   encode = lambda x: x.reshape(x.shape[0], -1)[:, ::7]
   protocol = probe.PROTOCOLS['linear']._replace(epochs=2, batch=8, rates=(.1, 1.))  # 30 images: the last batch is filled up
   heads = [probe.train(protocol, encode, s, 16, 2, jax.random.key(0)) for s in (here, there)]
   for a, b in zip(*map(jax.tree.leaves, heads), strict=True):
     np.testing.assert_array_equal(a, b)
-  run = train.prepare(settings(folder), shard.mesh(jax.devices()[:1]))
-  state = train.initial(run)
+  run = loop.prepare(settings(folder), sharding.mesh(jax.devices()[:1]))
+  state = loop.initial(run)
   variables = {'params': {'encoder': state.params['encoder']}, 'batch_stats': {'encoder': state.stats['encoder']}}
   tuned = [finetune.train(run.recipe.network, variables, stream.some(s, np.arange(4, 28)), 16, 2, jax.random.key(0), 2,
                           batch=8) for s in (here, there)]

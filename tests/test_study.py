@@ -16,8 +16,8 @@ from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
-from equivariant_ssl.study import command, design, effects, plan
-from equivariant_ssl.study import run as study
+from equivariant_ssl.study import design, effects, study_command, study_plan
+from equivariant_ssl.study import runner as study
 from equivariant_ssl.study.design import Arm
 from equivariant_ssl.types import ROLES
 
@@ -26,11 +26,11 @@ BASE = configs.load('digits_study')
 
 
 def settings(**kw):
-  return plan.Settings(**{'config': 'digits_study', 'augs': ('rotate', 'blur'), 'overrides': {}, **kw})
+  return study_plan.Settings(**{'config': 'digits_study', 'augs': ('rotate', 'blur'), 'overrides': {}, **kw})
 
 
 def planned(**kw):
-  return plan.make(settings(**kw), 'eqssl study', {})
+  return study_plan.make(settings(**kw), 'eqssl study', {})
 
 
 # -- designs
@@ -234,19 +234,19 @@ def test_what_a_repeat_would_reach_is_what_repeats_reach():
 
 def test_the_full_budget_comes_first_seed_by_seed():
   made = planned(proxies=(.5,), seeds=(0, 3))
-  runs = plan.runs(made)
+  runs = study_plan.runs(made)
   assert len(runs) == 7 * 2 * 2 and [r.seed for r in runs[:14]] == [0] * 7 + [3] * 7
   assert runs[0].name == 'base/0' and runs[14].name == 'base/0@0.5' and len({r.workdir for r in runs}) == 28
-  full, half = plan.config(made, runs[8]), plan.config(made, runs[22])
+  full, half = study_plan.config(made, runs[8]), study_plan.config(made, runs[22])
   assert (full.epochs, full.seed, full.optimizer.warmup_epochs) == (20., 3, 3.)
   assert (half.epochs, half.optimizer.warmup_epochs) == (10., 1.5) and half.augment == full.augment
-  short = plan.config(planned(budget=6.), runs[0])
+  short = study_plan.config(planned(budget=6.), runs[0])
   assert (short.epochs, short.optimizer.warmup_epochs) == (6., pytest.approx(.9))
 
 
 def test_equal_compute_counts_the_views():
   made = planned(equal='compute', augs=('rotate',), overrides={'augment.crop.role': 'invariant'})
-  epochs = {r.arm: plan.config(made, r).epochs for r in plan.runs(made)}
+  epochs = {r.arm: study_plan.config(made, r).epochs for r in study_plan.runs(made)}
   assert epochs['base'] == epochs['rotate=invariant'] == 20.       # two views
   assert epochs['rotate=both'] == pytest.approx(20. * 2 / 3)       # and the reference
   assert epochs['rotate=sensitive'] == pytest.approx(20. * 2 / 5)  # and EquiMod's own two
@@ -260,16 +260,16 @@ def found_json(value):
 
 def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
   made = planned(augs=('rotate',))
-  plan.write(tmp_path, made)
-  assert plan.read(tmp_path) == made
-  for i, run in enumerate(plan.runs(made)[:6]):
+  study_plan.write(tmp_path, made)
+  assert study_plan.read(tmp_path) == made
+  for i, run in enumerate(study_plan.runs(made)[:6]):
     (tmp_path / run.workdir).mkdir(parents=True)
     (tmp_path / run.workdir / 'found.json').write_text(found_json(.5 + .01 * i))
-  found = plan.results(tmp_path, made, {'base/2': 'it was killed'})
+  found = study_plan.results(tmp_path, made, {'base/2': 'it was killed'})
   assert [r['status'] for r in found['runs'].values()] == ['done'] * 6 + ['waiting'] * 2 + ['failed'] + ['waiting'] * 3
   assert found['runs']['base/2']['error'] == 'it was killed'
   assert found['untrained'] == pytest.approx({'linear': .3, 'knn': .2})
-  rows = list(csv.reader(plan.table(found).splitlines()))
+  rows = list(csv.reader(study_plan.table(found).splitlines()))
   assert rows[0] == ['arm', 'readout', 'split', 'n', 'mean', 'std', 'seed 0', 'seed 1']
   assert rows[1][:4] == ['base', 'linear', 'validation', '2'] and float(rows[1][4]) == pytest.approx(.52)
   assert float(rows[1][7]) == .54 and 'before every run is over: 5 of 12 wait' in found['recommendation'][0]
@@ -280,13 +280,13 @@ def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
 def test_results_can_be_had_after_every_run(tmp_path, name):
   """Shorter budgets too, whose runs come last."""
   made = planned(proxies=(.25, .5), seeds=(0,), design=name)
-  plan.write(tmp_path, made)
-  found, value = plan.results(tmp_path, made, {}), np.random.default_rng(0)
+  study_plan.write(tmp_path, made)
+  found, value = study_plan.results(tmp_path, made, {}), np.random.default_rng(0)
   assert not found['effects'] and not found['proxies']
-  for run in plan.runs(made):
+  for run in study_plan.runs(made):
     (tmp_path / run.workdir).mkdir(parents=True)
     (tmp_path / run.workdir / 'found.json').write_text(found_json(value.uniform(.4, .6)))
-    found = plan.results(tmp_path, made, {})
+    found = study_plan.results(tmp_path, made, {})
   assert [(p['budget'], p['readout'], p['n']) for p in found['proxies']] == [
       (share, name, len(made['made'])) for share in (.25, .5) for name in ('linear', 'knn')]
   assert all(-1 <= p['rank'] <= 1 for p in found['proxies'])
@@ -294,17 +294,17 @@ def test_results_can_be_had_after_every_run(tmp_path, name):
 
 
 def test_a_folder_holds_one_study(tmp_path):
-  plan.write(tmp_path, planned())
-  plan.write(tmp_path, planned(seeds=(0, 1, 2, 3)))  # more seeds of the same one
-  assert len(plan.read(tmp_path)['seeds']) == 4
+  study_plan.write(tmp_path, planned())
+  study_plan.write(tmp_path, planned(seeds=(0, 1, 2, 3)))  # more seeds of the same one
+  assert len(study_plan.read(tmp_path)['seeds']) == 4
   with pytest.raises(UserError, match='another study|another .*budget'):
-    plan.write(tmp_path, planned(budget=7.))
+    study_plan.write(tmp_path, planned(budget=7.))
   with pytest.raises(UserError, match='study.json is missing'):
-    plan.read(tmp_path / 'none')
+    study_plan.read(tmp_path / 'none')
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a run'):
-    plan.write(tmp_path / 'run', planned())
+    study_plan.write(tmp_path / 'run', planned())
 
 
 def test_resuming_takes_nothing_new(tmp_path, capsys):
@@ -314,9 +314,9 @@ def test_resuming_takes_nothing_new(tmp_path, capsys):
 
 
 def test_shares_of_a_budget():
-  assert [command._share(t) for t in ('1/8', '.25')] == [.125, .25]
+  assert [study_command._share(t) for t in ('1/8', '.25')] == [.125, .25]
   with pytest.raises(UserError, match='1/0'):
-    command._share('1/0')
+    study_command._share('1/0')
 
 
 # -- runs
@@ -402,7 +402,7 @@ def test_in_miniature_a_killed_study_ends_as_if_left_alone(tmp_path):
 def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
   """A killed study's own processes may still be saving what its successor wants to go on with."""
   made, tries, said = planned(augs=('rotate',), arms=('off', 'invariant'), seeds=(0,)), [], []
-  plan.write(tmp_path, made)
+  study_plan.write(tmp_path, made)
   def begin(folder, number, asked, kind, slot, workers, what='found'):
     tries.append((number, slot))
     where = folder / asked.workdir

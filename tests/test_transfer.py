@@ -9,11 +9,12 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import errors, shard
+from equivariant_ssl import errors
 from equivariant_ssl.data import digits, tfds
 from equivariant_ssl.data.source import Records
 from equivariant_ssl.evaluate import inputs, transfer
 from equivariant_ssl.evaluate.logistic import logistic, mean_per_class
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Image
 
 SIZE = 8
@@ -152,7 +153,7 @@ def test_features_are_kept_and_only_for_the_same_network_and_images(albums, tmp_
   assert calls == [20, 6] and len(files) == 2
   again = [np.load(f)['features'] for f in files]
   assert one(ENCODE, root, **kw) == first and calls == [20, 6]  # kept
-  assert one(ENCODE, root, mesh=shard.mesh(jax.devices()[:2]), **kw) == first and calls == [20, 6]
+  assert one(ENCODE, root, mesh=sharding.mesh(jax.devices()[:2]), **kw) == first and calls == [20, 6]
   one(Partial(colour, 3.1 * jnp.eye(3)), root, **kw)  # other weights
   assert calls == [20, 6] * 2
   one(lambda images: images.mean((1, 2)) @ (2 * jnp.eye(3)), root, **kw)  # a closure: other constants

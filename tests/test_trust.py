@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, shipped
+from equivariant_ssl import shipped
 from equivariant_ssl.data import cache, tfds
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.report import embeddings, folder
-from equivariant_ssl.study import plan as plans
-from equivariant_ssl.study import run as studies
+from equivariant_ssl.report import embeddings, run_folder
+from equivariant_ssl.storage import record
+from equivariant_ssl.study import runner as studies
+from equivariant_ssl.study import study_plan as plans
 
 ROOT = pathlib.Path(__file__).parent.parent
 DICT = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
@@ -41,11 +42,11 @@ def test_the_config_that_a_run_names_is_not_run(named, evil):
   sent, mark = evil
   said = named if named.startswith('--') else f'--config {named.format(sent=sent)}'
   record.start(sent, configs.as_json(configs.load(str(ROOT / 'configs' / 'smoke.py'))), f'eqssl train {said} --workdir x')
-  found = folder.base(folder.read(sent))
+  found = run_folder.base(run_folder.read(sent))
   assert not mark.exists()
   known = 'smoke' in named
   assert (found and found[0]) == ('smoke' if known else None)
-  assert folder.changed(folder.read(sent)) == []
+  assert run_folder.changed(run_folder.read(sent)) == []
 
 
 def test_a_name_is_looked_up_among_the_shipped_ones_alone(evil):

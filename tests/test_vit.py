@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.export import run, timm
+from equivariant_ssl.export import exporting, timm
 from equivariant_ssl.nets import resnet, vit
 
 SMALL = dict(variant='tiny', patch=4, size=16, depth=2)
@@ -170,9 +170,9 @@ def test_out_and_in_is_bitwise(tmp_path):
   state = drawn(width=192, patch=8, tokens=4, depth=1)
   save_file({f'module.{k}': v for k, v in state.items()}, tmp_path / 'timm.safetensors')
   said = []
-  run.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
+  exporting.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
   assert "vit_tiny_patch16_224, under 'module.': 18 of 18 tensors" in said[0]
-  found = load_file(run.export(tmp_path / 'run', say=said.append) / 'model.safetensors')
+  found = load_file(exporting.export(tmp_path / 'run', say=said.append) / 'model.safetensors')
   assert found.keys() == state.keys() and all((found[k] == v).all() for k, v in state.items())
   facts = json.loads((tmp_path / 'run' / 'export' / 'config.json').read_text())
   assert facts['architecture'] == 'vit_tiny_patch16_224' and facts['global_pool'] == 'token'

@@ -1,5 +1,5 @@
 """A wiring made by hand, for the tests of equivariance objectives."""
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.types import Op, Wiring
 
 
@@ -13,7 +13,7 @@ def make_wiring(*augmentations: str, views: tuple[str, ...] = ('crop',), sensiti
 
   def build_chain(names, side: int, changes: dict) -> Op:
     fields = lambda n: {**({'size': side} if n == 'crop' else {}), **changes.get(n, {})}
-    return augment.chain(*(modules.make(augment, n, **fields(n)) for n in names))
+    return augment.chain(*(registry.make(augment, n, **fields(n)) for n in names))
 
   others = tuple(n for n in views if n not in augmentations)
 

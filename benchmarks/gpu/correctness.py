@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, state, step, train
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop, state, step
 
 
 def on(device: jax.Device, batch: int, changed: dict[str, str]):
   """(loss, gradient leaves, views) of the first step of cifar10_simclr_equimod on noise images, on one device."""
   config = configs.load('cifar10_simclr_equimod', {**changed, 'dtype': 'float32', 'batch': str(batch),
                                                    'data.name': 'digits', 'size': '32'})
-  run = train.prepare(config, shard.mesh([device]))
+  run = loop.prepare(config, sharding.mesh([device]))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
   cpu = jax.devices('cpu')[0]

@@ -56,7 +56,7 @@ def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
   """Compile an arm's step and its initialisation into the cache, while the data are prepared."""
   import parts
 
-  from equivariant_ssl import runs
+  from equivariant_ssl.training import runs
   runs.keep_programs()
   run = parts.described(size, arm[1], _settings(size, arm, epochs, seed), images=False)
   parts.compiled(run)
@@ -66,7 +66,8 @@ def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
   """Train an arm, from its newest checkpoint where it has one. Ends with the command line's code: 75 stopped and saved."""
-  from equivariant_ssl import cli, record
+  from equivariant_ssl import cli
+  from equivariant_ssl.storage import record
   place = folder(arm[0], seed)
   changes = _settings(size, arm, epochs, seed)
   code = cli.main(['train', '--config', arm[1], '--workdir', str(place), *(f'--config.{k}={v}' for k, v in changes.items())])
@@ -80,8 +81,9 @@ def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 def untrained(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
   """The network of an arm before its first step as a run of step 0, to be evaluated like the others."""
-  from equivariant_ssl import checkpoint, record, runs
   from equivariant_ssl import config as configs
+  from equivariant_ssl.storage import checkpoint, record
+  from equivariant_ssl.training import runs
   runs.keep_programs()
   place = folder('untrained', seed)
   run = runs.prepare(configs.load(arm[1], _settings(size, arm, epochs, seed)))
@@ -96,8 +98,9 @@ def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
   import jax
   import numpy as np
 
-  from equivariant_ssl import checkpoint, fingerprint, record, runs
   from equivariant_ssl import config as configs
+  from equivariant_ssl.storage import checkpoint, fingerprint, record
+  from equivariant_ssl.training import runs
   place = folder(label, seed)
   run = runs.prepare(configs.read(place / 'config.json'))
   step, state, _ = checkpoint.load(place / 'checkpoints', runs.abstract(run))
@@ -113,8 +116,8 @@ def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
 
 def probe(size: sizes.Size, say, label: str, seed: int, protocols: list[str]) -> dict:
   """The results of protocols of an arm's newest checkpoint, or of the untrained network's, one after the other."""
-  from equivariant_ssl import runs
-  from equivariant_ssl.evaluate import run as evaluation
+  from equivariant_ssl.evaluate import evaluation
+  from equivariant_ssl.training import runs
   runs.keep_programs()
   found = {}
   for name in protocols:

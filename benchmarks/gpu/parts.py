@@ -31,7 +31,7 @@ def device(size: sizes.Size, say) -> dict:
   import jax
   import jax.numpy as jnp
 
-  from equivariant_ssl import record
+  from equivariant_ssl.storage import record
   first = jax.devices()[0]
   found = {'platform': first.platform, **record.environment(), 'start_s': time.time() - BEGAN}
   with contextlib.suppress(OSError):
@@ -69,14 +69,15 @@ def described(size: sizes.Size, config: str, more: dict[str, str] | None = None,
   import numpy as np
 
   from equivariant_ssl import config as configs
-  from equivariant_ssl import recipe, runs, shard
   from equivariant_ssl.data.cifar10 import NORMAL
   from equivariant_ssl.data.source import Source, Split
+  from equivariant_ssl.parallel import sharding
+  from equivariant_ssl.training import recipe, runs
   resolved = configs.load(config, sizes.overrides(size, config, more))
   side = resolved.data.get('size') or resolved.size
   num = 5 * size.records if config.startswith('cifar10') else 2 * resolved.batch
   made = recipe.make(resolved, num, side, *NORMAL, 10)
-  mesh = shard.mesh(jax.devices()[:1])
+  mesh = sharding.mesh(jax.devices()[:1])
   pixels = np.random.default_rng(0).integers(0, 256, (num, side, side, 3), np.uint8) if images else None
   split = Split(pixels, np.full((num, 2), side, np.float32), None)
   return runs.Run(resolved, Source('noise', split, None, None, *NORMAL), made, mesh, jax.random.key(resolved.seed))
@@ -87,9 +88,10 @@ def compiled(run):
   import jax
   import numpy as np
 
-  from equivariant_ssl import runs, shard
-  from equivariant_ssl import step as steps
-  num, whole, side = len(run.source.train.sizes), shard.replicated_sharding(run.mesh), run.recipe.canvas
+  from equivariant_ssl.parallel import sharding
+  from equivariant_ssl.training import runs
+  from equivariant_ssl.training import step as steps
+  num, whole, side = len(run.source.train.sizes), sharding.replicated_sharding(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
   data = steps.Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
   return steps.resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
@@ -100,12 +102,13 @@ def timed(run, program, seconds: float, say, found: dict):
   import jax
   import numpy as np
 
-  from equivariant_ssl import runs, shard
-  from equivariant_ssl import step as steps
   from equivariant_ssl.data.order import epoch_order
-  train, whole = run.source.train, shard.replicated_sharding(run.mesh)
-  data = shard.place(steps.Batch(train.images, train.sizes, None), whole)
-  order = shard.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
+  from equivariant_ssl.parallel import sharding
+  from equivariant_ssl.training import runs
+  from equivariant_ssl.training import step as steps
+  train, whole = run.source.train, sharding.replicated_sharding(run.mesh)
+  data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
+  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
   state = runs.initial(run)
 
   def advance(count: int) -> float:
@@ -139,7 +142,7 @@ def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float
   """
   from budget import middle
 
-  from equivariant_ssl import runs
+  from equivariant_ssl.training import runs
   runs.keep_programs()
   held = open(lock, 'a') if lock else None
   if held:
@@ -193,18 +196,20 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
   import jax
   import numpy as np
 
-  from equivariant_ssl import fingerprint, runs, shard
-  from equivariant_ssl import step as steps
+  from equivariant_ssl.parallel import sharding
+  from equivariant_ssl.storage import fingerprint
+  from equivariant_ssl.training import runs
+  from equivariant_ssl.training import step as steps
   runs.keep_programs()
   run = described(size, config)
-  program, train, whole = compiled(run), run.source.train, shard.replicated_sharding(run.mesh)
-  given = shard.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
+  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
+  given = sharding.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
 
   def twenty(stop: bool) -> dict:
     state = runs.initial(run)
     for n in range(20):
       if stop and n == 10:
-        state = shard.place(jax.device_get(state), whole)
+        state = sharding.place(jax.device_get(state), whole)
       state, _ = program(run.key, state, *given)
     return fingerprint.of(state)
   first, again, stopped = twenty(False), twenty(False), twenty(True)
@@ -215,7 +220,7 @@ def pytorch(size: sizes.Size, say) -> dict:
   """Our SimCLR step beside PyTorch's."""
   import torch_parts
 
-  from equivariant_ssl import runs
+  from equivariant_ssl.training import runs
   runs.keep_programs()
   return torch_parts.compare(size, say, functools.partial(described, size, 'cifar10_simclr'), compiled)
 

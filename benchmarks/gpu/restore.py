@@ -17,9 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import BAD_DATA, UserError, describe
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, fingerprint, record
+from equivariant_ssl.training import runs
 
 
 def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
@@ -44,7 +46,7 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
   if workdir.exists():
     raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')
   config = configs.resolve(ConfigDict(about['config']))
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   try:
     leaves = encoders.read(about['files'], about['sha256'])
   except ValueError as error:

@@ -13,9 +13,10 @@ import torch
 import torch_step
 from budget import middle
 
-from equivariant_ssl import runs, shard
-from equivariant_ssl import step as steps
 from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import runs
+from equivariant_ssl.training import step as steps
 
 ROUNDS = 2
 
@@ -38,9 +39,9 @@ def ours_given(run, first, shown) -> Turn:
 
 def ours_whole(run, compiled: Callable) -> Turn:
   """Our training step: the batch picked, augmented and learned from on the device."""
-  program, train, whole = compiled(run), run.source.train, shard.replicated_sharding(run.mesh)
-  data = shard.place(steps.Batch(train.images, train.sizes, None), whole)
-  order = shard.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
+  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
+  data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
+  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
   held = [runs.initial(run)]
 
   def advance() -> None:

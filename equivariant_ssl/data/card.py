@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import record
 from equivariant_ssl.data.cache import MOST
 from equivariant_ssl.data.source import Source, Split, threads
 from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import record
 
 FILE = 'data.json'  # in a run's folder
 ROUND = 6  # digits of a mean that are compared: its last bits are a CPU's own

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from equivariant_ssl import disk
 from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import UserError, passing
+from equivariant_ssl.storage import disk
 
 try:
   import simplejpeg

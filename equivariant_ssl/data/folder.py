@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equivariant_ssl import shard
 from equivariant_ssl.data import layout
 from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading, header, read_file, reading
 from equivariant_ssl.data.source import (
@@ -27,6 +26,7 @@ from equivariant_ssl.data.source import (
 )
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
+from equivariant_ssl.parallel import sharding
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.pgm',
               '.pbm', '.pnm')
@@ -229,7 +229,7 @@ def index(root: str, links: bool = False) -> Index:
     except BadImage as e:
       return e
 
-  with ThreadPoolExecutor(min(32, 2 * shard.count_cores())) as pool:
+  with ThreadPoolExecutor(min(32, 2 * sharding.count_cores())) as pool:
     why = dict(zip(paths, pool.map(trouble, paths), strict=True))
   bad = [(os.path.relpath(e.filename, root), BadImage(f'folder cannot be read: {e.strerror}')) for e in lost]
   bad += [(p, why[p]) for p in paths if why[p]]

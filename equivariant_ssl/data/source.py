@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from equivariant_ssl import shard
 from equivariant_ssl.data.decode import BadImage, Reading, decode
 from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.parallel import sharding
 
 MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
 CHUNK = 256          # records that a thread takes at a time, at most
@@ -151,7 +151,7 @@ def fits(count: int, size: int) -> bool:
 
 def threads() -> int:
   """How many decode: they do so without the interpreter lock."""
-  return min(32, max(2, shard.count_cores()))
+  return min(32, max(2, sharding.count_cores()))
 
 
 def in_chunks(work: Callable[[range], list], count: int) -> list:

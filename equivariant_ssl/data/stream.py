@@ -12,17 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from equivariant_ssl.data.decode import BadImage, decode
-from equivariant_ssl.data.source import (
-  MEMORY,
-  Records,
-  Split,
-  fits,
-  hopeless_data,
-  others,
-  threads,
-  to_check,
-  too_many,
-)
+from equivariant_ssl.data.source import MEMORY, Records, Split, fits, hopeless_data, others, threads, to_check, too_many
 from equivariant_ssl.errors import BAD_DATA, UserError
 
 TRIES = 100        # records that are asked in the place of one before the data are given up

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl import disk
 from equivariant_ssl.data.cache import MOST, cached
-from equivariant_ssl.data.claims import SAFE, check_counts, unsafe_class
 from equivariant_ssl.data.decode import BadImage, Reading, reading
 from equivariant_ssl.data.source import (
   REPLACED,
@@ -30,7 +28,9 @@ from equivariant_ssl.data.source import (
   measured,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
+from equivariant_ssl.data.tfds_claims import SAFE, check_counts, unsafe_class
 from equivariant_ssl.errors import UserError, passing
+from equivariant_ssl.storage import disk
 
 FILE = 'file_name'   # the feature that names a record
 OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',   # what this package prepares itself

@@ -23,7 +23,7 @@ from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading
 from equivariant_ssl.data.folder import printable
 from equivariant_ssl.data.source import hopeless_data, listed, threads, too_many
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
-from equivariant_ssl.record import lock
+from equivariant_ssl.storage.record import lock
 
 BUCKETS = 200         # open files while a split is read; one of them at a time is in memory when it is put in order
 SPARE = 1.03          # bytes on disk for one of the sources

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from equivariant_ssl.augment import relative
 from equivariant_ssl.equivariance.pairing import between_views, from_reference
 from equivariant_ssl.losses import nt_xent, variance
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
 STOPS = ('none', 'target', 'source')

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from equivariant_ssl.equivariance.equimod import EquiModHead, relative_conditioning
 from equivariant_ssl.equivariance.pairing import between_views
 from equivariant_ssl.losses import info_nce, nt_xent
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
 

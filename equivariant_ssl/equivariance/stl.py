@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from equivariant_ssl.equivariance.pairing import between_views
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.losses import nt_xent
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets import mlp, predictors
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array, Equivariance, Group, Pair, Wiring
 
 

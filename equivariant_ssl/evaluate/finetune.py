@@ -13,7 +13,6 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl import fingerprint, shard
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.holdout import rank_in_class
 from equivariant_ssl.data.order import epoch_order
@@ -25,9 +24,11 @@ from equivariant_ssl.evaluate.probe import Head
 from equivariant_ssl.evaluate.statistics import Result, result
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets.network import Network
-from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.runs import Run
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import fingerprint
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.runs import Run
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Array, Key
 
 EPOCHS, BATCH = 20, 256
@@ -111,7 +112,7 @@ def _build(network: Network, size: int, batch: int, mesh: Mesh | None):
     weights, stats, memory = state
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
-      rows = jax.lax.with_sharding_constraint(rows, shard.batch_sharding(mesh))
+      rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
     views = inputs.augmented(op, size, key_for(key, 'augment', index), 'tune', data.images[rows], data.sizes[rows])
 
     def loss(weights: dict) -> tuple[Array, dict]:
@@ -142,7 +143,7 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
     batch -= batch % mesh.size
   if not 0 < batch <= N:
     raise ValueError(f'a batch of {batch} is not between 1 and the {N} images')
-  place = (lambda tree: shard.place(tree, shard.replicated_sharding(mesh))) if mesh is not None else jax.device_put
+  place = (lambda tree: sharding.place(tree, sharding.replicated_sharding(mesh))) if mesh is not None else jax.device_put
   params, stats = jax.tree.map(lambda a: jnp.array(a, copy=True), (variables['params'], variables['batch_stats']))
   D = jax.eval_shape(lambda v: network.apply(v, jnp.zeros((1, size, size, 3)), method='encode'), variables).shape[-1]
   kernel = .01 * jax.random.normal(key_for(key, 'init'), (D, classes))

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.algebra import resize, select
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.evaluate import equivariance, inputs
+from equivariant_ssl.evaluate import gains, inputs
 from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.inputs import Inputs
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Pair, Size
 
 SEED = 0  # of the held-out views: the same for every run and checkpoint
@@ -167,13 +167,13 @@ def identity(recipe: Recipe, name: str) -> Action:
 
 
 def gains(recipe: Recipe, fixed: Frozen, state: TrainState, name: str, split: Split, what: str = 'all',
-          batch: int = 256) -> equivariance.Measured:
+          batch: int = 256) -> gains.Measured:
   """EquiMod's gains and their controls for objective `name` on the held-out images of `split`, under action `what`."""
   given, values = rows(split), variables(state)
   pair = in_batches(Partial(fixed.pairs[name][what], values), given, batch)
   V = pair.target.shape[1]
   pair = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), pair)
-  return equivariance.measure(Partial(fixed.answer[name], values), pair, identity(recipe, name), jax.random.key(SEED),
+  return gains.measure(Partial(fixed.answer[name], values), pair, identity(recipe, name), jax.random.key(SEED),
                               np.repeat(given[0], V), batch * V)
 
 
@@ -187,8 +187,8 @@ def panel(side: int, p: float) -> dict[str, Op]:
   """The ops of PANEL at their default strengths, for views of `side`, applied with chance `p` where they have one."""
   found = {}
   for name in PANEL:
-    schema = modules.schema(augment, name)
-    found[name] = modules.make(augment, name, **{k: v for k, v in (('size', side), ('p', p)) if k in schema})
+    schema = registry.schema(augment, name)
+    found[name] = registry.make(augment, name, **{k: v for k, v in (('size', side), ('p', p)) if k in schema})
   return found
 
 

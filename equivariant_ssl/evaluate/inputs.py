@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, modules
+from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.pixels import resample
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.data.stream import lazy
@@ -162,8 +162,8 @@ def pixels(split: Split, inputs: Inputs) -> np.ndarray:
 
 def crop_and_flip(size: int) -> Op:
   """What training images of a labelled protocol go through: random resized crop (.08, 1) to `size`, and flip."""
-  return augment.chain(modules.make(augment, 'crop', size=size, scale=(.08, 1.), method='bicubic'),
-                       modules.make(augment, 'flip', p=.5))
+  return augment.chain(registry.make(augment, 'crop', size=size, scale=(.08, 1.), method='bicubic'),
+                       registry.make(augment, 'flip', p=.5))
 
 
 def augmented(op: Op, size: int, key: Key, name: str, images: Array, sizes: Array) -> Array:

@@ -6,8 +6,8 @@ from jax.tree_util import Partial
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import inputs, knn
 from equivariant_ssl.evaluate.frozen import variables
-from equivariant_ssl.runs import Run
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.training.runs import Run
+from equivariant_ssl.training.state import TrainState
 
 
 def monitor(run: Run) -> Callable[[TrainState], dict[str, float]]:

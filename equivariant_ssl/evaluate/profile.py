@@ -4,8 +4,8 @@ from typing import NamedTuple
 import numpy as np
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.equivariance import LEAST, shuffle
 from equivariant_ssl.evaluate.features import check_finite
+from equivariant_ssl.evaluate.gains import LEAST, shuffle
 from equivariant_ssl.evaluate.health import units
 from equivariant_ssl.evaluate.statistics import Interval, interval, ratio_of_means
 from equivariant_ssl.types import Key

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl import augment, modules, runs
+from equivariant_ssl import augment, registry
 from equivariant_ssl.data import card
 from equivariant_ssl.data.source import Source
-from equivariant_ssl.evaluate import care as cares
+from equivariant_ssl.evaluate import care_measure as cares
 from equivariant_ssl.evaluate import (
   episodes,
-  equivariance,
   fewshot,
   finetune,
   frozen,
+  gains,
   health,
   inputs,
   knn,
@@ -32,7 +32,8 @@ from equivariant_ssl.evaluate import transfer as transfers
 from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.statistics import Interval, Result, counted
 from equivariant_ssl.evaluate.subject import Found, Options, Protocol, Subject, held_out
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 
 PANEL_TRAIN, PANEL_TEST, BANK, CARE, SHARED = 2000, 1000, 200, 256, 8  # images, at most; actions that all images share
 
@@ -219,9 +220,9 @@ def _transferred_to(run: runs.Run, options: Options) -> dict[str, Any]:
 
 
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
-PANEL_OF = lambda *more: (frozen.SEED, {name: modules.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN,
+PANEL_OF = lambda *more: (frozen.SEED, {name: registry.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN,
                           PANEL_TEST, CARE, SHARED, *more)
-PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, equivariance, *more)
+PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, gains, *more)
 PROTOCOLS = {
     'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
                     of=lambda: (knn, knn.evaluate)),

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.evaluate.equivariance import answers, controls
 from equivariant_ssl.evaluate.features import check_finite, in_batches
+from equivariant_ssl.evaluate.gains import answers, controls
 from equivariant_ssl.evaluate.statistics import Interval, interval, paired
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Action, Array, Key, Pair

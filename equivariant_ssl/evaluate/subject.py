@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl import runs
 from equivariant_ssl.data import card
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import frozen
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Key
 
 

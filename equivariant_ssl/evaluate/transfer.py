@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from equivariant_ssl import data, fingerprint, modules
+from equivariant_ssl import data, registry
 from equivariant_ssl.data import archives, folder, source, tfds
 from equivariant_ssl.data.source import Records, Split
 from equivariant_ssl.errors import BAD_DATA, UserError
@@ -25,6 +25,7 @@ from equivariant_ssl.evaluate.inputs import central
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.logistic import logistic
 from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
+from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.types import Array
 
 VERSION = 4   # raise it when reading changes what the features are; what is shown has its own (inputs.VERSION)
@@ -130,8 +131,8 @@ def find(name: str, root: str = '') -> Opened | Missing:
   given = name not in DATASETS and place.is_dir() and not (place / 'dataset_info.json').is_file()
   if given or (place / 'train').is_dir():
     return _of_folder(target, place)
-  if name not in DATASETS and name in modules.names(data):
-    return _in_memory(target, modules.make(data, name))
+  if name not in DATASETS and name in registry.names(data):
+    return _in_memory(target, registry.make(data, name))
   try:
     path = tfds.find(target.dataset or name, root, '--root DIR')
   except tfds.NotPrepared:
@@ -149,7 +150,7 @@ def _to_make(target: Target, base: pathlib.Path) -> str:
 
 def check_targets(names: Iterable[str], root: str = '') -> None:
   """Raise UserError for a name that is of no target of `transfer`: no data set on disk or known to TFDS, no folder."""
-  own = {*DATASETS, *modules.names(data)} - {'folder', 'tfds'}
+  own = {*DATASETS, *registry.names(data)} - {'folder', 'tfds'}
   for name in names:
     if name in own or pathlib.Path(os.path.expanduser(name)).is_dir():
       continue
@@ -157,7 +158,7 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
       tfds.find(name, root, '--root DIR')
     except tfds.NotPrepared as e:
       if name.partition(':')[0].split('/')[0] not in tfds.known():
-        raise modules.unknown_name('protocol transfer', name, own) from e
+        raise registry.unknown_name('protocol transfer', name, own) from e
 
 
 def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | None]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.export import torchvision
-from equivariant_ssl.export.files import State
+from equivariant_ssl.export.weight_files import State
 from equivariant_ssl.nets.vit import DEPTH, EPSILON, VARIANTS, to_torch  # noqa: F401
 
 MARK = 'blocks.0.attn.qkv.weight'

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.export.files import State
+from equivariant_ssl.export.weight_files import State
 from equivariant_ssl.nets.resnet import DEPTHS, STEMS, to_torch
 
 COUNTER = 'num_batches_tracked'  # torch counts steps with it; nothing here reads it

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets.conv import DTYPES, torch_bias, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
 INITS = ('torch', 'normal')

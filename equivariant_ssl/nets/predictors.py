@@ -4,8 +4,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets import mlp
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
 # depth: (blocks of each stage, bottleneck). Depth 10 has one basic block a stage, for CPU.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import unknown_name
 from equivariant_ssl.nets.conv import DTYPES, Conv
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
 # variant: (width, heads); a head is 64 wide.

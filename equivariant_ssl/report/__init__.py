@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.runs import Asked
+from equivariant_ssl.training.runs import Asked
 
 
 def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None, by: str = 'method',
@@ -16,7 +16,7 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   images: with the panels that read data and checkpoints. asked: of the data of a run. Raises UserError where a folder is
   neither.
   """
-  from equivariant_ssl.report import comparison, page, run, study
+  from equivariant_ssl.report import comparison_page, page, run_page, study_page
   folders, out = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
   for folder in folders:
     kinds = [name for name in ('study.json', 'config.json') if (folder / name).is_file()]
@@ -29,7 +29,7 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   if not folders:
     raise UserError('no folder to report.', 'eqssl report DIR [DIR ...]')
   if len(folders) > 1:
-    return comparison.write(folders, out or pathlib.Path('report.html'), by, console)
+    return comparison_page.write(folders, out or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
-    return study.write(folders[0], images, console, out, asked.path)
-  return run.write(folders[0], images, console, out, asked)
+    return study_page.write(folders[0], images, console, out, asked.path)
+  return run_page.write(folders[0], images, console, out, asked)

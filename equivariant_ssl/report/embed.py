@@ -10,19 +10,20 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, runs
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import folder, source
 from equivariant_ssl.data.decode import FORMATS, BadImage, Reading, reading
 from equivariant_ssl.errors import BAD_DATA, UserError
-from equivariant_ssl.evaluate.cached import digest
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central
+from equivariant_ssl.evaluate.result_files import digest
 from equivariant_ssl.evaluate.statistics import counted
 from equivariant_ssl.report import embeddings, page
 from equivariant_ssl.report.embeddings import Embeddings, Made
 from equivariant_ssl.report.gallery import block, opened
 from equivariant_ssl.report.pictures import Tile, nearest, upright
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import runs
 
 CHUNK = 1024     # images decoded at a time: 150 MB of 224 x 224 pixels
 BATCH = 256

@@ -8,15 +8,16 @@ from ml_collections import ConfigDict
 from PIL import Image as Pillow
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import recipe as recipes
-from equivariant_ssl import runs, shard
 from equivariant_ssl.data.decode import BadImage, decode, read_file
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import frozen
-from equivariant_ssl.recipe import Recipe
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import page, pictures
 from equivariant_ssl.report.pictures import Tile
-from equivariant_ssl.step import Batch
+from equivariant_ssl.training import recipe as recipes
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.step import Batch
 
 SHARP = 64  # of fewer pixels, a picture is shown as squares
 MEANING = {
@@ -107,7 +108,7 @@ def show(config: ConfigDict, image: str = '', out: pathlib.Path = pathlib.Path('
     recipe, batch = _of_file(config, image, count)
     found = pictures.rows(recipe, jax.random.key(config.seed), batch)
   else:
-    run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+    run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
     recipe, found = run.recipe, pictures.gallery(run, count)
   of = os.path.basename(image) if image else config.data.name
   objectives = ' and '.join(recipe.equivariances) or 'none'

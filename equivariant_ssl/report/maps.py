@@ -7,7 +7,6 @@ import numpy as np
 from jax.tree_util import Partial
 from threadpoolctl import threadpool_limits
 
-from equivariant_ssl import runs
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.data import holdout
 from equivariant_ssl.data.source import Split
@@ -15,7 +14,8 @@ from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.evaluate.features import features, in_batches
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.report.pictures import UNITS, at, describe, number, some, split, still
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Op
 
 BY_CLASS, BY_ACTION = 1000, 600  # points: t-SNE takes seconds

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import record
 
 
 class Text(NamedTuple):

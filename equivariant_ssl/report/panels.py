@@ -9,10 +9,10 @@ import numpy as np
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.statistics import counted
-from equivariant_ssl.report import charts, folder
-from equivariant_ssl.report.folder import Left
+from equivariant_ssl.report import charts, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Section, Table, Text
-from equivariant_ssl.train import COLLAPSED
+from equivariant_ssl.report.run_folder import Left
+from equivariant_ssl.training.loop import COLLAPSED
 
 BESIDE = ('step', 'loss', 'invariance', 'gradient', 'lr', 'std', 'images_per_s', 'data_wait', 'epoch', 'memory_gib',
           'probe_loss', 'probe_top1', 'knn_top1')  # of the log; the others are terms of the loss
@@ -161,12 +161,12 @@ def environment(env: Mapping[str, Any]) -> Table:
 
 def config_table(config: Any, caption: str = 'The whole config') -> Table:
   """A config as JSON, a row a field."""
-  return Table(caption, ('field', 'value'), list(folder.leaves(config).items()), 2, True)
+  return Table(caption, ('field', 'value'), list(run_folder.leaves(config).items()), 2, True)
 
 
 def ran(left: Left) -> Section:
   """What ran: in a few lines, the difference from the config as shipped, where, and everything else folded."""
-  c, base, changed = left.config, folder.base(left), folder.changed(left)
+  c, base, changed = left.config, run_folder.base(left), run_folder.changed(left)
   last = left.rows[-1] if left.rows else {}
   rows = [('method', left.method), ('data', c.data.name),
           ('encoder', ', '.join([c.encoder.name, *(f'{k} {v}' for k, v in c.encoder.items() if k != 'name')])),

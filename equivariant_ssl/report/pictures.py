@@ -9,13 +9,14 @@ import numpy as np
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import runs, shard, step
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import frozen, inputs
-from equivariant_ssl.evaluate.equivariance import answers
-from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.evaluate.gains import answers
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import runs, step
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Key, Op, Pair
 
 TRAINING = 10_000  # training images among which neighbours are sought: their features take seconds
@@ -113,7 +114,7 @@ def still(chain: Op, side: int) -> Action:
 
 def rows(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
   """{view group: a row an image of `batch`: the original, then its views}, drawn as the first step of a run would."""
-  program = jax.jit(lambda key, batch: step.views(recipe, key, 0, batch), compiler_options=shard.ONCE)
+  program = jax.jit(lambda key, batch: step.views(recipe, key, 0, batch), compiler_options=sharding.ONCE)
   shown, found = jax.device_get(program(key, batch)), {}
   for name, group in recipe.groups.items():
     nothing, (images, actions) = still(group.chains[0], recipe.canvas), shown[name]
@@ -166,7 +167,7 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
     predict = Partial(fixed.answer[name], frozen.variables(state))
     predicted = answers(predict, Pair(embeddings[:, 0], embeddings[:, 1], before, after), len(images))
     show = lambda pixels, true, action: resize(chain.apply(action, frozen.canvas(pixels, true)), size).pixels
-    show = jax.jit(jax.vmap(show, (None, None, 0)), compiler_options=shard.ONCE)
+    show = jax.jit(jax.vmap(show, (None, None, 0)), compiler_options=sharding.ONCE)
     found[name] = []
     for i, (guess, bank) in enumerate(zip(predicted, embeddings, strict=True)):
       order, cosines = nearest(guess[None], bank, len(bank))

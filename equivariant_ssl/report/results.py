@@ -6,8 +6,8 @@ from typing import Any
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
 from equivariant_ssl.report import charts
-from equivariant_ssl.report.folder import Left
 from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Table, Text
+from equivariant_ssl.report.run_folder import Left
 
 # What kind of number it is: its last words.
 KINDS = re.compile(r' ?(mrr|h1|h5|STL error|SIE error.*|gamma|relative|pooled|averaged)$')

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, modules, recipe
+from equivariant_ssl import augment, registry
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.training import recipe
 from equivariant_ssl.types import ROLES
 
 BITS = {'off': (0, 0), 'invariant': (1, 0), 'sensitive': (0, 1), 'both': (1, 1)}  # (seen, told)
@@ -26,8 +27,8 @@ class Arm(NamedTuple):
 def base(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   """`config` with every one of `augs` in it: what it does not have comes last in the chain, off, as its defaults say."""
   for name in augs:
-    if name not in modules.names(augment):
-      raise modules.unknown_name('--augs', name, modules.names(augment))
+    if name not in registry.names(augment):
+      raise registry.unknown_name('--augs', name, registry.names(augment))
   given = configs.as_json(config)
   for name in augs:
     if name not in given['augment']['order']:
@@ -99,7 +100,7 @@ def terms(varying: list[tuple[str, str]], interactions: tuple[tuple[str, str], .
   names = ['.'.join(f) for f in varying]
   for name in itertools.chain(*interactions):
     if name not in names:
-      raise modules.unknown_name('--interactions', name, names)
+      raise registry.unknown_name('--interactions', name, names)
   return [(i,) for i in range(len(names))] + [tuple(names.index(n) for n in pair) for pair in interactions]
 
 
@@ -132,9 +133,9 @@ def make(config: ConfigDict, augs: tuple[str, ...], arms: tuple[str, ...], label
   """The arms, the base's first where it is one. labels: of the objectives; an arm that is told nothing has none."""
   for role in arms:
     if role not in ROLES:
-      raise modules.unknown_name('--arms', role, ROLES)
+      raise registry.unknown_name('--arms', role, ROLES)
   if design not in DESIGNS:
-    raise modules.unknown_name('--design', design, DESIGNS)
+    raise registry.unknown_name('--design', design, DESIGNS)
   if interactions and design != 'factorial':
     raise UserError('--interactions are of a factorial design.', 'Add --design factorial.')
   others = {n: config.augment[n].role for n in config.augment.order if n not in augs}

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 
-from equivariant_ssl import stop
 from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, plain
-from equivariant_ssl.study import plan as plans
 from equivariant_ssl.study import recommend
+from equivariant_ssl.study import study_plan as plans
+from equivariant_ssl.training import stop
 
 
 def _end_with_parent() -> None:
@@ -59,11 +59,11 @@ def run(folder: pathlib.Path, number: int) -> None:
   """Train and read out run `number` of the study in `folder`, from where it was; what it found, in found.json."""
   from rich.console import Console
 
-  from equivariant_ssl import record
-  from equivariant_ssl.evaluate import run as evaluations
+  from equivariant_ssl.evaluate import evaluation as evaluations
   from equivariant_ssl.evaluate.protocols import Options
-  from equivariant_ssl.runs import keep_programs
-  from equivariant_ssl.train import train
+  from equivariant_ssl.storage import record
+  from equivariant_ssl.training.loop import train
+  from equivariant_ssl.training.runs import keep_programs
   keep_programs()
   plan = plans.read(folder)
   mine, start = plans.runs(plan)[number], time.perf_counter()
@@ -87,10 +87,10 @@ def test(folder: pathlib.Path, plan: dict, mine: plans.Run) -> None:
   """Read out a run, of the arm that is recommended, on the test split, once; what it found, in test.json."""
   from rich.console import Console
 
-  from equivariant_ssl import record
-  from equivariant_ssl.evaluate import run as evaluations
+  from equivariant_ssl.evaluate import evaluation as evaluations
   from equivariant_ssl.evaluate.protocols import Options
-  from equivariant_ssl.runs import keep_programs
+  from equivariant_ssl.storage import record
+  from equivariant_ssl.training.runs import keep_programs
   keep_programs()
   workdir, every = folder / mine.workdir, evaluations.chosen([*plans.READOUTS.values(), *plan['protocols']])
   asked = [*(p for p in every if PROTOCOLS[p].needs == 'labels'), *(['transfer'] if plan['transfer'] else [])]

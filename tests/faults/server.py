@@ -22,11 +22,14 @@ import one_process  # noqa: E402
 import rich.progress  # noqa: E402, F401
 from jax._src import cache_key  # noqa: E402
 
-from equivariant_ssl import cli, fingerprint, shard, stop, train  # noqa: E402
+from equivariant_ssl import cli
 from equivariant_ssl import config as configs  # noqa: E402
 from equivariant_ssl.data.card import Card, Part  # noqa: E402
 from equivariant_ssl.errors import told  # noqa: E402
-from equivariant_ssl.state import TrainState  # noqa: E402
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import fingerprint
+from equivariant_ssl.training import loop, stop  # noqa: E402
+from equivariant_ssl.training.state import TrainState  # noqa: E402
 
 CONFIG = one_process.__file__
 CARD = Card('x', {}, Part(16), None, None, 8, (0., 0., 0.), (1., 1., 1.), 16)
@@ -42,7 +45,7 @@ def lighten() -> None:
   """All that a training does with files, and nothing that is learnt: no program is compiled."""
   def opened(config, start, mesh, say, accept):
     recipe = types.SimpleNamespace(steps=config.steps, steps_per_epoch=10, batch=config.batch, equivariances={})
-    return train.Run(config, None, recipe, shard.mesh(), None, start.known or CARD)
+    return loop.Run(config, None, recipe, sharding.mesh(), None, start.known or CARD)
 
   def fit(run, now, on_step):
     for n in range(int(now.step) + 1, run.recipe.steps + 1):
@@ -51,10 +54,10 @@ def lighten() -> None:
         break
     return now
   like = lambda run, rule: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard.replicated(run.mesh)), state(0))
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), state(0))
   for name, value in {'_opened': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
                       'slow_start': lambda *args: ''}.items():
-    setattr(train, name, value)
+    setattr(loop, name, value)
 
 
 def learn(job: dict) -> tuple[int, dict]:
@@ -64,7 +67,7 @@ def learn(job: dict) -> tuple[int, dict]:
       os._exit(9)
   try:
     config = configs.load(CONFIG, {k: str(v) for k, v in job['config'].items()})
-    return 0, fingerprint.of(train.train(config, job['workdir'], 'test', (hook,), shard.mesh(), quiet=True))
+    return 0, fingerprint.of(loop.train(config, job['workdir'], 'test', (hook,), sharding.mesh(), quiet=True))
   except Exception as error:
     traceback.print_exc()
     print(told(error)[0], file=sys.stderr)

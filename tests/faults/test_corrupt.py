@@ -10,9 +10,10 @@ import pytest
 from matrix import many
 from PIL import Image
 
-from equivariant_ssl import checkpoint, disk, errors
+from equivariant_ssl import errors
 from equivariant_ssl.data import tfds, writer
 from equivariant_ssl.data.decode import BadImage
+from equivariant_ssl.storage import checkpoint, disk
 
 WHAT = np.random.default_rng(0)
 PARTS = {'conv': WHAT.normal(size=(3, 3, 8, 8)).astype(np.float32), 'bn': np.linspace(0, 1, 8, dtype=np.float32),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from equivariant_ssl import cli, report
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.export import files, torchvision
+from equivariant_ssl.export import torchvision, weight_files
 
 DICT = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
 
@@ -145,7 +145,7 @@ def test_weights(row, trap, tmp_path):
     path = tmp_path / 'model.safetensors'
     path.write_bytes(data)
     try:
-      state = files.read(path)
+      state = weight_files.read(path)
       torchvision.backbone(state)
       one.add('wrong', f'{name}: accepted {list(state)}')
     except UserError as error:

@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, record, shard
+from equivariant_ssl import augment
 from equivariant_ssl import config as configs
-from equivariant_ssl import runs as prepared
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
-from equivariant_ssl.evaluate.run import chosen
+from equivariant_ssl.evaluate.evaluation import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
-from equivariant_ssl.modules import unknown_name
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.registry import unknown_name
+from equivariant_ssl.storage import record
 from equivariant_ssl.study import design, effects, recommend
-from equivariant_ssl.train import COLLAPSED
+from equivariant_ssl.training import runs as prepared
+from equivariant_ssl.training.loop import COLLAPSED
 from equivariant_ssl.types import ROLES, Image
 
 READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}  # read-out: the protocol whose top1 it is
@@ -61,7 +63,7 @@ class Run(NamedTuple):
 
 def cost(config: ConfigDict) -> float:
   """Pixels of the views of one image: what the encoder reads in a step, whose compute is nearly in proportion."""
-  run = prepared.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = prepared.prepare(config, sharding.mesh(jax.devices()[:1]))
   image = Image(jnp.zeros((1, *run.source.train.images.shape[1:])), jnp.ones((1, 2)))
   shown = jax.eval_shape(lambda key: augment.views(run.recipe.groups, key, image), run.key)
   return float(sum(np.prod(v.images.shape[1:4]) for v in shown.values()))

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from equivariant_ssl import recipe as recipes
-from equivariant_ssl import runs, shard
-from equivariant_ssl import step as steps
 from equivariant_ssl.data.source import fits
 from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import recipe as recipes
+from equivariant_ssl.training import runs
+from equivariant_ssl.training import step as steps
 
 # Images of each split and classes of data sets as published, for a plan where they are not prepared.
 KNOWN = {'imagenet2012': ({'train': 1_281_167, 'validation': 50_000}, 1000),
@@ -62,7 +63,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
   if line := recipes.warmup_warning(config, recipe):
     log(line)
   batch, traced = batch_of(run), trace(run)
-  compiled = traced.lower().compile(compiler_options=shard.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
+  compiled = traced.lower().compile(compiler_options=sharding.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
   memory = compiled.memory_analysis()
   shown = jax.eval_shape(lambda: steps.views(recipe, run.key, jnp.zeros((), jnp.int32), zeros(batch)))
   total = lambda tree: sum(own_bytes(x) for x in jax.tree.leaves(tree))
@@ -83,13 +84,13 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
 
 def work(config: ConfigDict) -> float:
   """FLOPs of a step of `config`, traced and not compiled, whatever its batch."""
-  return flops(trace(described(config, shard.mesh(jax.devices()[:1]), lambda line: None)).jaxpr.jaxpr)
+  return flops(trace(described(config, sharding.mesh(jax.devices()[:1]), lambda line: None)).jaxpr.jaxpr)
 
 
 def batch_of(run: runs.Run) -> steps.Batch:
   """The shapes of a batch, split over the run's mesh."""
   side, B = run.recipe.canvas, run.recipe.batch
-  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=shard.batch_sharding(run.mesh))
+  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   return steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
                      of((B,), jnp.int32) if run.recipe.probe else None)
 
@@ -117,7 +118,7 @@ def count(config: ConfigDict) -> int:
 
 def described(config: ConfigDict, mesh: Mesh, log: Callable[[str], None]) -> runs.Run:
   """The run of `config`, without a source where it is known how many images that has."""
-  shard.check_batch(config.batch, mesh.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.size, config.accumulate)
   found = known(config)
   if found is None:
     return runs.prepare(config, mesh, log)
@@ -256,6 +257,6 @@ def run(config: ConfigDict, devices: int, log: Callable[[str], None]) -> Plan:
   if devices:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', devices)
-  found = plan(config, shard.mesh(), log)
+  found = plan(config, sharding.mesh(), log)
   print('\n'.join(lines(found)))
   return found

@@ -5,15 +5,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from equivariant_ssl import checkpoint, runs
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.cached import says
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.report import charts, folder, maps, page, panels, pictures, results
-from equivariant_ssl.report.folder import Left
+from equivariant_ssl.evaluate.result_files import says
+from equivariant_ssl.report import charts, maps, page, panels, pictures, results, run_folder
 from equivariant_ssl.report.gallery import block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
+from equivariant_ssl.report.run_folder import Left
+from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.training import runs
 
 SIDE = 96  # of a picture in the page, pixels: a hundred of them are 3 MB
 
@@ -116,7 +117,7 @@ def write(workdir: pathlib.Path, images: bool = True, console: Console | None = 
   Raises UserError where `workdir` holds no run.
   """
   say = console.print if console else lambda line: None
-  left = folder.read(pathlib.Path(workdir))
+  left = run_folder.read(pathlib.Path(workdir))
   pictured, maps = _pictured(left, images, say, asked)
   found = sections(left, pictured)
   if left.unread:
@@ -132,7 +133,7 @@ def write(workdir: pathlib.Path, images: bool = True, console: Console | None = 
   found.append(panels.again(left.env, [*left.commands, *evals, left.command('report')],
                             'config, environment, log and results'))
   about = f'{left.method} on {left.config.data.name}, started {left.env.get("time", "at an unknown time")}'
-  text = page.render(f'Run {left.name}', about, found, {'kind': 'run', **folder.data(left), 'maps': maps})
+  text = page.render(f'Run {left.name}', about, found, {'kind': 'run', **run_folder.data(left), 'maps': maps})
   path = page.save(out or left.workdir / 'report.html', text)
   say(f'Written to {path}')
   return path

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from equivariant_ssl import disk, distributed, fingerprint, identity, quiet
 from equivariant_ssl.errors import INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError, passing, told
-from equivariant_ssl.identity import Identity
+from equivariant_ssl.parallel import processes
+from equivariant_ssl.storage import disk, fingerprint, orbax_log, run_identity
+from equivariant_ssl.storage.run_identity import Identity
 
 Found = tuple[int, Any, dict]  # step, state, meta
 Read = tuple[dict[str, jax.Array], dict, str]  # leaves, meta, run
@@ -63,10 +64,10 @@ def _attempt(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identi
   device, why, record = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), None, {}
   placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=getattr(v, 'sharding', None) or device)
             for k, v in wanted.items()}
-  with quiet.unheard():
+  with orbax_log.unheard():
     try:
       record = fingerprint.unseal(ocp.metadata(path).custom_metadata)
-      identity.check(own, record.get('run', ''), path)
+      run_identity.check(own, record.get('run', ''), path)
       wrong = fingerprint.differences(record['leaves'], wanted, part)
       if wrong:
         raise UserError(f'{path} is of another config: {wrong}.', 'Use a new --workdir, or go on with that run as it '
@@ -85,7 +86,7 @@ def _attempt(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identi
       time.sleep(.05)  # the reads that were abandoned end here
       gc.collect()
   if why:
-    identity.raise_if_newer(record.get('orbax', ''), ORBAX, path)
+    run_identity.raise_if_newer(record.get('orbax', ''), ORBAX, path)
     raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding) for k, v in placed.items() if not v.size}
   prints, _ = fingerprint.survey(leaves)
@@ -114,7 +115,7 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identity)
       except OSError as error:
         failed = error
     kind = 0 if failed is None else DAMAGED if isinstance(failed, _DamagedError) else PASSES if passing(failed) else FAILED
-    verdict, code = max(distributed.gather([kind, told(failed)[1] if failed else 0]))
+    verdict, code = max(processes.gather([kind, told(failed)[1] if failed else 0]))
     if verdict == PASSES and pauses:
       time.sleep(pauses.pop(0))
     elif verdict == PASSES:
@@ -148,14 +149,14 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
   leaves. UserError NO_CHECKPOINT where there is none, OTHER_CONFIG where it does not fit.
   """
   directory = pathlib.Path(directory).absolute()
-  there = distributed.seen(f'checkpoints in {directory}', lambda: steps(directory))
+  there = processes.seen(f'checkpoints in {directory}', lambda: steps(directory))
   if not there or step is not None and step not in there:
     if there:
       raise UserError(f'{directory} has no checkpoint of step {step}.',
                       f'It has those of {", ".join(map(str, there))}.', NO_CHECKPOINT)
     raise UserError(f'{directory} has no checkpoint.',
                     f'Train first: eqssl train --config FILE --workdir {shlex.quote(str(directory.parent))}', NO_CHECKPOINT)
-  found = _newest(directory, abstract, there if step is None else [step], True, identity.read(directory.parent),
+  found = _newest(directory, abstract, there if step is None else [step], True, run_identity.read(directory.parent),
                   lambda path, why: log(f'checkpoint {path.name} is damaged ({why}): left out'))
   if found is None:
     raise UserError(f'no checkpoint in {directory} is valid; tried {there if step is None else step}.',
@@ -213,7 +214,7 @@ def _writer(directory: pathlib.Path, keep: int, saved: set[int], named: Callable
       yield
     except Exception as error:
       saved.discard(step)
-      if gone := distributed.lost(error):
+      if gone := processes.lost(error):
         manager = None  # to close it would wait for the lost process
         raise gone from error
       close()  # it would raise the same error again; a new one also clears away what was left behind
@@ -258,7 +259,7 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
   """
   directory = pathlib.Path(directory).absolute()
   workdir, quarantine, saved = directory.parent, directory.parent / 'quarantine', set()
-  own, known, seen = identity.keep(workdir)
+  own, known, seen = run_identity.keep(workdir)
   save, latest, finish, close = _writer(directory, keep, saved, known, seen)
 
   def reject(path: pathlib.Path, why: str) -> None:
@@ -267,18 +268,18 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
       quarantine.mkdir(exist_ok=True)
       path.rename(target)
       log(f'checkpoint {path.name} is damaged ({why}): moved to {target}')
-    distributed.gather(0)
+    processes.gather(0)
 
   def restore(abstract: Any) -> Found | None:
     finish()
     there = bool(steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
-    among = distributed.seen(f'checkpoints in {directory}', lambda: steps(directory))  # all have looked before one renames
+    among = processes.seen(f'checkpoints in {directory}', lambda: steps(directory))  # all have looked before one renames
     found = _newest(directory, abstract, among, False, own(), reject)
     if found is None and there:
       raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
                       f'Put a good copy of one back into {directory}, or start again in a new --workdir.', NO_CHECKPOINT)
     if found is None:
-      identity.raise_if_gone(workdir, own())
+      run_identity.raise_if_gone(workdir, own())
       known()
       return None
     (step, *_), run = found

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl import fingerprint, record
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import variables
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.storage import fingerprint, record
+from equivariant_ssl.training.state import TrainState
 
 # The fields of a result file that say what it is of, and the words for one that is another's.
 WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network', 'checkpoint': 'checkpoint',

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from equivariant_ssl import __version__, checkpoint, record, runs, shard
+from equivariant_ssl import __version__
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data.source import Split
@@ -23,9 +23,12 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.export import files, timm, torchvision
+from equivariant_ssl.export import timm, torchvision, weight_files
 from equivariant_ssl.export.torchvision import COUNTER
-from equivariant_ssl.state import TrainState
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 
 WEIGHTS, FACTS, OURS = 'model.safetensors', 'config.json', 'equivariant_ssl'
 FAMILIES = {'resnet': torchvision, 'vit': timm}  # encoder: who names and builds it
@@ -94,7 +97,7 @@ def _pictures(size: int) -> np.ndarray:
 def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, made: NamedTuple) -> list[str]:
   """Lines that say how far the features of the file `path` are from those of the checkpoint's `encoder`.
   Raises UserError where that is more than rounding."""
-  state, family = files.read(path), FAMILIES[run.config.encoder.name]
+  state, family = weight_files.read(path), FAMILIES[run.config.encoder.name]
   again, _ = torchvision.from_torch(state, encoder, family.to_torch)
   size = run.recipe.size
   some = Split(_pictures(size), np.full((IMAGES, 2), size, np.float32), None)
@@ -133,7 +136,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
                     'Train with --config.encoder.name=resnet.')
   _folder(out)
   # What a bfloat16 run keeps is float32, and that is what another program computes in.
-  run = runs.reopen(workdir, shard.mesh(jax.devices()[:1]), say, runs.Asked(place), needs_data=False,
+  run = runs.reopen(workdir, sharding.mesh(jax.devices()[:1]), say, runs.Asked(place), needs_data=False,
                     over={'dtype': 'float32'})
   whole = runs.abstract(run)._asdict()
   wanted = {part: {k: v for k, v in whole[part].items() if k == 'encoder'} for part in ('params', 'stats')}
@@ -144,7 +147,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out, prefix='.new-') as scratch:
     new = pathlib.Path(scratch)
-    content = files.sealed(save(state, {'format': 'pt'}))  # torch and timm look for that key
+    content = weight_files.sealed(save(state, {'format': 'pt'}))  # torch and timm look for that key
     (new / WEIGHTS).write_bytes(content)
     lines = _compare(run, encoder, new / WEIGHTS, made)
     facts = _facts(run, made, workdir, number, _digest(content))
@@ -198,7 +201,7 @@ def _filled(run: runs.Run, state: dict[str, np.ndarray]) -> tuple[TrainState, in
   first = runs.initial(run)
   part, count = torchvision.from_torch(state, (first.params['encoder'], first.stats.get('encoder', {})),
                                        FAMILIES[run.config.encoder.name].to_torch)
-  part = shard.place(part, shard.replicated_sharding(run.mesh))
+  part = sharding.place(part, sharding.replicated_sharding(run.mesh))
   fill = lambda trees: tuple({**tree, 'encoder': own} if own else tree for tree, own in zip(trees, part, strict=True))
   params, stats = fill((first.params, first.stats))
   return first._replace(params=params, stats=stats, target=fill(first.target) if first.target else ()), count
@@ -235,7 +238,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   file, workdir, overrides = pathlib.Path(file), pathlib.Path(workdir).absolute(), overrides or {}
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UserError(f'{workdir} is not empty.', 'Use another --workdir.')
-  whole, facts = files.read(file), _beside(file)
+  whole, facts = weight_files.read(file), _beside(file)
   asked = configs.load(config, overrides)
   small, whose = _small(facts, config, asked.encoder)
   kind = 'vit' if any(k.endswith(timm.MARK) for k in whole) else 'resnet'
@@ -248,7 +251,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   encoder = {**(asked.encoder if asked.encoder.name == kind else {'name': kind}), **made._asdict()}
   resolved = configs.load(config, {'encoder': repr(encoder), 'mean': repr(mean), 'std': repr(std), **overrides})
   made = family.Architecture(*(resolved.encoder[k] for k in made._fields))
-  run = runs.prepare(resolved, shard.mesh(jax.devices()[:1]), say)
+  run = runs.prepare(resolved, sharding.mesh(jax.devices()[:1]), say)
   with _about(file):
     filled, count = _filled(run, state)
   workdir.parent.mkdir(parents=True, exist_ok=True)

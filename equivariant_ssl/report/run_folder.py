@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, shipped
-from equivariant_ssl.compare import method
+from equivariant_ssl import shipped
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate.comparison import method
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
+from equivariant_ssl.storage import record
 
 ROWS = 500  # of the log, in a page's data
 

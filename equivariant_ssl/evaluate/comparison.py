@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.cached import NEW, WORDS, result, says
+from equivariant_ssl.evaluate.evaluation import WIDTH
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.run import WIDTH
+from equivariant_ssl.evaluate.result_files import NEW, WORDS, result, says
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
+from equivariant_ssl.storage import record
 
 
 class Row(NamedTuple):

@@ -11,16 +11,18 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import record, runs, shard
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.recipe import view_chains
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import charts, page, panels, pictures, results
 from equivariant_ssl.report import study_numbers as numbers
 from equivariant_ssl.report.gallery import block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, Text
-from equivariant_ssl.report.run import SIDE
-from equivariant_ssl.step import Batch
-from equivariant_ssl.train import COLLAPSED
+from equivariant_ssl.report.run_page import SIDE
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import runs
+from equivariant_ssl.training.loop import COLLAPSED
+from equivariant_ssl.training.recipe import view_chains
+from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import ROLES, Group
 
 NAMED = 10  # runs that wait
@@ -123,7 +125,7 @@ def _views(study: dict, place: str) -> Section:
     ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
     return Group(view_chains(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
   try:
-    run = runs.prepare(runs.moved(configs.resolve(ConfigDict(given)), place), shard.mesh(jax.devices()[:1]),
+    run = runs.prepare(runs.moved(configs.resolve(ConfigDict(given)), place), sharding.mesh(jax.devices()[:1]),
                        advice=runs.MOVED)
     images, sizes, _ = pictures.split(run)
     found = pictures.rows(run.recipe._replace(groups={aug: alone(aug) for aug in study['augs']}), run.key,

@@ -50,8 +50,8 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> None:
   """Do what the arguments ask for."""
-  from equivariant_ssl.study.plan import Settings
-  from equivariant_ssl.study.run import study
+  from equivariant_ssl.study.runner import study
+  from equivariant_ssl.study.study_plan import Settings
   how = args.command_line, args.launcher, args.workers, args.collect
   if args.resume:
     parser = argparse.ArgumentParser()

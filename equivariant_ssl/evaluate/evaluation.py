@@ -11,15 +11,16 @@ import jax
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
-from equivariant_ssl import checkpoint, record, runs
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import inputs
-from equivariant_ssl.evaluate.cached import as_json, definition, digest, kept
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
+from equivariant_ssl.evaluate.result_files import as_json, definition, digest, kept
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
-from equivariant_ssl.modules import unknown_name
+from equivariant_ssl.registry import unknown_name
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import runs
 
 WIDTH = 120  # of tables that go into a file
 HEAD = 10    # letters in a line of a narrow column's head

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from equivariant_ssl import augment, optim, shard
+from equivariant_ssl import augment
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.nets.network import actions, tapped_stages
-from equivariant_ssl.recipe import Recipe
-from equivariant_ssl.state import LinearHead, Probe, TrainState, subset
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim
+from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.state import LinearHead, Probe, TrainState, subset
 from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
@@ -164,10 +166,10 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
         the moving average run, so that each device updates its own shard.
   """
   def shard_state(tree: Any) -> Any:
-    return shard.constrain(tree, rule) if rule != 'replicate' else tree
+    return sharding.constrain(tree, rule) if rule != 'replicate' else tree
 
   def gather_state(tree: Any) -> Any:
-    return shard.constrain(tree, 'replicate') if rule != 'replicate' else tree
+    return sharding.constrain(tree, 'replicate') if rule != 'replicate' else tree
 
   batch_views = views(recipe, key, state.step, batch)
   target, embeddings = state.target, None
@@ -207,10 +209,10 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
 
   def step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
     batch = build_batch(state, *inputs)
-    with shard.use_mesh(mesh):
+    with sharding.use_mesh(mesh):
       return train_step(recipe, key, state, batch, rule)
 
-  out = shard.replicated_sharding(mesh)
+  out = sharding.replicated_sharding(mesh)
   return jax.jit(step, donate_argnums=(1,) if donate else (),
                  out_shardings=out if rule == 'replicate' else (None, out))
 
@@ -229,7 +231,7 @@ def resident_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = '
   def build_batch(state: TrainState, data: Batch, order: Array) -> Batch:
     start = state.step % recipe.epoch_steps(len(order)) * recipe.batch
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
-    split = shard.batch_sharding(mesh)
+    split = sharding.batch_sharding(mesh)
     rows = jax.lax.with_sharding_constraint(rows, split)
     return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), split)
 

@@ -21,8 +21,10 @@ from typing import Any
 
 import jax
 
-from equivariant_ssl import disk, renamed, shard
+from equivariant_ssl import renamed
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import disk
 
 Path = str | pathlib.Path
 # Lustre without -o flock, some NFS; NFS of a folder, which cannot be open for writing.
@@ -85,7 +87,7 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, Any]:
   """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
   return {'python': platform.python_version(), **versions(), 'platform': platform.platform(),
-          'host': socket.gethostname(), 'cpu': _processor(), 'cores': shard.count_cores(),
+          'host': socket.gethostname(), 'cpu': _processor(), 'cores': sharding.count_cores(),
           'backend': jax.default_backend(), 'devices': [d.device_kind for d in jax.devices()],
           'processes': jax.process_count(), 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'git': _git(),
           'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}

@@ -14,19 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, distributed, record, shard, stop
 from equivariant_ssl import config as configs
-from equivariant_ssl import state as states
-from equivariant_ssl import step as steps
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.errors import NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
-from equivariant_ssl.progress import progress
-from equivariant_ssl.recipe import warmup_warning
-from equivariant_ssl.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
+from equivariant_ssl.parallel import processes, sharding
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import state as states
+from equivariant_ssl.training import step as steps
+from equivariant_ssl.training import stop
+from equivariant_ssl.training.progress import progress
+from equivariant_ssl.training.recipe import warmup_warning
+from equivariant_ssl.training.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
 
 COLLAPSED = .3  # of the spread of a uniform sphere
 
@@ -38,7 +40,7 @@ def compiled(run: Run):
   """The one jitted step of the run, (key, state, data, order) -> (state, metrics), and its data on the devices."""
   train = run.source.train
   labels = train.labels if run.recipe.probe else None
-  placed = shard.place(steps.Batch(train.images, train.sizes, labels), shard.replicated_sharding(run.mesh))
+  placed = sharding.place(steps.Batch(train.images, train.sizes, labels), sharding.replicated_sharding(run.mesh))
   return steps.resident_step(run.recipe, run.mesh, rule=run.config.sharding), placed
 
 
@@ -68,15 +70,15 @@ def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
     order, per_epoch = None, run.recipe.epoch_steps(len(placed.images))
     for n in range(start, run.recipe.steps):
       if order is None or n % per_epoch == 0:
-        order = shard.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
-                            shard.replicated_sharding(run.mesh))
+        order = sharding.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
+                            sharding.replicated_sharding(run.mesh))
       yield placed, order
   return step, given()
 
 
 def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
   """The same of a run whose data are decoded as they are needed: the batches that `resident` would give, bitwise."""
-  recipe, split = run.recipe, shard.batch_sharding(run.mesh)
+  recipe, split = run.recipe, sharding.batch_sharding(run.mesh)
   mine, per_epoch = stream.own(split, recipe.batch), recipe.epoch_steps(len(run.source.train.images))
   order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(run.key, epoch, len(run.source.train.images))))
 
@@ -141,7 +143,7 @@ class _Start(NamedTuple):
 
 def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
   """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
-  if distributed.main():
+  if processes.main():
     record.compare(workdir, configs.as_json(config), (*free(config), *since(config, workdir)))
   card = known(workdir, say)
   if begin is None:
@@ -166,9 +168,9 @@ def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable,
   run = prepare(config, mesh, say, card, accept, here or begin and where(config) or '')
   if not card:
     run = first_card(begin or workdir, run, say)
-  distributed.agree("the data's", cards.facts(run.card))
+  processes.agree("the data's", cards.facts(run.card))
   begin, first = run.card.start or start.begin and {'run': str(start.begin)}, None
-  if begin and not distributed.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
+  if begin and not processes.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
     where_from = pathlib.Path(begin['run'], 'checkpoints')
     first = checkpoint.load(where_from, abstract(run, config.sharding), begin.get('step'), say)
     if first[0] >= run.recipe.steps:
@@ -190,7 +192,7 @@ def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: check
   other = cards.differences(start.known, card) if start.known else ()
   if other:
     card = card._replace(changes=(*card.changes, f'from step {int(state.step)}: {"; ".join(other)}'))
-  if distributed.main():
+  if processes.main():
     cards.write(start.workdir, card)
   run, total = run._replace(card=card), run.recipe.steps
   if first:
@@ -226,28 +228,28 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   is valid, 6 a loss is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
   """
   workdir, begin = pathlib.Path(workdir).absolute(), begin and pathlib.Path(begin).absolute()
-  distributed.agree('config', record.leaves(configs.as_json(config)))
-  say = (lambda line: None) if quiet or not distributed.main() else stop.say
+  processes.agree('config', record.leaves(configs.as_json(config)))
+  say = (lambda line: None) if quiet or not processes.main() else stop.say
   with contextlib.ExitStack() as stack:
     flag, begun = map(stack.enter_context, (stop.heard(), stop.saving()))  # until the last save is done
     place = _start(config, workdir, begin, say)
     run, first = _opened(config, place, mesh, say, accept)
     stop.check()
     check = write = show = lambda *args: None
-    if distributed.main():
+    if processes.main():
       workdir.mkdir(parents=True, exist_ok=True)
       check = stack.enter_context(record.lock(workdir))
       record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv),
                    free=(*free(config), *since(config, workdir)))
-    distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
+    processes.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
     run, state = _begun(run, first, place, saved, say)
     stop.check()
     start, total = int(state.step), run.recipe.steps
-    if distributed.main():
+    if processes.main():
       write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
       show = stack.enter_context(progress(total, start, workdir.name, quiet))
-    asked = distributed.preempted if jax.process_count() > 1 else lambda n: flag()
+    asked = processes.preempted if jax.process_count() > 1 else lambda n: flag()
     every = config.checkpoint_every or max(total // 10, 1)
     log, measure, stopped = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run), []
 

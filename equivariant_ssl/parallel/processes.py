@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl import cluster, record, shard, stop
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.parallel import cluster, sharding
+from equivariant_ssl.storage import record
+from equivariant_ssl.training import stop
 
 HEARTBEAT = 20  # seconds of silence after which a process is lost
 LOOKS = 15      # times, a second apart, until all processes see the same files
@@ -173,7 +175,7 @@ def _meet() -> None:
   """Print who is there, from process 0; UserError where their software differs."""
   # Gloo gives the processes 30 s to find each other for their first collective: not after compiling a step, which
   # takes one that finds it in the cache a second and others a minute.
-  everyone = shard.place(np.ones(jax.device_count(), np.float32), shard.batch_sharding(shard.mesh()))
+  everyone = sharding.place(np.ones(jax.device_count(), np.float32), sharding.batch_sharding(sharding.mesh()))
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', record.versions())
   devices = jax.local_devices()

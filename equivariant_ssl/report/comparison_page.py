@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from equivariant_ssl import compare
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.evaluate import comparison
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import counted, mean_std, plain, show
-from equivariant_ssl.report import charts, folder, page, panels, results
-from equivariant_ssl.report.folder import Left
+from equivariant_ssl.report import charts, page, panels, results, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
+from equivariant_ssl.report.run_folder import Left
 
 
 def _names(lefts: Sequence[Left]) -> list[str]:
@@ -44,7 +44,7 @@ def _runs(lefts: Sequence[Left], names: Sequence[str], groups: Sequence[str], ou
            panels.commit(left.env), left.env.get('time', 'unknown')) for left, name, group in zip(lefts, names, groups,
                                                                                                   strict=True)]
   columns = ('run', 'group', 'data', 'seed', 'steps', 'time', 'devices', 'commit', 'started')
-  own = [folder.leaves(configs.as_json(left.config)) for left in lefts]
+  own = [run_folder.leaves(configs.as_json(left.config)) for left in lefts]
   every = dict.fromkeys(k for one in own for k in one)
   differ = [(k, *(one.get(k, 'absent') for one in own)) for k in every if len({one.get(k) for one in own}) > 1]
   blocks = [Table('The runs', columns, rows, 3),
@@ -58,13 +58,13 @@ def _protocol(stem: str) -> str:
   return max((p for p in PROTOCOLS if stem == p or stem.startswith(f'{p}-')), key=len)
 
 
-def _chance(lefts: Sequence[Left], r: compare.Row) -> str:
+def _chance(lefts: Sequence[Left], r: comparison.Row) -> str:
   """What guessing gets of a number, where that is known."""
   found = lefts[0].results[r.protocol]['trained'][0]['controls'].get(r.number, {}).get('chance')
   return '' if found is None else f'{r.scale * plain(found):.2f}'
 
 
-def _table(lefts: Sequence[Left], rows: Sequence[compare.Row]) -> Table:
+def _table(lefts: Sequence[Left], rows: Sequence[comparison.Row]) -> Table:
   first, out = rows[0].group, []
   for r in rows:
     mean, std = mean_std(list(r.seeds.values()))
@@ -77,10 +77,10 @@ def _table(lefts: Sequence[Left], rows: Sequence[compare.Row]) -> Table:
   return Table(caption, columns, out, 2)
 
 
-def _differences(rows: Sequence[compare.Row]) -> list[Chart]:
+def _differences(rows: Sequence[comparison.Row]) -> list[Chart]:
   """Dot plots of each group's difference from the first: one of all accuracies, one a protocol about actions."""
   made, first, several = [], rows[0].group, len({r.group for r in rows}) > 2
-  plots: dict[str, list[compare.Row]] = {}
+  plots: dict[str, list[comparison.Row]] = {}
   for r in rows:
     name = _protocol(r.protocol)
     kind = 'Accuracies' if PROTOCOLS[name].needs == 'labels' or name == 'transfer' else r.protocol
@@ -97,7 +97,7 @@ def _differences(rows: Sequence[compare.Row]) -> list[Chart]:
   return made
 
 
-def _heats(rows: Sequence[compare.Row]) -> list[Chart]:
+def _heats(rows: Sequence[comparison.Row]) -> list[Chart]:
   """A heat map a kind of number of the protocols about actions: a column a group."""
   made, groups = [], list(dict.fromkeys(r.group for r in rows))
   for protocol in dict.fromkeys(r.protocol for r in rows):
@@ -118,7 +118,7 @@ def _heats(rows: Sequence[compare.Row]) -> list[Chart]:
 def _results(lefts: Sequence[Left], by: str) -> list[Section]:
   """The sections that compare results; a line where there are none to compare."""
   try:
-    rows = compare.rows([left.workdir for left in lefts], by)
+    rows = comparison.rows([left.workdir for left in lefts], by)
     rows.sort(key=lambda r: list(PROTOCOLS).index(_protocol(r.protocol)))
   except UserError as error:
     return [Section('Results', 'results', [panels.why(error)])]
@@ -142,8 +142,8 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method
 
   Raises UserError where one is no run, or has no field `by`.
   """
-  lefts = [folder.read(pathlib.Path(w)) for w in workdirs]
-  groups, names = [compare.group(left.config, by) for left in lefts], _names(lefts)
+  lefts = [run_folder.read(pathlib.Path(w)) for w in workdirs]
+  groups, names = [comparison.group(left.config, by) for left in lefts], _names(lefts)
   found = [*_results(lefts, by), _runs(lefts, names, groups, out), _curves(lefts, names, groups)]
   again: list[Any] = [c for left in lefts for c in left.commands]
   folders = ' '.join(shlex.quote(str(w)) for w in workdirs)
@@ -154,7 +154,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method
     found[-1] = found[-1]._replace(blocks=[*found[-1].blocks, Text(
         'The runs are of several commits: each run\'s is in the table above; the lines here are the first one\'s.')])
   about = f'{len(lefts)} runs in {counted(len(set(groups)), "group")}: {", ".join(dict.fromkeys(groups))}'
-  data = {'kind': 'comparison', 'by': by, 'runs': {n: folder.data(left) for n, left in zip(names, lefts, strict=True)}}
+  data = {'kind': 'comparison', 'by': by, 'runs': {n: run_folder.data(left) for n, left in zip(names, lefts, strict=True)}}
   path = page.save(out, page.render(f'Comparison of {len(lefts)} runs', about, found, data))
   if console:
     console.print(f'Written to {path}')

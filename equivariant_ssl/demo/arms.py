@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, shipped, state, train
+from equivariant_ssl import shipped
 from equivariant_ssl.evaluate import fewshot, frozen, inputs, knn, linear
 from equivariant_ssl.evaluate.statistics import mean_std
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop, state
 
 READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}  # protocols: cached; k=200, T=.1; a class, ridge
 LAST = 10  # steps over which the last metrics are averaged
@@ -54,7 +56,7 @@ def load(spec: Spec, steps: int):
 
 def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
   """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
-  base = train.prepare(load(spec, steps), shard.mesh(jax.devices()[:1]))
+  base = loop.prepare(load(spec, steps), sharding.mesh(jax.devices()[:1]))
   recipe, fixed = base.recipe, frozen.frozen(base.recipe)
   told = list(fixed.pairs.get('equimod', ()))
   arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
@@ -69,7 +71,7 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
 
   for seed in range(seeds):
     seeded = base._replace(key=jax.random.key(seed))
-    first = train.initial(seeded)
+    first = loop.initial(seeded)
     if spec.untrained:
       read(arms['untrained'], first)
     seen = []
@@ -79,7 +81,7 @@ def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
       _tick()
       return False
 
-    trained = train.fit(seeded, first, on_step)
+    trained = loop.fit(seeded, first, on_step)
     seen = jax.device_get(seen)
     arms[name].losses.append([float(m['loss']) for m in seen])
     arms[name].last.append({k: float(np.mean([m[k] for m in seen[-LAST:]])) for k in seen[0]})
@@ -117,7 +119,7 @@ def train_all(specs: dict[str, Spec], seeds: int, steps: int, console: Console) 
   done = spawn.Value('q', 0)
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}
-  start, arms, workers = time.perf_counter(), {}, min(shard.count_cores(), len(specs))
+  start, arms, workers = time.perf_counter(), {}, min(sharding.count_cores(), len(specs))
   with (ProcessPoolExecutor(workers, spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
         Progress(console=Console(stderr=True), transient=True) as bar):
     task = bar.add_task('training', total=total)

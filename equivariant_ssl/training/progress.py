@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from equivariant_ssl.stop import say
+from equivariant_ssl.training.stop import say
 
 
 def _clock(seconds: float) -> str:

@@ -14,12 +14,14 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import record, shard, stop
-from equivariant_ssl import runs as prepared
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import record
 from equivariant_ssl.study import effects, recommend
-from equivariant_ssl.study import plan as plans
-from equivariant_ssl.study.plan import Settings
+from equivariant_ssl.study import study_plan as plans
+from equivariant_ssl.study.study_plan import Settings
+from equivariant_ssl.training import runs as prepared
+from equivariant_ssl.training import stop
 
 BUSY = .2  # seconds between looks at the processes
 AGAIN = 5.  # seconds until a run is tried again that another process still held, or that was told to stop
@@ -223,7 +225,7 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   every = plans.runs(plan)
   first = plans.config(plan, every[0])
   if not collect:
-    whole = prepared.prepare(first, shard.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
+    whole = prepared.prepare(first, sharding.mesh(jax.devices()[:1]))  # what no run could do is said before any starts
     plans.check_steps(plan, whole.recipe.steps_per_epoch)
   with record.lock(folder):
     plans.write(folder, plan)

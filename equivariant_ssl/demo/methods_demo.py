@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import record
-from equivariant_ssl.arms import READOUTS, Arm, Spec, show_mean, train_all
-from equivariant_ssl.evaluate import run
+from equivariant_ssl.demo.arms import READOUTS, Arm, Spec, show_mean, train_all
+from equivariant_ssl.evaluate import evaluation
 from equivariant_ssl.evaluate.statistics import paired, show
-from equivariant_ssl.train import COLLAPSED
+from equivariant_ssl.storage import record
+from equivariant_ssl.training.loop import COLLAPSED
 
 INVARIANCES = ('simclr', 'byol', 'simsiam', 'barlow', 'vicreg')
 TURNS = {'augment.order': "('crop', 'rotate')", 'augment.rotate': "{'role': 'sensitive'}"}
@@ -68,6 +68,6 @@ def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, Arm
       printer.print(table(arms))
       printer.print(conclude(arms))
   record.write_whole(out / 'methods.json', json.dumps(
-      {'arms': run.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
+      {'arms': evaluation.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
   print(f'{minutes:.1f} minutes. Numbers: {out / "methods.json"}')
   return arms

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from equivariant_ssl import config as configs
 from equivariant_ssl import shipped
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.modules import unknown_name
+from equivariant_ssl.registry import unknown_name
 
 # What can be set, with defaults ('' of train.sh's own); None: must be.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '', 'project': '', 'spot': ''}

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from equivariant_ssl import shard
 from equivariant_ssl.augment import views
 from equivariant_ssl.keys import key_for
-from equivariant_ssl.recipe import Recipe
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.types import Array, Image, Key
 
 
@@ -92,7 +92,7 @@ def abstract(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
   rule: how the state lies on `mesh`, one of shard.RULES.
   """
   shapes = jax.eval_shape(functools.partial(build, recipe), jax.random.key(0))
-  return shard.sharded_shapes(shapes, mesh, rule)
+  return sharding.sharded_shapes(shapes, mesh, rule)
 
 
 @functools.lru_cache(8)
@@ -105,7 +105,7 @@ def initializer(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate
   if mesh is None:
     out = None
   elif rule == 'replicate':
-    out = shard.replicated_sharding(mesh)
+    out = sharding.replicated_sharding(mesh)
   else:
     out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
-  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=shard.ONCE)
+  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=sharding.ONCE)

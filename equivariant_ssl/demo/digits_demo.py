@@ -6,10 +6,11 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl import demo_figure, record
-from equivariant_ssl.arms import READOUTS, Arm, Spec, show_mean, train_all
-from equivariant_ssl.evaluate import run
+from equivariant_ssl.demo import demo_figure
+from equivariant_ssl.demo.arms import READOUTS, Arm, Spec, show_mean, train_all
+from equivariant_ssl.evaluate import evaluation
 from equivariant_ssl.evaluate.statistics import Interval, paired, show
+from equivariant_ssl.storage import record
 
 ARMS = {
     'crops': Spec('digits_simclr', {}, 'SimCLR with crops', untrained=True),
@@ -77,7 +78,7 @@ def run_demo(out: pathlib.Path, seeds: int = 3, steps: int = 0) -> dict[str, Arm
       tables(arms, printer)
       printer.print(conclude(arms))
   record.write_whole(out / 'results.json', json.dumps(
-      {'arms': run.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
+      {'arms': evaluation.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
   demo_figure.draw(out / 'figure.png', arms)
   print(f'{minutes:.1f} minutes. Figure: {out / "figure.png"}  Numbers: {out / "results.json"}\n'
         'Next: eqssl train --config digits_simclr_equimod --workdir runs/mine')

@@ -12,15 +12,17 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import checkpoint, data, distributed, modules, record, shard
 from equivariant_ssl import config as configs
-from equivariant_ssl import recipe as recipes
-from equivariant_ssl import state as states
+from equivariant_ssl import data, registry
 from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import holdout
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import OTHER_CONFIG, OTHER_DATA, USAGE, UserError
+from equivariant_ssl.parallel import processes, sharding
+from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import recipe as recipes
+from equivariant_ssl.training import state as states
 
 Say = Callable[[str], None]
 PLACE = re.compile(r'--config\.data\.(path|root)=\S+')  # in the advice on data that are not found
@@ -49,7 +51,7 @@ class Asked(NamedTuple):
 def mesh_for(config: ConfigDict) -> Mesh:
   """The mesh over all devices where they divide the batch, else over one: for what reads a run that was made elsewhere."""
   devices = jax.devices()
-  return shard.mesh(devices if config.batch // config.accumulate % len(devices) == 0 else devices[:1])
+  return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0 else devices[:1])
 
 
 def changed(config: ConfigDict, over: dict[str, Any]) -> ConfigDict:
@@ -106,7 +108,7 @@ def moved(config: ConfigDict, path: str) -> ConfigDict:
 def _source(config: ConfigDict, advice: str) -> Source:
   """The data of a config. advice: what says where they are now, of a run that is there; '' of a new one."""
   try:
-    return modules.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+    return registry.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
   except UserError as error:
     if not advice or error.code != USAGE:
       raise
@@ -140,8 +142,8 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line
   although the run holds images out of its training, read out on the test split. The config of the run that is returned
   finds its data from any folder.
   """
-  mesh = mesh or shard.mesh()
-  shard.check_batch(config.batch, mesh.devices.size, config.accumulate)
+  mesh = mesh or sharding.mesh()
+  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate)
   source = _source(config, advice)
   for line in source.problems[:10]:
     log(line)
@@ -181,7 +183,7 @@ def known(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | None:
     found = cards.read(workdir)
   except UserError as error:
     damage = error
-  found, broken = distributed.gather((found and cards.as_json(found), str(damage or '')))[0]
+  found, broken = processes.gather((found and cards.as_json(found), str(damage or '')))[0]
   if found:
     return cards.from_json(found)
   with contextlib.suppress(UserError):  # who reads its state will say what is the matter

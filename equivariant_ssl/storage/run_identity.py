@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
-from equivariant_ssl import distributed, record
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, UserError
+from equivariant_ssl.parallel import processes
+from equivariant_ssl.storage import record
 
 FILE = 'run.json'
 
@@ -45,19 +46,19 @@ def named(own: Identity, found: tuple[int, str] | None) -> Identity:
 def keep(workdir: pathlib.Path) -> tuple[Callable[[], Identity], Callable[..., str], Callable[[int], None]]:
   """For the writers of a run, all processes together: `own()`, what is known; `known(found=None)`, the run's id, made where
   there is none (see `named`); `seen(step)`, which notes that a checkpoint was there."""
-  own = Identity(*distributed.gather(read(workdir))[0])
+  own = Identity(*processes.gather(read(workdir))[0])
 
   def note(new: Identity) -> str:
     nonlocal own
     before, own = own, new
-    if new != before and distributed.main():
+    if new != before and processes.main():
       if not before.id:  # else a folder that was removed meanwhile would come back empty
         workdir.mkdir(parents=True, exist_ok=True)
       write(workdir, new)
     return new.id
 
   def known(found: tuple[int, str] | None = None) -> str:
-    return note(named(own, found) if own.id else Identity(*distributed.gather(named(own, found))[0]))  # process 0's
+    return note(named(own, found) if own.id else Identity(*processes.gather(named(own, found))[0]))  # process 0's
 
   def seen(step: int) -> None:
     if own.saved < 0:

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equivariant_ssl import augment, equivariance, invariance, modules, nets, optim, shard
+from equivariant_ssl import augment, equivariance, invariance, nets, registry
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim
 from equivariant_ssl.types import Action, Config, Equivariance, Group, Invariance, Key, Op, Wiring
 
 PROBE_RATE = .1  # learning rate of the online probe, as in solo-learn
@@ -75,10 +77,10 @@ def build_ops(config: Config, view: int, size: int, changes: dict[str, dict]
     if view and name in config.augment.second:
       kw |= config.augment.second[name]
     kw |= changes.get(name, {})
-    if 'size' in modules.schema(augment, name):
+    if 'size' in registry.schema(augment, name):
       kw['size'] = size
     if config.augment[name].role != 'off':
-      ops[name] = modules.make(augment, name, **kw), config.augment[name].role
+      ops[name] = registry.make(augment, name, **kw), config.augment[name].role
   return ops
 
 
@@ -107,7 +109,7 @@ def draw_actions(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREA
 
   def draw_from(chain: Op, key: Key) -> Action:
     sample = jax.vmap(lambda k: chain.sample(k, size))
-    return jax.jit(sample, compiler_options=shard.ONCE)(jax.random.split(key, count))
+    return jax.jit(sample, compiler_options=sharding.ONCE)(jax.random.split(key, count))
   distinct = {id(chain): chain for chain in chains}.values()
   draws = [draw_from(chain, key_for(key, i)) for i, chain in enumerate(distinct)]
   return jax.tree.map(lambda *a: jnp.concatenate(a), *draws)
@@ -190,7 +192,7 @@ def build_objectives(config: Config, canvas: int
   objectives = {}
   for label, section in sections.items():
     arguments = factory_arguments(section, 'augmentations')
-    objectives[label] = modules.make(equivariance, section.name, **arguments)(wirings[label])
+    objectives[label] = registry.make(equivariance, section.name, **arguments)(wirings[label])
   return wirings, objectives
 
 
@@ -273,10 +275,10 @@ def make(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.),
   Raises UserError where the config and the data do not fit together.
   """
   per_epoch, steps = count_steps(config, num)
-  inv = modules.make(invariance, config.invariance.name,
+  inv = registry.make(invariance, config.invariance.name,
                      **factory_arguments(config.invariance, 'projector', 'predictor'))
   wirings, equivariances = build_objectives(config, canvas)
-  encoder = modules.make(nets, config.encoder.name, **factory_arguments(config.encoder),
+  encoder = registry.make(nets, config.encoder.name, **factory_arguments(config.encoder),
                          dtype=config.dtype)
   check_trainable(config, inv, equivariances, encoder)
   groups = build_groups(config, inv, equivariances)

@@ -6,8 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from equivariant_ssl import config as configs
-from equivariant_ssl import shard, shipped, step, train
+from equivariant_ssl import shipped
 from equivariant_ssl.evaluate.statistics import mean_std
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import loop, step
 
 COLOURS = ('#7f7f7f', '#0072b2', '#d55e00', '#009e73', '#cc79a7')  # told apart by colour-blind readers too
 IMAGES, TURNS = 4, ('no turn', '1/4 turn', '1/2 turn', '3/4 turn')
@@ -26,8 +28,8 @@ def caption(action: dict, index: tuple[int, int]) -> str:
 def draw(path: pathlib.Path, arms: dict) -> None:
   """Write the figure of the demo's `arms` {name: demo.Arm} to `path`."""
   name = 'digits_simclr_equimod'
-  run = train.prepare(configs.load(name, {'augment.rotate.role': 'both'}, shipped.config(name)),
-                      shard.mesh(jax.devices()[:1]))
+  run = loop.prepare(configs.load(name, {'augment.rotate.role': 'both'}, shipped.config(name)),
+                      sharding.mesh(jax.devices()[:1]))
   batch = step.Batch(run.source.train.images[:IMAGES], run.source.train.sizes[:IMAGES])
   shown = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']
   figure = Figure(figsize=(13, 6.6), layout='constrained')
