@@ -142,7 +142,8 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.data.name=cifar10', '--config.data.root=/nowhere'), 'cifar10', 'eqssl data prepare'),
   (('--config', 'smoke', '--config.data.name=folder', '--config.data.path=/nowhere'), '/nowhere', ''),
   (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale = (0.5,); it takes 2', '(0.08, 1.0)'),
-  (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'), 'told no', 'both'),
+  (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'),
+   'has no augmentations', 'both'),
 ]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from equivariant_ssl import renamed
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import disk
@@ -86,7 +87,7 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, Any]:
   """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
   return {'python': platform.python_version(), **versions(), 'platform': platform.platform(),
-          'host': socket.gethostname(), 'cpu': _processor(), 'cores': sharding.cores(),
+          'host': socket.gethostname(), 'cpu': _processor(), 'cores': sharding.count_cores(),
           'backend': jax.default_backend(), 'devices': [d.device_kind for d in jax.devices()],
           'processes': jax.process_count(), 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'git': _git(),
           'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
@@ -169,7 +170,7 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   if not (workdir / 'config.json').exists():
     return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  old = text(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
+  old = text(renamed.config(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)))
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
