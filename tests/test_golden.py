@@ -21,8 +21,8 @@ from equivariant_ssl.augment.gray import Gray
 from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
-from equivariant_ssl.equivariance import augself
 from equivariant_ssl.data.source import Split
+from equivariant_ssl.equivariance import augself
 from equivariant_ssl.evaluate import probe
 from equivariant_ssl.training import recipe, step
 from equivariant_ssl.types import Image, Views

@@ -13,7 +13,7 @@ import pytest
 from leases import GPU, ROOT, budget, calls, carried, fake_load, lease, rehearse, restore, sizes
 
 from equivariant_ssl import config as configs
-from equivariant_ssl.evaluate import run as evaluation
+from equivariant_ssl.evaluate import evaluation
 
 NEEDS = budget.Needs((1.3, 2.), 15.)
 

@@ -13,8 +13,10 @@ import pytest
 import tiny
 from leases import GPU, ROOT, carried, encoders, experiment, fake_load, lease, pack, rehearse, restore, sizes
 
-from equivariant_ssl import checkpoint, fingerprint, record, runs, shard
 from equivariant_ssl import config as configs
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint, fingerprint, record
+from equivariant_ssl.training import runs
 
 # -- what travels
 
@@ -95,8 +97,8 @@ def test_a_network_in_pieces_and_back(tmp_path):
 
 def test_both_official_encoders_come_back_in_one_call():
   """8 files of 16 MiB, 64 MiB together, by the shapes of the two networks; deflation is not counted on."""
-  from equivariant_ssl import plan
-  state = runs.abstract(plan.described(configs.load(sizes.FOUNDING[1]), shard.mesh(jax.devices()[:1]), print))
+  from equivariant_ssl.parallel import step_plan
+  state = runs.abstract(step_plan.described(configs.load(sizes.FOUNDING[1]), sharding.mesh(jax.devices()[:1]), print))
   sizes_of = []
   for left in ((*experiment.LEFT, 'heads_equimod'), experiment.LEFT):  # SimCLR has the same encoder
     leaves = fingerprint.flat([{k: v for k, v in tree.items() if k not in left} for tree in (state.params, state.stats)])
@@ -112,7 +114,7 @@ def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys
   monkeypatch.setattr(experiment, 'STORE', tmp_path / 'store')
   config = configs.load(tiny.NAME, {'seed': '3'})
   place = experiment.folder('smoke', 3)
-  run = runs.prepare(config, shard.mesh(jax.devices()[:1]))
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
   state = jax.device_get(runs.initial(run))
   moved = jax.tree.map(lambda x: x + np.asarray(.01, x.dtype), (state.params, state.stats))
   record.start(place, configs.as_json(config), 'eqssl train --config smoke')

@@ -11,9 +11,10 @@ from equivariant_ssl import types
 PACKAGE = pathlib.Path(equivariant_ssl.__file__).parent
 GLOSSARY = (PACKAGE.parent / 'docs' / 'glossary.md').read_text(encoding='utf-8')
 # Files and folders of the package whose words are settled. Extend it when a room is done.
-ROOMS = ('__init__.py', 'types.py', 'keys.py', 'errors.py', 'modules.py', 'losses.py',
-         'optim.py', 'recipe.py', 'state.py', 'step.py', 'shard.py', 'renamed.py', 'augment',
-         'nets', 'invariance', 'equivariance')
+ROOMS = ('__init__.py', 'types.py', 'keys.py', 'errors.py', 'registry.py', 'losses.py',
+         'renamed.py', 'training/optim.py', 'training/recipe.py', 'training/state.py',
+         'training/step.py', 'parallel/sharding.py', 'augment', 'nets', 'invariance',
+         'equivariance')
 # Identifiers that are retired, and what is said in their place.
 RETIRED = {
     'told': 'conditioning, or augmentations', 'seen': 'view_chains', 'own': 'own_chains',
