@@ -22,7 +22,7 @@ def make(p: float = .2, quantise: bool = False) -> Op:
   """
   def apply(action: Gray, image: Image) -> Image:
     if quantise:
-      gray = levels.pixels(levels.grey(levels.of(image.pixels)))[..., None]
+      gray = levels.pixels(levels.luma(levels.of(image.pixels)))[..., None]
     else:
       gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]
     return image._replace(pixels=jnp.where(action.applied, gray, image.pixels))

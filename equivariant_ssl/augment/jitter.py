@@ -93,10 +93,14 @@ def apply(action: Jitter, image: Image) -> Image:
 
 
 def apply_quantised(hue: bool, action: Jitter, image: Image) -> Image:
-  """The same on 8 bits, as Pillow: where it is applied even a hue shift of 0 rounds, but where there is no `hue` to draw."""
+  """The four changes on 8-bit levels, exactly as Pillow computes them.
+
+  hue: whether the op draws a hue. Where it does, even a hue shift of 0 passes through Pillow's
+  conversions, which round.
+  """
   shift = lambda x: levels.shift_hue(x, action.hue) if hue else x
-  found = levels.pixels(changed(action, levels.of(image.pixels), levels.blend, shift))
-  return image._replace(pixels=jnp.where(action.applied, found, image.pixels))
+  pixels = levels.pixels(changed(action, levels.of(image.pixels), levels.blend, shift))
+  return image._replace(pixels=jnp.where(action.applied, pixels, image.pixels))
 
 
 def encode(action: Jitter) -> Array:

@@ -108,4 +108,5 @@ def initializer(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate
     out = sharding.replicated_sharding(mesh)
   else:
     out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
-  return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=sharding.ONCE)
+  return jax.jit(functools.partial(build, recipe), out_shardings=out,
+                 compiler_options=sharding.ONCE)
