@@ -3,12 +3,13 @@ import json
 
 import pytest
 
-from equivariant_ssl import cli
+from equivariant_ssl import cli, report
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, evaluation
+from equivariant_ssl.evaluate import comparison, result_files
 
-WHOLE = {'protocol': 'knn', 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
+ABOUT = {'protocol': 'knn', 'data': '0f', 'inputs': {'version': 1}, 'definition': {'version': 1}}
+WHOLE = {**ABOUT, 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
 
 
 @pytest.fixture
@@ -23,13 +24,14 @@ def folder(tmp_path):
                                   '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
 def test_a_damaged_result_is_named_and_computed_again(folder, text):
   path = folder / 'eval' / 'knn.json'
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
+  assert result_files.kept(path, ABOUT, ['trained'], pytest.fail) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
     comparison.read(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) is None
+  lines = []
+  assert result_files.kept(path, ABOUT, ['trained'], lines.append) is None and 'damaged' in lines[0]
 
 
 @pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),
@@ -61,3 +63,11 @@ def test_a_damaged_config_is_a_line(command, text, folder, monkeypatch, capsys):
   code = cli.main([command, str(folder)])
   err = capsys.readouterr().err
   assert code in (2, 5) and len(err.strip().splitlines()) <= 2 and 'not a mistake that eqssl knows' not in err, err
+
+
+def test_odd_rows_of_a_log_are_a_line_in_a_report(folder, capsys):
+  rows = [{'step': 1, 'loss': 2., 'std': .9}, {'step': 2, 'loss': {'a': [1]}, 'std': 'x'}, {'step': 'x'}, 3]
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  page = report.report([folder], images=False)
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and '3 lines are not' in err and page.is_file()

@@ -30,7 +30,7 @@ def test_conversions_are_pillows():
   grid = colours()
   given = jnp.asarray(grid, jnp.int32)
   hsv, rgb, grey = jax.jit(lambda x: (
-      jnp.stack(levels.to_hsv(x), -1), levels.to_rgb(*jnp.moveaxis(x, -1, 0)), levels.grey(x)))(given)
+      jnp.stack(levels.to_hsv(x), -1), levels.to_rgb(*jnp.moveaxis(x, -1, 0)), levels.luma(x)))(given)
   picture = Pil.fromarray(grid)
   np.testing.assert_array_equal(hsv, np.asarray(picture.convert('HSV')))
   channels = [Pil.fromarray(np.ascontiguousarray(grid[..., i])) for i in range(3)]

@@ -1,4 +1,5 @@
 """Asked to stop: from the first line to the last a run that can go on ends with 75, whoever asks."""
+import errno
 import os
 import pathlib
 import signal
@@ -112,7 +113,7 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), loop.shard.mesh(jax.devices()[:1])
+  config, mesh = configs.load(tiny.NAME), loop.sharding.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
     loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
@@ -131,7 +132,7 @@ def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypat
     return manager
   monkeypatch.setattr(loop.checkpoint, '_manager', late)
   config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
-  loop.train(config, tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
 
 
@@ -171,6 +172,29 @@ def _read(leader):
   return b''
 
 
+def test_a_line_that_a_closed_terminal_does_not_take_is_the_stop_that_it_is():
+  for asked, kind in ((False, OSError), (True, UserError)):
+    with pytest.raises(kind) as error, stop.heard():
+      if asked:
+        signal.raise_signal(signal.SIGHUP)
+      raise OSError(errno.EIO, 'Input/output error')
+    assert not asked or error.value.code == PREEMPTED
+
+
+def test_of_several_processes_jax_is_told(monkeypatch):
+  """Which tells the others, so that all stop at one step: also of what came before it listened."""
+  sent = []
+  monkeypatch.setattr(os, 'kill', lambda pid, number: sent.append((pid, number)))
+  with stop.heard() as asked:
+    signal.raise_signal(signal.SIGUSR1)
+    stop.share()
+    assert sent == [(os.getpid(), signal.SIGTERM)] and not asked()
+    stop.check()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+      signal.raise_signal(number)
+    assert sent == [(os.getpid(), signal.SIGTERM)] * 4
+
+
 @pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR2])
 def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
   real = loop.fit
@@ -183,6 +207,6 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
     return real(run, state, each)
   monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]

@@ -118,7 +118,7 @@ def test_an_objective_that_can_be_told_nothing_is_not_there():
   """E-SSL says which of a few: a crop, which the base tells, is none; a blur, which the study would tell it, cannot be."""
   made = {a['name']: a['objective'] for a in planned(augs=('rotate', 'flip'), objective=('essl',))['made']}
   assert {n for n, o in made.items() if o} == {f'{a}={r}' for a in ('rotate', 'flip') for r in ('sensitive', 'both')}
-  with pytest.raises(UserError, match='(?s)arm blur=sensitive: essl predicts discrete ops.*Study others than blur'):
+  with pytest.raises(UserError, match='(?s)blur=sensitive: essl predicts discrete augmentations.*Study others than blur'):
     planned(objective=('essl',))
 
 

@@ -35,17 +35,20 @@ def measure(lease) -> int:
 def together(lease) -> None:
   """Each of sizes.FLAGS for the step with EquiMod, of which the best is kept for the trainings; and the speed of what else
   is in sizes.SPEEDS. All are compiled at once, then timed one after the other."""
-  base, before = lease.known('speed ' + sizes.FOUNDING[-1]), lease.results.get('flags', '')
+  before = lease.results.get('flags', '')
   lock = {'lock': str(lease.store / 'lock')}
   for config in sizes.SPEEDS[len(sizes.FOUNDING):]:
     lease.start(f'speed {config}', 'speed', {'config': config, **lock}, 30, 130)
-  for name, flag in sizes.FLAGS.items():
+  for name, flag in {'none': '', **sizes.FLAGS}.items():  # what is compared with is timed among them
     given = {'config': sizes.FOUNDING[-1], 'profile': False, **lock}
     lease.start(f'flags {name}', 'speed', given, 30, 130, f'{before} {flag}'.strip())
   for key in list(lease.running):
     lease.finish(key)
+  base = lease.known('flags none')
   if 'loss' not in base or len(base.get('images_per_s', ())) < 3:
     return
+  speeds = lease.known('speed ' + sizes.FOUNDING[-1]).get('images_per_s', [])
+  base = {**base, 'images_per_s': base['images_per_s'] + speeds}  # and before them: the noise between the two counts
   tried = {name: lease.known(f'flags {name}') for name in sizes.FLAGS}
   best = budget.best(base, tried)
   if best and sizes.FLAGS[best] not in before:

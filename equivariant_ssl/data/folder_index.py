@@ -99,7 +99,7 @@ def index(root: str, links: bool = False) -> Index:
     except BadImage as error:
       return error
 
-  with ThreadPoolExecutor(min(32, 2 * sharding.cores())) as pool:
+  with ThreadPoolExecutor(min(32, 2 * sharding.count_cores())) as pool:
     problems = list(zip(paths, pool.map(problem, paths), strict=True))
   bad = [(os.path.relpath(error.filename, root),
           BadImage(f'folder cannot be read: {error.strerror}')) for error in skipped.errors]

@@ -104,7 +104,7 @@ def fits(count: int, size: int) -> bool:
 
 def thread_count() -> int:
   """The number of threads that decode. Decoders release the interpreter lock."""
-  return min(32, max(2, sharding.cores()))
+  return min(32, max(2, sharding.count_cores()))
 
 
 def map_chunks(work: Callable[[range], list], count: int) -> list:

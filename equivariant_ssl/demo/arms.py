@@ -119,7 +119,7 @@ def train_all(specs: dict[str, Spec], seeds: int, steps: int, console: Console) 
   done = spawn.Value('q', 0)
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}
-  start, arms, workers = time.perf_counter(), {}, min(sharding.cores(), len(specs))
+  start, arms, workers = time.perf_counter(), {}, min(sharding.count_cores(), len(specs))
   with (ProcessPoolExecutor(workers, spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
         Progress(console=Console(stderr=True), transient=True) as bar):
     task = bar.add_task('training', total=total)

@@ -28,7 +28,7 @@ def base(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   """`config` with every one of `augs` in it: what it does not have comes last in the chain, off, as its defaults say."""
   for name in augs:
     if name not in registry.names(augment):
-      raise registry.unknown('--augs', name, registry.names(augment))
+      raise registry.unknown_name('--augs', name, registry.names(augment))
   given = configs.as_json(config)
   for name in augs:
     if name not in given['augment']['order']:
@@ -65,7 +65,7 @@ def usable(config: ConfigDict, arms: list[Arm], sections: dict[str, list]) -> li
   for arm in arms:
     made = configured(config, arm, sections)
     try:
-      objectives = recipe.wired(configs.resolve(ConfigDict(made)), 0)[1]
+      objectives = recipe.build_objectives(configs.resolve(ConfigDict(made)), 0)[1]
     except UserError as e:
       told = [a for a, role in arm.roles.items() if BITS[role][1]]
       if not arm.objective or told:
@@ -100,7 +100,7 @@ def terms(varying: list[tuple[str, str]], interactions: tuple[tuple[str, str], .
   names = ['.'.join(f) for f in varying]
   for name in itertools.chain(*interactions):
     if name not in names:
-      raise registry.unknown('--interactions', name, names)
+      raise registry.unknown_name('--interactions', name, names)
   return [(i,) for i in range(len(names))] + [tuple(names.index(n) for n in pair) for pair in interactions]
 
 
@@ -133,9 +133,9 @@ def make(config: ConfigDict, augs: tuple[str, ...], arms: tuple[str, ...], label
   """The arms, the base's first where it is one. labels: of the objectives; an arm that is told nothing has none."""
   for role in arms:
     if role not in ROLES:
-      raise registry.unknown('--arms', role, ROLES)
+      raise registry.unknown_name('--arms', role, ROLES)
   if design not in DESIGNS:
-    raise registry.unknown('--design', design, DESIGNS)
+    raise registry.unknown_name('--design', design, DESIGNS)
   if interactions and design != 'factorial':
     raise UserError('--interactions are of a factorial design.', 'Add --design factorial.')
   others = {n: config.augment[n].role for n in config.augment.order if n not in augs}

@@ -20,7 +20,7 @@ from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.evaluation import chosen
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.study import design, effects, recommend
 from equivariant_ssl.training import runs as prepared
@@ -83,7 +83,7 @@ def make(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   if not s.arms:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
   if s.readout not in holdout.READOUTS:
-    raise unknown('--readout', s.readout, holdout.READOUTS)
+    raise unknown_name('--readout', s.readout, holdout.READOUTS)
   chosen(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
   for found in (transfer.find(name, s.root) for name in s.transfer):
