@@ -1,4 +1,4 @@
-"""Data: what a source gives, what it does about broken input, and a CIFAR-10 that plain TFDS reads."""
+"""Data sources: their contents, broken input, and a CIFAR-10 that plain TFDS reads."""
 import gzip
 import hashlib
 import io
@@ -17,7 +17,16 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import data, registry
-from equivariant_ssl.data import archives, cache, channel_moments, cifar10, folder, prepare, source, tfds
+from equivariant_ssl.data import (
+  archives,
+  cache,
+  channel_moments,
+  cifar10,
+  folder,
+  prepare,
+  source,
+  tfds,
+)
 from equivariant_ssl.data.check import check
 from equivariant_ssl.data.decode import BadImage, decode, read_file
 from equivariant_ssl.data.image_header import PIXELS
@@ -74,15 +83,21 @@ def test_digits_are_the_scans():
   order = np.random.RandomState(0).permutation(1797)
   made = registry.make(data, 'digits')
   assert made.train.images.shape == (1000, 16, 16, 3) and made.test.images.shape == (797, 16, 16, 3)
-  images, given = (np.concatenate(pair) for pair in zip(made.train[::2], made.test[::2], strict=True))
+  images, given = (
+    np.concatenate(pair) for pair in zip(made.train[::2], made.test[::2], strict=True)
+  )
   np.testing.assert_array_equal(given, labels[order])
   for channel in range(3):
     back = images[:, :, :, channel].reshape(-1, 8, 2, 8, 2)
     assert (back == back[:, :, :1, :, :1]).all()
-    np.testing.assert_array_equal(np.rint(back[:, :, 0, :, 0] / 255. * 16), scans[order].reshape(-1, 8, 8))
+    np.testing.assert_array_equal(
+      np.rint(back[:, :, 0, :, 0] / 255.0 * 16), scans[order].reshape(-1, 8, 8)
+    )
   assert images.dtype == np.uint8 and images.max() == 255 and given.dtype == np.int32
   x = made.train.images / 255.
-  np.testing.assert_allclose([made.mean, made.std], [x.mean((0, 1, 2)), x.std((0, 1, 2))], rtol=1e-9)
+  np.testing.assert_allclose(
+    [made.mean, made.std], [x.mean((0, 1, 2)), x.std((0, 1, 2))], rtol=1e-9
+  )
   assert (made.train.sizes == 16).all() and made.problems == ()
 
 
@@ -127,21 +142,45 @@ def test_cmyk_and_animations_are_read():
   cmyk = decode(encoded(Image.new('CMYK', (16, 16), (0, 255, 255, 0)), 'JPEG'), 8)[0]
   assert (cmyk[4, 4] > (200, -1, -1)).all() and cmyk[4, 4, 2] < 60
   frames = [Image.new('RGB', (8, 8), color) for color in ('red', 'blue')]
-  assert tuple(decode(encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:]), 8)[0][0, 0]) == (255, 0, 0)
+  assert tuple(
+    decode(encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:]), 8)[0][0, 0]
+  ) == (255, 0, 0)
 
 
 def lying_png(width, height):
   def chunk(name, body):
     return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
-  parts = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)), chunk(b'IDAT', zlib.compress(b'\0'))
+
+  parts = (
+    chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)),
+    chunk(b'IDAT', zlib.compress(b'\0')),
+  )
   return b''.join((b'\x89PNG\r\n\x1a\n', *parts, chunk(b'IEND', b'')))
 
 
-@pytest.mark.parametrize('bad', [
-    b'', b'x', b'<html>', b'%PDF-1.4', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'BM', b'RIFF0000WEBP', b'GIF89a',
-    encoded(photo(0), 'TGA'), encoded(photo(0), 'PNG')[:900], encoded(photo(0), 'JPEG')[:900],
-    encoded(photo(0), 'WEBP', lossless=True)[:900], lying_png(60_000, 1), lying_png(20_000, 20_000),
-    lying_png(9_000, 9_000), lying_png(0, 5), lying_png(50, 50)])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    b'',
+    b'x',
+    b'<html>',
+    b'%PDF-1.4',
+    b'\x89PNG\r\n\x1a\n',
+    b'\xff\xd8\xff',
+    b'BM',
+    b'RIFF0000WEBP',
+    b'GIF89a',
+    encoded(photo(0), 'TGA'),
+    encoded(photo(0), 'PNG')[:900],
+    encoded(photo(0), 'JPEG')[:900],
+    encoded(photo(0), 'WEBP', lossless=True)[:900],
+    lying_png(60_000, 1),
+    lying_png(20_000, 20_000),
+    lying_png(9_000, 9_000),
+    lying_png(0, 5),
+    lying_png(50, 50),
+  ],
+)
 def test_what_is_no_image_is_a_bad_image(bad):
   with pytest.raises(BadImage) as e:
     decode(bad, 8)
@@ -172,7 +211,10 @@ def test_a_folder_with_classes(tmp_path):
   for split in (made.train, made.test):
     assert (split.sizes == (8, 12)).all() and split.images.shape[1:] == (4, 4, 3)
     np.testing.assert_array_equal(split.images[:, 0, 0, 0], split.labels * 100)
-  seen = [set(zip(s.labels.tolist(), s.images[:, 0, 0, 1].tolist(), strict=True)) for s in (made.train, made.test)]
+  seen = [
+    set(zip(s.labels.tolist(), s.images[:, 0, 0, 1].tolist(), strict=True))
+    for s in (made.train, made.test)
+  ]
   assert len(seen[0]) + len(seen[1]) == 60 and not seen[0] & seen[1] and 4 <= len(seen[1]) <= 22
   album(tmp_path, ('ant',))   # more images move none
   more = folder.make(str(tmp_path), size=4, test=.2)
@@ -212,19 +254,39 @@ def test_broken_files_are_left_out_and_said(tmp_path):
   (root / 'linked').symlink_to(outside.parent)
   made = folder.make(str(root), size=4, test=0.)
   assert len(made.train.images) == 440 + 2 and made.problems[0] == (
-      'left out: damaged 4, .txt 1, links out of the folder 1, not regular files 1, links to folders 1; 442 images are read')
-  assert made.problems[1:3] == ('links are followed with --config.data.links=True', '4 damaged, left out:')
-  assert made.left_out == {'damaged': 4, '.txt': 1, 'links out of the folder': 1, 'not regular files': 1,
-                           'links to folders': 1}
+    'left out: damaged 4, .txt 1, links out of the folder 1, not regular files 1, '
+    'links to folders 1; 442 images are read'
+  )
+  assert made.problems[1:3] == (
+    'links are followed with --config.data.links=True',
+    '4 damaged, left out:',
+  )
+  assert made.left_out == {
+    'damaged': 4,
+    '.txt': 1,
+    'links out of the folder': 1,
+    'not regular files': 1,
+    'links to folders': 1,
+  }
   text = '\n'.join(made.problems)
-  for name in ('zero.jpg: empty', 'text.png: not a', r'new\nline\xff.jpg', 'loop.png: cannot be opened'):
+  for name in (
+    'zero.jpg: empty',
+    'text.png: not a',
+    r'new\nline\xff.jpg',
+    'loop.png: cannot be opened',
+  ):
     assert name in text
   assert all(len(line.splitlines()) == 1 for line in made.problems)
   report = check(str(root))
-  assert not report.ok and '4 damaged:' in report.lines and 'in.png' in str(report.lines)   # a copy
-  assert report.lines[1] == made.problems[0] and '3 not read, because they are links, too large, or not files:' in report.lines
+  assert not report.ok and '4 damaged:' in report.lines and 'in.png' in str(report.lines)  # a copy
+  assert (
+    report.lines[1] == made.problems[0]
+    and '3 not read, because they are links, too large, or not files:' in report.lines
+  )
   text = '\n'.join(report.lines)
-  assert all(name in text for name in ('pipe.png: not a regular', 'linked: a link', 'out.png: a link that'))
+  assert all(
+    name in text for name in ('pipe.png: not a regular', 'linked: a link', 'out.png: a link that')
+  )
 
 
 def test_a_file_that_breaks_later_is_replaced(tmp_path, monkeypatch):
@@ -233,20 +295,27 @@ def test_a_file_that_breaks_later_is_replaced(tmp_path, monkeypatch):
   broken = root / 'cat' / '050.png'
   real = folder.read_file
 
-  def read(path, base):   # it was whole when it was indexed
-    return real(path, base)[:45] if path.endswith(os.path.join('cat', '050.png')) else real(path, base)
+  def read(path, base):  # it was whole when it was indexed
+    return (
+      real(path, base)[:45] if path.endswith(os.path.join('cat', '050.png')) else real(path, base)
+    )
 
   with monkeypatch.context() as patch:
     patch.setattr(folder, 'read_file', read)
     made, again = folder.make(str(root), size=4), folder.make(str(root), size=4)
   same(made[1:3], again[1:3])
-  assert made.problems[0].startswith('1 unreadable when decoded') and 'cat/050.png: cannot be' in made.problems[1]
+  assert (
+    made.problems[0].startswith('1 unreadable when decoded')
+    and 'cat/050.png: cannot be' in made.problems[1]
+  )
   changed = [(split, i) for split in ('train', 'test') for i in np.flatnonzero(
       (getattr(made, split).images != getattr(whole, split).images).any((1, 2, 3)))]
   (split, i), = changed
   new, old = getattr(made, split), getattr(whole, split)
   others = (old.images[:, 0, 0] == new.images[i, 0, 0]).all(1)
-  assert others.sum() == 1 and not others[i] and new.labels[i] == old.labels[others.argmax()]   # its label came along
+  assert (
+    others.sum() == 1 and not others[i] and new.labels[i] == old.labels[others.argmax()]
+  )  # its label came along
   assert len(new.images) == len(old.images)
   for name in ('050', '051', '052'):
     write(broken.with_stem(name), broken.read_bytes()[:45])
@@ -259,18 +328,26 @@ def test_a_file_that_breaks_later_is_replaced(tmp_path, monkeypatch):
 
 def test_the_replacement_depends_on_the_record_alone():
   assert source.substitutes([3], 100)[3] == source.substitutes([3, 98], 100)[3]
-  assert set(source.substitutes(range(99), 100).values()) == {99} and source.substitutes([0], 1) == {}
+  assert (
+    set(source.substitutes(range(99), 100).values()) == {99} and source.substitutes([0], 1) == {}
+  )
 
 
 def test_a_folder_that_is_none(tmp_path):
-  for path, words in (('', 'path'), (str(tmp_path / 'no'), 'not a folder'), (str(tmp_path), 'no images')):
+  for path, words in (
+    ('', 'path'),
+    (str(tmp_path / 'no'), 'not a folder'),
+    (str(tmp_path), 'no images'),
+  ):
     with pytest.raises(UserError, match=words) as e:
       folder.make(path)
     assert e.value.code == USAGE
   write(tmp_path / 'a.csv', b'')
   write(tmp_path / 'b.csv', b'')
   write(tmp_path / 'c.jpg', b'')
-  with pytest.raises(UserError, match=r'2 \.csv, 1 unreadable images \(the first: c.jpg: empty file\)'):
+  with pytest.raises(
+    UserError, match=r'2 \.csv, 1 unreadable images \(the first: c.jpg: empty file\)'
+  ):
     folder.make(str(tmp_path))
   with pytest.raises(UserError, match='cannot be decoded'):   # a single image, and it is broken
     write(tmp_path / 'd' / 'd.png', encoded(photo(0))[:500])
@@ -288,13 +365,19 @@ def test_reading_stops_at_the_folder(tmp_path):
 def test_check_of_what_is_not_there_says_so(tmp_path, monkeypatch):
   image = write(tmp_path / 'x.png', encoded(photo(0)))
   monkeypatch.chdir(tmp_path)
-  for what, words in ((str(tmp_path / 'no'), 'no. is not there'), ('./no', "'./no' is not there"),
-                      (str(image), 'a file, not a folder'), ('x.png', 'a file, not a folder'),
-                      ('mine', 'eqssl data prepare mine --src FOLDER; or say where it is: --root DIR$'),
-                      ('mnist', 'Prepare it once: in Python')):
+  for what, words in (
+    (str(tmp_path / 'no'), 'no. is not there'),
+    ('./no', "'./no' is not there"),
+    (str(image), 'a file, not a folder'),
+    ('x.png', 'a file, not a folder'),
+    ('mine', 'eqssl data prepare mine --src FOLDER; or say where it is: --root DIR$'),
+    ('mnist', 'Prepare it once: in Python'),
+  ):
     with pytest.raises(UserError, match=words):
       check(what, str(tmp_path / 'root'))
-  with pytest.raises(UserError, match='a folder, but it holds no prepared data set.\n.*data.name=folder'):
+  with pytest.raises(
+    UserError, match='a folder, but it holds no prepared data set.\n.*data.name=folder'
+  ):
     tfds.make(str(tmp_path))
 
 
@@ -302,7 +385,9 @@ def test_many_broken_images_name_the_folder_to_check(tmp_path):
   root = album(tmp_path / 'my album', each=4)
   for name in ('a.png', 'b.png'):
     write(root / 'cat' / name, encoded(photo(0))[:100])
-  with pytest.raises(UserError, match=f"Run `eqssl data check '{root}'` to list the broken images") as e:
+  with pytest.raises(
+    UserError, match=f"Run `eqssl data check '{root}'` to list the broken images"
+  ) as e:
     folder.make(str(root), size=4, test=0.)
   assert '..' not in str(e.value)
 
@@ -314,7 +399,12 @@ def test_check_sees_copies_and_odd_shapes(tmp_path):
   write(tmp_path / 'train' / 'thin.png', encoded(photo(9, 8, 90)))
   report = check(str(tmp_path))
   text = '\n'.join(report.lines)
-  assert report.ok and '6 train, 2 validation' in text and 'thin.png: 8x90' in text and '4.png = 0.png' in text
+  assert (
+    report.ok
+    and '6 train, 2 validation' in text
+    and 'thin.png: 8x90' in text
+    and '4.png = 0.png' in text
+  )
   assert '1 of these are in train and in validation' in text and report.lines[-1] == 'ok'
   assert check('digits').ok
 
@@ -357,7 +447,9 @@ def compare_with_archive(root, files):
   for split, names in prepare.BATCHES.items():
     records = np.concatenate([files[name] for name in names])
     rows = tensorflow_datasets.data_source('cifar10', data_dir=root, split=split, download=False)
-    assert len(rows) == len(records) and rows.dataset_info.features['label'].names == list(prepare.NAMES)
+    assert len(rows) == len(records) and rows.dataset_info.features['label'].names == list(
+      prepare.NAMES
+    )
     assert rows.dataset_info.full_name == 'cifar10/3.0.2'
     seen = set()
     for row in rows:
@@ -372,14 +464,18 @@ def compare_with_archive(root, files):
 def test_plain_tfds_reads_what_was_prepared(tiny):
   compare_with_archive(*tiny)
   info = json.loads((tiny[0] / 'cifar10' / '3.0.2' / 'dataset_info.json').read_text())
-  assert [s['shardLengths'] for s in info['splits']] == [['20'], ['4']] and info['fileFormat'] == 'array_record'
+  assert [s['shardLengths'] for s in info['splits']] == [['20'], ['4']] and info[
+    'fileFormat'
+  ] == 'array_record'
   assert info['downloadSize'] == str(prepare.SIZE)
 
 
 def test_cifar10_gives_the_records_of_the_archive(tiny):
   root, files = tiny
   made = cifar10.make(str(root))
-  assert made.classes == prepare.NAMES and made.mean == (.4914, .4822, .4465) and made.problems == ()
+  assert (
+    made.classes == prepare.NAMES and made.mean == (0.4914, 0.4822, 0.4465) and made.problems == ()
+  )
   for split, names in (('train', prepare.BATCHES['train']), ('test', prepare.BATCHES['test'])):
     records, got = np.concatenate([files[n] for n in names]), getattr(made, split)
     planes = got.images.transpose(0, 3, 1, 2).reshape(len(records), -1)
@@ -388,7 +484,9 @@ def test_cifar10_gives_the_records_of_the_archive(tiny):
     assert (got.sizes == 32).all() and got.images.dtype == np.uint8 and got.labels.dtype == np.int32
   measured = registry.make(data, 'tfds', root=str(root), train='train[:50%]', test='', size=8)
   assert measured.train.images.shape == (10, 8, 8, 3) and measured.test is None
-  np.testing.assert_allclose(measured.mean, (measured.train.images / 255.).mean((0, 1, 2)), rtol=1e-9)
+  np.testing.assert_allclose(
+    measured.mean, (measured.train.images / 255.0).mean((0, 1, 2)), rtol=1e-9
+  )
 
 
 def test_the_cache_is_keyed_by_content_and_survives_damage(tiny, monkeypatch):
@@ -397,7 +495,11 @@ def test_the_cache_is_keyed_by_content_and_survives_damage(tiny, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(tfds, 'decode_splits', None)   # decoding now would fail
     same(cifar10.make(str(tiny[0])), first)
-  for damage in (lambda b: b[:-700], lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], lambda b: b''):
+  for damage in (
+    lambda b: b[:-700],
+    lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:],
+    lambda b: b'',
+  ):
     kept.write_bytes(damage(kept.read_bytes()))
     same(cifar10.make(str(tiny[0])), first)
     assert list(cache.cache_folder().iterdir()) == [kept]
@@ -408,24 +510,40 @@ def test_the_cache_is_keyed_by_content_and_survives_damage(tiny, monkeypatch):
 
 
 def test_two_processes_at_once_and_no_tensorflow(tiny, tmp_path):
-  decoy = write(tmp_path / 'decoy' / 'tensorflow' / '__init__.py', b'')   # an import would succeed and be seen
-  script = ("import sys, hashlib; from equivariant_ssl.data import cifar10, check, prepare; "
-            "made = cifar10.make(sys.argv[1]); check.check('cifar10', sys.argv[1]); "
-            "prepare.prepare(sys.argv[1] + '/a.tar.gz', prepare.default_root(sys.argv[2]), 4, print); "
-            "print(hashlib.sha256(made.train.images.tobytes()).hexdigest(), 'tensorflow' in sys.modules)")
+  decoy = write(
+    tmp_path / 'decoy' / 'tensorflow' / '__init__.py', b''
+  )  # an import would succeed and be seen
+  script = (
+    'import sys, hashlib; from equivariant_ssl.data import cifar10, check, prepare; '
+    "made = cifar10.make(sys.argv[1]); check.check('cifar10', sys.argv[1]); "
+    "prepare.prepare(sys.argv[1] + '/a.tar.gz', prepare.default_root(sys.argv[2]), 4, print); "
+    "print(hashlib.sha256(made.train.images.tobytes()).hexdigest(), 'tensorflow' in sys.modules)"
+  )
   env = {**os.environ, 'PYTHONPATH': str(decoy.parent.parent)}
-  both = [subprocess.Popen([sys.executable, '-c', script, str(tiny[0]), str(tmp_path / 'new')], env=env, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+  both = [
+    subprocess.Popen(
+      [sys.executable, '-c', script, str(tiny[0]), str(tmp_path / 'new')],
+      env=env,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for _ in range(2)
+  ]
   said = [p.communicate(timeout=120) for p in both]
   digest = hashlib.sha256(cifar10.make(str(tiny[0])).train.images.tobytes()).hexdigest()
   assert [out.splitlines()[-1] for out, _ in said] == [f'{digest} False'] * 2, said
   prepare.verify(tmp_path / 'new' / 'cifar10' / '3.0.2', BATCH)
-  assert os.listdir(tmp_path / 'new') == ['cifar10'] and os.listdir(tmp_path / 'new' / 'cifar10') == ['3.0.2']
+  assert os.listdir(tmp_path / 'new') == ['cifar10'] and os.listdir(
+    tmp_path / 'new' / 'cifar10'
+  ) == ['3.0.2']
 
 
 def test_a_prepared_data_set_is_kept_if_it_is_whole(tiny, tmp_path):
   said = []
-  assert prepare.prepare('no such archive', tiny[0], BATCH, said.append) == tiny[0] / 'cifar10' / '3.0.2'
+  assert (
+    prepare.prepare('no such archive', tiny[0], BATCH, said.append) == tiny[0] / 'cifar10' / '3.0.2'
+  )
   assert 'stays as it is' in said[0]
   copy = tmp_path / 'cifar10' / '3.0.2'
   for damage in ('truncate', 'remove', 'metadata', 'count'):
@@ -498,14 +616,23 @@ def test_a_torn_archive_is_refused_and_a_plain_tar_taken(tmp_path):
     info = tarfile.TarInfo(prepare.FOLDER + 'test_batch.bin')
     info.type, info.linkname = tarfile.SYMTYPE, '/etc/passwd'
     tar.addfile(info)
-  for content in (whole[:5000], bytes(flipped), b'', b'<html>', gzip.compress(b'hello' * 999), link.getvalue()):
+  for content in (
+    whole[:5000],
+    bytes(flipped),
+    b'',
+    b'<html>',
+    gzip.compress(b'hello' * 999),
+    link.getvalue(),
+  ):
     torn = write(tmp_path / 'torn', content)
     with pytest.raises(UserError, match='not the binary archive') as e:
       prepare.read_archive(str(torn), BATCH)
     assert 'https://' in str(e.value) and e.value.code == USAGE
   with pytest.raises(UserError, match='No such file'):
     prepare.read_archive(str(tmp_path / 'none'), BATCH)
-  found = prepare.read_archive(archive(tmp_path / 'plain.tar', batches(), 'w', './' + prepare.FOLDER), BATCH)
+  found = prepare.read_archive(
+    archive(tmp_path / 'plain.tar', batches(), 'w', './' + prepare.FOLDER), BATCH
+  )
   np.testing.assert_array_equal(found['test'][0], batches()['test_batch.bin'])
 
 
@@ -515,8 +642,11 @@ def test_a_download_is_verified(tmp_path, monkeypatch):
   url, digest, to = f'file://{path}', hashlib.sha256(content).hexdigest(), str(tmp_path / 'got')
   prepare.download(to, url, len(content), digest)
   assert pathlib.Path(to).read_bytes() == content
-  for size, checksum, words in ((len(content), '0' * 64, 'wrong SHA-256'), (len(content) + 1, digest, 'instead of'),
-                                (len(content) - 1, digest, 'more than')):
+  for size, checksum, words in (
+    (len(content), '0' * 64, 'wrong SHA-256'),
+    (len(content) + 1, digest, 'instead of'),
+    (len(content) - 1, digest, 'more than'),
+  ):
     with pytest.raises(UserError, match=words) as e:
       prepare.download(to, url, size, checksum)
     assert '--archive FILE' in str(e.value)
@@ -551,8 +681,14 @@ def small_tfds(root, shape, label=True, first=0, count=6):
       VERSION = tensorflow_datasets.core.Version('1.0.0')
 
       def _info(self):
-        kinds = {'picture': features.Image(shape=shape), **({'kind': features.Scalar(np.int64)} if not label else {
-            'label': features.ClassLabel(names=['a', 'b'])})}
+        kinds = {
+          'picture': features.Image(shape=shape),
+          **(
+            {'kind': features.Scalar(np.int64)}
+            if not label
+            else {'label': features.ClassLabel(names=['a', 'b'])}
+          ),
+        }
         return tensorflow_datasets.core.DatasetInfo(
             builder=self, features=features.FeaturesDict(kinds), disable_shuffling=True)
 
@@ -561,8 +697,13 @@ def small_tfds(root, shape, label=True, first=0, count=6):
 
       def _generate_examples(self):
         for i in range(count):
-          mode = Image.new('L' if shape[-1] == 1 else 'RGB', (shape[1] or 5 + i, shape[0] or 5), i * 20)
-          yield i, {'picture': encoded(mode), 'label' if label else 'kind': (first if i == 0 else i % 2)}
+          mode = Image.new(
+            'L' if shape[-1] == 1 else 'RGB', (shape[1] or 5 + i, shape[0] or 5), i * 20
+          )
+          yield (
+            i,
+            {'picture': encoded(mode), 'label' if label else 'kind': (first if i == 0 else i % 2)},
+          )
 
   Small(data_dir=root, file_format='array_record').download_and_prepare(
       download_config=tensorflow_datasets.download.DownloadConfig(try_download_gcs=False))
@@ -572,7 +713,9 @@ def small_tfds(root, shape, label=True, first=0, count=6):
 def test_other_tfds_data(tmp_path):
   path = small_tfds(tmp_path / 'grey', (6, 6, 1), first=-1)
   made = tfds.make('small', str(tmp_path / 'grey'), test='')
-  assert made.train.images.shape == (6, 6, 6, 3) and made.train.labels is None and made.name == 'small'
+  assert (
+    made.train.images.shape == (6, 6, 6, 3) and made.train.labels is None and made.name == 'small'
+  )
   assert (made.train.images == (np.arange(6) * 20)[:, None, None, None]).all() and made.test is None
   same(tfds.make(str(path), test='').train, made.train)   # a directory is named as well as a name
   report = check(str(path))
@@ -605,22 +748,39 @@ def test_a_damaged_record_is_replaced(tmp_path):
       wrong += 1
       continue
     differs = (made.train.images != whole.train.images).any((1, 2, 3))
-    assert differs.sum() <= 1 and differs.any() == (made.problems != whole.problems)   # never another image in silence
+    assert differs.sum() <= 1 and differs.any() == (
+      made.problems != whole.problems
+    )  # never another image in silence
     wrong += differs.any()
   assert wrong > 0
 
 
 def hostile(form):
-  image = {'pythonClassName': 'tensorflow_datasets.core.features.image_feature.Image', 'image': {'dtype': 'uint8'}}
+  image = {
+    'pythonClassName': 'tensorflow_datasets.core.features.image_feature.Image',
+    'image': {'dtype': 'uint8'},
+  }
   top = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
   evil = 'evil_module.Feature'
   return {
-      'current': {'pythonClassName': top, 'featuresDict': {'features': {'x': {**image, 'pythonClassName': evil}}}},
-      'snake': {'python_class_name': top, 'features_dict': {'features': {'x': {**image, 'python_class_name': evil}}}},
-      'legacy': {'type': top, 'content': {'x': {'type': evil, 'content': {}}}},
-      'string': {'type': top, 'content': json.dumps({'features': {'x': {'pythonClassName': evil}}}),
-                 'proto_cls': 'tensorflow_datasets.FeaturesDict'},
-      'json': {'pythonClassName': top, 'jsonFeature': {'json': json.dumps({'x': {'type': evil, 'content': {}}})}},
+    'current': {
+      'pythonClassName': top,
+      'featuresDict': {'features': {'x': {**image, 'pythonClassName': evil}}},
+    },
+    'snake': {
+      'python_class_name': top,
+      'features_dict': {'features': {'x': {**image, 'python_class_name': evil}}},
+    },
+    'legacy': {'type': top, 'content': {'x': {'type': evil, 'content': {}}}},
+    'string': {
+      'type': top,
+      'content': json.dumps({'features': {'x': {'pythonClassName': evil}}}),
+      'proto_cls': 'tensorflow_datasets.FeaturesDict',
+    },
+    'json': {
+      'pythonClassName': top,
+      'jsonFeature': {'json': json.dumps({'x': {'type': evil, 'content': {}}})},
+    },
   }[form]
 
 
@@ -643,11 +803,20 @@ def test_features_that_would_import_code_are_refused(tiny, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_the_real_archive(tmp_path):
-  """All of CIFAR-10 through the command's own function; needs the real data (EQSSL_REAL_DATA or ../shared/data)."""
-  place = pathlib.Path(os.environ.get('EQSSL_REAL_DATA') or pathlib.Path(__file__).parents[2] / 'shared' / 'data')
+  """All of CIFAR-10 through the function of the command.
+
+  It needs the real data (EQSSL_REAL_DATA or ../shared/data).
+  """
+  place = pathlib.Path(
+    os.environ.get('EQSSL_REAL_DATA') or pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+  )
   if not (place / 'unpack.py').is_file():
     pytest.skip(f'no real data in {place}')
-  subprocess.run([sys.executable, str(place / 'unpack.py'), str(tmp_path / 'real')], check=True, capture_output=True)
+  subprocess.run(
+    [sys.executable, str(place / 'unpack.py'), str(tmp_path / 'real')],
+    check=True,
+    capture_output=True,
+  )
   tar = tmp_path / 'real' / 'cifar-10-binary.tar.gz'
   prepare.cifar10(str(tar), str(tmp_path / 'tfds'), str)
   with np.load(tmp_path / 'real' / 'cifar10.npz') as real:
@@ -656,9 +825,14 @@ def test_the_real_archive(tmp_path):
       images, labels = real[f'{split}_images'], real[f'{split}_labels']
       got = getattr(made, split)
       def digests(images, labels):
-        return sorted((hashlib.sha256(x.tobytes()).digest(), int(y)) for x, y in zip(images, labels, strict=True))
+        return sorted(
+          (hashlib.sha256(x.tobytes()).digest(), int(y))
+          for x, y in zip(images, labels, strict=True)
+        )
       assert digests(got.images, got.labels) == digests(images, labels)
-  np.testing.assert_allclose(channel_moments.moments(made.train.images), (made.mean, made.std), atol=6e-4)
+  np.testing.assert_allclose(
+    channel_moments.moments(made.train.images), (made.mean, made.std), atol=6e-4
+  )
   files = {name: part for split, parts in prepare.read_archive(str(tar), prepare.BATCH).items()
            for name, part in zip(prepare.BATCHES[split], parts, strict=True)}
   compare_with_archive(tmp_path / 'tfds', files)

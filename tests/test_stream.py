@@ -17,7 +17,10 @@ N = 30
 
 
 def photographs(folder, bad=()):
-  """Two classes of small pictures of several shapes and formats, with detail at every size; those of `bad` are torn."""
+  """Two classes of small pictures of several shapes and formats, with detail at every size.
+
+  The pictures in `bad` are torn.
+  """
   rng = np.random.default_rng(0)
   for i in range(N):
     place = folder / 'train' / f'class{i % 2}'
@@ -30,7 +33,9 @@ def photographs(folder, bad=()):
   (folder / 'val').mkdir()
   for k in range(2):
     (folder / 'val' / f'class{k}').mkdir()
-    Image.fromarray(rng.integers(0, 256, (25, 20, 3), np.uint8)).save(folder / 'val' / f'class{k}' / 'a.png')
+    Image.fromarray(rng.integers(0, 256, (25, 20, 3), np.uint8)).save(
+      folder / 'val' / f'class{k}' / 'a.png'
+    )
   return folder
 
 
@@ -40,9 +45,20 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, **more):
-  return configs.load(tiny.NAME, {'data': str({'name': 'folder', 'path': str(folder), 'size': 16}), 'steps': '5',
-                                'batch': '8', 'checkpoint_every': '1', 'mean': '(.5,.5,.5)', 'std': '(.2,.2,.2)',
-                                'augment.rotate.role': 'off', 'equivariance': 'none', **more})
+  return configs.load(
+    tiny.NAME,
+    {
+      'data': str({'name': 'folder', 'path': str(folder), 'size': 16}),
+      'steps': '5',
+      'batch': '8',
+      'checkpoint_every': '1',
+      'mean': '(.5,.5,.5)',
+      'std': '(.2,.2,.2)',
+      'augment.rotate.role': 'off',
+      'equivariance': 'none',
+      **more,
+    },
+  )
 
 
 def rows(workdir):
@@ -73,7 +89,11 @@ def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder,
 def test_canvases_index_as_arrays_do(folder):
   of = lambda on: registry.make(data, 'folder', path=str(folder), size=16, stream=on)
   here, there = of(False).train, of(True).train
-  assert there.images.shape == here.images.shape and there.images.ndim == 4 and there.images.dtype == np.uint8
+  assert (
+    there.images.shape == here.images.shape
+    and there.images.ndim == 4
+    and there.images.dtype == np.uint8
+  )
   np.testing.assert_array_equal(here.labels, there.labels)
   mask = np.arange(N) % 4 == 1
   for which in (slice(3, 9), slice(None), np.array([7, 2, 2]), mask, slice(5, 5)):
@@ -100,7 +120,9 @@ def test_evaluation_reads_a_stream_batch_by_batch(folder):
 
 def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys):
   folder = photographs(tmp_path, bad=(9,))  # a torn PNG, whose header is whole
-  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
+  here, there = (
+    registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True)
+  )
   np.testing.assert_array_equal(here.train.images, np.asarray(there.train.images))
   assert capsys.readouterr().err.count('another record replaces it') == 1
   np.testing.assert_array_equal(here.train.labels, there.train.labels)
@@ -142,7 +164,9 @@ def test_what_does_not_fit_streams_by_itself_and_says_what_needs_it_whole(folder
 
 
 def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
-  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True))
+  here, there = (
+    registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True)
+  )
   assert here.mean == there.mean and here.std == there.std  # 30 are all
   assert runs.prepare(settings(folder, **{'data.stream': 'True'})).source.names == here.names
 
@@ -150,17 +174,37 @@ def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
 @pytest.mark.slow
 def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
   from equivariant_ssl.evaluate import finetune, probe
-  here, there = (registry.make(data, 'folder', path=str(folder), size=16, stream=on).train for on in (False, True))
+
+  here, there = (
+    registry.make(data, 'folder', path=str(folder), size=16, stream=on).train
+    for on in (False, True)
+  )
   encode = lambda x: x.reshape(x.shape[0], -1)[:, ::7]
-  protocol = probe.PROTOCOLS['linear']._replace(epochs=2, batch=8, rates=(.1, 1.))  # 30 images: the last batch is filled up
+  protocol = probe.PROTOCOLS['linear']._replace(
+    epochs=2, batch=8, rates=(0.1, 1.0)
+  )  # 30 images: the last batch is filled up
   heads = [probe.train(protocol, encode, s, 16, 2, jax.random.key(0)) for s in (here, there)]
   for a, b in zip(*map(jax.tree.leaves, heads), strict=True):
     np.testing.assert_array_equal(a, b)
   run = loop.prepare(settings(folder), sharding.mesh(jax.devices()[:1]))
   state = loop.initial(run)
-  variables = {'params': {'encoder': state.params['encoder']}, 'batch_stats': {'encoder': state.stats['encoder']}}
-  tuned = [finetune.train(run.recipe.network, variables, stream.some(s, np.arange(4, 28)), 16, 2, jax.random.key(0), 2,
-                          batch=8) for s in (here, there)]
+  variables = {
+    'params': {'encoder': state.params['encoder']},
+    'batch_stats': {'encoder': state.stats['encoder']},
+  }
+  tuned = [
+    finetune.train(
+      run.recipe.network,
+      variables,
+      stream.some(s, np.arange(4, 28)),
+      16,
+      2,
+      jax.random.key(0),
+      2,
+      batch=8,
+    )
+    for s in (here, there)
+  ]
   np.testing.assert_array_equal(tuned[0].head.kernel, tuned[1].head.kernel)
 
 
@@ -171,7 +215,9 @@ def test_jpegs_have_pillows_pixels_whoever_decodes_them(size, monkeypatch):
   from equivariant_ssl.data import decode
   rng = np.random.default_rng(0)
   for mode, shape in (('RGB', (130, 90)), ('L', (64, 100)), ('CMYK', (50, 70))):
-    noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(shape, Image.Resampling.BICUBIC)
+    noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+      shape, Image.Resampling.BICUBIC
+    )
     file = io.BytesIO()
     noise.convert(mode).save(file, 'JPEG')
     fast = decode.decode(file.getvalue(), size)

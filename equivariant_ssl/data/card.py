@@ -15,6 +15,7 @@ from equivariant_ssl.data.source import Source, Split, thread_count
 from equivariant_ssl.data.stream import lazy
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
+from equivariant_ssl.types import Config
 
 FILE = 'data.json'   # in the folder of a run
 DECIMALS = 6         # of a mean, for the comparison: its last bits depend on the CPU
@@ -100,7 +101,7 @@ def describe_split(split: Split, files: str = '') -> Part:
   return Part(len(split.images), files, labels, pixels)
 
 
-def of(source: Source, config: Any) -> Card:
+def of(source: Source, config: Config) -> Card:
   """The card of the data as they are now. config: the resolved config by which they were read."""
   train = describe_split(source.train, source.files[0])
   test = source.test and describe_split(source.test, source.files[1])
