@@ -356,7 +356,8 @@ def same(folder, whole):
 
 MINIATURE = '''
 import json, pathlib, subprocess, sys
-from equivariant_ssl.study import plan, run
+from equivariant_ssl.study import runner as run
+from equivariant_ssl.study import study_plan as plan
 
 folder = pathlib.Path(sys.argv[1])
 WORK = """

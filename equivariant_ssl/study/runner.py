@@ -59,7 +59,8 @@ def safe() -> dict[str, str]:
 def devices() -> tuple[dict[str, Any], int]:
   """(record.environment, how many runs fit side by side): one a GPU, one a core of a CPU; a TPU's chips work on one run
   together. Asked of another process: this one must not hold what its workers need."""
-  code = 'import jax, json; from equivariant_ssl import record; print(json.dumps(record.environment()))'
+  code = ('import jax, json; from equivariant_ssl.storage import record; '
+          'print(json.dumps(record.environment()))')
   found = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True,
                                     env={**os.environ, **safe()}).stdout)
   return found, {'gpu': len(found['devices']), 'cpu': found['cores']}.get(found['backend'], 1)
