@@ -22,8 +22,17 @@ from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import report
 from equivariant_ssl.storage import checkpoint, record
-from equivariant_ssl.study import effects, recommend, study_plan, worker
-from equivariant_ssl.study import runner as study
+from equivariant_ssl.study import (
+  effect_sentences,
+  effects,
+  least_squares,
+  recommend,
+  runner,
+  study_plan,
+  study_results,
+  study_session,
+  worker,
+)
 from equivariant_ssl.training import loop, runs
 
 # -- what is held out
@@ -150,9 +159,9 @@ def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypat
 
 def test_holms_correction_is_rs():
   """p.adjust(c(.01, .04, .03, .005), 'holm') of R; and that of one, of none, of ties, of what would pass 1."""
-  assert effects.holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
-  assert effects.holm([.04]) == [.04] and effects.holm([]) == []
-  assert effects.holm([.6, .6, .001]) == pytest.approx([1., 1., .003])
+  assert least_squares.holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
+  assert least_squares.holm([.04]) == [.04] and least_squares.holm([]) == []
+  assert least_squares.holm([.6, .6, .001]) == pytest.approx([1., 1., .003])
 
 
 def test_an_interval_stands_beside_its_correction():
@@ -161,16 +170,16 @@ def test_an_interval_stands_beside_its_correction():
   random = np.random.RandomState(0)
   a, b = random.randn(4), random.randn(4) + 1.
   values = [(arm, s, v[s]) for arm, v in (('0', a), ('1', b)) for s in range(4)]
-  e, = effects.single(arms, values, 'linear')
+  e, = effects.one_at_a_time_effects(arms, values, 'linear')
   assert e.p == pytest.approx(stats.ttest_rel(b, a).pvalue)
-  clear, none, one = effects.corrected([e._replace(p=.004, low=.01, high=.03, mean=.02), e._replace(
+  clear, none, one = effect_sentences.complete([e._replace(p=.004, low=.01, high=.03, mean=.02), e._replace(
       p=.3, low=-.1, high=.1, smallest=.07), e._replace(p=None, low=None)])
   assert (clear.holm, none.holm, one.holm) == (.008, .3, None)  # of two: what has no p is none of them
   assert clear.sentence.endswith('points of linear accuracy on test (4 seeds, Holm p = 0.008)')
   assert 'could have seen is 7.0 points of linear accuracy on test (4 seeds, Holm p = 0.3)' in none.sentence
-  assert '1 of 2 intervals of 95 % exclude zero' in effects.caution([clear, none, one])[0]
-  assert 'for all 2, 1 are clear' in effects.caution([clear, none, one])[0]
-  assert 'Holm p = 0.008' in effects.verdict([clear])[0] and 'Holm p < .001' in effects.sentence(clear._replace(holm=1e-5))
+  assert '1 of 2 intervals of 95 % exclude zero' in effect_sentences.caution([clear, none, one])[0]
+  assert 'for all 2, 1 are clear' in effect_sentences.caution([clear, none, one])[0]
+  assert 'Holm p = 0.008' in effect_sentences.verdict([clear])[0] and 'Holm p < .001' in effect_sentences.sentence(clear._replace(holm=1e-5))
 
 
 # -- a planted study: validation and test disagree
@@ -182,7 +191,7 @@ WRITE = 'import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])'
 
 @pytest.fixture
 def planted(monkeypatch):
-  """study.execute with runs that find what VALIDATION and TEST say of their arm; what was started, in order."""
+  """runner.execute with runs that find what VALIDATION and TEST say of their arm; what was started, in order."""
   started = []
 
   def start(folder, number, run, kind, slot, workers, what='found'):
@@ -191,20 +200,20 @@ def planted(monkeypatch):
     (folder / run.workdir).mkdir(parents=True, exist_ok=True)
     text = json.dumps({'readouts': {'linear': value, 'knn': value / 2}, 'chance': {'linear': .1, 'knn': .1}, 'seconds': 1.})
     command = [sys.executable, '-S', '-c', WRITE, str(folder / run.workdir / f'{what}.json'), text]
-    return study.Worker(subprocess.Popen(command), run, slot)
-  monkeypatch.setattr(study, '_start', start)
-  monkeypatch.setattr(study, 'BUSY', .01)
+    return runner.Worker(subprocess.Popen(command), run, slot)
+  monkeypatch.setattr(runner, '_start', start)
+  monkeypatch.setattr(runner, 'POLL_SECONDS', .01)
   return started
 
 
 def asked(**kw):
-  return study_plan.make(study_plan.Settings('digits_study', ('rotate',), {}, **{'seeds': (0, 1), **kw}), 'eqssl study', {})
+  return study_plan.make_plan(study_plan.Settings('digits_study', ('rotate',), {}, **{'seeds': (0, 1), **kw}), 'eqssl study', {})
 
 
 def done(folder, given):
   study_plan.write(folder, given)
-  failed = study.execute(folder, given, 'cpu', 4, lambda line: None)
-  study._keep(folder, study_plan.results(folder, given, failed))
+  failed = runner.execute(folder, given, 'cpu', 4, lambda line: None)
+  runner.write_results(folder, study_results.results(folder, given, failed))
   return json.loads((folder / 'results.json').read_text())
 
 
@@ -217,7 +226,7 @@ def test_the_recommendation_follows_validation_and_the_test_is_read_once(planted
   assert [s for s in planted if s[1] == 'test'] == planted[-2:] == [(f'{best}/{seed}', 'test') for seed in (0, 1)]
   first, second = found['recommendation']
   assert first.startswith(f'Recommended: {best}, of 4 arms the one with the highest mean linear accuracy on validation, 90')
-  assert 'told apart from every other arm (Holm, 6 pairs)' in first
+  assert 'is distinguishable from every other arm (Holm, 6 pairs)' in first
   assert second.startswith('On the test split, which chose nothing') and f'{best} has 40.5 ± 0.7 % linear accuracy' in second
   assert {(r['arm'], r['readout'], r['split']) for r in found['test']} == {(best, n, 'test') for n in ('linear', 'knn')}
   assert {r['split'] for r in found['table']} == {e['split'] for e in found['effects']} == {'validation'}
@@ -236,10 +245,10 @@ def test_the_recommendation_follows_validation_and_the_test_is_read_once(planted
 
 def test_what_the_terminal_says(planted, tmp_path, capsys):
   found = done(tmp_path, asked(proxies=(.5,)))
-  study.show(found, study.Console(width=200))
+  study_session.show(found, study_session.Console(width=200))
   said = capsys.readouterr().out
   assert 'accuracy on the validation images, %' in said and said.count('40.5 ± 0.7 % linear accuracy') == 1
-  assert 'arms, on the validation images, as all of it does' in said
+  assert 'arms, on the validation images, as the full budget does' in said
   assert [s[0] for s in planted if s[1] == 'test'] == ['rotate=invariant/0', 'rotate=invariant/1']  # no smaller budget
 
 
@@ -247,7 +256,7 @@ def test_more_seeds_may_recommend_another_arm_and_the_earlier_look_is_said(plant
   done(tmp_path, asked(seeds=(0,)))
   monkeypatch.setitem(VALIDATION, 'rotate=both', 1.5)
   found = done(tmp_path, asked())
-  assert found['recommended']['arm'] == 'rotate=both' and 'Not told apart' in found['recommendation'][0]
+  assert found['recommended']['arm'] == 'rotate=both' and 'Not distinguishable' in found['recommendation'][0]
   assert 'The test split was read for rotate=invariant too' in found['recommendation'][-1]
   assert [r['arm'] for r in found['test'] if r['readout'] == 'linear'] == ['rotate=invariant', 'rotate=both']
 
@@ -269,7 +278,7 @@ def test_a_study_of_an_older_version_goes_on_as_it_was(planted, tmp_path):
     del arm['config']['validation']
   tmp_path.joinpath('study.json').write_text(json.dumps(old))
   given = study_plan.read(tmp_path)
-  assert given['readout'] == 'test' and study_plan.config(given, study_plan.runs(given)[0]).validation == 0.
+  assert given['readout'] == 'test' and study_plan.run_config(given, study_plan.runs(given)[0]).validation == 0.
   with pytest.raises(UserError, match=r'another --readout \(test\)') as e:
     study_plan.write(tmp_path, asked())
   assert e.value.code == OTHER_CONFIG
@@ -278,8 +287,8 @@ def test_a_study_of_an_older_version_goes_on_as_it_was(planted, tmp_path):
 
 
 def test_a_share_of_ones_own_is_kept_and_other_words_are_refused():
-  given = study_plan.make(study_plan.Settings('digits_study', ('rotate',), {'validation': '.1'}), '', {})
-  assert given['made'][0]['config']['validation'] == .1 and '(10% of each class' in study_plan.read_on(given)
+  given = study_plan.make_plan(study_plan.Settings('digits_study', ('rotate',), {'validation': '.1'}), '', {})
+  assert given['made'][0]['config']['validation'] == .1 and '(10% of each class' in study_plan.readout_images(given)
   with pytest.raises(UserError, match="--readout has no 'tset'"):
     asked(readout='tset')
 
@@ -294,28 +303,28 @@ def test_arms_that_are_not_told_apart_are_named():
   random = np.random.RandomState(0)
   values = {arm: mean + .01 * random.randn(4) for arm, mean in (('a', .5), ('b', .505), ('c', .3))}
   found = {f'{a}/{s}': record_of(a, s, float(v)) for a, of in values.items() for s, v in enumerate(of)}
-  got = recommend.recommended(found, 'knn', 'validation')
+  got = recommend.recommended_arm(found, 'knn', 'validation')
   assert got['arm'] in 'ab' and got['close'] == [{'a': 'b', 'b': 'a'}[got['arm']]] and (got['n'], got['arms']) == (4, 3)
   one = {k: r for k, r in found.items() if r['seed'] == 0}
-  assert len(recommend.recommended(one, 'knn', 'validation')['close']) == 2  # one seed measures no noise
-  told = {'recommended': recommend.recommended(one, 'knn', 'validation'), 'runs': one, 'test': []}
-  assert 'one seed measures no noise' in recommend.sentences(told, 'eqssl study --resume x')[0]
-  assert '1 seed of ' in (more := recommend.sentences(told, 'eqssl study --resume x')[1]) and more.endswith('--resume x')
+  assert len(recommend.recommended_arm(one, 'knn', 'validation')['close']) == 2  # one seed measures no noise
+  told = {'recommended': recommend.recommended_arm(one, 'knn', 'validation'), 'runs': one, 'test': []}
+  assert 'one seed measures no noise' in recommend.recommendation(told, 'eqssl study --resume x')[0]
+  assert '1 seed of ' in (more := recommend.recommendation(told, 'eqssl study --resume x')[1]) and more.endswith('--resume x')
   alike = {f'{a}/0': record_of(a, 0, .5) for a in 'ba'}
-  assert recommend.recommended(alike, 'knn', 'validation')['arm'] == 'b'  # of equal ones the first: the base
+  assert recommend.recommended_arm(alike, 'knn', 'validation')['arm'] == 'b'  # of equal ones the first: the base
 
 
 def test_an_arm_that_lacks_a_seed_is_not_recommended_and_nothing_is_before_all_is_over():
   found = {'a/0': record_of('a', 0, .5), 'b/0': record_of('b', 0, .9), 'a/1': record_of('a', 1, .5),
            'b/1': record_of('b', 1, None, 'failed')}
-  got = recommend.recommended(found, 'knn', 'validation')
+  got = recommend.recommended_arm(found, 'knn', 'validation')
   assert (got['arm'], got['left_out']) == ('a', ['b'])
-  assert 'Left out, for want of a seed: b.' in recommend.sentences({'recommended': got, 'runs': found, 'test': []}, '')[0]
-  assert recommend.recommended({**found, 'c/0': record_of('c', 0, None, 'waiting')}, 'knn', 'validation') == {}
-  assert recommend.recommended({'b/1': found['b/1']}, 'knn', 'validation') == {}
+  assert 'Left out, because a seed is missing: b.' in recommend.recommendation({'recommended': got, 'runs': found, 'test': []}, '')[0]
+  assert recommend.recommended_arm({**found, 'c/0': record_of('c', 0, None, 'waiting')}, 'knn', 'validation') == {}
+  assert recommend.recommended_arm({'b/1': found['b/1']}, 'knn', 'validation') == {}
   tested = {k: r | ({'test': {}} if r['arm'] == 'a' else {}) for k, r in found.items()}
-  told = {'recommended': got, 'runs': tested, 'test': recommend.tested(tested)}
-  assert recommend.untested(told) == [] and 'no labelled test images' in recommend.sentences(told, '')[1]
+  told = {'recommended': got, 'runs': tested, 'test': recommend.rows_on_test(tested)}
+  assert recommend.unread_runs(told) == [] and 'no labeled test images' in recommend.recommendation(told, '')[1]
 
 
 # -- the worker's part
@@ -324,7 +333,7 @@ def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monk
   """Of an array of jobs by the last; one that is as late leaves it to the other."""
   given, calls = asked(protocols=('linear', 'retrieval')), []
   study_plan.write(tmp_path, given)
-  study._do(tmp_path, given, 'cpu', 4, lambda line: None, [r.name for r in study_plan.runs(given)], '', {})
+  runner._do(tmp_path, given, 'cpu', 4, lambda line: None, [r.name for r in study_plan.runs(given)], 'found', {})
 
   def evaluate(workdir, names, options, **kw):
     calls.append((workdir.parent.name, workdir.name, names, options.readout))
@@ -333,13 +342,13 @@ def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monk
   monkeypatch.setattr(runs, 'keep_programs', lambda: None)
   holder = tmp_path / 'runs' / 'rotate=invariant' / '0'
   with record.lock(holder):
-    worker.last(tmp_path, given)
+    worker.end_of_array(tmp_path, given)
     assert [c[:2] for c in calls] == [('rotate=invariant', '1')]
     with pytest.raises(UserError) as e:
-      worker.test(tmp_path, given, study_plan.runs(given)[1])
+      worker.read_test_split(tmp_path, given, study_plan.runs(given)[1])
     assert e.value.code == IN_USE
-  worker.last(tmp_path, given)
-  worker.last(tmp_path, given)
+  worker.end_of_array(tmp_path, given)
+  worker.end_of_array(tmp_path, given)
   assert [c[:2] for c in calls] == [('rotate=invariant', '1'), ('rotate=invariant', '0')]
   assert all(names == ['cached', 'knn', 'few_labels', 'linear'] and r == 'test' for *_, names, r in calls)
   assert all(PROTOCOLS[p].needs == 'labels' for p in calls[0][2])

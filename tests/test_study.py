@@ -16,13 +16,24 @@ from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
-from equivariant_ssl.study import design, effects, study_command, study_plan
-from equivariant_ssl.study import runner as study
+from equivariant_ssl.study import (
+  contrasts,
+  design,
+  effect_sentences,
+  effects,
+  proxies,
+  runner,
+  study_command,
+  study_plan,
+  study_results,
+)
 from equivariant_ssl.study.design import Arm
 from equivariant_ssl.types import ROLES
 
 AUGS = ('rotate', 'blur', 'flip', 'erase')
 BASE = configs.load('digits_study')
+AS_INVARIANCE = 'as an invariance: with - without'
+IN_EQUIVARIANCE = 'in the equivariance: with - without'
 
 
 def settings(**kw):
@@ -30,33 +41,33 @@ def settings(**kw):
 
 
 def planned(**kw):
-  return study_plan.make(settings(**kw), 'eqssl study', {})
+  return study_plan.make_plan(settings(**kw), 'eqssl study', {})
 
 
 # -- designs
 
 def test_one_at_a_time_is_the_base_and_each_augmentation_in_each_other_role():
-  arms = design.make(BASE, AUGS, ROLES, ('equimod',), 'one-at-a-time')
+  arms = design.make_arms(BASE, AUGS, ROLES, ('equimod',), 'one-at-a-time')
   assert len(arms) == 1 + 4 * 3 and arms[0] == Arm('base', dict.fromkeys(AUGS, 'off'), 'equimod')
   assert [a.name for a in arms[1:5]] == [f'{a}=invariant' for a in AUGS]
   assert all(sum(r != 'off' for r in a.roles.values()) == 1 for a in arms[1:])
-  several = design.make(BASE, ('rotate',), ROLES, ('equimod', 'essl'), 'one-at-a-time')
+  several = design.make_arms(BASE, ('rotate',), ROLES, ('equimod', 'essl'), 'one-at-a-time')
   assert 'rotate=both:essl' in [a.name for a in several] and len(several) == 8  # crop is told in the base too
   silent = configs.load('digits_simclr')
-  arms = design.make(design.base(silent, ('rotate',)), ('rotate',), ROLES, ('equimod',), 'one-at-a-time')
+  arms = design.make_arms(design.base_config(silent, ('rotate',)), ('rotate',), ROLES, ('equimod',), 'one-at-a-time')
   assert {a.name: a.objective for a in arms} == {'base': '', 'rotate=invariant': '', 'rotate=sensitive': 'equimod',
                                                  'rotate=both': 'equimod'}
 
 
 def test_an_arm_is_the_base_in_other_roles_and_nothing_else():
-  config = design.base(configs.load('digits_simclr'), ('rotate', 'jitter'))
-  sections = design.objectives(config, ())
+  config = design.base_config(configs.load('digits_simclr'), ('rotate', 'jitter'))
+  sections = design.objective_sections(config, ())
   arm = Arm('rotate=both', {'rotate': 'both', 'jitter': 'off'}, 'equimod')
-  made, plain = design.configured(config, arm, sections), configs.as_json(config)
+  made, plain = design.arm_config(config, arm, sections), configs.as_json(config)
   assert made['augment'].pop('rotate')['role'] == 'both' and plain['augment'].pop('rotate')['role'] == 'off'
   assert made.pop('equivariance')['name'] == 'equimod' and plain.pop('equivariance')['name'] == 'none'
   assert made == plain and made['augment']['order'] == ['crop', 'rotate', 'jitter']
-  tuned = design.objectives(BASE, ('equimod', 'essl'))
+  tuned = design.objective_sections(BASE, ('equimod', 'essl'))
   assert tuned['equimod'][0]['dim'] == 64 and tuned['essl'] == [{'name': 'essl'}]
 
 
@@ -65,7 +76,7 @@ def test_an_arm_is_the_base_in_other_roles_and_nothing_else():
 def test_a_factorial_is_balanced_and_small(augs, roles, runs):
   found = design.factorial(augs, roles)
   assert len(found) == len({tuple(f.values()) for f in found}) == runs
-  bits = np.array([[b for a in augs for b in design.BITS[f[a]]] for f in found]) - .5
+  bits = np.array([[b for a in augs for b in design.LEVELS[f[a]]] for f in found]) - .5
   bits = bits[:, bits.std(0) > 0]
   assert np.allclose(bits.T @ bits, runs / 4 * np.eye(bits.shape[1]))  # each factor half on, and no two go together
   for i, j in zip(*np.triu_indices(bits.shape[1], 1), strict=True):    # nor one with the interaction of two others
@@ -77,11 +88,11 @@ def test_chosen_interactions_are_told_apart():
   arms = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES, pairs))]
   truth = lambda r: .1 * (r['rotate'] == 'both') + .02 * (r['blur'] in ('invariant', 'both'))
   runs = [(a.name, s, .5 + truth(a.roles) + .01 * s) for a in arms for s in (0, 1)]
-  found = {(e.aug, e.contrast): e.mean for e in effects.crossed(arms, ROLES, pairs, runs, 'linear')}
-  assert found['rotate', 'rotate.seen x rotate.told'] == pytest.approx(.1)
-  assert found['rotate', 'seen - unseen'] == pytest.approx(.05)   # half the time it is told too
-  assert found['blur', 'seen - unseen'] == pytest.approx(.02)
-  for none in (('erase', 'told - untold'), ('rotate', 'sensitive - invariant')):
+  found = {(e.aug, e.contrast): e.mean for e in effects.factorial_effects(arms, ROLES, pairs, runs, 'linear')}
+  assert found['rotate', 'rotate as an invariance x rotate in the equivariance'] == pytest.approx(.1)
+  assert found['rotate', AS_INVARIANCE] == pytest.approx(.05)   # half the time it is told too
+  assert found['blur', AS_INVARIANCE] == pytest.approx(.02)
+  for none in (('erase', IN_EQUIVARIANCE), ('rotate', 'sensitive - invariant')):
     assert found[none] == pytest.approx(0., abs=1e-12)
 
 
@@ -89,27 +100,27 @@ def test_an_interaction_says_what_it_is_mixed_with():
   """Of 16 runs for eight factors, each is mixed with three others; of 8 for four, with one."""
   pair = (('rotate.seen', 'rotate.told'),)
   arms = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES, pair))]
-  of = lambda worth: effects.crossed(arms, ROLES, pair, [(a.name, 0, worth(a.roles)) for a in arms], 'knn')[-1]
+  of = lambda worth: effects.factorial_effects(arms, ROLES, pair, [(a.name, 0, worth(a.roles)) for a in arms], 'knn')[-1]
   other = of(lambda r: -.1 * (r['erase'] == 'both'))
-  assert other.mean == pytest.approx(-.1) and 'erase.seen x erase.told' in other.mixed and len(other.mixed) == 3
-  assert 'or it is of' in effects.sentence(other) and 'erase.seen x erase.told' in effects.sentence(other)
+  assert other.mean == pytest.approx(-.1) and 'erase as an invariance x erase in the equivariance' in other.mixed and len(other.mixed) == 3
+  assert 'cannot tell it from the interaction' in effect_sentences.sentence(other) and 'erase as an invariance x erase in the equivariance' in effect_sentences.sentence(other)
   few = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ('off', 'invariant'), (('rotate.seen', 'flip.seen'),)))]
-  assert len(effects.crossed(few, ('off', 'invariant'), (('rotate.seen', 'flip.seen'),),
+  assert len(effects.factorial_effects(few, ('off', 'invariant'), (('rotate.seen', 'flip.seen'),),
                              [(a.name, s, .1 * s) for a in few for s in (0, 1)], 'knn')[-1].mixed) == 1
 
 
 def test_objectives_are_told_apart():
   """An invariance that costs under one and helps under another is not one number, in either design."""
   sign = {'equimod': -1., 'augself': 1., '': 0.}
-  for name, pick in (('one-at-a-time', 'invariant - off'), ('factorial', 'told - untold')):
-    arms = design.make(BASE, AUGS, ROLES, ('equimod', 'augself'), name)
+  for name, pick in (('one-at-a-time', 'invariant - off'), ('factorial', IN_EQUIVARIANCE)):
+    arms = design.make_arms(BASE, AUGS, ROLES, ('equimod', 'augself'), name)
     worth = lambda a, name=name: .1 * sign[a.objective] * (a.roles['rotate'] in (('invariant',) if name[0] == 'o' else (
         'sensitive', 'both')))
     runs = [(a.name, s, worth(a) + .001 * s) for a in arms for s in (0, 1)]
-    found = (effects.single(arms, runs, 'knn') if name[0] == 'o' else effects.crossed(arms, ROLES, (), runs, 'knn'))
+    found = (effects.one_at_a_time_effects(arms, runs, 'knn') if name[0] == 'o' else effects.factorial_effects(arms, ROLES, (), runs, 'knn'))
     means = {e.contrast: e.mean for e in found if e.aug == 'rotate'}
     assert means[f'{pick} (equimod)'] == pytest.approx(-.1) and means[f'{pick} (augself)'] == pytest.approx(.1)
-    said = effects.verdict([e._replace(low=e.mean - .01, high=e.mean + .01) for e in found])
+    said = effect_sentences.verdict([e._replace(low=e.mean - .01, high=e.mean + .01) for e in found])
     if name[0] == 'o':
       assert 'cost kNN accuracy on test: rotate (equimod) (-10.0' in said[0] and 'rotate (augself) (+10.0' in said[1]
 
@@ -118,7 +129,7 @@ def test_an_objective_that_can_be_told_nothing_is_not_there():
   """E-SSL says which of a few: a crop, which the base tells, is none; a blur, which the study would tell it, cannot be."""
   made = {a['name']: a['objective'] for a in planned(augs=('rotate', 'flip'), objective=('essl',))['made']}
   assert {n for n, o in made.items() if o} == {f'{a}={r}' for a in ('rotate', 'flip') for r in ('sensitive', 'both')}
-  with pytest.raises(UserError, match='(?s)arm blur=sensitive: essl predicts discrete ops.*Study others than blur'):
+  with pytest.raises(UserError, match='(?s)blur=sensitive: essl predicts discrete .*Study other augmentations than blur'):
     planned(objective=('essl',))
 
 
@@ -129,12 +140,12 @@ def test_objectives_that_predict_actions_are_read_out_by_regression():
 
 @pytest.mark.parametrize('change, match', [
     ({'augs': ('nope',)}, 'nope'), ({'augs': ()}, 'no augmentation'), ({'arms': ('of',)}, "no 'of'"),
-    ({'arms': ('off', 'sensitive', 'both'), 'design': 'factorial'}, 'no factorial'), ({'design': 'latin'}, 'latin'),
-    ({'equal': 'time'}, 'neither'), ({'seeds': (0, 0)}, 'seeds'), ({'proxies': (1.,)}, 'proxies'),
-    ({'interactions': (('blur.seen', 'blur.told'),)}, 'of a factorial'), ({'objective': ('nope',)}, 'nope'),
+    ({'arms': ('off', 'sensitive', 'both'), 'design': 'factorial'}, 'no factorial design'), ({'design': 'latin'}, 'latin'),
+    ({'equal': 'time'}, 'not time'), ({'seeds': (0, 0)}, 'seeds'), ({'proxies': (1.,)}, 'proxies'),
+    ({'interactions': (('blur.seen', 'blur.told'),)}, 'need a factorial'), ({'objective': ('nope',)}, 'nope'),
     ({'interactions': (('blur.seen', 'blur.tol'),), 'design': 'factorial'}, "blur.tol"),
     ({'budget': float('nan')}, 'budget nan'), ({'arms': ()}, 'no role'), ({'protocols': ('nope',)}, 'nope'),
-    ({'transfer': ('nope',)}, 'nope'), ({'transfer': ('digits', 'pets'), 'root': '/nowhere'}, 'pets: it is not on disk'),
+    ({'transfer': ('nope',)}, 'nope'), ({'transfer': ('digits', 'pets'), 'root': '/nowhere'}, 'pets: this data set is not on disk'),
     ({'config': 'nowhere'}, 'not found')])
 def test_what_no_study_can_be(change, match):
   with pytest.raises(UserError, match=match):
@@ -153,7 +164,7 @@ def noisy(arms, seeds, mean, noise=.01):
 
 def test_two_arms_are_the_paired_interval():
   runs = noisy(ARMS[:2], 4, lambda r: .1 * (r['rotate'] == 'invariant'))
-  e, = effects.single(ARMS[:2], runs, 'linear')
+  e, = effects.one_at_a_time_effects(ARMS[:2], runs, 'linear')
   a, b = ([v for n, _, v in runs if n == arm.name] for arm in ARMS[1::-1])
   want = statistics.paired(a, b)
   assert (e.aug, e.contrast, e.n) == ('rotate', 'invariant - off', 4)
@@ -169,52 +180,52 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     random = np.random.RandomState(i)
     runs = [(a.name, s, .1 * (a.name == 'base') + random.randn()) for a in ARMS for s in range(3)]
     hits += sum(e.low <= {'invariant - off': -.1, 'sensitive - off': -.1}.get(e.contrast, 0.) <= e.high
-                for e in effects.single(ARMS, runs, 'linear'))
+                for e in effects.one_at_a_time_effects(ARMS, runs, 'linear'))
   assert .93 < hits / 1600 < .97
 
 
 def test_a_failed_run_leaves_the_rest_and_one_seed_no_interval():
   runs = noisy(ARMS, 3, lambda r: .05 * (r['rotate'] == 'sensitive'), 1e-3)
-  found = {e.contrast: e for e in effects.single(ARMS, [r for r in runs if r[:2] != ('rotate=sensitive', 1)], 'knn')}
+  found = {e.contrast: e for e in effects.one_at_a_time_effects(ARMS, [r for r in runs if r[:2] != ('rotate=sensitive', 1)], 'knn')}
   assert found['sensitive - invariant'].n == 2 and found['both - invariant'].n == 3
   assert found['sensitive - invariant'].low > .04 and found['both - invariant'].low < 0 < found['both - invariant'].high
-  one, *_ = effects.single(ARMS, runs[:4], 'knn')
-  assert one.low is None and 'no interval' in effects.sentence(one)
-  assert effects.single(ARMS, runs[:1], 'knn') == []
+  one, *_ = effects.one_at_a_time_effects(ARMS, runs[:4], 'knn')
+  assert one.low is None and 'no interval' in effect_sentences.sentence(one)
+  assert effects.one_at_a_time_effects(ARMS, runs[:1], 'knn') == []
   crossed = [Arm(str(i), r) for i, r in enumerate(design.factorial(AUGS, ROLES))]
-  assert effects.crossed(crossed, ROLES, (), [(a.name, 0, .5) for a in crossed[:5]], 'knn') == []  # too few to tell
+  assert effects.factorial_effects(crossed, ROLES, (), [(a.name, 0, .5) for a in crossed[:5]], 'knn') == []  # too few to tell
 
 
 def test_any_runs_that_are_done_tell_what_they_tell():
   """With more workers than arms, or after a failure, seeds and arms need not hang together."""
   runs = noisy(ARMS, 3, lambda r: .05 * (r['rotate'] == 'sensitive'), 1e-9)
   apart = [r for r in runs if (r[0] == 'base') == (r[1] == 1)]  # seed 1 has the base alone, the others all but it
-  found = {e.contrast: e.mean for e in effects.single(ARMS, apart, 'knn')}
+  found = {e.contrast: e.mean for e in effects.one_at_a_time_effects(ARMS, apart, 'knn')}
   assert found == pytest.approx({'sensitive - invariant': .05, 'both - invariant': 0.}, abs=1e-6)
   for i in range(60):
     chosen = [r for r in runs if np.random.RandomState(i).rand(len(runs))[runs.index(r)] < .4]
-    for e in effects.single(ARMS, chosen, 'knn'):
+    for e in effects.one_at_a_time_effects(ARMS, chosen, 'knn'):
       first, second = e.contrast.split(' - ')
       assert e.mean == pytest.approx(.05 * ((first == 'sensitive') - (second == 'sensitive')), abs=1e-6)
 
 
 def test_sentences():
-  of = lambda mean, half: effects.sentence(effects.Effect('rotate', 'sensitive - invariant', 'linear', mean, mean - half,
+  of = lambda mean, half: effect_sentences.sentence(effects.Effect('rotate', 'sensitive - invariant', 'linear', mean, mean - half,
                                                           mean + half, 3, .04))
   assert of(.05, .02) == 'rotate: sensitive beats invariant by 5.0 ± 2.0 points of linear accuracy on test (3 seeds)'
   assert of(-.05, .02).startswith('rotate: invariant beats sensitive by 5.0 ± 2.0 points')
-  assert of(.01, .02) == ('rotate: no difference seen between sensitive and invariant; the smallest that this study could '
-                          'have seen is 4.0 points of linear accuracy on test (3 seeds)')
+  assert of(.01, .02) == ('rotate: no difference seen between sensitive and invariant; the smallest difference that '
+                          'this study could have seen is 4.0 points of linear accuracy on test (3 seeds)')
 
 
 def test_a_proxys_rank_is_scipys():
   full = dict(zip('abcdef', [.1, .4, .2, .5, .3, .6], strict=True))
   short = dict(zip('abcdef', [.1, .3, .2, .5, .4, .35], strict=True))
   of = lambda *means: [effects.Effect('a', str(i), 'linear', m, m - .02, m + .02, 3, None) for i, m in enumerate(means)]
-  found = effects.proxy(.125, 'linear', short, full, of(.1, .2, .3), of(.1, -.05, .01))
+  found = proxies.compare_budgets(.125, 'linear', short, full, of(.1, .2, .3), of(.1, -.05, .01))
   assert found.rank == pytest.approx(stats.spearmanr(list(full.values()), list(short.values())).statistic)
   assert found.low < found.rank < found.high and (found.n, found.signs, found.effects) == (6, .5, pytest.approx(-.5))
-  assert effects.proxy(.5, 'linear', {'a': 1.}, full, [], []) is None
+  assert proxies.compare_budgets(.5, 'linear', {'a': 1.}, full, [], []) is None
 
 
 def test_what_a_repeat_would_reach_is_what_repeats_reach():
@@ -225,9 +236,9 @@ def test_what_a_repeat_would_reach_is_what_repeats_reach():
     one, other = of(range(3)), of(range(3, 6))
     mean = lambda runs: [np.mean([v for a, _, v in runs if a == str(i)]) for i in range(40)]
     ranks.append(stats.spearmanr(mean(one), mean(other)).statistic)
-    said.append(effects.repeated(one))
+    said.append(proxies.expected_repeat(one))
   assert np.mean(said) == pytest.approx(np.mean(ranks), abs=.03)
-  assert effects.repeated(of((0,))) is None
+  assert proxies.expected_repeat(of((0,))) is None
 
 
 # -- plans
@@ -237,16 +248,16 @@ def test_the_full_budget_comes_first_seed_by_seed():
   runs = study_plan.runs(made)
   assert len(runs) == 7 * 2 * 2 and [r.seed for r in runs[:14]] == [0] * 7 + [3] * 7
   assert runs[0].name == 'base/0' and runs[14].name == 'base/0@0.5' and len({r.workdir for r in runs}) == 28
-  full, half = study_plan.config(made, runs[8]), study_plan.config(made, runs[22])
+  full, half = study_plan.run_config(made, runs[8]), study_plan.run_config(made, runs[22])
   assert (full.epochs, full.seed, full.optimizer.warmup_epochs) == (20., 3, 3.)
   assert (half.epochs, half.optimizer.warmup_epochs) == (10., 1.5) and half.augment == full.augment
-  short = study_plan.config(planned(budget=6.), runs[0])
+  short = study_plan.run_config(planned(budget=6.), runs[0])
   assert (short.epochs, short.optimizer.warmup_epochs) == (6., pytest.approx(.9))
 
 
 def test_equal_compute_counts_the_views():
   made = planned(equal='compute', augs=('rotate',), overrides={'augment.crop.role': 'invariant'})
-  epochs = {r.arm: study_plan.config(made, r).epochs for r in study_plan.runs(made)}
+  epochs = {r.arm: study_plan.run_config(made, r).epochs for r in study_plan.runs(made)}
   assert epochs['base'] == epochs['rotate=invariant'] == 20.       # two views
   assert epochs['rotate=both'] == pytest.approx(20. * 2 / 3)       # and the reference
   assert epochs['rotate=sensitive'] == pytest.approx(20. * 2 / 5)  # and EquiMod's own two
@@ -265,14 +276,14 @@ def test_what_is_done_is_said_while_the_rest_waits(tmp_path):
   for i, run in enumerate(study_plan.runs(made)[:6]):
     (tmp_path / run.workdir).mkdir(parents=True)
     (tmp_path / run.workdir / 'found.json').write_text(found_json(.5 + .01 * i))
-  found = study_plan.results(tmp_path, made, {'base/2': 'it was killed'})
+  found = study_results.results(tmp_path, made, {'base/2': 'it was killed'})
   assert [r['status'] for r in found['runs'].values()] == ['done'] * 6 + ['waiting'] * 2 + ['failed'] + ['waiting'] * 3
   assert found['runs']['base/2']['error'] == 'it was killed'
   assert found['untrained'] == pytest.approx({'linear': .3, 'knn': .2})
-  rows = list(csv.reader(study_plan.table(found).splitlines()))
+  rows = list(csv.reader(study_results.table(found).splitlines()))
   assert rows[0] == ['arm', 'readout', 'split', 'n', 'mean', 'std', 'seed 0', 'seed 1']
   assert rows[1][:4] == ['base', 'linear', 'validation', '2'] and float(rows[1][4]) == pytest.approx(.52)
-  assert float(rows[1][7]) == .54 and 'before every run is over: 5 of 12 wait' in found['recommendation'][0]
+  assert float(rows[1][7]) == .54 and 'before every run is over: 5 of 12 wait.' in found['recommendation'][0]
   assert 'rotate: ' in found['effects'][0]['sentence']
 
 
@@ -281,12 +292,12 @@ def test_results_can_be_had_after_every_run(tmp_path, name):
   """Shorter budgets too, whose runs come last."""
   made = planned(proxies=(.25, .5), seeds=(0,), design=name)
   study_plan.write(tmp_path, made)
-  found, value = study_plan.results(tmp_path, made, {}), np.random.default_rng(0)
+  found, value = study_results.results(tmp_path, made, {}), np.random.default_rng(0)
   assert not found['effects'] and not found['proxies']
   for run in study_plan.runs(made):
     (tmp_path / run.workdir).mkdir(parents=True)
     (tmp_path / run.workdir / 'found.json').write_text(found_json(value.uniform(.4, .6)))
-    found = study_plan.results(tmp_path, made, {})
+    found = study_results.results(tmp_path, made, {})
   assert [(p['budget'], p['readout'], p['n']) for p in found['proxies']] == [
       (share, name, len(made['made'])) for share in (.25, .5) for name in ('linear', 'knn')]
   assert all(-1 <= p['rank'] <= 1 for p in found['proxies'])
@@ -310,7 +321,7 @@ def test_a_folder_holds_one_study(tmp_path):
 def test_resuming_takes_nothing_new(tmp_path, capsys):
   """What it would ask for would be left undone without a word."""
   assert cli.main(['study', '--resume', str(tmp_path), '--proxies', '1/2', '--config.size=8']) == 2
-  assert '--proxies, --config.size would ask for more' in capsys.readouterr().err
+  assert '--proxies, --config.size would change it' in capsys.readouterr().err
 
 
 def test_shares_of_a_budget():
@@ -356,8 +367,7 @@ def same(folder, whole):
 
 MINIATURE = '''
 import json, pathlib, subprocess, sys
-from equivariant_ssl.study import runner as run
-from equivariant_ssl.study import study_plan as plan
+from equivariant_ssl.study import runner, study_plan, study_results
 
 folder = pathlib.Path(sys.argv[1])
 WORK = """
@@ -370,12 +380,13 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps({'readouts': values, 'untrained'
 def start(folder, number, asked, kind, slot, workers, what='found'):
   (folder / asked.workdir).mkdir(parents=True, exist_ok=True)
   found = folder / asked.workdir / f'{what}.json'
-  return run.Worker(subprocess.Popen([sys.executable, '-c', WORK, str(found), asked.name]), asked, slot)
+  return runner.Worker(subprocess.Popen([sys.executable, '-c', WORK, str(found), asked.name]), asked, slot)
 
-run._start, run.devices = start, lambda: ({'backend': 'cpu', 'cores': 2, 'devices': []}, 2)
-made = plan.make(plan.Settings('digits_study', ('rotate', 'blur'), {}, seeds=(0, 1)), 'eqssl study', {})
-plan.write(folder, made)
-run._keep(folder, plan.results(folder, made, run.execute(folder, made, 'cpu', 2, print)))
+runner._start = start
+plan = study_plan.make_plan(study_plan.Settings('digits_study', ('rotate', 'blur'), {}, seeds=(0, 1)), 'eqssl study', {})
+study_plan.write(folder, plan)
+failed = runner.execute(folder, plan, 'cpu', 2, print)
+runner.write_results(folder, study_results.results(folder, plan, failed))
 '''
 
 
@@ -412,10 +423,10 @@ def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
     code = 3 if tries.count((number, slot)) == 1 and not number else 1
     if number == 0 and code == 1:
       (where / f'{what}.json').write_text(found_json(.5))
-    return study.Worker(subprocess.Popen(['sh', '-c', f'exit {code}']), asked, slot)
-  monkeypatch.setattr(study, '_start', begin)
-  monkeypatch.setattr(study, 'AGAIN', .1)
-  failed = study.execute(tmp_path, made, 'cpu', 1, said.append)
+    return runner.Worker(subprocess.Popen(['sh', '-c', f'exit {code}']), asked, slot)
+  monkeypatch.setattr(runner, '_start', begin)
+  monkeypatch.setattr(runner, 'RETRY_SECONDS', .1)
+  failed = runner.execute(tmp_path, made, 'cpu', 1, said.append)
   assert tries == [(0, 0), (1, 0), (0, 0), (0, 0)] and failed == {'rotate=invariant/0': 'it broke [/red]'}
   assert [line.split(';')[0] for line in said[1:]] == ['1/2 rotate=invariant/0: it broke [/red]', '2/2 base/0: done',
                                                        'Reading out on the test split: base/0.', '1/1 base/0: done']
@@ -423,16 +434,16 @@ def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
 
 def test_workers_have_a_device_each_of_those_that_may_be_seen(monkeypatch):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,6')
-  assert [study._own('gpu', i, 2) for i in (0, 1)] == [{'CUDA_VISIBLE_DEVICES': d} for d in '46']
+  assert [runner._worker_variables('gpu', i, 2) for i in (0, 1)] == [{'CUDA_VISIBLE_DEVICES': d} for d in '46']
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
-  assert study._own('gpu', 1, 2) == {'CUDA_VISIBLE_DEVICES': '1'} and not study._own('gpu', 0, 1)
-  assert 'eigen=false' in study._own('cpu', 0, 2)['XLA_FLAGS'] and not study._own('cpu', 0, 1)
+  assert runner._worker_variables('gpu', 1, 2) == {'CUDA_VISIBLE_DEVICES': '1'} and not runner._worker_variables('gpu', 0, 1)
+  assert 'eigen=false' in runner._worker_variables('cpu', 0, 2)['XLA_FLAGS'] and not runner._worker_variables('cpu', 0, 1)
 
 
 def test_slurm_is_given_the_runs(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', '/nowhere')
   said = []
-  study.slurm(tmp_path, planned(), 0, said.append)
+  runner.slurm(tmp_path, planned(), 0, said.append)
   text = (tmp_path / 'slurm.sh').read_text()
   assert '--array=0-20%32' in text and 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text
   assert f'eqssl study --resume {tmp_path} --collect' in said[1]
