@@ -11,17 +11,17 @@ from equivariant_ssl.demo import digits_demo, methods_demo
 from equivariant_ssl.evaluate import gains
 
 
-def arms(invariant: float, both: float, sensitive: float, told: float) -> dict[str, digits_demo.Arm]:
-  """Three seeds an arm: kNN 90 with crops, moved by so much in the others; the predictor gains `told`."""
+def arms(invariant: float, both: float, sensitive: float, gain: float) -> dict[str, digits_demo.TrainedArm]:
+  """Three seeds an arm: kNN 90 with crops, moved by so much in the others; the predictor gains `gain`."""
   rng = np.random.default_rng(0)
 
   def noisy_gains():
     images = 50
     source, noise = rng.normal(size=(2, images, 8)).astype(np.float32)
     true = gains.gains(gains.per_pair(source, source + noise, source + noise))
-    over = gains.interval(np.full(images, told) + rng.normal(size=images) * 1e-3)
+    over = gains.interval(np.full(images, gain) + rng.normal(size=images) * 1e-3)
     return {'all': gains.Measured(true, true, true, true, over, over)}
-  of = lambda move: digits_demo.Arm({k: [90. + move + d for d in (-.1, 0., .1)] for k in digits_demo.READOUTS}, None, [], [])
+  of = lambda move: digits_demo.TrainedArm({k: [90. + move + d for d in (-.1, 0., .1)] for k in digits_demo.READOUTS}, None, [], [])
   with_head = lambda move: of(move)._replace(gains=[noisy_gains() for _ in range(3)])
   return {'untrained': of(-30.), 'crops': of(0.), 'invariant': of(invariant), 'both': with_head(both),
           'sensitive': with_head(sensitive)}
@@ -44,9 +44,9 @@ def test_the_tables_show_every_arm(capsys):
   assert all(name in out for name in ('untrained', *digits_demo.ARMS)) and '90.0 ± 0.1' in out
 
 
-def methods(spread: float) -> dict[str, digits_demo.Arm]:
+def methods(spread: float) -> dict[str, digits_demo.TrainedArm]:
   """Two seeds an arm; the embeddings of `byol + essl` have `spread`, all others fill the sphere."""
-  of = lambda name, knn: digits_demo.Arm({k: [knn, knn + 1.] for k in digits_demo.READOUTS}, None, [],
+  of = lambda name, knn: digits_demo.TrainedArm({k: [knn, knn + 1.] for k in digits_demo.READOUTS}, None, [],
                                   [{'std': spread if name == 'byol + essl' else .9}] * 2)
   names = list(methods_demo.specs())
   return {'untrained': of('', 50.)._replace(last=[])} | {n: of(n, 80. + i) for i, n in enumerate(names)}
