@@ -37,7 +37,7 @@ def eqssl(folder: str, epochs: int):
   from equivariant_ssl.data import stream
   from equivariant_ssl.parallel import sharding
   split = registry.make(data, 'folder', path=folder, size=SIDE, test=0., stream=True).train
-  n, split_over = len(split.images) // BATCH, sharding.split(sharding.mesh(jax.devices()[:1]))
+  n, split_over = len(split.images) // BATCH, sharding.batch_sharding(sharding.mesh(jax.devices()[:1]))
   order = lambda e: np.random.default_rng(e).permutation(len(split.images))
   rows = lambda step: order(step // n)[step % n * BATCH:(step % n + 1) * BATCH]
   for step, batch in enumerate(stream.placed(stream.batches(split, rows, 0, epochs * n), split_over, BATCH)):

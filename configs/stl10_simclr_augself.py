@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
       },
       'invariance': {'name': 'simclr', 'temperature': .2,
                      'projector': {'hidden': (512,), 'out': 128, 'last_bias': True, 'last_norm': 'none'}},
-      'equivariance': {'name': 'augself', 'weight': 1., 'told': ('crop', 'jitter')},
+      'equivariance': {'name': 'augself', 'weight': 1., 'augmentations': ('crop', 'jitter')},
       # .03 x 256 / 256
       'optimizer': {'name': 'sgd', 'lr': .03, 'weight_decay': 5e-4, 'momentum': .9, 'decay_all': True, 'warmup_epochs': 0.,
                     'cosine': 'epoch'},

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from equivariant_ssl import cli_arguments
 from equivariant_ssl.data import data_command as datas
-from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, told
+from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study import study_command as studies
 from equivariant_ssl.study.study_command import split
 from equivariant_ssl.training import stop
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
   except Exception as e:
     if debug:
       stop.say(traceback.format_exc().rstrip())
-    text, code = told(e)
+    text, code = describe(e)
     stop.say(f'eqssl: {text}')
     return code
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment, data, equivariance, invariance, nets, registry, shipped
+from equivariant_ssl import augment, data, equivariance, invariance, nets, registry, renamed, shipped
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.registry import Text, check_fields, fit, flag, meant, section, unknown
+from equivariant_ssl.registry import Text, check_fields, fit, flag, literal, section, unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import optim
 from equivariant_ssl.types import ROLES
@@ -49,7 +49,7 @@ SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivarian
 HEADS = ('projector', 'predictor')  # of an invariance that has them
 # An argument of a package's factories that the recipe fills in, not the config; what their sections have beside.
 GIVEN = {augment: 'size', nets: 'dtype', optim: 'schedule'}
-MORE = {augment: {'role': 'invariant'}, equivariance: {'told': ()},
+MORE = {augment: {'role': 'invariant'}, equivariance: {'augmentations': ()},
         optim: {'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step'}}
 UNSAID = re.compile(rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')  # at first
 WHOLE = re.compile(rf'{UNSAID.pattern}|config\.augment(\.\w+)?')  # what a dict may be given for
@@ -81,10 +81,11 @@ def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path 
 def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> ConfigDict:
   """The resolved config of an unlocked one, which is written to, after `overrides` {'a.b': 'text'}; UserError."""
   _spell_out(config)
-  for key, text in (overrides or {}).items():
+  overrides = {renamed.key(key): text for key, text in (overrides or {}).items()}
+  for key, text in overrides.items():
     if key.endswith('.name'):
       _rename(config, key.split('.')[:-1], text)
-  for key, text in (overrides or {}).items():
+  for key, text in overrides.items():
     _override(config, key, text)
     _spell_out(config)
   return resolve(config)
@@ -118,7 +119,7 @@ def _named(given: Any) -> Any:
 def _spell_out(config: ConfigDict) -> None:
   for k in ('invariance', 'equivariance'):
     if k in config:
-      named = _named(config[k])
+      named = renamed.objective(_named(config[k])) if k == 'equivariance' else _named(config[k])
       del config[k]  # the type of a field may not change otherwise
       config[k] = named
 
@@ -153,10 +154,10 @@ def _astray(node: Any, seen: str, part: str, rest: str, text: str) -> UserError:
                      f'e.g. {flag(f"{seen}.0.{rest}".rstrip("."), text)}')
   if part.isdecimal() and seen == 'config.equivariance':
     return UserError(f'{seen} has one objective, which takes no number.', f'e.g. {flag(f"{seen}.{rest}", text)}')
-  inner = meant(node.get(part, TOP.get(part) if seen == 'config' else None))
+  inner = literal(node.get(part, TOP.get(part) if seen == 'config' else None))
   sections = [k for k, v in node.items() if isinstance(v, ConfigDict)]
   if inner is None and (sections or seen == 'config'):
-    return unknown(seen, part, {*TOP, *SECTIONS, 'augment'} if seen == 'config' else sections)
+    return unknown_name(seen, part, {*TOP, *SECTIONS, 'augment'} if seen == 'config' else sections)
   number = 'a number, ' if isinstance(inner, (int, float)) and not isinstance(inner, bool) else ''
   return UserError(f'{seen}.{part} is {number}{inner!r}: it has no fields.' if inner is not None else
                    f'{seen}.{part} has no fields.', f'e.g. {flag(f"{seen}.{part}", text)}')
@@ -174,7 +175,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
       raise _astray(node, seen, part, '.'.join([*path[i + 1:], last]), text)
     node, seen = inner, f'{seen}.{part}'
   if isinstance(node, list) or WHOLE.fullmatch(f'{seen}.{last}'):
-    value = meant(value)
+    value = literal(value)
   if isinstance(node, list):
     if _child(node, last) is None:
       raise _astray(node, seen, last, '' if last.isdecimal() else last, text)
@@ -204,25 +205,26 @@ def _module(path: str, package: Any, given: Any, name: str = '') -> ConfigDict:
   if not name:
     raise UserError(f'{path} needs a name.', f'One of: {", ".join(known)}.')
   if name not in known:
-    raise unknown(path, name, known)
+    raise unknown_name(path, name, known)
   return ConfigDict(section(path, given, _schema(package, name)))
 
 
 def _optimizer(given: Any) -> ConfigDict:
   out = _module('config.optimizer', optim, {'name': 'lars', **given} if hasattr(given, 'keys') else given)
   if out.cosine not in COSINES:
-    raise unknown('config.optimizer.cosine', out.cosine, COSINES)
+    raise unknown_name('config.optimizer.cosine', out.cosine, COSINES)
   return out
 
 
 def _augment(given: Any) -> ConfigDict:
   check_fields('config.augment', given, 'e.g. --config.augment.crop.role=both')
+  given = renamed.augmentations(given)
   ops = [k for k in given.keys() if k not in ('order', 'second')]
   order = fit('config.augment.order', given.get('order', ()), ('crop',))
   if sorted(order) != sorted(ops):
     for name in order:
       if name not in registry.names(augment):
-        raise unknown('config.augment.order', name, registry.names(augment))
+        raise unknown_name('config.augment.order', name, registry.names(augment))
     raise UserError(f'config.augment.order names {list(order)}, but config.augment configures {sorted(ops)}.',
                     'Each op once in both: a ConfigDict sorts its keys, so the order must be said.')
   out = ConfigDict({'order': tuple(order), 'second': {}})
@@ -230,12 +232,12 @@ def _augment(given: Any) -> ConfigDict:
     out[op] = _module(f'config.augment.{op}', augment, given[op], name=op)
     del out[op]['name']
     if out[op].role not in ROLES:
-      raise unknown(f'config.augment.{op}.role', out[op].role, ROLES)
+      raise unknown_name(f'config.augment.{op}.role', out[op].role, ROLES)
   second = given.get('second', {})  # what differs in the second of the invariance's views
   check_fields('config.augment.second', second, 'e.g. --config.augment.second.blur.p=.1')
   for op, changes in second.items():
     if op not in order:
-      raise unknown('config.augment.second', op, order)
+      raise unknown_name('config.augment.second', op, order)
     fields = {k: v for k, v in out[op].items() if k != 'role'}
     whole = section(f'config.augment.second.{op}', changes, fields)
     out.second[op] = ConfigDict({k: whole[k] for k in changes.keys()})
@@ -257,10 +259,10 @@ def _invariance(given: Any) -> ConfigDict:
 
 
 def _equivariance(given: Any, path: str = 'config.equivariance') -> Any:
-  """One objective, or several. told: the names of the ops it is told, of those whose roles tell any; (): all of them."""
+  """One section or several. Field `augmentations`: the objective's, () for all with the role sensitive or both."""
   if isinstance(given, (list, tuple)):
     return tuple(_equivariance(g, f'{path}.{i}') for i, g in enumerate(given))
-  return _module(path, equivariance, given)
+  return _module(path, equivariance, renamed.objective(given))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -268,11 +270,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
   known = {*TOP, *SECTIONS, 'augment'}
   for k in config.keys():
     if k not in known:
-      raise unknown('config', k, known)
+      raise unknown_name('config', k, known)
   out = ConfigDict(section('config', {k: v for k, v in config.items() if k in TOP}, TOP))
   for k, choices in CHOICES.items():
     if out[k] not in choices:
-      raise unknown(f'config.{k}', out[k], choices)
+      raise unknown_name(f'config.{k}', out[k], choices)
   for k in ('data', 'encoder'):
     out[k] = _module(f'config.{k}', SECTIONS[k], config.get(k, ConfigDict()))
   out.augment = _augment(config.get('augment', ConfigDict()))

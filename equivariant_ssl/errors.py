@@ -1,20 +1,27 @@
-"""A mistake of the user: one line with the cause, one with the fix, an exit code; never a traceback."""
+"""Mistakes of the user: one line with the cause, one line with the fix, and an exit code."""
 import errno
 import os
 import re
 
-OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG, NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 0, 2, 3, 4, 5, 6, 7, 8, 75
-OTHER_DATA = 9  # the data are not those that the run knows
+OK, USAGE, IN_USE, NO_CHECKPOINT, OTHER_CONFIG = 0, 2, 3, 4, 5
+NOT_FINITE, BAD_DATA, WATCHDOG, PREEMPTED = 6, 7, 8, 75
+OTHER_DATA = 9  # the data are not those that the run began with
 INPUT_OUTPUT = 10  # a disk or its mount failed; that says nothing about what is on it
 
-# What a disk, a network file system or a full machine says that may be well the next moment.
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE,
-           errno.ENFILE, errno.ENOMEM)
-_NAMED = re.compile('|'.join(re.escape(os.strerror(n)) for n in PASSING), re.IGNORECASE)  # in an error of a library
+# A disk, a network file system or a full machine may report these, and be well the next moment.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN,
+           errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# The same errors in the text of a library's error.
+_NAMED = re.compile('|'.join(re.escape(os.strerror(n)) for n in PASSING), re.IGNORECASE)
 
 
 class UserError(Exception):
-  """`cause` in one line, `fix` in one line (what to type), and the exit `code` of the command."""
+  """A mistake that a command reports without a traceback.
+
+  cause: what is wrong, in one line.
+  fix:   what to type or change, in one line.
+  code:  the exit code of the command.
+  """
 
   def __init__(self, cause: str, fix: str = '', code: int = USAGE):
     super().__init__(f'{cause}\n  {fix}' if fix else cause)
@@ -22,27 +29,33 @@ class UserError(Exception):
 
 
 def passing(error: BaseException | None) -> str:
-  """'Input/output error' and the like where `error`, or what it came from, is one that may pass; else ''."""
-  met = []
-  while error is not None and error not in met:
-    met.append(error)
+  """The text of an error that may pass, such as 'Input/output error'; '' for every other error.
+
+  The errors that `error` was raised from are searched too.
+  """
+  chain = []
+  while error is not None and error not in chain:
+    chain.append(error)
     if isinstance(error, OSError) and error.errno in PASSING:
       return os.strerror(error.errno)
-    if not isinstance(error, UserError | OSError) and (found := _NAMED.search(str(error))):
-      return found[0]
+    if not isinstance(error, UserError | OSError) and (match := _NAMED.search(str(error))):
+      return match[0]
     error = error.__cause__ or error.__context__
   return ''
 
 
-def told(e: Exception) -> tuple[str, int]:
-  """(what to print, the exit code) for what ended a command."""
-  if isinstance(e, UserError):
-    return str(e), e.code
-  if isinstance(e, OSError):
-    return (f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.\n  '
-            'Check that the folder exists, may be written, and has room; the traceback: add --debug.',
-            INPUT_OUTPUT if e.errno in PASSING else USAGE)
-  if isinstance(e, RuntimeError) and 'home directory' in str(e):  # pathlib's, of expanduser
-    return 'there is no home folder for a path with ~: HOME is not set.\n  Give the whole path, or set HOME.', USAGE
-  return (f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}\n  '
-          'This is not a mistake that eqssl knows; the traceback: add --debug.', 1)
+def describe(error: Exception) -> tuple[str, int]:
+  """The text to print and the exit code, for an error that ended a command."""
+  if isinstance(error, UserError):
+    return str(error), error.code
+  if isinstance(error, OSError):
+    file = f': {error.filename}' if error.filename else ''
+    return (f'{error.strerror or error}{file}.\n  Check that the folder exists, that you may write '
+            'to it, and that the disk has room. Add --debug to see the traceback.',
+            INPUT_OUTPUT if error.errno in PASSING else USAGE)
+  if isinstance(error, RuntimeError) and 'home directory' in str(error):  # from Path.expanduser
+    return ('A path begins with ~, but HOME is not set, so the home folder is unknown.\n  '
+            'Give the whole path, or set HOME.', USAGE)
+  first = str(error).splitlines()[0] if str(error) else ''
+  return (f'{type(error).__name__}: {first}\n  '
+          'eqssl does not know this error. Add --debug to see the traceback.', 1)

@@ -1,4 +1,4 @@
-"""Randomness by name: a consumer's draws depend on its own path alone, so adding one moves no other."""
+"""Randomness by name: the draws of a consumer depend on its path alone, so a new one moves none."""
 import zlib
 
 import jax
@@ -7,7 +7,10 @@ from equivariant_ssl.types import Array, Key
 
 
 def key_for(key: Key, *path: str | int | Array) -> Key:
-  """Fold names (by a hash that is stable across processes and versions) and numbers into `key`."""
+  """The key at `path` below `key`: each name or number of the path is folded in.
+
+  A name is folded by a hash (CRC-32) that is the same in every process and version of Python.
+  """
   for part in path:
     key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
   return key

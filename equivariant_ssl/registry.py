@@ -1,7 +1,8 @@
-"""The module is the registry: `make(augment, 'jitter', hue=.2)` calls `augment/jitter.py`'s `make(hue=.2)`.
+"""A package of modules is a registry: `make(augment, 'jitter', hue=.2)` calls `augment/jitter.py`.
 
-A factory's signature is the config schema and holds the defaults; there is no other list of either. What a config gives
-is fitted to it here too: `section`.
+Each module has a factory `make(hue=.1, ...)`. The signature of a factory is the schema of its
+section of a config and holds the defaults; there is no second list of either. `section` checks what
+a config says against a schema.
 """
 import ast
 import difflib
@@ -16,16 +17,21 @@ from typing import Any, get_args
 
 from equivariant_ssl.errors import UserError
 
-EXAMPLES = {'told': ('crop',), 'crop_scale': (.05, .14), 'mean': (.485, .456, .406), 'std': (.229, .224, .225)}  # not ()
-LARGEST = 2 ** 32 - 1  # a whole number; jax takes a larger seed for another one
+# Values to show in an error message for the fields whose default is ().
+EXAMPLES = {'augmentations': ('crop',), 'crop_scale': (.05, .14), 'mean': (.485, .456, .406),
+            'std': (.229, .224, .225)}
+LARGEST = 2 ** 32 - 1  # of a whole number: jax mistakes a larger seed for another one
 
 
 class Text(str):
-  """What was typed for a field: taken as it is where the field is text, else for what it says."""
+  """What the user typed for a field. A field of text takes it as it is; another, its value."""
 
 
-def meant(value: Any) -> Any:
-  """What a Text says: a literal of Python, words with commas, or a word; anything else as it is."""
+def literal(value: Any) -> Any:
+  """The value that a Text spells: a Python literal, a tuple of words (with commas), or a word.
+
+  Anything that is no Text is returned as it is.
+  """
   if not isinstance(value, Text):
     return value
   try:
@@ -35,13 +41,14 @@ def meant(value: Any) -> Any:
 
 
 def names(package: ModuleType) -> list[str]:
-  """The modules of `package` that have a `make`: what a config may name."""
-  found = [m.name for m in pkgutil.iter_modules(package.__path__)]
-  return sorted(n for n in found if hasattr(importlib.import_module(f'{package.__name__}.{n}'), 'make'))
+  """The names of the modules of `package` that have a `make`: the words that a config may use."""
+  modules = [m.name for m in pkgutil.iter_modules(package.__path__)]
+  return sorted(name for name in modules
+                if hasattr(importlib.import_module(f'{package.__name__}.{name}'), 'make'))
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-  """The error for a name that is not there, with the nearest one that is."""
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+  """The error for a name that `what` does not have, with the nearest name that it has."""
   known = sorted(known)
   near = difflib.get_close_matches(str(name), known, n=1, cutoff=.5)
   return UserError(f'{what} has no {name!r}.',
@@ -49,49 +56,56 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def factory(package: ModuleType, name: str) -> Callable:
-  """The `make` of module `name` in `package`."""
+  """The function `make` of the module `name` in `package`; UserError where there is none."""
   if name not in names(package):
-    raise unknown(package.__name__.split('.')[-1], name, names(package))
+    raise unknown_name(package.__name__.split('.')[-1], name, names(package))
   return importlib.import_module(f'{package.__name__}.{name}').make
 
 
 def arguments(function: Callable) -> dict[str, Any]:
-  """The arguments of `function` with their defaults."""
+  """{argument: default} of a function."""
   return {k: p.default for k, p in inspect.signature(function).parameters.items()}
 
 
 def schema(package: ModuleType, name: str) -> dict[str, Any]:
-  """The keyword arguments that factory `name` takes, with their defaults."""
+  """{keyword argument: default} of the factory `name` of `package`."""
   return arguments(factory(package, name))
 
 
 def make(package: ModuleType, name: str, /, **kw) -> Any:
-  """Call factory `name` of `package`; an unknown keyword is a UserError that names the nearest, and so is a tuple of
-  another length where the annotation says one."""
+  """The result of the factory `name` of `package`, called with the keyword arguments `kw`.
+
+  Raises UserError for an argument that the factory does not have, and for a tuple whose length is
+  not the one that the factory's annotation states.
+  """
   function = factory(package, name)
   known = inspect.signature(function).parameters
   for k, value in kw.items():
     if k not in known:
-      raise unknown(f'{package.__name__.split(".")[-1]}.{name}', k, known)
+      raise unknown_name(f'{package.__name__.split(".")[-1]}.{name}', k, known)
     parts = get_args(known[k].annotation) if isinstance(value, tuple) else ()
     if parts and Ellipsis not in parts and len(parts) != len(value):
-      raise UserError(f'{name}.{k} = {value}; it takes {len(parts)} values.', f'As in {known[k].default}.')
+      raise UserError(f'{name}.{k} is {value}, but it takes {len(parts)} values.',
+                      f'Write it as in {known[k].default}.')
   return function(**kw)
 
 
 def flag(path: str, value: Any) -> str:
-  """What sets the field at `path`, as a shell takes it."""
-  words = isinstance(value, tuple) and value and all(isinstance(v, str) for v in value)
-  return f'--{path}={shlex.quote(",".join(value) if words else value if isinstance(value, str) else repr(value))}'
+  """The flag that sets the field at `path` to `value`, quoted for a shell."""
+  if isinstance(value, tuple) and value and all(isinstance(v, str) for v in value):
+    text = ','.join(value)
+  else:
+    text = value if isinstance(value, str) else repr(value)
+  return f'--{path}={shlex.quote(text)}'
 
 
-def _typed(path: str, value: Any, default: Any) -> Any:
-  """`value` as the type of `default`; ValueError where it is of another."""
+def _convert(path: str, value: Any, default: Any) -> Any:
+  """`value` in the type of `default`; ValueError where it does not fit."""
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if isinstance(default, tuple):
     like = (default or EXAMPLES.get(path.rpartition('.')[2], ()))[:1]
     if isinstance(value, (list, tuple)):
-      return tuple(_typed(path, v, like[0]) if like else v for v in value)
+      return tuple(_convert(path, v, like[0]) if like else v for v in value)
     if like and type(value) is type(like[0]):
       return (value,) if value != '' else ()
   elif isinstance(default, bool):
@@ -105,42 +119,52 @@ def _typed(path: str, value: Any, default: Any) -> Any:
       return int(value)
   elif isinstance(default, str):
     if isinstance(value, str):
-      return str(value)  # a Text no longer
+      return str(value)  # a plain str in place of a Text
   else:
     return value
   raise ValueError(path)
 
 
 def fit(path: str, value: Any, default: Any) -> Any:
-  """`value` as the type of `default` and, of whole numbers, at least 1, or 0 where that is the default; else a UserError.
-  A Text stays as it was typed where the default is text, and is what it says elsewhere."""
-  value = value if isinstance(default, str) else meant(value)
+  """`value` in the type of `default`, for the field at `path`.
+
+  A Text stays as it was typed where the default is text; elsewhere its value is taken. Raises
+  UserError where the type does not fit. Raises it also for a whole number that is too large, or
+  below 1 (below 0 where the default is 0).
+  """
+  value = value if isinstance(default, str) else literal(value)
   try:
-    found = _typed(path, value, default)
+    converted = _convert(path, value, default)
   except (ValueError, OverflowError):
-    kind, eg = type(default).__name__, not default if isinstance(default, bool) else default
-    eg = eg or EXAMPLES.get(path.rpartition('.')[2], eg)
-    said = ' '.join(repr(value).split())
-    raise UserError(f'{path} is {said}; it needs {"an" if kind == "int" else "a"} {kind}, like {eg!r}.',
-                    f'e.g. {flag(path, eg)}') from None
+    kind, example = type(default).__name__, not default if isinstance(default, bool) else default
+    example = example or EXAMPLES.get(path.rpartition('.')[2], example)
+    article, text = 'an' if kind == 'int' else 'a', ' '.join(repr(value).split())
+    raise UserError(f'{path} is {text}; it needs {article} {kind}, like {example!r}.',
+                    f'e.g. {flag(path, example)}') from None
   like = default[0] if isinstance(default, tuple) and default else default
-  for one in (found if isinstance(found, tuple) else (found,)) if type(like) is int and like >= 0 else ():
-    if not min(like, 1) <= one <= LARGEST:
-      raise UserError(f'{path} is {value!r}; it must be at {"most" if one > 0 else "least"} '
-                      f'{LARGEST if one > 0 else min(like, 1)}.', f'e.g. {flag(path, default)}')
-  return found
+  if type(like) is int and like >= 0:
+    for number in converted if isinstance(converted, tuple) else (converted,):
+      if not min(like, 1) <= number <= LARGEST:
+        most = number > 0
+        raise UserError(f'{path} is {value!r}; it must be at {"most" if most else "least"} '
+                        f'{LARGEST if most else min(like, 1)}.', f'e.g. {flag(path, default)}')
+  return converted
 
 
-def check_fields(path: str, given: Any, fix: str) -> None:
-  """Refuse a value where a section is due."""
-  if not hasattr(given, 'keys'):
-    raise UserError(f'{path} is {given!r}; it needs fields.', fix)
+def check_fields(path: str, value: Any, fix: str) -> None:
+  """Raise a UserError where a plain value stands in place of a section."""
+  if not hasattr(value, 'keys'):
+    raise UserError(f'{path} is {value!r}; it needs fields.', fix)
 
 
-def section(path: str, given: Any, schema: dict[str, Any]) -> dict[str, Any]:
-  """`given` over the defaults of `schema`, every value of its default's type."""
-  check_fields(path, given, f'It has: {", ".join(sorted(schema))}.')
-  for k in given.keys():
+def section(path: str, values: Any, schema: dict[str, Any]) -> dict[str, Any]:
+  """All fields of the section at `path`: `values` where they are given, else the schema's defaults.
+
+  Raises UserError for a field that is not in the schema, or a value of another type.
+  """
+  check_fields(path, values, f'It has: {", ".join(sorted(schema))}.')
+  for k in values.keys():
     if k not in schema:
-      raise unknown(path, k, schema)
-  return {k: fit(f'{path}.{k}', given[k], d) if k in given else d for k, d in schema.items()}
+      raise unknown_name(path, k, schema)
+  return {k: fit(f'{path}.{k}', values[k], default) if k in values else default
+          for k, default in schema.items()}

@@ -63,12 +63,12 @@ def test_only_the_named_ops_draw():
 def test_normalised_tells_in_units_of_the_spread():
   op = augment.chain(registry.make(augment, 'crop'), registry.make(augment, 'jitter', hue=0.))
   drawn = draws(op, MANY)
-  told = augment.normalised(op, drawn)
-  raw, codes = (np.asarray(jax.vmap(o.encode)(drawn)) for o in (op, told))
+  scaled = augment.normalized(op, drawn)
+  raw, codes = (np.asarray(jax.vmap(o.encode)(drawn)) for o in (op, scaled))
   constant = raw.std(axis=0) < 1e-6
   assert constant.sum() == 1 and np.array_equal(codes[:, constant], raw[:, constant])  # the hue
   assert np.abs(codes[:, ~constant].std(axis=0) - 1).max() < 1e-4
-  assert (np.asarray(told.encode(told.identity(SIZE))) == 0).all() and same(draws(told, 8), draws(op, 8))
+  assert (np.asarray(scaled.encode(scaled.identity(SIZE))) == 0).all() and same(draws(scaled, 8), draws(op, 8))
 
 
 @functools.cache

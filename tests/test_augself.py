@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl import augment, equivariance, registry
 from equivariant_ssl.augment.crop import Crop
@@ -25,15 +25,15 @@ scalar = jnp.float32
 
 @pytest.fixture(scope='module')
 def everything():
-  """An objective told of five ops, what it asks, its 2B pairs of drawn actions, and its jitted loss."""
-  told = wiring(*TOLD)._replace(told=augment.chain(*(registry.make(augment, name) for name in TOLD)))
-  wired = make()(told)
+  """An objective about five ops, its questions, its 2B pairs of drawn actions, and its jitted loss."""
+  wiring = make_wiring(*TOLD)._replace(conditioning=augment.chain(*(registry.make(augment, name) for name in TOLD)))
+  wired = make()(wiring)
   keys = jax.random.split(jax.random.key(1), (B, 2))
-  actions = jax.jit(jax.vmap(jax.vmap(lambda k: told.own[0].sample(k, SIZE))))(keys)
+  actions = jax.jit(jax.vmap(jax.vmap(lambda k: wiring.own_chains[0].sample(k, SIZE))))(keys)
   h = jax.random.normal(jax.random.key(2), (B, 2, D))
   pair = wired.pairs({'views': h}, {'views': actions})
   loss = jax.jit(jax.value_and_grad(lambda answer, pair: wired.loss(answer, pair)))
-  return wired, augself.questions(told, augself.ways(told)), pair, loss
+  return wired, augself.build_questions(wiring, augself.differences(wiring)), pair, loss
 
 
 def view_of(actions, n):
@@ -127,7 +127,8 @@ def test_each_view_is_mirrored_by_its_own_flip():
   """The same box: no difference where both are flipped, twice the way to the middle where one is."""
   crop = Crop(scalar(.1), scalar(.2), scalar(.5), scalar(.4))
   one = lambda flip, vflip: {'crop': crop, 'flip': Flip(jnp.bool_(flip)), 'vflip': VFlip(jnp.bool_(vflip))}
-  way = augself.ways(wiring('crop', seen=('crop',))._replace(own=wiring('flip', 'vflip').own))['crop']
+  flipped = make_wiring('crop')._replace(own_chains=make_wiring('flip', 'vflip').own_chains)
+  way = augself.differences(flipped)['crop']
   w = lambda a, b: np.asarray(way(one(*a), one(*b)))
   np.testing.assert_allclose(w((0, 0), (0, 0)), 0.)
   np.testing.assert_allclose(w((1, 1), (1, 1)), 0.)
@@ -160,9 +161,9 @@ def test_the_box_is_where_the_view_shows_it(order):
 @pytest.mark.parametrize('name', DISCRETE)
 def test_a_discrete_op_is_asked_by_class(name):
   """Row: the first view's choice, column: the second's. Same is class 0; every way back has one class, too."""
-  told = wiring(name)
-  asked = augself.questions(told, augself.ways(told))[name]
-  K = len(jax.tree.leaves(told.told.choices[name])[0])
+  wiring = make_wiring(name)
+  asked = augself.build_questions(wiring, augself.differences(wiring))[name]
+  K = len(jax.tree.leaves(wiring.conditioning.choices[name])[0])
   if asked.table is None:
     assert asked.out == len(asked.span) > 0
     return
@@ -176,17 +177,18 @@ def test_a_discrete_op_is_asked_by_class(name):
 
 def test_choices_that_are_no_group_are_regressed():
   op = registry.make(augment, 'rotate')._replace(relative=None)
-  told = wiring('rotate')._replace(told=augment.chain(op))
-  assert augself.questions(told, augself.ways(told))['rotate'].table is None
+  wiring = make_wiring('rotate')._replace(conditioning=augment.chain(op))
+  assert augself.build_questions(wiring, augself.differences(wiring))['rotate'].table is None
 
 
 @pytest.mark.parametrize('sensitive', [False, True])
 def test_groups_and_head(sensitive, key):
-  told = wiring('rotate', 'solarize', sensitive=sensitive)
-  wired = make()(told)
+  wiring = make_wiring('rotate', 'solarize', sensitive=sensitive)
+  wired = make()(wiring)
   name = 'own' if sensitive else 'views'
   assert wired.uses == (name,) and wired.predicts == 'action' and not wired.feeds
-  assert {n: (g.chains, g.size) for n, g in wired.groups.items()} == ({'own': (told.own, told.size)} if sensitive else {})
+  own = {'own': (wiring.own_chains, wiring.size)} if sensitive else {}
+  assert {n: (g.chains, g.size) for n, g in wired.groups.items()} == own
   h = jax.random.normal(key, (B, 2, D))
   assert wired.head.embed(h, True) is h
   answer, values = jax.eval_shape(lambda: wired.head.init_with_output(key, Pair(h[:, 0], h[:, 1], {}, {}), True))
@@ -198,5 +200,5 @@ def test_groups_and_head(sensitive, key):
 
 def test_nothing_varies():
   still = augment.chain(registry.make(augment, 'gray', p=0.))
-  with pytest.raises(UserError, match='never varies'):
-    make()(wiring('gray')._replace(own=(still, still)))
+  with pytest.raises(UserError, match='never vary'):
+    make()(make_wiring('gray')._replace(own_chains=(still, still)))

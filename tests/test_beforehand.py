@@ -6,7 +6,7 @@ from equivariant_ssl import cli, shipped
 from equivariant_ssl import config as configs
 from equivariant_ssl.study import runner
 from equivariant_ssl.training import loop
-from equivariant_ssl.training.recipe import slow_start
+from equivariant_ssl.training.recipe import warmup_warning
 from equivariant_ssl.training.runs import prepare
 
 PER_EPOCH = 1000 // 16  # of the tiny config
@@ -44,10 +44,10 @@ def test_a_warm_up_as_long_as_the_run_is_said(steps, warmup, said, command):
 
 def test_what_it_proposes_is_shorter():
   over = {'steps': '8', 'optimizer.warmup_epochs': '10'}
-  line = slow_start(config := configs.load(tiny.NAME, over), prepare(config).recipe)
+  line = warmup_warning(config := configs.load(tiny.NAME, over), prepare(config).recipe)
   over['optimizer.warmup_epochs'] = line.split('warmup_epochs=')[1]
   assert 0 < float(over['optimizer.warmup_epochs']) < 1
-  assert slow_start(config := configs.load(tiny.NAME, over), prepare(config).recipe) == ''
+  assert warmup_warning(config := configs.load(tiny.NAME, over), prepare(config).recipe) == ''
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))

@@ -303,12 +303,6 @@ def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsy
   assert 'no data card' not in eqssl(capsys, *argv)[1]
 
 
-def killed_before_the_first(workdir):
-  """Leave of a run without checkpoints what is there before its first."""
-  for name in ('run.json', 'metrics.jsonl'):
-    (workdir / name).unlink()
-
-
 def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   run, more, longer = world / 'run', world / 'longer', ('train', '--from', world / 'run', '--quiet')
   code, said = eqssl(capsys, *longer, '--workdir', more)
@@ -322,14 +316,18 @@ def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
   assert [r['step'] for r in rows(more)] == [10, 11, 12] and rows(more)[-1]['epoch'] == 4.
   assert checkpoint.steps(more / 'checkpoints') == [12, 9]
   before = [r['loss'] for r in rows(more)]
-  for lost in (more / 'checkpoints' / '12', more / 'checkpoints'):  # killed before its last one, and before its first
-    shutil.rmtree(lost)
-    if lost.name == 'checkpoints':
-      killed_before_the_first(more)
+  for lost in ('checkpoints/12', 'checkpoints'):  # killed before its last one, and before its first
+    shutil.rmtree(more / lost)
+    if lost == 'checkpoints':
+      for name in ('run.json', 'metrics.jsonl'):
+        (more / name).unlink()
     code, said = eqssl(capsys, *longer, '--workdir', more, '--config.epochs=4', '--config.checkpoint_every=1000')
     assert code == 0 and [r['loss'] for r in rows(more)] == before and cards.read(more) == card, said
   shutil.rmtree(more / 'checkpoints')
-  killed_before_the_first(more)
+  code, said = eqssl(capsys, 'resume', more)
+  assert code == NO_CHECKPOINT and 'has none any more' in said, 'nor again from its start, which would drop its log'
+  for name in ('run.json', 'metrics.jsonl'):
+    (more / name).unlink()
   shutil.rmtree(run)
   code, said = eqssl(capsys, 'resume', more)
   assert code == NO_CHECKPOINT and str(run) in said, 'it never starts from nothing'

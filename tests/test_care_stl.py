@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from test_equivariances import B, E, check, filled, made, pairs_of, turns
 from test_losses import reference as nt_xent
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl.augment import views
-from equivariant_ssl.equivariance.stl import exchanged
+from equivariant_ssl.equivariance.stl import swap_neighbors
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Image
 
@@ -51,16 +51,16 @@ def test_care_is_zero_where_angles_are_kept():
 @pytest.mark.parametrize('batch, splits, share', [(8, 4, 2), (8, 2, 4), (8, 16, 2), (256, 16, 16)])
 def test_care_shares_draws_in_chunks(batch, splits, share):
   """As many chunks as asked for, or fewer where a chunk would have less than two images."""
-  wired = made('care', wiring(batch=batch), splits=splits)
+  wired = made('care', make_wiring(batch=batch), splits=splits)
   assert wired.groups['own'].share == share and wired.shares and wired.predicts is None
 
 
 @pytest.mark.parametrize('batch, splits, fits', [(8, 3, 2), (15, 16, 5), (7, 16, 1), (8, 0, 1)])
 def test_care_says_what_cuts_the_batch(batch, splits, fits):
   with pytest.raises(UserError, match='care.splits') as error:
-    made('care', wiring(batch=batch), splits=splits)
+    made('care', make_wiring(batch=batch), splits=splits)
   assert f'splits={fits}' in str(error.value)
-  made('care', wiring(batch=batch), splits=fits)
+  made('care', make_wiring(batch=batch), splits=fits)
 
 
 @pytest.mark.parametrize('name, share', [('care', 4), ('stl', 2)])
@@ -79,7 +79,7 @@ def test_stl_pairs_are_there_and_back():
   pair = wired.pairs({'own': z}, {'own': {}})
   np.testing.assert_array_equal(pair.source[:, 0], np.arange(8))
   np.testing.assert_array_equal(pair.target[:, 0], [1, 0, 3, 2, 5, 4, 7, 6])
-  np.testing.assert_array_equal(exchanged(jnp.arange(6)), [1, 0, 3, 2, 5, 4])
+  np.testing.assert_array_equal(swap_neighbors(jnp.arange(6)), [1, 0, 3, 2, 5, 4])
 
 
 def test_stl_loss_equals_float64():
@@ -129,13 +129,13 @@ def test_stl_applies_what_another_image_shows(key):
     (False, 'views', 'views'), (True, 'views', 'own'), (False, 'own', 'own'), (True, 'own', 'own')])
 def test_which_views_stl_aligns(sensitive, aligned, group):
   """Views of its own, or if asked for the invariance's, as published; a sensitive op always needs its own."""
-  wired = made('stl', wiring(sensitive=sensitive), aligned=aligned)
+  wired = made('stl', make_wiring(sensitive=sensitive), aligned=aligned)
   assert set(wired.groups) == {group} and wired.uses == (group,) and wired.groups[group].share == 2
   assert wired.predicts is None
 
 
 def test_what_stl_refuses():
   with pytest.raises(UserError, match='odd'):
-    made('stl', wiring(batch=7))
+    made('stl', make_wiring(batch=7))
   with pytest.raises(UserError, match='aligned'):
     made('stl', aligned='view')

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_losses import numeric_gradient, reference
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl import equivariance, registry
 from equivariant_ssl.augment.rotate import Rotate
@@ -21,9 +21,9 @@ def turned():
   return {'rotate': Rotate(jnp.int32(np.random.default_rng(2).integers(4, size=(B, 2))))}
 
 
-def test_the_projector_is_told(key):
-  """Features first and unchanged, then 64 numbers that depend on what was told alone."""
-  wired = make()(wiring('rotate'))
+def test_the_projector_reads_the_conditioning(key):
+  """Features first and unchanged, then 64 numbers that depend on the conditioning alone."""
+  wired = make()(make_wiring('rotate'))
   assert wired.feeds and wired.predicts is None and not wired.groups and wired.uses == ('views',)
   h, actions = jax.random.normal(key, (B, 2, D)), turned()
   fed, values = jax.jit(lambda: wired.head.init_with_output(key, h, actions, True, method='feed'))()
@@ -39,7 +39,7 @@ def test_the_projector_is_told(key):
 
 
 def test_no_loss_of_its_own(key):
-  wired = make()(wiring('rotate'))
+  wired = make()(make_wiring('rotate'))
   h = jax.random.normal(key, (B, 2, D))
   assert wired.head.embed(h, True) is h
   pair = wired.pairs({'views': h}, {'views': turned()})
@@ -48,11 +48,11 @@ def test_no_loss_of_its_own(key):
 
 
 def test_views_of_its_own(key):
-  """Role sensitive: a projector of its own, told of each view's action."""
-  told = wiring('rotate', sensitive=True)
-  wired = make(action_hidden=(8,), action_dim=4)(told)
+  """Role sensitive: a projector of its own, with the action of each view as conditioning."""
+  wiring = make_wiring('rotate', sensitive=True)
+  wired = make(action_hidden=(8,), action_dim=4)(wiring)
   assert not wired.feeds and wired.predicts is None and wired.uses == ('own',)
-  assert wired.groups['own'].chains == told.own and wired.groups['own'].size == told.size
+  assert wired.groups['own'].chains == wiring.own_chains and wired.groups['own'].size == wiring.size
   h, actions = jax.random.normal(key, (B, 2, D)), turned()
   pair = wired.pairs({'own': h}, {'own': actions})
   np.testing.assert_array_equal(pair.target, h[:, 1])
@@ -73,7 +73,7 @@ def test_views_of_its_own(key):
 
 @pytest.mark.parametrize('temperature', [.2, .5])
 def test_loss_equals_float64(temperature):
-  wired = make(temperature=temperature)(wiring('rotate', sensitive=True))
+  wired = make(temperature=temperature)(make_wiring('rotate', sensitive=True))
   a, b = np.random.default_rng(0).normal(size=(2, B, 5))
   loss = jax.jit(jax.value_and_grad(lambda a, b: wired.loss((a, b), Pair(None, None, None, None)), (0, 1)))
   value, grads = loss(jnp.float32(a), jnp.float32(b))

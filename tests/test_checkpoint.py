@@ -311,14 +311,14 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
 
 @pytest.mark.parametrize('devices', [1, 2, 8])
 def test_saved_on_4_devices_restored_on_others(devices, tmp_path):
-  four = sharding.replicated(sharding.mesh(jax.devices()[:4]))
+  four = sharding.replicated_sharding(sharding.mesh(jax.devices()[:4]))
   want = sharding.place(state(6), four)
   want = want._replace(stats=jax.device_put(want.stats, NamedSharding(four.mesh, PartitionSpec('data'))))
   prints = fingerprint.of(state(6))
   assert fingerprint.of(want) == prints
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
     saved.save(6, want, {})
-  there = sharding.replicated(sharding.mesh(jax.devices()[:devices]))
+  there = sharding.replicated_sharding(sharding.mesh(jax.devices()[:devices]))
   got = restore(tmp_path, abstract(want, there))[1]
   assert fingerprint.of(got) == prints
   assert all(x.sharding.is_equivalent_to(there, x.ndim) for x in jax.tree.leaves(got))
@@ -384,7 +384,7 @@ JOB = """if True:
   jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), coordinator_bind_address=sys.argv[2],
                              cluster_detection_method='deactivate')
   from equivariant_ssl import checkpoint, fingerprint, shard
-  where = shard.replicated(shard.mesh())
+  where = shard.replicated_sharding(shard.mesh())
   state = lambda n: shard.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
   with checkpoint.open(sys.argv[1], log=lambda line: print('LOG', line)) as saved:

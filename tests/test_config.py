@@ -1,10 +1,13 @@
 """Configs: resolved, typed, refused with the nearest name."""
+import json
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import record
 from equivariant_ssl.storage.record import leaves
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
@@ -121,11 +124,11 @@ def test_a_mistake_in_one_of_several_objectives(key, cause, fix):
 
 
 def test_one_word_is_a_list_and_a_switch_is_true_in_any_letters():
-  config = configs.load('smoke', {'equivariance': 'equimod,essl', 'equivariance.0.told': 'crop', 'probe': 'true',
+  config = configs.load('smoke', {'equivariance': 'equimod,essl', 'equivariance.0.augmentations': 'crop', 'probe': 'true',
                                   'equivariance.1': 'sie', 'tensorboard': 'FALSE'})
-  assert config.equivariance[0].told == ('crop',) and config.equivariance[1].name == 'sie'
+  assert config.equivariance[0].augmentations == ('crop',) and config.equivariance[1].name == 'sie'
   assert config.probe is True and config.tensorboard is False
-  assert configs.load('smoke', {'equivariance.told': 'crop'}).equivariance.told == ('crop',)
+  assert configs.load('smoke', {'equivariance.augmentations': 'crop'}).equivariance.augmentations == ('crop',)
 
 
 def test_a_section_under_another_name_keeps_what_both_have():
@@ -162,3 +165,37 @@ def test_a_missing_or_broken_file(tmp_path):
     configs.load(str(tmp_path / 'config.json'))
   with pytest.raises(UserError, match='config.json is damaged.*\n.*backup'):
     configs.read(tmp_path / 'config.json')
+
+
+def test_the_old_names_of_fields_are_read():
+  """An old command line, config file and config.json have `told`, and a fill that is `grey`."""
+  order = {'augment.order': 'crop,flip,rotate,erase'}
+  new = configs.load('smoke', {**order, 'augment.erase': "{'fill': 'gray'}",
+                               'equivariance.augmentations': 'crop'})
+  old = configs.load('smoke', {**order, 'augment.erase': "{'fill': 'grey'}",
+                               'equivariance.told': 'crop'})
+  assert new == old and old.equivariance.augmentations == ('crop',) and 'told' not in old.equivariance
+  values = configs.as_json(new)
+  values['equivariance']['told'] = values['equivariance'].pop('augmentations')
+  values['augment']['erase']['fill'] = 'grey'
+  values['augment']['second'] = {'erase': {'fill': 'grey'}}
+  read = configs.resolve(ConfigDict(values))
+  assert read.augment.second.erase.fill == 'gray'
+  assert {**configs.as_json(read)['augment'], 'second': {}} == configs.as_json(new)['augment']
+  assert read.equivariance == new.equivariance
+  several = configs.load('smoke', {
+      'equivariance': "[{'name': 'equimod', 'told': ('crop',)}, {'name': 'essl'}]",
+      'equivariance.1.told': 'rotate'})
+  assert [e.augmentations for e in several.equivariance] == [('crop',), ('rotate',)]
+
+
+def test_a_run_with_the_old_names_is_resumed(tmp_path):
+  """The config.json of an older version is the same config as today's."""
+  config = configs.load('smoke', {'equivariance.augmentations': 'crop'})
+  values = configs.as_json(config)
+  values['equivariance']['told'] = values['equivariance'].pop('augmentations')
+  (tmp_path / 'config.json').write_text(json.dumps(values), encoding='utf-8')
+  assert configs.read(tmp_path / 'config.json') == config
+  record.compare(tmp_path, configs.as_json(config), ())
+  with pytest.raises(UserError, match='equivariance.augmentations'):
+    record.compare(tmp_path, configs.as_json(configs.load('smoke')), ())

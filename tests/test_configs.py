@@ -141,7 +141,7 @@ def test_vicreg_on_cifar_is_solo_learns(name, loaded):
   hinge = lambda x: np.maximum(1. - np.sqrt(x.var(0, ddof=1) + 1e-4), 0.).mean()
   off = lambda x: sum(c ** 2 for (i, j), c in np.ndenumerate(np.cov(x, rowvar=False)) if i != j) / x.shape[1]
   wanted = 25. * np.mean((z[0] - z[1]) ** 2) + 25. * (hinge(z[0]) + hinge(z[1])) + off(z[0]) + off(z[1])
-  inv = registry.make(invariance, 'vicreg', **recipe.own(loaded[name].invariance, 'projector'))
+  inv = registry.make(invariance, 'vicreg', **recipe.factory_arguments(loaded[name].invariance, 'projector'))
   projected = jnp.float32(z.transpose(1, 0, 2))
   np.testing.assert_allclose(inv.loss(Embeddings(projected, projected, projected)), wanted, rtol=1e-6)
 
@@ -174,18 +174,18 @@ def test_a_fork_changes_only_what_it_is_about(name, loaded):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_factories_take_their_settings(name, loaded):
   config = loaded[name]
-  own = lambda section, *drop: {k: v for k, v in section.items() if k not in ('name', *drop)}
   for view in range(2):
     on = [name for name in config.augment.order if config.augment[name].role != 'off']
-    assert list(recipe.ops(config, view, config.size, {})) == on
-  registry.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
-  registry.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
+    assert list(recipe.build_ops(config, view, config.size, {})) == on
+  registry.make(nets, config.encoder.name, **recipe.factory_arguments(config.encoder), dtype=config.dtype)
+  registry.make(invariance, config.invariance.name, **recipe.factory_arguments(config.invariance, 'projector', 'predictor'))
   for part in ('projector', 'predictor'):
     if part in config.invariance:
       mlp.make(**config.invariance[part], dtype=config.dtype)
-  registry.make(equivariance, config.equivariance.name, **own(config.equivariance, 'weight', 'told'))
+  registry.make(equivariance, config.equivariance.name,
+               **recipe.factory_arguments(config.equivariance, 'weight', 'augmentations'))
   optim.OPTIMIZERS[config.optimizer.name](
-      lambda count: 1., **own(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
+      lambda count: 1., **recipe.factory_arguments(config.optimizer, 'lr', 'warmup_epochs', 'end', 'cosine'))
 
 
 @pytest.mark.parametrize('name', NAMES)

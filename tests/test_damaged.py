@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from equivariant_ssl import cli
+from equivariant_ssl import cli, report
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison, evaluation
@@ -61,3 +61,11 @@ def test_a_damaged_config_is_a_line(command, text, folder, monkeypatch, capsys):
   code = cli.main([command, str(folder)])
   err = capsys.readouterr().err
   assert code in (2, 5) and len(err.strip().splitlines()) <= 2 and 'not a mistake that eqssl knows' not in err, err
+
+
+def test_odd_rows_of_a_log_are_a_line_in_a_report(folder, capsys):
+  rows = [{'step': 1, 'loss': 2., 'std': .9}, {'step': 2, 'loss': {'a': [1]}, 'std': 'x'}, {'step': 'x'}, 3]
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  page = report.report([folder], images=False)
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and '3 lines are not' in err and page.is_file()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_equivariances import TURNS, B, E, V, check, filled, made, pairs_of, turned, turns, variance
 from test_losses import reference as nt_xent
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import predictors
@@ -97,9 +97,9 @@ def test_every_encoder_and_predictor_fits(kw, encoder, predictor, embedded):
 
 
 def test_the_identity_predictor_answers_the_source():
-  source, told = jnp.ones((B, E)), jnp.ones((B, 3))
-  assert predictors.predictor('control', 'identity', E).apply({}, source, told, True) is source
-  assert predictors.action_encoder('control', 'none', E).apply({}, told, True) is told
+  source, conditioning = jnp.ones((B, E)), jnp.ones((B, 3))
+  assert predictors.predictor('control', 'identity', E).apply({}, source, conditioning, True) is source
+  assert predictors.action_encoder('control', 'none', E).apply({}, conditioning, True) is conditioning
 
 
 @pytest.mark.parametrize('setting', ['loss', 'reference', 'stop_gradient', 'encoder', 'predictor'])
@@ -110,45 +110,46 @@ def test_an_unknown_word_is_named_with_those_known(setting):
 
 
 def test_a_square_of_the_reference():
-  """.875 on ImageNet: recorded as a crop, which its views then are told from."""
-  told = wiring('crop')
+  """.875 on ImageNet: recorded as a crop, which is the action before those of its views."""
+  wiring = make_wiring('crop')
   size = jnp.array([8., 16.])
-  action = made('equimod', told, reference_side=.875).groups['reference'].chains[0].sample(jax.random.key(0), size)
+  action = made('equimod', wiring, reference_side=.875).groups['reference'].chains[0].sample(jax.random.key(0), size)
   np.testing.assert_allclose(jnp.stack(action['crop'][:4]), [.0625, .28125, .875, .4375])
 
 
 def test_a_matrix_a_pair(key):
   """W(a) = W_0 + sum_k a_k W_k applied to the source, and the source itself where nothing was done."""
   rng = np.random.default_rng(0)
-  source, told = rng.normal(size=(B, 3)), rng.normal(size=(B, 2))
+  source, conditioning = rng.normal(size=(B, 3)), rng.normal(size=(B, 2))
   hyper = predictors.Hyper()
-  values = hyper.init(key, jnp.float32(source), jnp.float32(told), True)
-  run = jax.jit(lambda source, told: hyper.apply(values, source, told, True))
+  values = hyper.init(key, jnp.float32(source), jnp.float32(conditioning), True)
+  run = jax.jit(lambda source, conditioning: hyper.apply(values, source, conditioning, True))
   bias, kernel = (np.float64(values['params'][k]) for k in ('bias', 'kernel'))
   assert kernel.shape == (2, 3, 3) and np.any(kernel)
-  wanted = [source[n] @ (bias + sum(told[n, k] * kernel[k] for k in range(2))) for n in range(B)]
-  np.testing.assert_allclose(run(jnp.float32(source), jnp.float32(told)), wanted, rtol=1e-5, atol=1e-6)
+  wanted = [source[n] @ (bias + sum(conditioning[n, k] * kernel[k] for k in range(2))) for n in range(B)]
+  np.testing.assert_allclose(run(jnp.float32(source), jnp.float32(conditioning)), wanted, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(run(jnp.float32(source), jnp.zeros((B, 2))), np.float32(source))
-  text = run.lower(jnp.float32(source), jnp.float32(told)).as_text()
+  text = run.lower(jnp.float32(source), jnp.float32(conditioning)).as_text()
   assert f'tensor<{B}x2x3xf32>' in text and f'tensor<{B}x3x3xf32>' not in text  # no matrix a pair is made
 
 
 def fitted(kind: str) -> float:
-  """The squared error of a predictor of where points of the plane turn by angles that it is told, after learning."""
+  """The squared error, after learning, of a predictor of turned points of the plane, conditioned on the angle."""
   rng = np.random.default_rng(0)
   z, angle = rng.normal(size=(256, 2)), rng.uniform(0, 2 * np.pi, 256)
   c, s = np.cos(angle), np.sin(angle)
   moved = np.stack([c * z[:, 0] - s * z[:, 1], s * z[:, 0] + c * z[:, 1]], axis=1)
-  source, told, target = map(jnp.float32, (z, np.stack([c - 1., s], axis=1), moved))  # told 0 for no turn
+  source, conditioning, target = map(jnp.float32, (z, np.stack([c - 1., s], axis=1), moved))  # conditioning 0 for no turn
   module = predictors.predictor('toy', kind, 2)
 
   def error(params):
-    return jnp.mean(jnp.square(module.apply({'params': params}, source, told, True, mutable=['batch_stats'])[0] - target))
+    answer = module.apply({'params': params}, source, conditioning, True, mutable=['batch_stats'])[0]
+    return jnp.mean(jnp.square(answer - target))
 
   def step(params, _):
     return jax.tree.map(lambda p, g: p - .5 * g, params, jax.grad(error)(params)), None
 
-  params = filled(module, source, told)['params']
+  params = filled(module, source, conditioning)['params']
   return float(jax.jit(lambda params: error(jax.lax.scan(step, params, None, length=300)[0]))(params))
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_losses import numeric_gradient
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl import equivariance, registry
 from equivariant_ssl.augment.rotate import Rotate
@@ -15,10 +15,10 @@ SMALL = {'hidden': (8,), 'dim': E, 'action_dim': 3, 'read_hidden': (8,), 'read_d
 NAMES = registry.names(equivariance)
 
 
-def made(name: str, told=None, **kw):
+def made(name: str, wiring=None, **kw):
   """Objective `name`, its layers small, wired."""
   small = {k: v for k, v in SMALL.items() if k in registry.schema(equivariance, name)}
-  return registry.make(equivariance, name, **{**small, **kw})(told or wiring())
+  return registry.make(equivariance, name, **{**small, **kw})(wiring or make_wiring())
 
 
 TARGETS = [n for n in NAMES if made(n).predicts == 'target']
@@ -63,8 +63,8 @@ def turned(turns=TURNS):
 
 
 def turns(**kw):
-  """A wiring told of turns, which are all that is done."""
-  return wiring('rotate', seen=(), **kw)
+  """A wiring of an objective about turns, which are all that is done."""
+  return make_wiring('rotate', views=(), **kw)
 
 
 def filled(module, *args, **kw):
@@ -93,12 +93,12 @@ def test_the_true_answer_is_best(name):
 @pytest.mark.parametrize('sensitive', [False, True])
 @pytest.mark.parametrize('name', NAMES)
 def test_an_objective_asks_for_the_groups_it_uses(name, sensitive):
-  told = wiring(sensitive=sensitive)
-  wired = made(name, told)
+  wiring = make_wiring(sensitive=sensitive)
+  wired = made(name, wiring)
   assert set(wired.uses) <= {'views', *wired.groups}
   if name != 'none' and (sensitive or name in ('care', 'stl')):
     assert 'own' in wired.groups and 'views' not in wired.uses
-    assert {op.name for op in wired.groups['own'].chains} == {told.own[0].name}
+    assert {op.name for op in wired.groups['own'].chains} == {wiring.own_chains[0].name}
   else:
     assert 'own' not in wired.groups and wired.uses[-1] == 'views'
 

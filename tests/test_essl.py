@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wirings import wiring
+from wirings import make_wiring
 
 from equivariant_ssl import augment, equivariance, registry
 from equivariant_ssl.errors import UserError
@@ -18,8 +18,8 @@ IMAGES = Image(jnp.float32(np.random.default_rng(0).uniform(size=(B, SIDE, SIDE,
 
 
 def test_every_image_is_shown_under_all_turns(key):
-  told = wiring('rotate', sensitive=True)
-  wired = make()(told)
+  wiring = make_wiring('rotate', sensitive=True)
+  wired = make()(wiring)
   assert wired.uses == ('own',) and wired.predicts == 'action' and not wired.feeds
   group, = wired.groups.values()
   assert (len(group.chains), group.size, group.all_of) == (1, SIDE // 2, 'rotate')
@@ -34,7 +34,7 @@ def test_every_image_is_shown_under_all_turns(key):
 
 
 def test_its_own_size_and_crop(key):
-  group = make(size=3, crop_scale=(.05, .14))(wiring('rotate', sensitive=True)).groups['own']
+  group = make(size=3, crop_scale=(.05, .14))(make_wiring('rotate', sensitive=True)).groups['own']
   assert group.size == 3
   sample = jax.jit(jax.vmap(lambda k: group.chains[0].sample(k, jnp.full(2, 64.))['crop']))
   crop = sample(jax.random.split(key, 64))
@@ -51,7 +51,7 @@ def flips(V):
 
 
 def test_role_both_classifies_what_the_views_drew():
-  wired = make()(wiring('flip'))
+  wired = make()(make_wiring('flip'))
   assert wired.uses == ('views',) and not wired.groups
   pair = wired.pairs(counted(views=2), {'views': flips(2)})
   np.testing.assert_array_equal(pair.target[:, 0], 200 + np.arange(2 * B))
@@ -60,7 +60,7 @@ def test_role_both_classifies_what_the_views_drew():
 
 def test_relative_to_the_first_view():
   """Sensitive: no view of the invariance has the op, so the first is the source of all four."""
-  wired = make(relative=True)(wiring('rotate', sensitive=True))
+  wired = make(relative=True)(make_wiring('rotate', sensitive=True))
   assert wired.uses == ('own', 'views') and set(wired.groups) == {'own'}
   turns = {'rotate': augment.rotate.Rotate(jnp.tile(jnp.arange(4)[None], (B, 1)))}
   pair = wired.pairs(counted(own=4, views=2), {'own': turns, 'views': {}})
@@ -71,8 +71,8 @@ def test_relative_to_the_first_view():
 
 def test_relative_to_a_view_of_its_own(key):
   """Both, wholly or in part: the source is still in the ops that are asked, and in them alone."""
-  told = wiring('flip', 'vflip')
-  wired = make(relative=True)(told)
+  wiring = make_wiring('flip', 'vflip')
+  wired = make(relative=True)(wiring)
   assert wired.uses == ('views', 'own still')
   group, = wired.groups.values()
   assert (len(group.chains), group.size, group.all_of) == (1, SIDE, None)
@@ -83,7 +83,8 @@ def test_relative_to_a_view_of_its_own(key):
   np.testing.assert_array_equal(pair.source[:, 0], 100 + np.repeat(np.arange(B), 2))
   np.testing.assert_array_equal(pair.before['flip'].applied, np.repeat(np.arange(B) % 3 == 0, 2))
 
-  mixed = wiring('flip', 'rotate', sensitive=True)._replace(seen=told.own)  # the views are flipped, but not turned
+  # The views are flipped, but not turned.
+  mixed = make_wiring('flip', 'rotate', sensitive=True)._replace(view_chains=wiring.own_chains)
   wired = make(relative=True)(mixed)
   assert wired.uses == ('own', 'own still') and wired.groups['own'].all_of == 'rotate'
 
@@ -103,8 +104,8 @@ def numpy_loss(logits, labels: dict):
 
 @pytest.fixture(scope='module')
 def two():
-  """An objective told of turns and vertical flips, 16 pairs' actions, the logits that say them, and a jitted loss."""
-  wired = make()(wiring('rotate', 'vflip'))
+  """An objective about turns and vertical flips, 16 pairs' actions, the logits that say them, and a jitted loss."""
+  wired = make()(make_wiring('rotate', 'vflip'))
   rng = np.random.default_rng(1)
   turns, flips = rng.integers(4, size=16), rng.integers(2, size=16)
   after = {'rotate': augment.rotate.Rotate(jnp.int32(turns)), 'vflip': augment.vflip.VFlip(jnp.bool_(flips))}
@@ -137,17 +138,17 @@ def test_laws(two):
 @pytest.mark.parametrize('name', DISCRETE)
 def test_any_discrete_op(name):
   """Class k is choice k, of every op that has choices."""
-  told = wiring(name, sensitive=True)
-  wired = make()(told)
-  K = len(jax.tree.leaves(told.told.choices[name])[0])
-  after = {name: jax.tree.map(jnp.asarray, told.told.choices[name])}
+  wiring = make_wiring(name, sensitive=True)
+  wired = make()(wiring)
+  K = len(jax.tree.leaves(wiring.conditioning.choices[name])[0])
+  after = {name: jax.tree.map(jnp.asarray, wiring.conditioning.choices[name])}
   assert wired.groups['own'].all_of == name and wired.head.classify.out == K
   assert jax.jit(lambda logits: wired.loss(logits, Pair(None, None, after, after)))(50. * jnp.eye(K)) < 1e-6
 
 
 @pytest.mark.parametrize('relative', [False, True])
 def test_head(relative, key):
-  wired = make(relative=relative, hidden_activation_last=not relative)(wiring('rotate', 'vflip'))
+  wired = make(relative=relative, hidden_activation_last=not relative)(make_wiring('rotate', 'vflip'))
   h = jax.random.normal(key, (B, 2, 7))
   pair = Pair(h[:, 0], h[:, 1], {}, {})
 
@@ -162,5 +163,5 @@ def test_head(relative, key):
 
 
 def test_nothing_to_classify():
-  with pytest.raises(UserError, match='told none'):
-    make()(wiring('gray'))
+  with pytest.raises(UserError, match='has none'):
+    make()(make_wiring('gray'))

@@ -102,7 +102,7 @@ def given(tmp_path_factory):
   (params, stats), _ = torchvision.from_torch(drawn(10), (state.params['encoder'], state.stats['encoder']))
   state = state._replace(step=jnp.int32(7), params={**state.params, 'encoder': params},
                          stats={**state.stats, 'encoder': stats})
-  state = jax.device_put(state, sharding.replicated(made.mesh))
+  state = jax.device_put(state, sharding.replicated_sharding(made.mesh))
   record.start(workdir, configs.as_json(config), 'eqssl train --config smoke --workdir start')
   with checkpoint.open(workdir / 'checkpoints') as saved:
     saved.save(7, state, {}, wait=True)

@@ -66,9 +66,9 @@ def make(width: int = 8):
       return Pair(h[:, 0], h[:, 1], view(0), view(1))
 
     def loss(answer, pair: Pair, embeddings=None):
-      told = jax.vmap(wiring.told.relative)(pair.before, pair.after)
+      told = jax.vmap(wiring.conditioning.relative)(pair.before, pair.after)
       return jnp.square(answer - told).mean()
-    size = wiring.told.encode(wiring.told.identity(jnp.ones(2))).shape[0]
+    size = wiring.conditioning.encode(wiring.conditioning.identity(jnp.ones(2))).shape[0]
     return Equivariance(Head(mlp.make(hidden=(width,), out=size)), loss, {}, ('views',), pairs, predicts='action')
   return wire
 '''

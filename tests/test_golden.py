@@ -110,7 +110,8 @@ CASES = {
     'essl_simsiam': Case('cifar10_simsiam_essl', {
         **widths((12,), 12), **widths((8,), 12, PREDICTOR), 'equivariance.hidden': '(12, 12)'}, with_turned),
     'augself': Case('stl10_simclr_augself', {**TWO, 'equivariance.hidden': '(12, 12)'}, lambda: seen(same_flips=True)),
-    'cassle': Case('stl10_simclr_augself', {**TWO, **equivariance('cassle', told=(), action_hidden=(6,) * 5, action_dim=6)},
+    'cassle': Case('stl10_simclr_augself', {
+        **TWO, **equivariance('cassle', augmentations=(), action_hidden=(6,) * 5, action_dim=6)},
                    told('told 0', 'told 1'), raw=True),
     'sie': Case('imagenet_vicreg', {
         **widths((6, 6), 6), 'invariance.similarity': '10', 'invariance.std': '0', 'invariance.cov': '0',
@@ -120,7 +121,7 @@ CASES = {
         'equivariance.read_dim': '6'}, zero=('heads_stl/move/bias',)),
     'sen': Case('stl10_simclr_augself', {
         'invariance.name': 'none',
-        **equivariance('sen', predictor='linear', negatives='all', hidden=(12, 12), dim=12, told=())},
+        **equivariance('sen', predictor='linear', negatives='all', hidden=(12, 12), dim=12, augmentations=())},
         told('told'), raw=True),
     'care': Case('cifar10_care', {**TWO, 'equivariance.splits': '4'}, with_own),
     'barlow': Case('imagenet_barlow', widths((12, 12), 12)),
@@ -152,7 +153,7 @@ def made(case: Case):
   units = lambda op, draws: op._replace(encode=of(op), relative=between(op))
   if case.raw:
     units = lambda op, draws: op._replace(encode=lambda action: action['told'], relative=lambda a, b: b['told'] - a['told'])
-  with mock.patch.object(recipe.augment, 'normalised', units), mock.patch.dict('sys.modules', {tiny.__name__: tiny}):
+  with mock.patch.object(recipe.augment, 'normalized', units), mock.patch.dict('sys.modules', {tiny.__name__: tiny}):
     return recipe.make(config, 100 * arrays.B, arrays.SIZE, config.mean, config.std)
 
 
@@ -171,8 +172,8 @@ def ours(case: Case) -> tuple[float, dict[str, np.ndarray]]:
   def value(params, average):
     aim = None
     if average is not None:
-      moved = step.averaged(run, jnp.asarray(3), average, params) if run.invariance.update == 'before' else average
-      aim = step.aimed(run, moved, still, views)[0]
+      moved = step.update_average(run, jnp.asarray(3), average, params) if run.invariance.update == 'before' else average
+      aim = step.target_embeddings(run, moved, still, views)[0]
     (loss, _), grads = jax.value_and_grad(lambda p: step.loss(run, p, stats, shown, aim), has_aux=True)(params)
     return loss, grads
   loss, grads = value(params, average)
@@ -185,14 +186,14 @@ def ranges(wiring, found):
   return {**asked, 'jitter': asked['jitter']._replace(span=np.array([.8, .8, .8, .2]))}
 
 
-MEASURED = augself.questions
+MEASURED = augself.build_questions
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_a_whole_step_equals_the_official_code(name):
   golden = dict(np.load(FOLDER / f'{name}.npz'))
   loss = golden.pop('loss')
-  with float64(), mock.patch.object(augself, 'questions', ranges):
+  with float64(), mock.patch.object(augself, 'build_questions', ranges):
     found, grads = ours(CASES[name])
   assert found == pytest.approx(loss, rel=BOUND), name
   assert set(grads) == set(golden)

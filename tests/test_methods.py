@@ -63,12 +63,12 @@ def trained(inv: str, eqs: str | tuple, devices: int = 1):
   """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
   run = loop.prepare(settings(inv, eqs), sharding.mesh(jax.devices()[:devices]))
   first = state = loop.initial(run)
-  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=sharding.replicated(run.mesh))
+  train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=sharding.replicated_sharding(run.mesh))
   rows = source().train
   seen = []
   for n in range(STEPS):
     batch = Batch(rows.images[n * B:(n + 1) * B], rows.sizes[n * B:(n + 1) * B])
-    state, metrics = train_step(run.key, state, sharding.place(batch, sharding.split(run.mesh)))
+    state, metrics = train_step(run.key, state, sharding.place(batch, sharding.batch_sharding(run.mesh)))
     seen.append({k: float(v) for k, v in metrics.items()})
   return run, jax.device_get(first), jax.device_get(state), seen
 

@@ -107,7 +107,7 @@ def test_the_published_heads_can_be_made(name):
 @pytest.mark.parametrize('name', LOSSES)
 def test_two_views_are_compared(name):
   three = Embeddings(*[jnp.zeros((4, 3, E))] * 3)
-  with pytest.raises(ValueError, match=f'{name} compares 2 views, got 3'):
+  with pytest.raises(ValueError, match=f'{name} compares 2 views, but it received 3'):
     jax.eval_shape(registry.make(invariance, name).loss, three)
 
 
@@ -136,7 +136,7 @@ def test_a_batch_over_four_devices_is_the_batch(embeddings):
 
   found = {}
   for n in (1, 4):
-    placed = sharding.place(embeddings, sharding.split(sharding.mesh(jax.devices()[:n])))
+    placed = sharding.place(embeddings, sharding.batch_sharding(sharding.mesh(jax.devices()[:n])))
     compiled = jax.jit(all_of_them).lower(placed).compile()
     found[n] = jax.device_get(compiled(placed))
   for one, four in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):

@@ -14,7 +14,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import loop, runs, step
 from equivariant_ssl.training.recipe import Monitor
-from equivariant_ssl.training.state import Head, Probe
+from equivariant_ssl.training.state import LinearHead, Probe
 
 QUICK = {'steps': '10', 'log_every': '1', 'checkpoint_every': '100'}
 
@@ -58,19 +58,19 @@ def test_the_probe_is_sgd_on_its_features(key):
   y = random.randint(0, 3, 32)
   h = (np.eye(3)[y] @ random.randn(3, 5) + .1 * random.randn(32, 5)).astype(np.float32)
   recipe = SimpleNamespace(probe=Monitor(3, optax.sgd(.1, momentum=.9)))
-  head = Head(jnp.zeros((5, 3)), jnp.zeros(3))
+  head = LinearHead(jnp.zeros((5, 3)), jnp.zeros(3))
   extras, w, memory, hits = Probe(head, recipe.probe.tx.init(head)), np.zeros((6, 3)), np.zeros((6, 3)), []
   one = np.concatenate([h, np.ones((32, 1))], axis=1, dtype=np.float64)
   for _ in range(20):
-    extras, seen = step.probe_step(recipe, extras, jnp.asarray(h), jnp.asarray(y, jnp.int32))
+    extras, seen = step.probe_step(recipe.probe.tx, extras, jnp.asarray(h), jnp.asarray(y, jnp.int32))
     p = np.exp(one @ w)
     memory = .9 * memory + one.T @ (p / p.sum(1, keepdims=True) - np.eye(3)[y]) / 32
     hits.append((float(seen['probe_top1']), np.mean((one @ w).argmax(1) == y)))
     w = w - .1 * memory
   np.testing.assert_allclose(np.concatenate([extras.head.kernel, extras.head.bias[None]]), w, atol=1e-5)
   assert all(a == pytest.approx(b) for a, b in hits) and hits[-1][0] > .9
-  moved = jax.grad(lambda h: step.probe_step(recipe, extras, h, jnp.asarray(y, jnp.int32))[1]['probe_loss'])(jnp.asarray(h))
-  assert not moved.any()
+  loss = lambda h: step.probe_step(recipe.probe.tx, extras, h, jnp.asarray(y, jnp.int32))[1]['probe_loss']
+  assert not jax.grad(loss)(jnp.asarray(h)).any()
 
 
 @pytest.mark.parametrize('field', ['probe=True', 'knn_every=1'])

@@ -119,7 +119,7 @@ def test_what_decays_and_adapts_is_the_kernels_of_every_module_found():
     over |= {'encoder.patch': '8', 'encoder.size': '16', 'encoder.depth': '1'} if name == 'vit' else {}
     made = recipe.make(configs.load('smoke', over), 1000, 0)._replace(canvas=16)  # 0: no draws to measure units by
     params = state.abstract(made, sharding.mesh(jax.devices()[:1])).params
-    for path, decays in jax.tree_util.tree_leaves_with_path(optim.weights(params)):
+    for path, decays in jax.tree_util.tree_leaves_with_path(optim.weight_mask(params)):
       assert decays == (path[-1].key == 'kernel'), f'{part} {name}: {jax.tree_util.keystr(path)}'
     found |= {path[-1].key: leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim > 1}
   assert found.keys() == {'kernel', 'bias', 'cls_token', 'pos_embed'}, 'a parameter of a new kind: does it decay?'

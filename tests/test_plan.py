@@ -63,7 +63,7 @@ def test_a_loops_collectives_count_every_round():
   mesh = sharding.mesh(jax.devices()[:2])
 
   def f(x):
-    with sharding.within(mesh):
+    with sharding.use_mesh(mesh):
       one = lambda total, part: (total + jax.lax.with_sharding_constraint(part.sum(0), jax.P()), None)
       return jax.lax.scan(one, x[0].sum(0), x)[0]
   x = jax.ShapeDtypeStruct((5, 4, 3), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, 'data')))
@@ -75,7 +75,7 @@ def test_a_loops_collectives_count_every_round():
 
 def test_collectives_of_a_program():
   mesh = sharding.mesh()
-  x = jax.device_put(jnp.zeros((16, 8)), sharding.split(mesh))
+  x = jax.device_put(jnp.zeros((16, 8)), sharding.batch_sharding(mesh))
   f = jax.shard_map(lambda x: (jax.lax.psum(x.sum(0, keepdims=True), 'data'), jax.lax.all_gather(x, 'data', tiled=True)),
                     mesh=mesh, in_specs=PartitionSpec('data'), out_specs=PartitionSpec(), check_vma=False)
   found = step_plan.collectives(jax.jit(f).lower(x).compile().as_text())

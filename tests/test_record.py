@@ -178,12 +178,12 @@ ODD = ['{"step": 2, "loss": {"a": NaN}}', '{"step": true, "loss": 1}', '{"step":
 def test_odd_rows_are_left_out_with_a_line(tmp_path, capsys):
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes('\n'.join(['{"step": 1, "loss": 1.5}', *ODD, '{"step": 3, "loss": null}', '']).encode() + b'\xff\xfe\n')
-  want = [{'step': 1, 'loss': 1.5}, {'step': 2}, {'step': 3, 'loss': None}]
+  want = [{'step': 1, 'loss': 1.5}, {'step': 2, 'loss': None}, {'step': 3, 'loss': None}]
   assert record.read_metrics(tmp_path) == want
   with record.open_metrics(tmp_path, 3) as write:
     write(4, {'loss': 1})
   err = capsys.readouterr().err
-  assert err.count('\n') == 1 and f'{len(ODD) + 1} lines are not' in err
+  assert err.count('\n') == 1 and f'{len(ODD)} lines are not' in err  # one has a number that is not finite, which may be
   assert [json.loads(line) for line in path.read_text().splitlines()] == [*want, {'step': 4, 'loss': 1.}]
   with record.open_metrics(tmp_path, 4):
     pass

@@ -1,4 +1,4 @@
-"""What the four roles mean, for one objective and for several: which ops make which views, and who is told of them."""
+"""What the four roles mean: which ops make which views, and which heads are conditioned on them."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,31 +21,31 @@ def names(chain) -> set:
   return set(chain.name.split('+'))
 
 
-@pytest.mark.parametrize('role, seen, own, told', [
+@pytest.mark.parametrize('role, in_views, in_own, conditioned', [
     ('off', False, False, False), ('invariant', True, True, False), ('sensitive', False, True, True),
     ('both', True, True, True)])
 @pytest.mark.parametrize('objective', ['equimod', 'augself', 'sie', 'sen', 'stl', 'care', 'cassle', 'essl'])
-def test_a_role_is_two_bits_for_every_objective(role, seen, own, told, objective):
+def test_a_role_is_two_bits_for_every_objective(role, in_views, in_own, conditioned, objective):
   section = {'name': objective, **({'splits': 4} if objective == 'care' else {})}
   r = made(equivariance=repr(section), augment__rotate__role=role, augment__flip__role='both')
-  assert ('rotate' in names(r.groups['views'].chains[0])) == seen
+  assert ('rotate' in names(r.groups['views'].chains[0])) == in_views
   wiring = r.wirings[objective]
-  assert ('rotate' in names(wiring.told)) == told and 'flip' in names(wiring.told)
+  assert ('rotate' in names(wiring.conditioning)) == conditioned and 'flip' in names(wiring.conditioning)
   groups = [g for n, g in r.groups.items() if n == objective]
   assert bool(groups) == (role == 'sensitive' or objective in ('stl', 'care'))  # these two share draws
   for group in groups:
-    assert ('rotate' in names(group.chains[0])) == own
+    assert ('rotate' in names(group.chains[0])) == in_own
 
 
-def test_several_objectives_each_have_what_they_are_told():
-  """EquiMod is told of crops alone, so it needs no views of its own; E-SSL turns its own."""
-  r = made(equivariance="[{'name': 'equimod', 'told': ('crop',)}, {'name': 'essl', 'told': ('rotate',)}]",
+def test_several_objectives_each_have_their_augmentations():
+  """EquiMod is about crops alone, so it needs no views of its own; E-SSL turns its own."""
+  r = made(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, {'name': 'essl', 'augmentations': ('rotate',)}]",
            augment__rotate__role='sensitive', augment__crop__role='both', augment__flip__role='invariant')
   assert set(r.groups) == {'views', 'reference', 'essl'}
   assert names(r.groups['views'].chains[0]) == {'crop', 'flip'}
   assert names(r.groups['essl'].chains[0]) == {'crop', 'flip', 'rotate'} and r.groups['essl'].all_of == 'rotate'
-  assert names(r.wirings['equimod'].told) == {'crop'} and names(r.wirings['essl'].told) == {'rotate'}
-  assert not r.wirings['equimod'].sensitive
+  assert names(r.wirings['equimod'].conditioning) == {'crop'} and names(r.wirings['essl'].conditioning) == {'rotate'}
+  assert not r.wirings['equimod'].has_own_views
 
 
 def test_the_views_may_be_shared():
@@ -55,7 +55,8 @@ def test_the_views_may_be_shared():
 
 
 def test_one_name_twice():
-  r = made(equivariance="[{'name': 'equimod', 'told': ('crop',)}, {'name': 'equimod', 'told': ('rotate',)}]",
+  r = made(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, "
+                        "{'name': 'equimod', 'augmentations': ('rotate',)}]",
            augment__rotate__role='sensitive')
   assert list(r.equivariances) == ['equimod', "equimod'"]
   assert names(r.groups["equimod'"].chains[0]) == {'crop', 'flip', 'rotate'}
@@ -69,15 +70,16 @@ def test_the_second_view_may_differ():
   actions = jax.jit(lambda key: views({'views': r.groups['views']}, key, images))(jax.random.key(0))['views'].actions
   assert not actions['solarize'].applied[:, 0].any() and actions['solarize'].applied[:, 1].all()
   assert actions['flip'].applied[:, 0].any() and not actions['flip'].applied[:, 1].any()
-  told = np.asarray(jax.vmap(r.wirings['equimod'].told.encode)(jax.tree.map(lambda a: a[:, 1], actions)))
-  solarized = told[:, -1]
+  encoded = np.asarray(jax.vmap(r.wirings['equimod'].conditioning.encode)(jax.tree.map(lambda a: a[:, 1], actions)))
+  solarized = encoded[:, -1]
   np.testing.assert_allclose(solarized, 2., rtol=1e-3)  # half of the pooled views are: a spread of 1/2
 
 
 @pytest.mark.parametrize('overrides, cause, fix', [
-    ({'equivariance__told': "('rotate',)", 'augment__rotate__role': 'invariant'}, "told names 'rotate'", 'or both'),
-    ({'equivariance__told': "('blur',)"}, "'not in the config'", 'Name some of: crop, rotate'),
-    ({'augment__crop__role': 'invariant', 'augment__rotate__role': 'off'}, 'told no augmentation', 'role=both'),
+    ({'equivariance__augmentations': "('rotate',)", 'augment__rotate__role': 'invariant'},
+     "augmentations names 'rotate'", 'or both'),
+    ({'equivariance__augmentations': "('blur',)"}, "'not in the config'", 'Name some of: crop, rotate'),
+    ({'augment__crop__role': 'invariant', 'augment__rotate__role': 'off'}, 'has no augmentations', 'role=both'),
     ({'equivariance': 'cassle', 'invariance': 'none'}, 'nothing to learn', 'invariance.name=simclr'),
     ({'equivariance': 'none', 'invariance': 'none'}, 'nothing to learn', 'equivariance.name=equimod'),
     ({'equivariance': "{'name': 'equimod', 'tap_layer': 5}"}, 'tap_layer is 5', '1 to 4'),

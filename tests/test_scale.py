@@ -10,7 +10,7 @@ from test_step import crossing
 from equivariant_ssl import config as configs
 from equivariant_ssl import losses
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.nets.network import actions, tapped
+from equivariant_ssl.nets.network import actions, tapped_stages
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import loop, runs, step
@@ -32,10 +32,10 @@ def compiled(loss, devices, rows, features):
   mesh = sharding.mesh(jax.devices()[:devices])
 
   def both(a, b):
-    with sharding.within(mesh):
+    with sharding.use_mesh(mesh):
       return jax.value_and_grad(loss, (0, 1))(a, b)
-  shape = jax.ShapeDtypeStruct((rows, features), jnp.float32, sharding=sharding.split(mesh))
-  out = (sharding.replicated(mesh), (sharding.split(mesh),) * 2)
+  shape = jax.ShapeDtypeStruct((rows, features), jnp.float32, sharding=sharding.batch_sharding(mesh))
+  out = (sharding.replicated_sharding(mesh), (sharding.batch_sharding(mesh),) * 2)
   return jax.jit(both, out_shardings=out).lower(shape, shape).compile()
 
 
@@ -47,7 +47,7 @@ def test_a_loss_in_blocks_is_the_loss(name, monkeypatch):
   for devices, block in ((1, 96), (8, 40), (8, 6)):  # of 24 or 48 columns: 12, 6 and a block a column
     monkeypatch.setattr(losses, 'BLOCK', block)
     program = compiled(LOSSES[name], devices, *a.shape)
-    x = [sharding.place(x, sharding.split(sharding.mesh(jax.devices()[:devices]))) for x in (a, b)]
+    x = [sharding.place(x, sharding.batch_sharding(sharding.mesh(jax.devices()[:devices]))) for x in (a, b)]
     assert ('all-gather' in program.as_text()) == (devices > 1)
     got = program(*x)
     assert apart(got[0], want[0]) <= 1e-6 and apart(got[1], want[1]) <= 1e-5, (devices, block)
@@ -72,7 +72,7 @@ def made(parts, devices=1, **over):
 
 def gradient(run, state, shown):
   """(loss, gradient, BatchNorm statistics) as the step takes them, with a target where there is one."""
-  aim = step.aimed(run.recipe, *state.target, {'views': shown['views']})[0] if state.target else None
+  aim = step.target_embeddings(run.recipe, *state.target, {'views': shown['views']})[0] if state.target else None
   of = lambda params: step.loss(run.recipe, params, state.stats, shown, aim)
   (loss, (stats, _, features)), grads = jax.value_and_grad(of, has_aux=True)(state.params)
   return (loss, features), grads, stats
@@ -86,7 +86,7 @@ def apart_by_part(run, state, shown, parts):
     found = []
     for m in range(parts):
       own = jax.tree.map(lambda x: x[m::parts], shown)  # noqa: B023
-      found.append(network.apply({'params': params, 'batch_stats': state.stats}, own, True, tapped(objectives),
+      found.append(network.apply({'params': params, 'batch_stats': state.stats}, own, True, tapped_stages(objectives),
                                  method='features', mutable=['batch_stats'])[0])
     features = jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *found)
     outputs, _ = network.apply({'params': params, 'batch_stats': state.stats}, features, actions(shown), objectives, True,
@@ -144,7 +144,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
   for devices in (1, 8):
     run = made(2, devices)
     state, (program, data) = runs.initial(run), loop.compiled(run)
-    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated(run.mesh))
+    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
     program = program.lower(run.key, state, data, order).compile()
     losses_.append(float(program(run.key, state, data, order)[1]['loss']))
     text = program.as_text()
@@ -157,7 +157,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
 def test_a_batch_that_cannot_be_cut_is_a_user_error():
   with pytest.raises(UserError, match='accumulate is 3: a batch of 16 cannot be cut'):
     configs.load('smoke', {'accumulate': '3'})
-  with pytest.raises(UserError, match='batch 16 does not divide over 8 devices in 4 parts'):
+  with pytest.raises(UserError, match='batch of 16 does not divide over 8 devices in 4 parts'):
     made(4, 8)
 
 
@@ -189,8 +189,8 @@ def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devic
   losses_ = []
   for n, by in ((devices, rule), (1, 'replicate')):
     there = made(1, n)
-    program, (_, data) = step.resident(there.recipe, there.mesh, rule=by), loop.compiled(there)
-    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated(there.mesh))
+    program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), loop.compiled(there)
+    order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(there.mesh))
     state = checkpoint.load(folder / was, runs.abstract(there, by))[1]
     placement = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(2):

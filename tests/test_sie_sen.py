@@ -1,4 +1,4 @@
-"""SIE and SEN: pairs of views, what they are told of them, and their losses against float64 NumPy."""
+"""SIE and SEN: pairs of views, their conditioning, and their losses against float64 NumPy."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ from equivariant_ssl.types import Embeddings
     ('equimod', {'reference': 'view'}, [0, 1, 2, 3], [1, 0, 3, 2]),
     ('sie', {}, [0, 2], [1, 3]), ('sen', {}, [0, 2], [1, 3])])
 def test_views_are_paired_with_each_other(name, kw, source, target):
-  """EquiMod both ways round, SIE and SEN from the first view to the second; told of the relative action."""
+  """EquiMod both ways round, SIE and SEN from the first view to the second; the conditioning is the relative action."""
   wired = made(name, **kw)
   z, flipped = jnp.arange(4.).reshape(2, 2, 1), jnp.array([[False, True], [True, True]])
   pair = wired.pairs({'views': z}, {'views': {'flip': flipped}})
@@ -44,7 +44,7 @@ def test_sen_loss_equals_float64():
 
 
 @pytest.mark.parametrize('name', ['sen', 'sie'])
-def test_they_are_told_the_relative_action(name, key):
+def test_the_conditioning_is_the_relative_action(name, key):
   """Where the two views had the same action an embedding is predicted to stay, elsewhere to move."""
   wired = made(name, turns())
   pair = wired.pairs({'views': jax.random.normal(key, (B, V, E))}, turned())

@@ -25,7 +25,7 @@ def trained(devices: int) -> dict:
   """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
   r = run(devices)
   state, (program, data) = loop.initial(r), loop.compiled(r)
-  order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated(r.mesh))
+  order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(r.mesh))
   text = program.lower(r.key, state, data, order).compile().as_text()
   losses, gradient = [], None
   for n in range(3):
@@ -42,7 +42,7 @@ def trained(devices: int) -> dict:
 def shown(devices: int):
   """The views of step 5, with the batch split over the devices."""
   r = run(devices)
-  batch = sharding.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), sharding.split(r.mesh))
+  batch = sharding.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), sharding.batch_sharding(r.mesh))
   return jax.device_get(jax.jit(functools.partial(step.views, r.recipe))(r.key, 5, batch))
 
 

@@ -1,4 +1,5 @@
 """Asked to stop: from the first line to the last a run that can go on ends with 75, whoever asks."""
+import errno
 import os
 import pathlib
 import signal
@@ -169,6 +170,29 @@ def _read(leader):
     if select.select([leader], [], [], .05)[0]:
       return os.read(leader, 65536)
   return b''
+
+
+def test_a_line_that_a_closed_terminal_does_not_take_is_the_stop_that_it_is():
+  for asked, kind in ((False, OSError), (True, UserError)):
+    with pytest.raises(kind) as error, stop.heard():
+      if asked:
+        signal.raise_signal(signal.SIGHUP)
+      raise OSError(errno.EIO, 'Input/output error')
+    assert not asked or error.value.code == PREEMPTED
+
+
+def test_of_several_processes_jax_is_told(monkeypatch):
+  """Which tells the others, so that all stop at one step: also of what came before it listened."""
+  sent = []
+  monkeypatch.setattr(os, 'kill', lambda pid, number: sent.append((pid, number)))
+  with stop.heard() as asked:
+    signal.raise_signal(signal.SIGUSR1)
+    stop.share()
+    assert sent == [(os.getpid(), signal.SIGTERM)] and not asked()
+    stop.check()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+      signal.raise_signal(number)
+    assert sent == [(os.getpid(), signal.SIGTERM)] * 4
 
 
 @pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR2])

@@ -125,7 +125,7 @@ def test_batches_start_at_any_step_and_devices_get_their_rows(folder):
     np.testing.assert_array_equal(at[n][0], split.images[rows(n)])
     np.testing.assert_array_equal(at[n][2], split.labels[rows(n)])
   assert len(at) == 6 and list(stream.batches(split, rows, 3, 3)) == []
-  rows = sharding.split(sharding.mesh())
+  rows = sharding.batch_sharding(sharding.mesh())
   np.testing.assert_array_equal(stream.own(rows, 16), np.arange(16))
   first, *_ = stream.placed(iter([{'x': np.arange(16.)}, {'x': np.zeros(16)}]), rows, 16)
   assert first['x'].sharding == rows and first['x'].tolist() == list(range(16))

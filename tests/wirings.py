@@ -1,18 +1,25 @@
-"""What the tests of equivariance objectives share: a wiring by hand."""
+"""A wiring made by hand, for the tests of equivariance objectives."""
 from equivariant_ssl import augment, registry
-from equivariant_ssl.types import Wiring
+from equivariant_ssl.types import Op, Wiring
 
 
-def wiring(*told: str, seen: tuple[str, ...] = ('crop',), sensitive: bool = False, size: int = 8, batch: int = 8,
-           name: str = 'own') -> Wiring:
-  """An objective told of the ops `told` (default: flip); seen by the invariance's views too unless `sensitive`."""
-  told = told or ('flip',)
+def make_wiring(*augmentations: str, views: tuple[str, ...] = ('crop',), sensitive: bool = False,
+                size: int = 8, batch: int = 8, name: str = 'own') -> Wiring:
+  """The wiring of an objective about `augmentations` (by default the flip).
 
-  def ops(names, side: int, changes: dict):
-    kw = lambda n: {**({'size': side} if n == 'crop' else {}), **changes.get(n, {})}
-    return augment.chain(*(registry.make(augment, n, **kw(n)) for n in names))
+  They have the role `both`, or `sensitive`. The invariance's views have the other ops `views`.
+  """
+  augmentations = augmentations or ('flip',)
 
-  order = tuple(n for n in seen if n not in told) + told
-  own = lambda side, changes: (ops(order, side, changes),) * 2
-  seen_chain = ops([n for n in seen if n not in told], size, {}) if sensitive else own(size, {})[0]
-  return Wiring(name, (seen_chain, seen_chain), own(size, {}), ops(told, size, {}), sensitive, size, batch, own)
+  def build_chain(names, side: int, changes: dict) -> Op:
+    fields = lambda n: {**({'size': side} if n == 'crop' else {}), **changes.get(n, {})}
+    return augment.chain(*(registry.make(augment, n, **fields(n)) for n in names))
+
+  others = tuple(n for n in views if n not in augmentations)
+
+  def build_own_chains(side: int, changes: dict) -> tuple[Op, ...]:
+    return (build_chain(others + augmentations, side, changes),) * 2
+  own = build_own_chains(size, {})
+  chains = (build_chain(others, size, {}),) * 2 if sensitive else (own[0], own[0])
+  return Wiring(name, chains, own, build_chain(augmentations, size, {}), sensitive, size, batch,
+                build_own_chains)

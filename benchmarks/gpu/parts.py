@@ -91,10 +91,10 @@ def compiled(run):
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.training import runs
   from equivariant_ssl.training import step as steps
-  num, whole, side = len(run.source.train.sizes), sharding.replicated(run.mesh), run.recipe.canvas
+  num, whole, side = len(run.source.train.sizes), sharding.replicated_sharding(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
   data = steps.Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
-  return steps.resident(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
+  return steps.resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
 
 
 def timed(run, program, seconds: float, say, found: dict):
@@ -106,7 +106,7 @@ def timed(run, program, seconds: float, say, found: dict):
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.training import runs
   from equivariant_ssl.training import step as steps
-  train, whole = run.source.train, sharding.replicated(run.mesh)
+  train, whole = run.source.train, sharding.replicated_sharding(run.mesh)
   data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
   order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
   state = runs.initial(run)
@@ -202,7 +202,7 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
   from equivariant_ssl.training import step as steps
   runs.keep_programs()
   run = described(size, config)
-  program, train, whole = compiled(run), run.source.train, sharding.replicated(run.mesh)
+  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
   given = sharding.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
 
   def twenty(stop: bool) -> dict:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
-from equivariant_ssl.errors import BAD_DATA, UserError, told
+from equivariant_ssl.errors import BAD_DATA, UserError, describe
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, fingerprint, record
 from equivariant_ssl.training import runs
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
       whole = '' if about['step'] == about['steps'] else f' (cut: {about["steps"]} were planned)'
       print(f'{workdir}: step {about["step"]}{whole}. Next: eqssl eval {workdir} --protocol cached,few_labels,profile')
   except (OSError, UserError) as error:
-    text, code = told(error)
+    text, code = describe(error)
     print(f'restore.py: {text}', file=sys.stderr)
     return code
   return 0

@@ -39,7 +39,7 @@ def ours_given(run, first, shown) -> Turn:
 
 def ours_whole(run, compiled: Callable) -> Turn:
   """Our training step: the batch picked, augmented and learned from on the device."""
-  program, train, whole = compiled(run), run.source.train, sharding.replicated(run.mesh)
+  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
   data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
   order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
   held = [runs.initial(run)]

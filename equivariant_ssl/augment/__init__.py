@@ -3,13 +3,14 @@ from equivariant_ssl.augment.algebra import (
   augment,
   chain,
   class_of,
-  normalised,
+  normalized,
   only,
   reference,
   relative,
   sometimes,
-  united,
+  unite,
   views,
 )
 
-__all__ = ['augment', 'chain', 'class_of', 'normalised', 'only', 'reference', 'relative', 'sometimes', 'united', 'views']
+__all__ = ['augment', 'chain', 'class_of', 'normalized', 'only', 'reference', 'relative',
+           'sometimes', 'unite', 'views']

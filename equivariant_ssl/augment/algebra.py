@@ -1,4 +1,4 @@
-"""The algebra of ops: chains, chances, what a network is told of them, and views over named groups."""
+"""The algebra of ops: chains, probabilities, encodings, and the views of named groups."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,48 +10,52 @@ from equivariant_ssl.types import Action, Array, Group, Image, Key, Op, Size, Vi
 
 
 def chain(*ops: Op) -> Op:
-  """Ops in order; the action is {op.name: action}, the encoding their concatenation.
+  """Ops that are applied one after the other, as one op.
 
-  Each op draws from a key folded by its own name, so adding an op leaves the other draws as they were. Names
-  of the action that the chain does not have are ignored; `choices` are those of its discrete ops, by name.
-  Raises ValueError where two ops have one name.
+  The action is {op.name: action}, and the encoding is the concatenation of the ops' encodings. Each
+  op draws from a key folded by its own name, so a further op leaves the other draws as they were.
+  An action may have names that the chain does not have; they are ignored. `choices` holds those of
+  the discrete ops, by name. Raises ValueError where two ops have one name.
   """
   names = [op.name for op in ops]
   if len(set(names)) < len(names):
-    raise ValueError(f'a chain needs ops of different names, got {names}')
+    raise ValueError(f'A chain needs ops of different names, but these are {names}.')
 
   def apply(action: Action, image: Image) -> Image:
     for op in ops:
       image = op.apply(action[op.name], image)
     return image
 
+  def encode(action: Action) -> Array:
+    return jnp.concatenate([jnp.zeros(0), *(op.encode(action[op.name]) for op in ops)])
+
   return Op(
       name='+'.join(names),
       identity=lambda size: {op.name: op.identity(size) for op in ops},
       sample=lambda key, size: {op.name: op.sample(key_for(key, op.name), size) for op in ops},
       apply=apply,
-      encode=lambda action: jnp.concatenate([jnp.zeros(0), *(op.encode(action[op.name]) for op in ops)]),
+      encode=encode,
       choices={op.name: op.choices for op in ops if op.choices is not None},
       relative=lambda before, after: jnp.concatenate(
           [jnp.zeros(0), *(relative(op, before[op.name], after[op.name]) for op in ops)]))
 
 
 def relative(op: Op, before: Action, after: Action) -> Array:
-  """What a network is told of the way from the view of action `before` to that of `after`, [A] float32."""
+  """[A] float32: the encoding of the way from the view of action `before` to that of `after`."""
   if op.relative:
     return op.relative(before, after)
   return op.encode(after) - op.encode(before)
 
 
 def class_of(choices: Action, action: Action) -> Array:
-  """The class of a discrete op's `action`: its index among `choices` [K ...], a scalar int32."""
+  """The class of a discrete op's action: its index among `choices` [K ...], a scalar int32."""
   same = [jnp.all(jnp.reshape(all_ == one[None], (all_.shape[0], -1)), axis=1)
           for all_, one in zip(jax.tree.leaves(choices), jax.tree.leaves(action), strict=True)]
   return jnp.argmax(jnp.stack(same).all(0)).astype(jnp.int32)
 
 
 def select(condition: Array, yes: Action, no: Action) -> Action:
-  """`yes` where the scalar `condition` holds, else `no`; the field dtypes of `yes`."""
+  """`yes` where the scalar `condition` holds, else `no`; the field dtypes are those of `yes`."""
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(a.dtype), yes, no)
 
 
@@ -64,92 +68,107 @@ def sometimes(p: float, op: Op) -> Op:
     raise UserError(f'{op.name}.p = {p} is not a probability.', 'Give a number from 0 to 1.')
 
   def sample(key: Key, size: Size) -> Action:
-    applied = jax.random.bernoulli(key_for(key, 'sometimes'), p)  # a key of its own at each level, also when nested
+    # Each draw has a key of its own, also where one `sometimes` is inside another.
+    applied = jax.random.bernoulli(key_for(key, 'sometimes'), p)
     return select(applied, op.sample(key_for(key, 'drawn'), size), op.identity(size))
   return op._replace(sample=sample)
 
 
-def normalised(op: Op, draws: Action) -> Op:
-  """`op` telling in units of the spread of `draws` (actions stacked [M ...]): encode / std, a std of 0 -> 1.
+def normalized(op: Op, draws: Action) -> Op:
+  """`op` with its encodings in units of their standard deviation over `draws` [M ...].
 
-  Dividing without centring keeps encode(identity) == 0; a Linear + BatchNorm encoder (EquiMod's) cancels the
-  offset in any case. Pool the draws of all chains that the pairs come from, and draw with a fixed key.
+  A component that never varies keeps its unit. The mean is not subtracted, so that
+  encode(identity) stays 0; an encoder of Linear and BatchNorm (EquiMod's) cancels an offset anyway.
+  The draws must come from a fixed key, and from all chains that make the pairs.
   """
-  spread = np.std(np.asarray(jax.jit(jax.vmap(op.encode))(draws)), axis=0)  # NumPy's: a constant, on no device
+  encodings = np.asarray(jax.jit(jax.vmap(op.encode))(draws))
+  spread = np.std(encodings, axis=0)  # by NumPy: a constant of the program, on no device
   spread = np.where(spread > 1e-6, spread, 1.).astype(np.float32)
   return op._replace(encode=lambda action: op.encode(action) / spread,
                      relative=lambda before, after: relative(op, before, after) / spread)
 
 
 def resize(image: Image, size: int) -> Image:
-  """The plain resize to a square of side `size` (antialiased bicubic, clipped); nothing where it fits."""
+  """The whole image, resized to a square of side `size` by antialiased bicubic, and clipped.
+
+  An image that has this size is returned as it is.
+  """
   if image.pixels.shape[:2] == (size, size):
     return image
-  # The whole image as a box of its own: were the weights one constant for the batch, a shard's size would round them.
+  # Each image has its own box. One constant for the batch would let XLA fold the weights, and a
+  # device's share of the batch would change their rounding.
   one = image.size[0] / image.size[0]
   pixels = resample(image.pixels, one - one, one - one, one, one, size, 'bicubic')
   return Image(pixels, jnp.full(2, size, jnp.float32))
 
 
 def reference(op: Op, side: float = 1.) -> Op:
-  """The chain of the un-augmented view: always `op`'s identity action, and no pixel touched.
+  """The chain of the reference: the view whose action is always `op`'s identity.
 
-  side < 1: the central square of that fraction of the shorter side instead (.875: Resize 256, CenterCrop 224), recorded
-  as the action of the chain's crop.
+  side: below 1, the reference is the central square of this fraction of the shorter side, and the
+        action of the chain's crop records it (.875 stands for Resize 256, CenterCrop 224).
   """
   if side == 1.:
-    return op._replace(sample=lambda key, size: op.identity(size), apply=lambda action, image: image)
+    return op._replace(sample=lambda key, size: op.identity(size),
+                       apply=lambda action, image: image)
 
   def sample(key: Key, size: Size) -> Action:
     action = op.identity(size)
     h, w = (side * jnp.min(size) / size[i] for i in range(2))
-    return {**action, 'crop': action['crop']._replace(top=(1. - h) / 2., left=(1. - w) / 2., height=h, width=w)}
+    crop = action['crop']._replace(top=(1. - h) / 2., left=(1. - w) / 2., height=h, width=w)
+    return {**action, 'crop': crop}
   return op._replace(sample=sample)
 
 
-def united(a: Op, b: Op) -> Op:
-  """The un-augmented view of two chains (`reference`) as one: `a`, whose action also says that the ops of `b` which it does
-  not know did nothing."""
+def unite(a: Op, b: Op) -> Op:
+  """The references of two chains (see `reference`) as one: `a`, whose action knows `b`'s ops too.
+
+  The action says of the ops that only `b` has that they did nothing.
+  """
   more = [name for name in b.name.split('+') if name and name not in a.name.split('+')]
   if not more:
     return a
 
-  def joined(action: Action, size: Size) -> Action:
-    nothing = b.identity(size)
-    return {**action, **{name: nothing[name] for name in more}}
-  return a._replace(name='+'.join([a.name, *more]), choices={**b.choices, **a.choices},
-                    identity=lambda size: joined(a.identity(size), size),
-                    sample=lambda key, size: joined(a.sample(key, size), size))
+  def add_identities(action: Action, size: Size) -> Action:
+    identities = b.identity(size)
+    return {**action, **{name: identities[name] for name in more}}
+  return a._replace(name='+'.join([a.name, *more]),
+                    choices={**(b.choices or {}), **(a.choices or {})},
+                    identity=lambda size: add_identities(a.identity(size), size),
+                    sample=lambda key, size: add_identities(a.sample(key, size), size))
 
 
 def only(op: Op, *names: str) -> Op:
-  """A chain of which the ops `names` alone draw; the others keep their identity action."""
+  """A chain in which the ops `names` alone draw; the other ops keep their identity action."""
   def sample(key: Key, size: Size) -> Action:
-    drawn = op.sample(key, size)
-    return {**op.identity(size), **{name: drawn[name] for name in names}}
+    draw = op.sample(key, size)
+    return {**op.identity(size), **{name: draw[name] for name in names}}
   return op._replace(sample=sample)
 
 
 def augment(op: Op, key: Key, image: Image) -> tuple[Image, Action]:
-  """Draw an action, apply it, and return both."""
+  """Draw an action and apply it: the view, and the action."""
   action = op.sample(key, image.size)
   return op.apply(action, image), action
 
 
-def _group(group: Group, key: Key, images: Image) -> Views:
+def _group_views(group: Group, key: Key, images: Image) -> Views:
   """The views of one group; see `views`."""
-  def view(op: Op, v: Array, index: Array, image: Image) -> tuple[Array, Action]:
+  def view(op: Op, v: Array | int, index: Array, image: Image) -> tuple[Array, Action]:
     action = op.sample(key_for(key, v, index // group.share), image.size)
     actions, K = jax.tree.map(lambda a: a[None], action), 1
     if group.all_of:
-      choices = op.choices[group.all_of]
+      choices = (op.choices or {})[group.all_of]
       K = jax.tree.leaves(choices)[0].shape[0]
       actions = jax.tree.map(lambda a: jnp.broadcast_to(a, (K, *a.shape[1:])), actions)
       actions = {**actions, group.all_of: choices}
-    # A chain of no ops has an action without arrays, which does not say how many views there are.
-    return jax.vmap(lambda a: resize(op.apply(a, image), group.size).pixels, axis_size=K)(actions), actions
 
-  def of_one(index: Array, image: Image) -> tuple[Array, Action]:
+    def apply(action: Action) -> Array:
+      return resize(op.apply(action, image), group.size).pixels
+    # A chain of no ops has an action without arrays, so the number of views must be said.
+    return jax.vmap(apply, axis_size=K)(actions), actions
+
+  def image_views(index: Array, image: Image) -> tuple[Array, Action]:
     first, V = group.chains[0], len(group.chains)
     if all(op is first for op in group.chains):  # compiled once, not V times
       parts = jax.vmap(lambda v: view(first, v, index, image))(jnp.arange(V))
@@ -158,13 +177,13 @@ def _group(group: Group, key: Key, images: Image) -> Views:
       parts = jax.tree.map(lambda *a: jnp.stack(a), *parts)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)
 
-  return Views(*jax.vmap(of_one)(jnp.arange(images.pixels.shape[0]), images))
+  return Views(*jax.vmap(image_views)(jnp.arange(images.pixels.shape[0]), images))
 
 
 def views(groups: dict[str, Group], key: Key, images: Image) -> dict[str, Views]:
-  """Every group's views of a batch: `images` of [B H W C] pixels and [B 2] sizes -> {name: Views}.
+  """{group: Views} of a batch: `images` holds pixels [B H W C] and sizes [B 2].
 
-  A draw depends on (key, group, view, position in the global batch) alone: not on the device, nor on the
-  other groups.
+  A draw depends only on the key, the group, the view, and the image's position in the global batch.
+  It depends neither on the device nor on the other groups.
   """
-  return {name: _group(group, key_for(key, name), images) for name, group in groups.items()}
+  return {name: _group_views(group, key_for(key, name), images) for name, group in groups.items()}

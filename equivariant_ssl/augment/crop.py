@@ -1,4 +1,5 @@
 """Random resized crop."""
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from equivariant_ssl.augment.pixels import KERNELS, resample
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.types import Action, Array, Image, Key, Op, Size
+from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 TRIES = 10
 
@@ -15,8 +16,10 @@ TRIES = 10
 class Crop(NamedTuple):
   """The box that is kept, in fractions of the true image: pixels = fraction x true side.
 
-  top: upper edge, fraction of the true height. left: left edge, fraction of the true width.
-  height: fraction of the true height. width: fraction of the true width.
+  top:    upper edge, fraction of the true height.
+  left:   left edge, fraction of the true width.
+  height: fraction of the true height.
+  width:  fraction of the true width.
   """
   top: Array
   left: Array
@@ -24,9 +27,15 @@ class Crop(NamedTuple):
   width: Array
 
 
-def tries(key: Key, size: Size, scale: tuple[float, float], ratio: tuple[float, float], whole, below: int = 0):
-  """(height, width, place [2] in [0, 1), found): the first of TRIES boxes of a random area and aspect (width / height)
-  that fits into the true `size` less `below`, its sides rounded by `whole`; not found: none does."""
+def draw_box(key: Key, size: Size, scale: tuple[float, float], ratio: tuple[float, float],
+             whole: Callable[[Array], Array], below: int = 0
+             ) -> tuple[Array, Array, Array, Array]:
+  """(height, width, place [2] in [0, 1), fits): a random box in an image of true size `size`.
+
+  TRIES boxes are drawn, with an area from `scale` and an aspect (width / height) from `ratio`. The
+  first one that fits is taken: each side, rounded by `whole`, is at most the image's minus `below`.
+  `fits` is false where none of them fits.
+  """
   low = np.array([[scale[0], np.log(ratio[0])]] * TRIES + [[0., 0.]], np.float32)
   high = np.array([[scale[1], np.log(ratio[1])]] * TRIES + [[1., 1.]], np.float32)
   H, W = size[0], size[1]
@@ -38,43 +47,54 @@ def tries(key: Key, size: Size, scale: tuple[float, float], ratio: tuple[float, 
   return h[first], w[first], place, jnp.any(valid)
 
 
-def sampler(scale: tuple[float, float], ratio: tuple[float, float], snap: bool):
-  """torchvision's RandomResizedCrop.get_params as (key, true size) -> Crop, its ten tries drawn at once."""
-  whole = jnp.round if snap else lambda x: x  # half to even, as Python's round
+def sampler(scale: tuple[float, float], ratio: tuple[float, float], snap: bool
+            ) -> Callable[[Key, Size], Crop]:
+  """torchvision's RandomResizedCrop.get_params: (key, true size) -> Crop.
+
+  snap: the box has whole pixels of the true image.
+  """
+  def whole(x: Array) -> Array:
+    return jnp.round(x) if snap else x  # half to even, as Python's round
 
   def sample(key: Key, size: Size) -> Crop:
     H, W = size[0], size[1]
-    h, w, place, found = tries(key, size, scale, ratio, whole)
-    # No try fits: the largest central box of an allowed aspect.
-    h = jnp.where(found, h, jnp.where(W / H < ratio[0], whole(W / ratio[0]), H))
-    w = jnp.where(found, w, jnp.where(W / H > ratio[1], whole(H * ratio[1]), W))
+    h, w, place, fits = draw_box(key, size, scale, ratio, whole)
+    # Where no box fits: the largest central box of an allowed aspect.
+    h = jnp.where(fits, h, jnp.where(W / H < ratio[0], whole(W / ratio[0]), H))
+    w = jnp.where(fits, w, jnp.where(W / H > ratio[1], whole(H * ratio[1]), W))
     free = jnp.stack([H - h, W - w])
     anywhere = jnp.minimum(jnp.floor(place * (free + 1.)), free) if snap else place * free
     central = jnp.floor(free / 2.) if snap else free / 2.
-    top, left = jnp.where(found, anywhere, central)
+    top, left = jnp.where(fits, anywhere, central)
     return Crop(top / H, left / W, h / H, w / W)
 
   return sample
 
 
-def make(size: int = 32, scale: tuple[float, float] = (.08, 1.), ratio: tuple[float, float] = (3 / 4, 4 / 3),
-         method: str = 'bicubic', snap: bool = True) -> Op:
-  """Keep a random box and resize it to `size` x `size` pixels, as torchvision's RandomResizedCrop.
+def make(size: int = 32, scale: tuple[float, float] = (.08, 1.),
+         ratio: tuple[float, float] = (3 / 4, 4 / 3), method: str = 'bicubic', snap: bool = True
+         ) -> Op:
+  """Keep a random box and resize it to `size` x `size` pixels.
 
-  scale: range of the box's share of the area. ratio: range of width / height, log-uniform. method: 'bicubic' or
-  'bilinear', antialiased. snap: boxes of whole pixels of the true image. Raises UserError for another method, or
-  a range that is empty or not positive.
+  scale:  the range of the box's share of the area.
+  ratio:  the range of width / height, in which it is log-uniform.
+  method: 'bicubic' or 'bilinear', antialiased.
+  snap:   boxes have whole pixels of the true image.
+
+  It is torchvision's RandomResizedCrop. Raises UserError for another method, and for a range that
+  is empty or not positive.
   """
   if method not in KERNELS:
     raise UserError(f'crop has no method {method!r}.', f'It has: {", ".join(sorted(KERNELS))}.')
   for name, (low, high) in {'scale': scale, 'ratio': ratio}.items():
     if not 0 < low <= high:
-      raise UserError(f'crop.{name} = {(low, high)} is not a range above 0.', 'Give (low, high), as in (.2, 1.).')
+      raise UserError(f'crop.{name} = {(low, high)} is not a range above 0.',
+                      'Give (low, high), as in (.2, 1.).')
 
   def apply(action: Crop, image: Image) -> Image:
     return Image(resample(image.pixels, *action, size, method), jnp.full(2, size, jnp.float32))
 
-  def encode(action: Action) -> Array:
+  def encode(action: Crop) -> Array:
     return jnp.stack([action.top, action.left, action.height - 1., action.width - 1.])
 
   return Op(

@@ -5,16 +5,19 @@ import jax
 import jax.numpy as jnp
 
 from equivariant_ssl.augment.algebra import sometimes
-from equivariant_ssl.augment.crop import tries
+from equivariant_ssl.augment.crop import draw_box
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 
 class Erase(NamedTuple):
-  """The box that is erased, in fractions of the view; all 0 not applied.
+  """The box that is erased, in fractions of the view; all fields are 0 where it is not applied.
 
-  applied: bool, whether a box is erased. top: upper edge, fraction of the height. left: left edge, fraction of the width.
-  height: fraction of the height. width: fraction of the width.
+  applied: bool, whether a box is erased.
+  top:     upper edge, fraction of the height.
+  left:    left edge, fraction of the width.
+  height:  fraction of the height.
+  width:   fraction of the width.
   """
   applied: Array
   top: Array
@@ -24,41 +27,49 @@ class Erase(NamedTuple):
 
 
 def noise(action: Erase, shape: tuple[int, ...]) -> Array:
-  """Uniform noise in [0, 1) whose seed is the box: an action makes the same noise each time."""
+  """Uniform noise in [0, 1). Its seed is the box, so an action makes the same noise each time."""
   key = jax.random.key(0)
   for number in action[1:]:
     key = jax.random.fold_in(key, jax.lax.bitcast_convert_type(number, jnp.uint32))
   return jax.random.uniform(key, shape)
 
 
-def make(p: float = .5, scale: tuple[float, float] = (.02, .33), ratio: tuple[float, float] = (.3, 3.3),
-         fill: str = 'grey') -> Op:
-  """Erase a random box with probability `p`, as torchvision's RandomErasing (Zhong et al. 2020): an area uniform in `scale`,
-  a height / width log-uniform in `ratio`, the first of ten tries that is smaller than the image either way, else nothing.
+def make(p: float = .5, scale: tuple[float, float] = (.02, .33),
+         ratio: tuple[float, float] = (.3, 3.3), fill: str = 'gray') -> Op:
+  """With probability `p`, erase a random box of the view.
 
-  fill: 'grey' (.5), or 'noise', uniform for each value. Raises UserError for another fill, or a range that is empty or not
-  positive.
+  scale: the range of the box's share of the area, in which it is uniform.
+  ratio: the range of height / width, in which it is log-uniform.
+  fill:  'gray' (.5), or 'noise', a uniform number for each value.
+
+  It is torchvision's RandomErasing (Zhong et al. 2020): of ten boxes, the first that is smaller
+  than the image in height and width is erased; where there is none, nothing is. Raises UserError
+  for another fill, and for a range that is empty or not positive.
   """
   for name, (low, high) in {'scale': scale, 'ratio': ratio}.items():
     if not 0 < low <= high:
-      raise UserError(f'erase.{name} = {(low, high)} is not a range above 0.', 'Give (low, high), as in (.02, .33).')
-  if fill not in ('grey', 'noise'):
-    raise UserError(f'erase has no fill {fill!r}.', "It has: 'grey', 'noise'.")
+      raise UserError(f'erase.{name} = {(low, high)} is not a range above 0.',
+                      'Give (low, high), as in (.02, .33).')
+  if fill not in ('gray', 'noise'):
+    raise UserError(f'erase has no fill {fill!r}.', "It has: 'gray', 'noise'.")
 
   def sample(key: Key, size: Size) -> Erase:
-    h, w, place, found = tries(key, size, scale, (1. / ratio[1], 1. / ratio[0]), jnp.round, below=1)
-    at = jnp.floor(place * (size - jnp.stack([h, w]) + 1.))
-    box = jnp.concatenate([at / size, jnp.stack([h, w]) / size])
-    return Erase(found, *jnp.where(found, box, 0.))
+    aspect = (1. / ratio[1], 1. / ratio[0])
+    h, w, place, fits = draw_box(key, size, scale, aspect, jnp.round, below=1)
+    corner = jnp.floor(place * (size - jnp.stack([h, w]) + 1.))
+    box = jnp.concatenate([corner / size, jnp.stack([h, w]) / size])
+    return Erase(fits, *jnp.where(fits, box, 0.))
 
   def apply(action: Erase, image: Image) -> Image:
     def inside(n: int, start: Array, length: Array) -> Array:
       at = jnp.arange(n)
-      return (at >= jnp.round(start * n).astype(jnp.int32)) & (at < jnp.round((start + length) * n).astype(jnp.int32))
+      end = jnp.round((start + length) * n).astype(jnp.int32)
+      return (at >= jnp.round(start * n).astype(jnp.int32)) & (at < end)
     h, w, _ = image.pixels.shape
-    gone = inside(h, action.top, action.height)[:, None] & inside(w, action.left, action.width)[None]
+    rows, columns = inside(h, action.top, action.height), inside(w, action.left, action.width)
+    box = rows[:, None] & columns[None]
     filling = noise(action, image.pixels.shape) if fill == 'noise' else jnp.float32(.5)
-    return image._replace(pixels=jnp.where(gone[..., None], filling, image.pixels))
+    return image._replace(pixels=jnp.where(box[..., None], filling, image.pixels))
 
   return sometimes(p, Op(
       name='erase',

@@ -1,6 +1,7 @@
 """Horizontal flip."""
 from typing import NamedTuple
 
+import dm_pix
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,9 +16,13 @@ class Flip(NamedTuple):
 
 
 def make(p: float = .5) -> Op:
-  """Swap left and right with probability `p`. Discrete: class 0 is not flipped, class 1 flipped."""
+  """With probability `p`, swap left and right.
+
+  The op is discrete: class 0 is not flipped, class 1 is flipped.
+  """
   def apply(action: Flip, image: Image) -> Image:
-    return image._replace(pixels=jnp.where(action.applied, image.pixels[:, ::-1], image.pixels))
+    flipped = dm_pix.flip_left_right(image.pixels)
+    return image._replace(pixels=jnp.where(action.applied, flipped, image.pixels))
 
   return sometimes(p, Op(
       name='flip',

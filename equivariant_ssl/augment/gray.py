@@ -5,21 +5,27 @@ import jax.numpy as jnp
 
 from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
-from equivariant_ssl.augment.pixels import grey
+from equivariant_ssl.augment.pixels import luma
 from equivariant_ssl.types import Array, Image, Op
 
 
 class Gray(NamedTuple):
-  """applied: bool, whether colour is removed."""
+  """applied: bool, whether color is removed."""
   applied: Array
 
 
 def make(p: float = .2, quantise: bool = False) -> Op:
-  """Replace colour by its luma in three equal channels with probability `p`. quantise: in 8 bits, exactly as Pillow."""
+  """With probability `p`, replace each color by its luma, in three equal channels.
+
+  quantise: the luma is computed in 8 bits, exactly as Pillow computes it.
+  See `pixels.luma` for why dm_pix.rgb_to_grayscale is not called.
+  """
   def apply(action: Gray, image: Image) -> Image:
-    luma = levels.pixels(levels.grey(levels.of(image.pixels))) if quantise else jnp.clip(grey(image.pixels), 0., 1.)
-    colourless = luma[..., None]
-    return image._replace(pixels=jnp.where(action.applied, colourless, image.pixels))
+    if quantise:
+      gray = levels.pixels(levels.grey(levels.of(image.pixels)))[..., None]
+    else:
+      gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]
+    return image._replace(pixels=jnp.where(action.applied, gray, image.pixels))
 
   return sometimes(p, Op(
       name='gray',

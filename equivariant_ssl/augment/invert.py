@@ -1,4 +1,4 @@
-"""Colour inversion."""
+"""Color inversion."""
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -10,12 +10,15 @@ from equivariant_ssl.types import Array, Image, Op
 
 
 class Invert(NamedTuple):
-  """applied: bool, whether the picture is its negative."""
+  """applied: bool, whether the view is the negative of the picture."""
   applied: Array
 
 
 def make(p: float = .5) -> Op:
-  """Make a negative, 1 - x, with probability `p`. Discrete: class 0 is the picture, class 1 its negative."""
+  """With probability `p`, replace the picture by its negative, 1 - x.
+
+  The op is discrete: class 0 is the picture, class 1 is its negative.
+  """
   def apply(action: Invert, image: Image) -> Image:
     return image._replace(pixels=jnp.where(action.applied, 1. - image.pixels, image.pixels))
 

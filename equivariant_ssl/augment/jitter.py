@@ -1,4 +1,4 @@
-"""Colour jitter."""
+"""Color jitter."""
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 from equivariant_ssl.augment import levels
 from equivariant_ssl.augment.algebra import sometimes
-from equivariant_ssl.augment.pixels import grey, total
+from equivariant_ssl.augment.pixels import luma, total
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
@@ -17,11 +17,13 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Jitter(NamedTuple):
-  """Neutral where not applied: order 0 1 2 3, factors 1, hue 0.
+  """Four changes of color; neutral where not applied: order 0 1 2 3, factors 1, hue 0.
 
-  applied: bool, whether colours change. order: [4] int32, position k holds the id of the k-th change (0 brightness,
-  1 contrast, 2 saturation, 3 hue). brightness, contrast, saturation: factors (1 = unchanged). hue: shift in turns
-  of the colour circle.
+  applied:    bool, whether colors change.
+  order:      [4] int32; position k holds the id of the k-th change (0 brightness, 1 contrast,
+              2 saturation, 3 hue).
+  brightness, contrast, saturation: factors, 1 for no change.
+  hue:        shift, in turns of the color circle.
   """
   applied: Array
   order: Array
@@ -32,20 +34,33 @@ class Jitter(NamedTuple):
 
 
 def blend(pixels: Array, change: Array, factor: Array) -> Array:
-  """factor x pixels + (1 - factor) x black, the image's mean grey, or its grey, by `change` (0, 1, 2); clipped."""
-  luma = grey(pixels)
-  mean = total(luma.reshape(-1)) * (1. / luma.size)
-  other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, luma))
+  """factor x pixels + (1 - factor) x another image, clipped to [0, 1].
+
+  change: 0 blends with black, 1 with the image's mean luma, 2 with the luma of each pixel.
+
+  They are torchvision's brightness, contrast and saturation. dm_pix.adjust_brightness is not called
+  since it adds a number, nor dm_pix.adjust_contrast since it blends with the mean of each channel,
+  nor dm_pix.adjust_saturation since it works in HSV.
+  """
+  gray = luma(pixels)
+  mean = total(gray.reshape(-1)) * (1. / gray.size)
+  other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
   return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
 
 
 def shift_hue(pixels: Array, turns: Array) -> Array:
-  """Turn the colours [h w 3] by `turns` of the HSV circle, value and saturation kept."""
+  """Turn the hue of colors [h w 3] by `turns` of the HSV circle; value and saturation stay.
+
+  dm_pix.adjust_hue is not called: it finds the largest channel by equality, which a channel that
+  XLA computes twice with different roundings fails, and it rounds differently.
+  """
   red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-  top, low = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
+  top = jnp.maximum(jnp.maximum(red, green), blue)
+  low = jnp.minimum(jnp.minimum(red, green), blue)
   span = top - low
-  safe = jnp.where(span > 1e-7, span, 1.)  # a grey has no hue: any will do, and the gradient stays finite
-  # By order, not by `top == red`: XLA may compute `red` twice with different roundings, and then none is the top.
+  safe = jnp.where(span > 1e-7, span, 1.)  # a gray has no hue; the gradient must stay finite
+  # By order, not by `top == red`: XLA may compute `red` twice with different roundings, and then
+  # no channel is the top.
   sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, jnp.where(
       green >= blue, (blue - red) / safe + 2., (red - green) / safe + 4.))
   around = sixths[..., None] / 6. + turns + jnp.array([0., 4 / 6, 2 / 6])[None, None]
@@ -53,15 +68,21 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
 
 
-def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]) -> Array:
-  """The four changes in the action's order. Hue, the costly one, is computed once and the others on either side
-  of it, with factor 1 (exactly nothing) on the side that is not theirs."""
+def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]
+            ) -> Array:
+  """The pixels after the four changes, in the action's order.
+
+  The hue is the costly one, so it is computed once. The other changes stand before it and after it,
+  with factor 1, which is exactly no change, where it is not their turn.
+  """
   turn = jnp.argmax(action.order == HUE)
-  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])[action.order]
+  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
+  factors = factors[action.order]
   k = jnp.arange(4)
 
-  def blends(pixels: Array, active: Array) -> Array:  # a scan: compiled once, and its steps are not fused
+  def blends(pixels: Array, active: Array) -> Array:
     changes = action.order, jnp.where(active, factors, 1.)
+    # A scan is compiled once, and its steps are not fused.
     return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
   return blends(shift(blends(pixels, k < turn)), k > turn)
 
@@ -79,28 +100,37 @@ def apply_quantised(hue: bool, action: Jitter, image: Image) -> Image:
 
 
 def encode(action: Jitter) -> Array:
-  """applied, order - (0 1 2 3), factors - 1, hue: EquiMod's layout (Devillers & Lefort 2022), less its neutral."""
+  """[9]: applied, order - (0 1 2 3), factors - 1, hue.
+
+  It is EquiMod's layout (Devillers & Lefort 2022), minus its values for the identity.
+  """
   return jnp.concatenate([
       action.applied.astype(jnp.float32)[None],
       (action.order - jnp.arange(4)).astype(jnp.float32),
-      jnp.stack([action.brightness - 1., action.contrast - 1., action.saturation - 1., action.hue])])
+      jnp.stack([action.brightness - 1., action.contrast - 1., action.saturation - 1.,
+                 action.hue])])
 
 
-def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4, hue: float = .1,
-         quantise: bool = False) -> Op:
-  """Change colours with probability `p`, as torchvision's ColorJitter: factors uniform in [max(0, 1 - x), 1 + x], a
-  hue shift uniform in [-hue, hue] turns, in an order drawn per image, clipped to [0, 1] after each change. quantise: to
-  8 bits before, between and after the changes, exactly as Pillow, which cuts off; so its views are darker, by a level
-  (1/255) in the mean, and have no gradient.
+def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4,
+         hue: float = .1, quantise: bool = False) -> Op:
+  """With probability `p`, change the colors, as torchvision's ColorJitter does.
 
-  Raises UserError for a negative strength, or a hue above half a turn.
+  brightness, contrast, saturation: the factor of each is uniform in [max(0, 1 - x), 1 + x].
+  hue: the shift is uniform in [-hue, hue] turns.
+  quantise: the pixels are rounded to 8 bits before, between and after the changes, exactly as in
+    Pillow, which cuts off the fraction. The views are then darker by one level (1/255) in the mean,
+    and have no gradient.
+
+  The order of the changes is drawn for each image, and each change is clipped to [0, 1]. Raises
+  UserError for a negative strength, or a hue above half a turn.
   """
   strengths = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation}
   for name, strength in {**strengths, 'hue': hue}.items():
     if strength < 0 or (name == 'hue' and strength > .5):
-      raise UserError(f'jitter.{name} = {strength} is out of range.', 'Give at least 0; for hue at most .5 (turns).')
+      raise UserError(f'jitter.{name} = {strength} is out of range.',
+                      'Give at least 0; for the hue at most .5 (turns).')
 
-  # In one draw, four uniform numbers whose ranks are the order, then the amounts.
+  # One draw: four uniform numbers, whose ranks are the order, and then the amounts.
   low = np.array([0.] * 4 + [max(0., 1. - x) for x in strengths.values()] + [-hue], np.float32)
   high = np.array([1.] * 4 + [1. + x for x in strengths.values()] + [hue], np.float32)
 
@@ -109,7 +139,8 @@ def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation
     return Jitter(jnp.ones((), bool), jnp.argsort(draws[:4]).astype(jnp.int32), *draws[4:])
 
   def identity(size: Size) -> Jitter:
-    return Jitter(jnp.zeros((), bool), jnp.arange(4), jnp.ones(()), jnp.ones(()), jnp.ones(()), jnp.zeros(()))
+    one = jnp.ones(())
+    return Jitter(jnp.zeros((), bool), jnp.arange(4), one, one, one, jnp.zeros(()))
 
   act = functools.partial(apply_quantised, hue > 0) if quantise else apply
   return sometimes(p, Op('jitter', identity, sample, act, encode))

@@ -1,4 +1,4 @@
-"""Solarisation."""
+"""Solarization."""
 from typing import NamedTuple
 
 import dm_pix
@@ -14,12 +14,13 @@ class Solarize(NamedTuple):
 
 
 def make(p: float = .2, threshold: float = .5) -> Op:
-  """Invert the values at and above `threshold` (a fraction of white) with probability `p`.
+  """With probability `p`, invert the values at and above `threshold`, a fraction of white.
 
-  The default is Pillow's 128: of uint8 values, those from 128 on are at or above .5.
+  The default is Pillow's 128: the 8-bit values from 128 on are at or above .5.
   """
   def apply(action: Solarize, image: Image) -> Image:
-    return image._replace(pixels=jnp.where(action.applied, dm_pix.solarize(image.pixels, threshold), image.pixels))
+    solarized = dm_pix.solarize(image.pixels, threshold)
+    return image._replace(pixels=jnp.where(action.applied, solarized, image.pixels))
 
   return sometimes(p, Op(
       name='solarize',

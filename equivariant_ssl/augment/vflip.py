@@ -1,6 +1,7 @@
 """Vertical flip."""
 from typing import NamedTuple
 
+import dm_pix
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,9 +16,13 @@ class VFlip(NamedTuple):
 
 
 def make(p: float = .5) -> Op:
-  """Swap top and bottom with probability `p`. Discrete: class 0 is not flipped, class 1 flipped."""
+  """With probability `p`, swap top and bottom.
+
+  The op is discrete: class 0 is not flipped, class 1 is flipped.
+  """
   def apply(action: VFlip, image: Image) -> Image:
-    return image._replace(pixels=jnp.where(action.applied, image.pixels[::-1], image.pixels))
+    flipped = dm_pix.flip_up_down(image.pixels)
+    return image._replace(pixels=jnp.where(action.applied, flipped, image.pixels))
 
   return sometimes(p, Op(
       name='vflip',

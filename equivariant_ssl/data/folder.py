@@ -229,7 +229,7 @@ def index(root: str, links: bool = False) -> Index:
     except BadImage as e:
       return e
 
-  with ThreadPoolExecutor(min(32, 2 * sharding.cores())) as pool:
+  with ThreadPoolExecutor(min(32, 2 * sharding.count_cores())) as pool:
     why = dict(zip(paths, pool.map(trouble, paths), strict=True))
   bad = [(os.path.relpath(e.filename, root), BadImage(f'folder cannot be read: {e.strerror}')) for e in lost]
   bad += [(p, why[p]) for p in paths if why[p]]

@@ -151,7 +151,7 @@ def fits(count: int, size: int) -> bool:
 
 def threads() -> int:
   """How many decode: they do so without the interpreter lock."""
-  return min(32, max(2, sharding.cores()))
+  return min(32, max(2, sharding.count_cores()))
 
 
 def in_chunks(work: Callable[[range], list], count: int) -> list:

@@ -150,7 +150,7 @@ def train_all(specs: dict[str, ArmSpec], seeds: int, steps: int,
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false',
                  'JAX_PLATFORMS': 'cpu'}
-  start, workers = time.perf_counter(), min(sharding.cores(), len(specs))
+  start, workers = time.perf_counter(), min(sharding.count_cores(), len(specs))
   arms: dict[str, TrainedArm] = {}
   cache: Any = jax.config
   initargs = steps_done, cache.jax_compilation_cache_dir

@@ -1,4 +1,4 @@
-"""CASSLE (Przewiezlikowski et al. 2024): a projector that is told the augmentation explains it away; features keep it."""
+"""CASSLE (Przewiezlikowski et al. 2024): a conditioned projector; features keep augmentations."""
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,15 +11,19 @@ from equivariant_ssl.nets import mlp
 from equivariant_ssl.types import Action, Array, Equivariance, Pair, Wiring
 
 
-class Head(nn.Module):
-  """feed: [h, encode_action(encoded action)]; project: of views of its own."""
+class CassleHead(nn.Module):
+  """`feed` is [h, encode_action(conditioning)].
+
+  project: the projector of the objective's own views, or None.
+  encode:  action -> [A], the conditioning.
+  """
   encode_action: nn.Module
-  project: nn.Module
+  project: nn.Module | None
   encode: Callable[[Action], Array]
 
   def feed(self, features: Array, actions: Action, train: bool) -> Array:
-    told = jax.vmap(jax.vmap(self.encode))(actions)
-    return jnp.concatenate([features, self.encode_action(told, train)], axis=-1)
+    conditioning = jax.vmap(jax.vmap(self.encode))(actions)
+    return jnp.concatenate([features, self.encode_action(conditioning, train)], axis=-1)
 
   def embed(self, features: Array, train: bool) -> Array:
     return features
@@ -33,27 +37,37 @@ class Head(nn.Module):
     return z[:, 0], z[:, 1]
 
 
-def make(weight: float = 1., temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5, action_dim: int = 64,
-         hidden: tuple[int, ...] = (2048, 2048), dim: int = 128) -> Callable[[Wiring], Equivariance]:
-  """L(g([h1, gamma(a1)]), g([h2, gamma(a2)])): the invariance's loss L and projector g, which is told what was done.
+def make(weight: float = 1., temperature: float = .2, action_hidden: tuple[int, ...] = (64,) * 5,
+         action_dim: int = 64, hidden: tuple[int, ...] = (2048, 2048), dim: int = 128
+         ) -> Callable[[Wiring], Equivariance]:
+  """CASSLE: L(g([h1, gamma(a1)]), g([h2, gamma(a2)])), with the conditioning gamma(a).
 
-  Role `both`: g (and its target's) reads [h, gamma(action)] and there is no loss of its own. gamma: an MLP of
-  `action_hidden` and `action_dim`, bias-free Linear, BatchNorm, ReLU, after the last layer BatchNorm alone. Published:
-  told of crop, jitter, blur and gray. Told as the ops encode it, where the official code gives the crop's centre
-  (mirrored where flipped), factors without the order, and the change of mean colour, which is no part of an action.
+  L and g are the invariance's loss and projector. The projector knows the augmentation, so the
+  features need not be invariant to it.
 
-  Role `sensitive`, which is ours: the same idea in views of its own, NT-Xent at `temperature` between the two, by a
-  projector of its own (`hidden`, `dim`) that is told of them.
+  With the role `both`, g (and its target's) reads [h, gamma(action)], and there is no loss of its
+  own. gamma is an MLP of `action_hidden` and `action_dim`: Linear without bias, BatchNorm and ReLU,
+  and after the last layer BatchNorm alone. It was published with the augmentations crop, jitter,
+  blur and gray. The conditioning is as the ops encode it. The official code has instead the crop's
+  center (mirrored where the view is flipped), the factors without the order, and the change of the
+  mean color, which is no part of an action.
+
+  The role `sensitive` is this project's: the same idea in views of its own, with NT-Xent at
+  `temperature` between the two, and a projector of its own (`hidden`, `dim`) that reads the
+  conditioning.
   """
   def wire(wiring: Wiring) -> Equivariance:
     uses, groups, pairs = between_views(wiring)
-    own = wiring.sensitive
-    head = Head(mlp.make(action_hidden, action_dim, last_norm='batch', dtype=wiring.dtype),
-                mlp.make(hidden, dim, last_norm='batch_noaffine', dtype=wiring.dtype) if own else None, wiring.told.encode)
+    projector = None
+    if wiring.has_own_views:
+      projector = mlp.make(hidden, dim, last_norm='batch_noaffine', dtype=wiring.dtype)
+    head = CassleHead(mlp.make(action_hidden, action_dim, last_norm='batch', dtype=wiring.dtype),
+                      projector, wiring.conditioning.encode)
 
     def loss(answer: tuple[Array, Array] | Array, pair: Pair, embeddings=None) -> Array:
-      return nt_xent(*answer, temperature) if own else jnp.zeros(())
+      return nt_xent(answer[0], answer[1], temperature) if wiring.has_own_views else jnp.zeros(())
 
-    return Equivariance(head, loss, groups, uses, pairs, feeds=not own, weight=weight)
+    return Equivariance(head, loss, groups, uses, pairs, feeds=not wiring.has_own_views,
+                        weight=weight)
 
   return wire

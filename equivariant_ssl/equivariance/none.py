@@ -1,4 +1,4 @@
-"""No equivariance objective: nothing is told, nothing is asked."""
+"""No equivariance objective."""
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from equivariant_ssl.types import Array, Equivariance, Pair, Wiring
 
 
-class Nothing(nn.Module):
-  """The head without weights: an embedding is the features, the answer is the source."""
+class NoHead(nn.Module):
+  """The head without weights: an embedding is the features, and the answer is the source."""
 
   def embed(self, features: Array, train: bool) -> Array:
     return features
@@ -18,10 +18,13 @@ class Nothing(nn.Module):
 
 
 def make() -> Callable[[Wiring], Equivariance]:
-  """An objective whose loss is 0."""
+  """An objective whose loss is 0, and which is conditioned on nothing."""
   def pairs(embedded: dict, actions: dict) -> Pair:
-    flat = embedded['views'].reshape(-1, embedded['views'].shape[-1])
-    return Pair(flat, flat, (), ())
+    source = embedded['views'].reshape(-1, embedded['views'].shape[-1])
+    return Pair(source, source, (), ())
 
-  return lambda wiring: Equivariance(
-      head=Nothing(), loss=lambda answer, pair, embeddings=None: jnp.zeros(()), groups={}, uses=('views',), pairs=pairs)
+  def loss(answer: Array, pair: Pair, embeddings=None) -> Array:
+    return jnp.zeros(())
+
+  return lambda wiring: Equivariance(head=NoHead(), loss=loss, groups={}, uses=('views',),
+                                     pairs=pairs)

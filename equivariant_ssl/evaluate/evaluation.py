@@ -18,7 +18,7 @@ from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, Options, Subject, applied, arrays
 from equivariant_ssl.evaluate.result_files import as_json, definition, digest, kept
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
 
@@ -31,7 +31,7 @@ def chosen(names: list[str]) -> list[str]:
   found = []
   for name in names or DEFAULT:
     if name not in PROTOCOLS and name not in GROUPS:
-      raise unknown('protocol', name, [*PROTOCOLS, *GROUPS])
+      raise unknown_name('protocol', name, [*PROTOCOLS, *GROUPS])
     found += [n for n in GROUPS.get(name, (name,)) if n not in found]
   return found
 

@@ -23,7 +23,7 @@ def as_partial(f: Callable) -> Partial:
 @functools.lru_cache
 def _caller(mesh: Mesh | None):
   # Gathered on every device, so that each process of several can read the whole answer.
-  out = None if mesh is None else sharding.replicated(mesh)
+  out = None if mesh is None else sharding.replicated_sharding(mesh)
   return jax.jit(lambda f, rows: f(rows), out_shardings=out)
 
 
@@ -42,7 +42,7 @@ def in_batches(f: Callable[[Any], Any], rows: Any, batch: int, mesh: Mesh | None
     raise errors.UserError('There is nothing to evaluate: 0 images.')
   if mesh is not None:
     batch = -(-batch // mesh.size) * mesh.size
-    f = jax.device_put(f, sharding.replicated(mesh))
+    f = jax.device_put(f, sharding.replicated_sharding(mesh))
   parts = []
   for start in range(0, N, batch):
     part = jax.tree.map(lambda a: a[start:start + batch], rows)
@@ -50,7 +50,7 @@ def in_batches(f: Callable[[Any], Any], rows: Any, batch: int, mesh: Mesh | None
     if missing > 0:
       part = jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]), part)
     if mesh is not None:
-      part = sharding.place(part, sharding.split(mesh))
+      part = sharding.place(part, sharding.batch_sharding(mesh))
     parts.append(_caller(mesh)(f, part))
     if len(parts) > 1:  # one batch behind, so that the device never waits, nor holds them all
       parts[-2] = jax.tree.map(np.asarray, parts[-2])

@@ -112,7 +112,7 @@ def _build(network: Network, size: int, batch: int, mesh: Mesh | None):
     weights, stats, memory = state
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
-      rows = jax.lax.with_sharding_constraint(rows, sharding.split(mesh))
+      rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
     views = inputs.augmented(op, size, key_for(key, 'augment', index), 'tune', data.images[rows], data.sizes[rows])
 
     def loss(weights: dict) -> tuple[Array, dict]:
@@ -143,7 +143,7 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
     batch -= batch % mesh.size
   if not 0 < batch <= N:
     raise ValueError(f'a batch of {batch} is not between 1 and the {N} images')
-  place = (lambda tree: sharding.place(tree, sharding.replicated(mesh))) if mesh is not None else jax.device_put
+  place = (lambda tree: sharding.place(tree, sharding.replicated_sharding(mesh))) if mesh is not None else jax.device_put
   params, stats = jax.tree.map(lambda a: jnp.array(a, copy=True), (variables['params'], variables['batch_stats']))
   D = jax.eval_shape(lambda v: network.apply(v, jnp.zeros((1, size, size, 3)), method='encode'), variables).shape[-1]
   kernel = .01 * jax.random.normal(key_for(key, 'init'), (D, classes))

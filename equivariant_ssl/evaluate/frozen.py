@@ -53,7 +53,7 @@ def variables(state: TrainState) -> dict:
 
 def told(recipe: Recipe, name: str) -> list[str]:
   """The names of the ops that objective `name` is told."""
-  return recipe.wirings[name].told.name.split('+')
+  return recipe.wirings[name].conditioning.name.split('+')
 
 
 def canvas(pixels: Array, size: Size) -> Image:
@@ -148,14 +148,14 @@ def frozen(recipe: Recipe, config: Any = None, views: int = 50) -> Frozen:
   names = [n for n, e in recipe.equivariances.items() if e.predicts == 'target']
   pairs, banks = {}, {}
   for name in names:
-    wiring, first = recipe.wirings[name], recipe.wirings[name].own
+    wiring, first = recipe.wirings[name], recipe.wirings[name].own_chains
     ops = first[0].name.split('+')
     mask = lambda drawing, ops=ops: {op: np.array(drawing in ('all', op)) for op in ops}
     both = lambda own, name=name: (_pairs(recipe, name, own), _bank(recipe, name, own[0], views))
     shared = both(first)
     found = {what: (shared, mask(what)) for what in ('all', *told(recipe, name))}
     beyond = [op for op in told(recipe, name) if config is not None and op in OUTSIDE]
-    found |= {f'{op} beyond': (both(wiring.build(wiring.size, {op: OUTSIDE[op](config.augment[op])})), mask(op))
+    found |= {f'{op} beyond': (both(wiring.build_own_chains(wiring.size, {op: OUTSIDE[op](config.augment[op])})), mask(op))
               for op in beyond}
     pairs[name], banks[name] = ({what: Partial(of[i], drawing) for what, (of, drawing) in found.items()} for i in range(2))
   return Frozen(encode, pairs, banks, {n: answer_of(n) for n in names})
@@ -163,7 +163,7 @@ def frozen(recipe: Recipe, config: Any = None, views: int = 50) -> Frozen:
 
 def identity(recipe: Recipe, name: str) -> Action:
   """The action of objective `name` that does nothing."""
-  return recipe.wirings[name].own[0].identity(jnp.full(2, recipe.canvas, jnp.float32))
+  return recipe.wirings[name].own_chains[0].identity(jnp.full(2, recipe.canvas, jnp.float32))
 
 
 def gains(recipe: Recipe, fixed: Frozen, state: TrainState, name: str, split: Split, what: str = 'all',

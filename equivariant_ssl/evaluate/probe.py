@@ -83,7 +83,7 @@ def _step(size: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
     heads, memory = state
     rows = jax.lax.dynamic_slice_in_dim(order, start, batch)
     if mesh is not None:
-      rows = jax.lax.with_sharding_constraint(rows, sharding.split(mesh))
+      rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
     real = (jnp.arange(batch) < left).astype(jnp.float32)  # of an epoch: what fills up its last batch does not count
     shown = inputs.augmented(op, size, key_for(key, 'augment', index), 'probe', images[rows], sizes[rows])
     h = encode(shown).astype(jnp.float32)
@@ -108,7 +108,7 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
     B = -(-B // mesh.size) * mesh.size if protocol.whole else B
     sharding.check_batch(B, mesh.size)
   per_epoch = -(-N // B) if protocol.whole else N // B
-  place = (lambda tree: sharding.place(tree, sharding.replicated(mesh))) if mesh is not None else jax.device_put
+  place = (lambda tree: sharding.place(tree, sharding.replicated_sharding(mesh))) if mesh is not None else jax.device_put
   encode, key = place(as_partial(encode)), key_for(key, 'probe')
   D = jax.eval_shape(encode, jax.ShapeDtypeStruct((B, size, size, data.images.shape[3]), jnp.float32)).shape[-1]
   rates = np.array(protocol.rates, np.float32) * (B / protocol.per if protocol.per else 1.)

@@ -120,7 +120,7 @@ def _retrieval(s: Subject) -> Found:
 def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
   """{'STL error', and 'SIE error' where a turn is told and drawn: {'true' or a control: the value}}."""
   told = frozen.told(s.run.recipe, name)
-  encoded = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].told.encode)))({n: actions[n] for n in told})
+  encoded = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].conditioning.encode)))({n: actions[n] for n in told})
   found = {'STL error': retrieval.errors(retrieval.stl_error, np.asarray(encoded), picked)}
   angles = {'turn': lambda a: a.angle, 'rotate': lambda a: 90. * a.turns}
   for n in angles:

@@ -158,7 +158,7 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
       tfds.find(name, root, '--root DIR')
     except tfds.NotPrepared as e:
       if name.partition(':')[0].split('/')[0] not in tfds.known():
-        raise registry.unknown('protocol transfer', name, own) from e
+        raise registry.unknown_name('protocol transfer', name, own) from e
 
 
 def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | None]:

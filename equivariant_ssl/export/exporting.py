@@ -201,7 +201,7 @@ def _filled(run: runs.Run, state: dict[str, np.ndarray]) -> tuple[TrainState, in
   first = runs.initial(run)
   part, count = torchvision.from_torch(state, (first.params['encoder'], first.stats.get('encoder', {})),
                                        FAMILIES[run.config.encoder.name].to_torch)
-  part = sharding.place(part, sharding.replicated(run.mesh))
+  part = sharding.place(part, sharding.replicated_sharding(run.mesh))
   fill = lambda trees: tuple({**tree, 'encoder': own} if own else tree for tree, own in zip(trees, part, strict=True))
   params, stats = fill((first.params, first.stats))
   return first._replace(params=params, stats=stats, target=fill(first.target) if first.target else ()), count

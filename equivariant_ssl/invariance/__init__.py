@@ -1,1 +1,1 @@
-"""Invariance objectives: a loss over embeddings and the published heads, one method a file, no flax."""
+"""Invariance objectives: a loss over embeddings with its published heads, one method a file."""

@@ -1,6 +1,7 @@
 """Convolution as torch computes it, with a weight gradient that is fast on CPU."""
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 
 from equivariant_ssl.types import Array
 
-PATCH_BYTES = 5 * 2 ** 20   # of one slice of the sum: what stays in the caches (measured with benchmarks/conv.py)
+# Size of the patches of one slice of the sum, which stay in the caches (see benchmarks/conv.py).
+PATCH_BYTES = 5 * 2 ** 20
 
-DTYPES = ('float32', 'bfloat16')   # of a computation; weights are float32
+DTYPES = ('float32', 'bfloat16')   # that a network may compute in; weights are float32
 
-torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')   # torch's default: U(+-1 / sqrt(fan in))
-fan_out_init = nn.initializers.variance_scaling(2., 'fan_out', 'normal')   # torchvision's ResNet: kaiming_normal
+# torch's default: U(+-1 / sqrt(fan in)).
+torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# torchvision's ResNet: kaiming_normal.
+fan_out_init = nn.initializers.variance_scaling(2., 'fan_out', 'normal')
 
 
 def torch_bias(fan_in: int):
@@ -22,15 +26,16 @@ def torch_bias(fan_in: int):
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def plain(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
-  """`conv2d` with XLA's own gradients."""
+def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+  """`conv2d` with the gradients that XLA derives."""
   return jax.lax.conv_general_dilated(
       x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]) -> list[Array]:
-  """The part of x [... H W C] that each element of the kernel meets, row by row: kh x kw arrays [... Ho Wo C]."""
+def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]
+          ) -> list[Array]:
+  """kh x kw arrays [... Ho Wo C]: the part of x [... H W C] that each kernel element meets."""
   x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)])
   rows, columns = ((n - 1) * stride + 1 for n in out_size)
   return [x[..., i:i + rows:stride, j:j + columns:stride, :]
@@ -38,31 +43,34 @@ def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out
 
 
 def _slices(B: int, bytes_per_image: int) -> tuple[int, int]:
-  """(shards, slices a shard) of the sum over B images.
+  """(shards, slices of a shard): how the sum over B images is cut.
 
-  The first divides B, and the devices a multiple of it, so that a slice takes from each device what it holds.
+  The number of shards divides both B and the number of devices, so that a slice takes from each
+  device images that the device holds.
   """
   shards = math.gcd(B, jax.device_count())
-  wanted = max(1, PATCH_BYTES // bytes_per_image)
-  images = max(n for n in range(1, B // shards + 1) if (B // shards) % n == 0 and n <= wanted)
+  most = max(1, PATCH_BYTES // bytes_per_image)
+  images = max(n for n in range(1, B // shards + 1) if (B // shards) % n == 0 and n <= most)
   return shards, B // shards // images
 
 
 def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padding: int) -> Array:
-  """The gradient in the kernel as matrix products over slices of the batch, summed in float32."""
+  """The kernel's gradient, as matrix products over slices of the batch, summed in float32."""
   kh, kw, C, K = kernel.shape
   B, *out_size, _ = g.shape
   shards, n = (1, 1) if kh == kw == 1 else _slices(B, 4 * math.prod(out_size) * kh * kw * C)
 
-  def product(x_g):   # [shards b ...]; the shards stay apart until the last sum, which is the one collective
+  # Arrays [shards b ...]: the shards stay apart until the last sum, the only collective.
+  def product(x_g):
     x, g = (a.astype(jnp.float32) for a in x_g)   # exact; XLA:CPU lacks some bfloat16 products
     patches = jnp.concatenate(_taps(x, (kh, kw), stride, padding, out_size), axis=-1)
-    return jax.lax.dot_general(g, patches, (((1, 2, 3), (1, 2, 3)), ((0,), (0,))))   # [shards K kh*kw*C]
+    contracted = (((1, 2, 3), (1, 2, 3)), ((0,), (0,)))
+    return jax.lax.dot_general(g, patches, contracted)   # [shards K kh*kw*C]
 
-  def sliced(a):
+  def cut(a):
     return jnp.moveaxis(a.reshape(shards, n, B // shards // n, *a.shape[1:]), 1, 0)
 
-  x_g = sliced(x), sliced(g)
+  x_g = cut(x), cut(g)
   if n == 1:
     total = product(jax.tree.map(lambda a: a[0], x_g))
   else:
@@ -71,17 +79,19 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
   return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _xla_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padding: int) -> Array:
-  """The gradient in the kernel as XLA derives it."""
+def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
+                         ) -> Array:
+  """The kernel's gradient, as XLA derives it."""
   return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
-  """Convolve x [B H W C] with a kernel [kh kw C K] -> [B Ho Wo K], in the dtype of x, as `torch.nn.Conv2d` does.
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+  """The convolution of x [B H W C] with a kernel [kh kw C K]: [B Ho Wo K], in the dtype of x.
 
-  `padding` zeros stand on every side (flax's 'SAME' pads other sides at stride 2). Where the program is lowered
-  for CPU, whose own weight gradient is slow at large B, that gradient is a sum of matrix products. Reverse mode only.
+  It is `torch.nn.Conv2d`'s: `padding` zeros stand on every side (flax's 'SAME' pads other sides at
+  stride 2). In a program for CPU, where XLA's weight gradient is slow at a large B, that gradient
+  is a sum of matrix products. Only reverse mode is defined.
   """
   return plain(x, kernel, stride, padding)
 
@@ -92,10 +102,11 @@ def _forward(x, kernel, stride, padding):
 
 def _backward(stride, padding, saved, g):
   x, kernel = saved
-  how = {'stride': stride, 'padding': padding}
-  # The branch is taken at lowering: a program for a GPU or a TPU holds nothing of the CPU's.
-  weight = jax.lax.platform_dependent(x, g, kernel, cpu=functools.partial(_cpu_weight_gradient, **how),
-                                      default=functools.partial(_xla_weight_gradient, **how))
+  settings = {'stride': stride, 'padding': padding}
+  # The branch is taken at lowering: a program for a GPU or a TPU has no code for CPU.
+  weight = jax.lax.platform_dependent(
+      x, g, kernel, cpu=functools.partial(_cpu_weight_gradient, **settings),
+      default=functools.partial(_xla_weight_gradient, **settings))
   return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0], weight
 
 
@@ -103,7 +114,10 @@ conv2d.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """A convolution: x [B H W C] -> [B Ho Wo features] in `dtype`, its kernel [kh kw C K] and its bias, if any, float32."""
+  """A convolution: x [B H W C] -> [B Ho Wo features] in `dtype`.
+
+  The kernel [size size C features] and the bias, if there is one, are float32.
+  """
   features: int
   size: int = 3
   stride: int = 1
@@ -114,9 +128,11 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-    y = conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    y: Any = conv2d(x.astype(self.dtype), kernel, self.stride, self.padding)
     if self.bias:
-      bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,), jnp.float32)
+      bias_init = torch_bias(self.size ** 2 * x.shape[-1])
+      bias = self.param('bias', bias_init, (self.features,), jnp.float32)
       y += bias.astype(y.dtype)[None, None, None]
     return y

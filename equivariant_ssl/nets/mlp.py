@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: every projector, predictor, parameter encoder and head of the published methods."""
+"""Multi-layer perceptrons: the projectors, predictors, action encoders and heads."""
 import functools
 from collections.abc import Sequence
 
@@ -7,25 +7,29 @@ import jax.numpy as jnp
 
 from equivariant_ssl.nets.conv import DTYPES, torch_bias, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
 INITS = ('torch', 'normal')
 
-# Heads see few and sometimes nearly constant inputs, hence `exact`. A norm is named by what torch calls its parts:
-# weight (`use_scale`) and bias.
+# `exact`, because heads see few inputs, which may be nearly constant. The names of the norms use
+# torch's words for its parts: weight (`use_scale`) and bias.
 _batch = functools.partial(BatchNorm, exact=True)
 NORMS = {
     'none': None,
     'batch': _batch,
     'batch_nobias': functools.partial(_batch, use_bias=False),
     'batch_noaffine': functools.partial(_batch, use_bias=False, use_scale=False),
-    'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype='float32'),
+    'layer': functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False,
+                               dtype='float32'),
 }
 
 
 class Mlp(nn.Module):
-  """Linear layers, each hidden one followed by its norm and a ReLU: [... D] -> [... out] float32; see `make`."""
+  """Linear layers: [... D] -> [... out] float32; see `make`.
+
+  A norm and a ReLU follow each hidden layer.
+  """
   hidden: tuple[int, ...]
   out: int
   bias: bool
@@ -62,20 +66,28 @@ class Mlp(nn.Module):
     return nn.relu(x) if self.activation_last else x
 
 
-def make(hidden: Sequence[int] = (2048,), out: int = 128, bias: bool = False, norm: str = 'batch',
-         last_bias: bool = False, last_norm: str = 'none', hidden_activation_last: bool = True,
-         activation_last: bool = False, dtype: str = 'float32', init: str = 'torch') -> Mlp:
-  """An MLP of `hidden` widths and an output of `out`; called with (x [... D], train) -> [... out] float32.
+def make(hidden: Sequence[int] = (2048,), out: int = 128, bias: bool = False,
+         norm: str = 'batch', last_bias: bool = False, last_norm: str = 'none',
+         hidden_activation_last: bool = True, activation_last: bool = False,
+         dtype: str = 'float32', init: str = 'torch') -> Mlp:
+  """An MLP: a module (x [... D], train) -> [... out] float32.
 
-  norm, last_norm: 'none', 'batch', 'batch_nobias' (SimCLR v2's last), 'batch_noaffine' (EquiMod's and SimSiam's
-  last) or 'layer' (E-SSL), after the hidden layers and after the output; batch statistics are over all leading axes
-  jointly. bias, last_bias: whether those layers have one. hidden_activation_last: a ReLU after the last hidden
-  layer (E-SSL's SimSiam head has none); activation_last: after the output. init: 'torch' (`torch.nn.Linear`'s) or
-  'normal' (SimCLR's N(0, .01), biases 0). Raises UserError for an unknown norm, init or dtype.
+  hidden:    the widths of the hidden layers.
+  norm:      after each hidden layer: 'none', 'batch', 'batch_nobias', 'batch_noaffine' or 'layer'
+             (E-SSL). Batch statistics are over all leading axes together.
+  last_norm: the same, after the output ('batch_nobias': SimCLR v2; 'batch_noaffine': EquiMod and
+             SimSiam).
+  bias, last_bias: whether the hidden layers, or the output layer, have a bias.
+  hidden_activation_last: whether a ReLU follows the last hidden layer (none in E-SSL's SimSiam
+             head).
+  activation_last: whether a ReLU follows the output.
+  init:      'torch' (`torch.nn.Linear`'s) or 'normal' (SimCLR's N(0, .01), with biases 0).
+
+  Raises UserError for an unknown norm, init or dtype.
   """
-  for what, name, known in (('mlp.norm', norm, NORMS), ('mlp.last_norm', last_norm, NORMS), ('mlp.init', init, INITS),
-                            ('mlp.dtype', dtype, DTYPES)):
+  for what, name, known in (('mlp.norm', norm, NORMS), ('mlp.last_norm', last_norm, NORMS),
+                            ('mlp.init', init, INITS), ('mlp.dtype', dtype, DTYPES)):
     if name not in known:
-      raise unknown(what, name, known)
-  return Mlp(tuple(hidden), out, bias, norm, last_bias, last_norm, hidden_activation_last, activation_last,
-             dtype, init)
+      raise unknown_name(what, name, known)
+  return Mlp(tuple(hidden), out, bias, norm, last_bias, last_norm, hidden_activation_last,
+             activation_last, dtype, init)

@@ -1,5 +1,6 @@
-"""BatchNorm as torch computes it, over every axis but the last of the global batch."""
+"""BatchNorm as torch computes it, over all axes of the global batch but the last."""
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 from equivariant_ssl.types import Array
 
 EPSILON = 1e-5
-MOMENTUM = .9   # the share of the running statistics that stays (torch's `momentum` is 1 - this)
+MOMENTUM = .9   # the share of the running statistics that stays; torch's `momentum` is 1 - this
 
 
 def _scaled(x: Array, mean: Array, rstd: Array, scale: Array, bias: Array) -> Array:
-  """(x - mean) rstd scale + bias in float32, given in the dtype of x."""
+  """(x - mean) rstd scale + bias, computed in float32, in the dtype of x."""
   wide = jnp.expand_dims
   axes = tuple(range(x.ndim - 1))
   y = (x.astype(jnp.float32) - wide(mean, axes)) * wide(rstd * scale, axes) + wide(bias, axes)
@@ -20,16 +21,19 @@ def _scaled(x: Array, mean: Array, rstd: Array, scale: Array, bias: Array) -> Ar
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x: Array, scale: Array, bias: Array, exact: bool) -> tuple[Array, Array, Array]:
-  """x [... C] by its own statistics -> (normalised, mean [C], biased variance [C]); float32 inside.
+def normalize(x: Array, scale: Array, bias: Array, exact: bool) -> tuple[Array, Array, Array]:
+  """(normalized x, mean [C], biased variance [C]) of x [... C], by its own statistics.
 
-  The gradient is written out: it keeps x alone for the way back, where autodiff would keep a centred float32
-  copy. None flows through the statistics. exact: the variance in two passes, for nearly constant inputs.
+  The computation is in float32. The gradient is written out: it keeps x alone for the backward
+  pass, where autodiff would keep a centered float32 copy. No gradient flows through the returned
+  statistics.
+
+  exact: compute the variance in two passes, for nearly constant inputs.
   """
-  return _normalise_forward(x, scale, bias, exact)[0]
+  return _normalize_forward(x, scale, bias, exact)[0]
 
 
-def _normalise_forward(x, scale, bias, exact):
+def _normalize_forward(x, scale, bias, exact):
   wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
   mean = wide.mean(axes)
   if exact:
@@ -40,25 +44,30 @@ def _normalise_forward(x, scale, bias, exact):
   return (_scaled(x, mean, rstd, scale, bias), mean, var), (x, mean, rstd, scale)
 
 
-def _normalise_backward(exact, saved, cotangents):
+def _normalize_backward(exact, saved, cotangents):
   x, mean, rstd, scale = saved
-  axes, n = tuple(range(x.ndim - 1)), float(x.size // x.shape[-1])  # beyond int32 at a batch of 65,536
+  axes = tuple(range(x.ndim - 1))
+  n = float(x.size // x.shape[-1])  # a float: beyond int32 at a batch of 65,536
   dy = cotangents[0].astype(jnp.float32)
-  unit = _scaled(x.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
+  unit = _scaled(x.astype(jnp.float32), mean, rstd, jnp.ones_like(mean),
+                 jnp.zeros_like(mean))
   d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
   dx = per_channel(rstd * scale) * (dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n))
   return dx.astype(x.dtype), d_scale, d_bias
 
 
-normalise.defvjp(_normalise_forward, _normalise_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nn.Module):
-  """x [... C] -> the same shape and dtype; statistics over all leading axes jointly, always float32.
+  """BatchNorm: x [... C] -> the same shape and dtype.
 
-  `train` takes the batch's own statistics and moves the running ones (their variance unbiased, as torch's);
-  otherwise the running ones are used. exact: see `normalise`.
+  The statistics are over all leading axes together, and always float32. In training x is normalized
+  by its own statistics, and the running statistics move (with the unbiased variance, as in torch).
+  Otherwise the running statistics are used.
+
+  exact: see `normalize`.
   """
   use_scale: bool = True
   use_bias: bool = True
@@ -73,10 +82,13 @@ class BatchNorm(nn.Module):
     scale = self.param('scale', self.scale_init, (C,)) if self.use_scale else jnp.ones(C)
     bias = self.param('bias', nn.initializers.zeros, (C,)) if self.use_bias else jnp.zeros(C)
     if not train:
-      return _scaled(x, running_mean.value, jax.lax.rsqrt(running_var.value + EPSILON), scale, bias)
-    y, mean, var = normalise(x, scale, bias, self.exact)
+      rstd = jax.lax.rsqrt(running_var.value + EPSILON)
+      return _scaled(x, running_mean.value, rstd, scale, bias)
+    normalized: Any = normalize(x, scale, bias, self.exact)
+    y, mean, var = normalized
     if not self.is_initializing():
       n = x.size // C
-      for running, new in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
+      unbiased = var * (n / max(n - 1, 1))
+      for running, new in ((running_mean, mean), (running_var, unbiased)):
         running.value = MOMENTUM * running.value + (1 - MOMENTUM) * new
     return y

@@ -1,4 +1,7 @@
-"""ResNets as torchvision computes and names them (He et al. 2016; v1.5: a bottleneck strides in its 3x3)."""
+"""ResNets as torchvision computes and names them (He et al. 2016).
+
+They are of version 1.5: a bottleneck strides in its 3x3 convolution.
+"""
 import functools
 from typing import Any
 
@@ -9,19 +12,25 @@ import numpy as np
 
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
-# depth: (blocks a stage, bottleneck). 10 is one basic block a stage, for CPU.
+# depth: (blocks of each stage, bottleneck). Depth 10 has one basic block a stage, for CPU.
 DEPTHS = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False),
           50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True), 152: ((3, 8, 36, 3), True)}
-STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1), 'solo': (3, 1, 2)}   # kernel, stride, padding
-INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_out_init), 'torch': (torch_init, torch_init)}
+# stem: (kernel, stride, padding).
+STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1), 'solo': (3, 1, 2)}
+# init: (of the stem, of the other convolutions).
+INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_out_init),
+         'torch': (torch_init, torch_init)}
 EXPANSION = 4
 
 
 class Block(nn.Module):
-  """A residual block, basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1 to 4 x width): [N H W C] -> [N H' W' C']."""
+  """A residual block: [N H W C] -> [N H' W' C'].
+
+  It is basic (3x3, 3x3) or a bottleneck (1x1, 3x3, and 1x1 to 4 x width).
+  """
   width: int
   stride: int
   bottleneck: bool
@@ -46,12 +55,17 @@ class Block(nn.Module):
       h = BatchNorm(scale_init=scale, name=f'bn{i}')(h, train)
       h = h if last else nn.relu(h)
     if x.shape != h.shape:
-      x = BatchNorm(name='downsample_1')(conv(features, 1, self.stride, name='downsample_0')(x), train)
+      x = conv(features, 1, self.stride, name='downsample_0')(x)
+      x = BatchNorm(name='downsample_1')(x, train)
     return nn.relu(x + h)
 
 
 class ResNet(nn.Module):
-  """See `make`. `dims`: the features of each stage; `dim`: of the last, what a call returns."""
+  """A ResNet; see `make`.
+
+  `dims` holds the number of features of each stage, and `dim` that of the last, which a call
+  returns.
+  """
   depth: int
   stem: str
   width: int
@@ -71,53 +85,68 @@ class ResNet(nn.Module):
 
   @nn.compact
   def stages(self, x: Array, train: bool) -> tuple[Array, ...]:
-    """x [N H W C] -> what leaves each of the four stages, averaged over its pixels: [N dims[k]] float32."""
+    """The output of each of the four stages for x [N H W C], averaged over its pixels.
+
+    Stage k has [N dims[k]] float32.
+    """
     blocks, bottleneck = DEPTHS[self.depth]
-    x = Conv(self.width, *STEMS[self.stem], self.dtype, INITS[self.initial][0], name='conv1')(x)
+    x = Conv(self.width, *STEMS[self.stem], self.dtype, INITS[self.initial][0],
+             name='conv1')(x)
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    block, pooled = nn.remat(Block, static_argnums=(2,)) if self.remat else Block, []
+      padding: Any = ((1, 1), (1, 1))  # flax takes it, though it annotates a str
+      x = nn.max_pool(x, (3, 3), (2, 2), padding)
+    block: Any = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    pooled = []
     for stage, count in enumerate(blocks):
       for i in range(count):
         stride = 2 if stage > 0 and i == 0 else 1
-        x = block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init, self.initial,
-                  name=f'layer{stage + 1}_{i}')(x, train)
+        x = block(self.width * 2 ** stage, stride, bottleneck, self.dtype, self.zero_init,
+                  self.initial, name=f'layer{stage + 1}_{i}')(x, train)
       pooled.append(x.mean((1, 2), dtype=jnp.float32))
     return tuple(pooled)
 
   def __call__(self, x: Array, train: bool, tap: int | None = None) -> Array:
-    """x [N H W C] float -> features [N D] float32 of the last stage, or of stage `tap` (1 to 4)."""
+    """The features [N D] float32 of x [N H W C]: of the last stage, or of stage `tap`, 1 to 4."""
     return self.stages(x, train)[-1 if tap is None else tap - 1]
 
 
 def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 'float32',
          zero_init: bool = True, remat: bool = False, init: str = 'torchvision') -> ResNet:
-  """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152, whose first stage has `width` channels.
+  """A ResNet of `depth` 10 (small, for CPU), 18, 34, 50, 101 or 152.
 
-  stem: 'imagenet' (7x7 stride 2, max-pool), 'cifar' (3x3, no pool), 'solo' (the same padded by two pixels: solo-learn's,
-  whose maps of 32 pixels have 34) or 'half' (3x3 stride 2, no pool; for small images on CPU). dtype: of the computation
-  ('bfloat16' halves memory); weights, BatchNorm statistics and the output stay float32. zero_init: a block's last
-  BatchNorm starts at 0, so that it starts as the identity. remat: keep each block's input alone and compute the block
-  again on the way back, a third more work for less memory. init: of the convolutions, 'torchvision' (normal, by the fan
-  out), 'torch' (torch's default, uniform, by the fan in: AugSelf resets them all to it) or 'stem' (the first alone so:
-  EquiMod, CARE and solo-learn replace it for CIFAR). Raises UserError for an unknown depth, stem, dtype or init.
+  stem:      the first convolution: 'imagenet' (7x7, stride 2, then max-pool), 'cifar' (3x3, no
+             pool), 'solo' (as 'cifar' but padded by two pixels, solo-learn's: 32 pixels become 34)
+             or 'half' (3x3, stride 2, no pool; for small images on CPU).
+  width:     the number of channels of the first stage.
+  dtype:     of the computation; 'bfloat16' halves the memory. Weights, BatchNorm statistics and the
+             output stay float32.
+  zero_init: the last BatchNorm of a block starts at 0, so that the block starts as the identity.
+  remat:     keep only the input of each block, and compute the block again in the backward pass: a
+             third more work for less memory.
+  init:      of the convolutions: 'torchvision' (normal, by the fan out), 'torch' (torch's default,
+             uniform, by the fan in; AugSelf resets them all to it) or 'stem' ('torch' for the first
+             convolution alone; EquiMod, CARE and solo-learn replace it for CIFAR).
+
+  Raises UserError for an unknown depth, stem, dtype or init.
   """
   for what, name, known in (('resnet.depth', depth, DEPTHS), ('resnet.stem', stem, STEMS),
                             ('resnet.dtype', dtype, DTYPES), ('resnet.init', init, INITS)):
     if name not in known:
-      raise unknown(what, str(name), map(str, known))
+      raise unknown_name(what, str(name), map(str, known))
   return ResNet(depth, stem, width, dtype, zero_init, remat, init)
 
 
 def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
-  """Weights and BatchNorm statistics under the names and in the layouts of torchvision's state dict.
+  """The state dict of torchvision: weights and statistics under its names and in its layouts.
 
-  params, stats: the 'params' and 'batch_stats' of a ResNet. The classifier `fc` is not there.
+  params, stats: the 'params' and 'batch_stats' of a ResNet. There is no classifier `fc`.
   """
-  words = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+  words = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
+           'var': 'running_var'}
   state = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path((params, stats)):
+  leaves: Any = jax.tree_util.tree_leaves_with_path((params, stats))
+  for path, leaf in leaves:
     *modules, word = (part.key for part in path[1:])
     prefix = '.'.join(modules).replace('_', '.')
     array = np.asarray(leaf)

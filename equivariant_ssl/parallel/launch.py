@@ -12,7 +12,7 @@ from typing import NamedTuple
 from equivariant_ssl import config as configs
 from equivariant_ssl import shipped
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 
 # What can be set, with defaults ('' of train.sh's own); None: must be.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '', 'project': '', 'spot': ''}
@@ -33,14 +33,14 @@ def template(name: str) -> pathlib.Path:
   found = next((f / name for f in shipped.folders('launch') if (f / name).is_file()), None)
   if found is None:
     there = sorted({p.stem for f in shipped.folders('launch') for p in (f / name).parent.glob('*')})
-    raise unknown('launch/' + pathlib.Path(name).parent.name, pathlib.Path(name).stem, there)
+    raise unknown_name('launch/' + pathlib.Path(name).parent.name, pathlib.Path(name).stem, there)
   return found
 
 
 def _filled(where: str, given: dict[str, str], known: dict) -> dict[str, str]:
   for k in given:
     if k not in known:
-      raise unknown(f'launch {where} --set', k, known)
+      raise unknown_name(f'launch {where} --set', k, known)
   lacking = [k for k, v in known.items() if v is None and not given.get(k)]
   if lacking:
     raise UserError(f'launch {where} needs {" and ".join(lacking)}.', '--set ' + ' '.join(f'{k}=...' for k in lacking))

@@ -175,7 +175,7 @@ def _meet() -> None:
   """Print who is there, from process 0; UserError where their software differs."""
   # Gloo gives the processes 30 s to find each other for their first collective: not after compiling a step, which
   # takes one that finds it in the cache a second and others a minute.
-  everyone = sharding.place(np.ones(jax.device_count(), np.float32), sharding.split(sharding.mesh()))
+  everyone = sharding.place(np.ones(jax.device_count(), np.float32), sharding.batch_sharding(sharding.mesh()))
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', record.versions())
   devices = jax.local_devices()

@@ -1,6 +1,7 @@
-"""One mesh: the batch is split over devices; everything else is a copy on each, or the state is cut into shards too."""
+"""One mesh of devices: the batch is split over it; the state is copied, or is split too."""
 import math
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,41 +9,47 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from equivariant_ssl.errors import UserError
 
-# For a program that runs once: compiling it costs more than running it ever will.
-ONCE = {'xla_backend_optimization_level': 0}
-RULES = ('replicate', 'fsdp')  # of the state: a copy on every device, or a shard on each, gathered when it is used
-SMALL = 2 ** 11  # numbers: a smaller array is a copy everywhere under either
+# Compiler options for a program that runs once: its compilation costs more than its run.
+ONCE: Any = {'xla_backend_optimization_level': 0}
+# How the state lies on the mesh. replicate: each device has a copy. fsdp: each device has a shard,
+# and the weights are gathered when they are used.
+RULES = ('replicate', 'fsdp')
+SMALL = 2 ** 11  # numbers: a smaller array is copied to each device under either rule
 
 
-def cores() -> int:
-  """The host's that this process may use: of a task, fewer than the machine's."""
+def count_cores() -> int:
+  """The number of cores that this process may use. A scheduler may allow fewer than there are."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def mesh(devices: list | None = None) -> Mesh:
-  """The ('data',) mesh over `devices` (all of them by default)."""
+  """The mesh over `devices` (by default all of them), with one axis, 'data'."""
   devices = devices or jax.devices()
-  # Auto, written out: make_mesh now defaults to Explicit, in which a vmapped step raises.
+  # Auto must be written: make_mesh defaults to Explicit, under which a vmapped step raises.
   return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def within(mesh: Mesh):
-  """A context for what a jitted function traces: the devices that large losses divide their work over."""
+def use_mesh(mesh: Mesh):
+  """A context that sets the mesh for what a jitted function traces: large losses split over it."""
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def split(mesh: Mesh) -> NamedSharding:
-  """The leading axis over the devices."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding that splits the leading axis over the devices."""
   return NamedSharding(mesh, PartitionSpec('data'))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding that gives each device a copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(x, devices: int, rule: str) -> PartitionSpec:
-  """Of an array: under 'fsdp' its largest axis that divides over `devices`, where there is one and it is not SMALL."""
+def _spec(x: Any, devices: int, rule: str) -> PartitionSpec:
+  """The partition of one array of the state over `devices`, by `rule`.
+
+  'fsdp' splits the largest axis that the number of devices divides. An array without such an axis,
+  or with fewer numbers than SMALL, is copied.
+  """
   axes = [axis for axis, side in enumerate(x.shape) if not side % devices]
   if rule == 'replicate' or devices == 1 or not axes or math.prod(x.shape) < SMALL:
     return PartitionSpec()
@@ -50,32 +57,36 @@ def _spec(x, devices: int, rule: str) -> PartitionSpec:
   return PartitionSpec(*(None,) * axis, 'data')
 
 
-def placed(tree, mesh: Mesh, rule: str):
-  """The tree of shapes `tree` with the sharding of each leaf by `rule`, one of RULES."""
+def sharded_shapes(tree: Any, mesh: Mesh, rule: str) -> Any:
+  """`tree` with a ShapeDtypeStruct for each leaf, whose sharding is that of `rule` (see RULES)."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=NamedSharding(mesh, _spec(x, mesh.size, rule))), tree)
 
 
-def constrain(tree, rule: str):
-  """`tree` inside a jitted function, made to lie as `rule` says on the mesh that is set (see `within`)."""
+def constrain(tree: Any, rule: str) -> Any:
+  """`tree`, laid out by `rule` on the mesh that `use_mesh` set; for use in a jitted function."""
   devices = jax.sharding.get_abstract_mesh().size
-  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _spec(x, devices, rule)), tree)
+  return jax.tree.map(
+      lambda x: jax.lax.with_sharding_constraint(x, _spec(x, devices, rule)), tree)
 
 
-def place(tree, sharding: NamedSharding):
-  """`tree` of host arrays, the same in every process, as global arrays under `sharding`."""
+def place(tree: Any, sharding: NamedSharding) -> Any:
+  """`tree` as global arrays under `sharding`. Its host arrays are the same in every process."""
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
-  def one(x):
+
+  def place_array(x) -> jax.Array:
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-  return jax.tree.map(one, tree)
+  return jax.tree.map(place_array, tree)
 
 
 def check_batch(batch: int, devices: int, parts: int = 1) -> None:
-  """UserError where a global `batch` does not divide over `devices`, in each of its equal `parts`."""
+  """Raise a UserError where the global batch, in `parts`, does not divide over the devices."""
   unit = devices * parts
   if batch % unit:
-    near, each = max(batch // unit, 1) * unit, f' in {parts} parts (config.accumulate)' if parts > 1 else ''
-    raise UserError(f'batch {batch} does not divide over {devices} devices{each}.',
-                    f'It is the global batch: use {near} or {near + unit}, e.g. --config.batch={near}.')
+    near = max(batch // unit, 1) * unit
+    in_parts = f' in {parts} parts (config.accumulate)' if parts > 1 else ''
+    raise UserError(f'A batch of {batch} does not divide over {devices} devices{in_parts}.',
+                    f'The batch is the global one. Use {near} or {near + unit}, '
+                    f'e.g. --config.batch={near}.')

@@ -60,7 +60,7 @@ def plan(config: ConfigDict, mesh: Mesh, log: Callable[[str], None] = lambda lin
   """Compile the step of a resolved `config` for `mesh`. Raises UserError where the data are neither prepared nor known."""
   run = described(config, mesh, log)
   recipe, state = run.recipe, runs.abstract(run, config.sharding)
-  if line := recipes.slow_start(config, recipe):
+  if line := recipes.warmup_warning(config, recipe):
     log(line)
   batch, traced = batch_of(run), trace(run)
   compiled = traced.lower().compile(compiler_options=sharding.ONCE if mesh.devices.flat[0].platform == 'cpu' else None)
@@ -90,7 +90,7 @@ def work(config: ConfigDict) -> float:
 def batch_of(run: runs.Run) -> steps.Batch:
   """The shapes of a batch, split over the run's mesh."""
   side, B = run.recipe.canvas, run.recipe.batch
-  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.split(run.mesh))
+  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   return steps.Batch(of((B, side, side, 3), jnp.uint8), of((B, 2), jnp.float32),
                      of((B,), jnp.int32) if run.recipe.probe else None)
 
@@ -98,7 +98,7 @@ def batch_of(run: runs.Run) -> steps.Batch:
 def trace(run: runs.Run) -> Traced:
   """The run's step, traced for a batch that is given."""
   rule = run.config.sharding
-  return steps.streamed(run.recipe, run.mesh, rule=rule).trace(run.key, runs.abstract(run, rule), batch_of(run))
+  return steps.streamed_step(run.recipe, run.mesh, rule=rule).trace(run.key, runs.abstract(run, rule), batch_of(run))
 
 
 def known(config: ConfigDict) -> tuple[int, int] | None:
@@ -141,7 +141,7 @@ def kept(run: runs.Run, state, shown: dict) -> int:
   recipe = run.recipe
   aim = None
   if state.target:
-    aim = jax.eval_shape(lambda: steps.aimed(recipe, *zeros(state.target), {'views': zeros(shown['views'])}))[0]
+    aim = jax.eval_shape(lambda: steps.target_embeddings(recipe, *zeros(state.target), {'views': zeros(shown['views'])}))[0]
 
   def saved():
     views, target = zeros(shown), None if aim is None else zeros(aim)

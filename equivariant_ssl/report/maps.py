@@ -55,7 +55,7 @@ def _both(h: np.ndarray, labels: np.ndarray, names: tuple[str, ...], by: str, wh
 def _ops(run: runs.Run) -> dict[str, Op]:
   """{op: a chain that has it}: the ops that the objectives are told, or where there is none, all of the first group."""
   recipe = run.recipe
-  told = {op: wiring.own[0] for name, wiring in recipe.wirings.items() for op in frozen.told(recipe, name)}
+  told = {op: wiring.own_chains[0] for name, wiring in recipe.wirings.items() for op in frozen.told(recipe, name)}
   chain = next(iter(recipe.groups.values())).chains[0]
   return told or {op: chain for op in chain.name.split('+') if op}
 

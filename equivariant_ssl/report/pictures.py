@@ -161,7 +161,7 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
   given, size, found = frozen.rows(split(run), slice(count)), run.recipe.size, {}
   _, images, sizes = given
   for name in fixed.banks:
-    chain = run.recipe.wirings[name].own[0]
+    chain = run.recipe.wirings[name].own_chains[0]
     embeddings, actions = frozen.bank(fixed, state, name, given, batch=len(images))
     before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
     predict = Partial(fixed.answer[name], frozen.variables(state))

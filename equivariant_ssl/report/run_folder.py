@@ -15,6 +15,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.comparison import method
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.storage import record
+from equivariant_ssl.training import stop
 
 ROWS = 500  # of the log, in a page's data
 
@@ -49,10 +50,14 @@ def _json(path: pathlib.Path) -> Any:
 
 def _whole(found: Any) -> bool:
   """Whether a file's JSON is a result as `eqssl eval` writes it; a study's runs leave the untrained network out."""
-  if not isinstance(found, dict) or found.get('protocol') not in PROTOCOLS or 'trained' not in found:
+  if not isinstance(found, dict) or not isinstance(found.get('protocol'), str) or found['protocol'] not in PROTOCOLS:
     return False
-  return all(isinstance(found[who], list) and found[who] and all('numbers' in one for one in found[who])
-             for who in ('trained', 'untrained') if who in found)
+  number = lambda v: isinstance(v.get('mean') if isinstance(v, dict) else v, int | float)
+  one = lambda f: isinstance(f, dict) and all(isinstance(f.get(k), dict) for k in ('numbers', 'controls')) and all(
+      map(number, f['numbers'].values()))
+  return {'trained', 'checkpoint'} <= found.keys() and all(
+      isinstance(found[who], list) and found[who] and all(map(one, found[who]))
+      for who in ('trained', 'untrained') if who in found)
 
 
 def read(workdir: pathlib.Path) -> Left:
@@ -69,7 +74,7 @@ def read(workdir: pathlib.Path) -> Left:
   commands = workdir / 'command.txt'
   return Left(workdir, config, _json(workdir / 'env.json') or {},
               commands.read_text(encoding='utf-8', errors='replace').splitlines() if commands.exists() else [],
-              record.read_metrics(workdir), results, unread)
+              record.read_metrics(workdir, stop.say), results, unread)
 
 
 def leaves(config: Mapping[str, Any]) -> dict[str, str]:

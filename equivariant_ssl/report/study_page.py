@@ -21,7 +21,7 @@ from equivariant_ssl.report.run_page import SIDE
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import runs
 from equivariant_ssl.training.loop import COLLAPSED
-from equivariant_ssl.training.recipe import seen
+from equivariant_ssl.training.recipe import view_chains
 from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import ROLES, Group
 
@@ -123,7 +123,7 @@ def _views(study: dict, place: str) -> Section:
 
   def alone(aug: str) -> Group:
     ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
-    return Group(seen(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
+    return Group(view_chains(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
   try:
     run = runs.prepare(runs.moved(configs.resolve(ConfigDict(given)), place), sharding.mesh(jax.devices()[:1]),
                        advice=runs.MOVED)

@@ -14,16 +14,17 @@ import platform
 import shlex
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
+from equivariant_ssl import renamed
 from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import disk
+from equivariant_ssl.training import stop
 
 Path = str | pathlib.Path
 # Lustre without -o flock, some NFS; NFS of a folder, which cannot be open for writing.
@@ -44,7 +45,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """The JSON object in a file; UserError with `fix` where it is damaged."""
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(disk.again(lambda: path.read_text(encoding='utf-8'), path))
   except (ValueError, RecursionError) as error:  # of JSON or of its letters
     raise UserError(f'{path} is damaged, it is not JSON: {error}.', fix, code) from None
   if not isinstance(found, dict):
@@ -86,7 +87,7 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, Any]:
   """What a number depends on beside the config: versions, machine, devices, flags, the package's commit, the time."""
   return {'python': platform.python_version(), **versions(), 'platform': platform.platform(),
-          'host': socket.gethostname(), 'cpu': _processor(), 'cores': sharding.cores(),
+          'host': socket.gethostname(), 'cpu': _processor(), 'cores': sharding.count_cores(),
           'backend': jax.default_backend(), 'devices': [d.device_kind for d in jax.devices()],
           'processes': jax.process_count(), 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'git': _git(),
           'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
@@ -141,8 +142,7 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
         raise UserError(f'{workdir} is in use by {file.read().strip() or "another process"}.',
                         'Wait for it or stop it, or use another folder.', IN_USE) from None
       if not any(held):
-        print(f'{workdir}: this file system has no locks: take care that one process at a time works there',
-              file=sys.stderr)
+        stop.say(f'{workdir}: this file system has no locks: take care that one process at a time works there')
       file.truncate(0)
       file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
       file.flush()
@@ -170,7 +170,7 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   if not (workdir / 'config.json').exists():
     return
   text = lambda config: {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
-  old = text(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG))
+  old = text(renamed.config(read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)))
   new = text(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({**old, **new})
              if old.get(k) != new.get(k) and not any(k == f or k.startswith(f + '.') for f in free)]
@@ -207,23 +207,24 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
 
 
 def _sane(row: Any) -> dict[str, Any] | None:
-  """The finite numbers of a row of metrics, and what was not finite; None where it is no row."""
+  """The numbers of a row of metrics, one that is not finite as None; None where it is no row."""
   number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST
   if not isinstance(row, dict) or not isinstance(row.get('step'), int) or not number(row['step']) or row['step'] < 0:
     return None
-  return {k: v for k, v in row.items() if v is None or number(v)}
+  return {k: v if number(v) else None for k, v in row.items() if v is None or number(v) or isinstance(v, float)}
 
 
 def read_metrics(workdir: Path, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
   """The rows of a run's metrics.jsonl in the order of their steps, several of a step as one, without a torn line; none where
   there is no such file. What is no row of numbers is left out, with a line to `say`."""
   path, rows, odd = pathlib.Path(workdir) / 'metrics.jsonl', {}, 0
-  for line in path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1] if path.exists() else ():
+  text = disk.again(lambda: path.read_text(encoding='utf-8', errors='replace'), path) if path.exists() else ''
+  for line in text.split('\n')[:-1]:
     row = None
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
     kept = _sane(row)
-    odd += kept != row or kept is None
+    odd += kept is None or kept.keys() != row.keys()
     if kept:
       rows[kept['step']] = rows.get(kept['step'], {}) | kept
   if odd:
@@ -256,8 +257,7 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   workdir = _folder(workdir)
   path = workdir / 'metrics.jsonl'
   board = _board(workdir, resume_step) if tensorboard else None
-  say = lambda line: print(line, file=sys.stderr)
-  kept = ''.join(_row(row) for row in read_metrics(workdir, say) if row['step'] <= resume_step)
+  kept = ''.join(_row(row) for row in read_metrics(workdir, stop.say) if row['step'] <= resume_step)
   if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
     write_whole(path, kept)
   with path.open('a', encoding='utf-8') as file:

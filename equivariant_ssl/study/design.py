@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from equivariant_ssl import augment, registry
 from equivariant_ssl.config import as_json, resolve
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.training.recipe import wired
+from equivariant_ssl.training.recipe import build_objectives
 from equivariant_ssl.types import ROLES
 
 # A role as two levels: whether the augmentation is in the invariance's views, and whether it is
@@ -47,7 +47,7 @@ def base_config(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   """
   for name in augs:
     if name not in registry.names(augment):
-      raise registry.unknown('--augs', name, registry.names(augment))
+      raise registry.unknown_name('--augs', name, registry.names(augment))
   values = as_json(config)
   for name in augs:
     if name not in values['augment']['order']:
@@ -94,7 +94,7 @@ def usable_arms(config: ConfigDict, arms: list[Arm],
   for arm in arms:
     values = arm_config(config, arm, sections)
     try:
-      objectives = wired(resolve(ConfigDict(values)), 0)[1]
+      objectives = build_objectives(resolve(ConfigDict(values)), 0)[1]
     except UserError as error:
       sensitive = [aug for aug, role in arm.roles.items() if LEVELS[role][1]]
       if not arm.objective or sensitive:
@@ -146,7 +146,7 @@ def terms(varying: list[tuple[str, str]],
   names = ['.'.join(factor) for factor in varying]
   for name in itertools.chain(*interactions):
     if name not in names:
-      raise registry.unknown('--interactions', name, names)
+      raise registry.unknown_name('--interactions', name, names)
   pairs = [tuple(names.index(name) for name in pair) for pair in interactions]
   return [(i,) for i in range(len(names))] + pairs
 
@@ -190,9 +190,9 @@ def make_arms(config: Any, augs: tuple[str, ...], arms: tuple[str, ...], labels:
   """
   for role in arms:
     if role not in ROLES:
-      raise registry.unknown('--arms', role, ROLES)
+      raise registry.unknown_name('--arms', role, ROLES)
   if design not in DESIGNS:
-    raise registry.unknown('--design', design, DESIGNS)
+    raise registry.unknown_name('--design', design, DESIGNS)
   if interactions and design != 'factorial':
     raise UserError('--interactions need a factorial design.', 'Add --design factorial.')
   other_roles = [config.augment[name].role for name in config.augment.order if name not in augs]

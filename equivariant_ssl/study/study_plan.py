@@ -17,7 +17,7 @@ from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.evaluation import chosen
 from equivariant_ssl.parallel.sharding import mesh
-from equivariant_ssl.registry import unknown
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.study import design
 from equivariant_ssl.training.runs import prepare
@@ -96,7 +96,7 @@ def _check(s: Settings) -> None:
   if not s.arms:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
   if s.readout not in holdout.READOUTS:
-    raise unknown('--readout', s.readout, holdout.READOUTS)
+    raise unknown_name('--readout', s.readout, holdout.READOUTS)
   chosen(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
   for name in s.transfer:

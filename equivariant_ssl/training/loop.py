@@ -27,7 +27,7 @@ from equivariant_ssl.training import state as states
 from equivariant_ssl.training import step as steps
 from equivariant_ssl.training import stop
 from equivariant_ssl.training.progress import progress
-from equivariant_ssl.training.recipe import slow_start
+from equivariant_ssl.training.recipe import warmup_warning
 from equivariant_ssl.training.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
 
 COLLAPSED = .3  # of the spread of a uniform sphere
@@ -40,8 +40,8 @@ def compiled(run: Run):
   """The one jitted step of the run, (key, state, data, order) -> (state, metrics), and its data on the devices."""
   train = run.source.train
   labels = train.labels if run.recipe.probe else None
-  placed = sharding.place(steps.Batch(train.images, train.sizes, labels), sharding.replicated(run.mesh))
-  return steps.resident(run.recipe, run.mesh, rule=run.config.sharding), placed
+  placed = sharding.place(steps.Batch(train.images, train.sizes, labels), sharding.replicated_sharding(run.mesh))
+  return steps.resident_step(run.recipe, run.mesh, rule=run.config.sharding), placed
 
 
 def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool]
@@ -67,26 +67,26 @@ def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
   step, placed = compiled(run)
 
   def given() -> Iterator[tuple]:
-    order, per_epoch = None, run.recipe.epoch(len(placed.images))
+    order, per_epoch = None, run.recipe.epoch_steps(len(placed.images))
     for n in range(start, run.recipe.steps):
       if order is None or n % per_epoch == 0:
         order = sharding.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
-                            sharding.replicated(run.mesh))
+                            sharding.replicated_sharding(run.mesh))
       yield placed, order
   return step, given()
 
 
 def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
   """The same of a run whose data are decoded as they are needed: the batches that `resident` would give, bitwise."""
-  recipe, split = run.recipe, sharding.split(run.mesh)
-  mine, per_epoch = stream.own(split, recipe.batch), recipe.epoch(len(run.source.train.images))
+  recipe, split = run.recipe, sharding.batch_sharding(run.mesh)
+  mine, per_epoch = stream.own(split, recipe.batch), recipe.epoch_steps(len(run.source.train.images))
   order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(run.key, epoch, len(run.source.train.images))))
 
   def rows(n: int) -> np.ndarray:
     return order(n // per_epoch)[n % per_epoch * recipe.batch + mine]
   arrays = stream.batches(run.source.train, rows, start, recipe.steps)
   batches = (steps.Batch(images, sizes, labels if recipe.probe else None) for images, sizes, labels in arrays)
-  step = steps.streamed(recipe, run.mesh, rule=run.config.sharding)
+  step = steps.streamed_step(recipe, run.mesh, rule=run.config.sharding)
   return step, ((b,) for b in stream.placed(batches, split, recipe.batch))
 
 
@@ -200,7 +200,7 @@ def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: check
   say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
       (f' from step {int(state.step)} of {card.start["run"]}' if first else '') +
       f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
-  if line := slow_start(run.config, run.recipe):
+  if line := warmup_warning(run.config, run.recipe):
     say(line)
   return run, state
 

@@ -1,4 +1,4 @@
-"""A recipe is everything static about a run: functions, modules, the optimiser. Built here alone from a config."""
+"""A recipe holds all of a run that does not change while it trains; a config becomes one here."""
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from equivariant_ssl import augment, equivariance, invariance, nets, registry
 from equivariant_ssl.errors import UserError
@@ -15,22 +14,30 @@ from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
-from equivariant_ssl.types import Action, Equivariance, Group, Invariance, Key, Op, Wiring
+from equivariant_ssl.types import Action, Config, Equivariance, Group, Invariance, Key, Op, Wiring
 
-PROBE_RATE = .1  # of the online probe, as solo-learn's
-SPREAD_DRAWS = 4096  # actions drawn to measure the units in which a head is told
+PROBE_RATE = .1  # learning rate of the online probe, as in solo-learn
+SPREAD_DRAWS = 4096  # actions that are drawn to measure the units of the conditioning
 
 
 class Monitor(NamedTuple):
-  """An online probe of `classes` classes, trained by `tx`."""
+  """The setting of an online probe: a classifier of `classes` classes, trained by `tx`."""
   classes: int
   tx: optax.GradientTransformation
 
 
 class Recipe(NamedTuple):
-  """groups: every view group of a step. canvas: side of the stored images, pixels. batch: global. steps: of the whole
-  run. wirings: what each objective was told of the roles. probe: a linear head trained beside, on stopped features.
-  accumulate: parts of the batch that are encoded one after the other."""
+  """The functions, modules and numbers of a run.
+
+  groups:     every view group of a step.
+  wirings:    {objective: what the roles of the augmentations mean for it}.
+  batch:      the number of images of the global batch.
+  steps:      the number of steps of the whole run.
+  size:       the side of a view, in pixels.
+  canvas:     the side of the stored images, in pixels.
+  probe:      a linear classifier that is trained beside the network, on stopped features.
+  accumulate: the number of parts of the batch that are encoded one after the other.
+  """
   network: Network
   groups: dict[str, Group]
   invariance: Invariance
@@ -46,18 +53,25 @@ class Recipe(NamedTuple):
   probe: Monitor | None = None
   accumulate: int = 1
 
-  def epoch(self, num: int) -> int:
-    """The steps in which all of `num` images are seen once: of fewer images than the run began with, fewer."""
+  def epoch_steps(self, num: int) -> int:
+    """The number of steps that show all of `num` images once.
+
+    It is smaller than `steps_per_epoch` where the run began with more images.
+    """
     return min(self.steps_per_epoch, num // self.batch)
 
-  # Itself alone: what is compiled for it is found again.
+  # A recipe equals itself alone, so that a function compiled for it is found again.
   __hash__, __eq__ = object.__hash__, object.__eq__
 
 
-def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> dict[str, tuple[Op, str]]:
-  """{name: (op, role)} of the invariance's view number `view`, in the order of application, those that are off left
-  out; for views of `size`, with the fields `changes` {name: {field: value}} of its ops changed."""
-  found = {}
+def build_ops(config: Config, view: int, size: int, changes: dict[str, dict]
+              ) -> dict[str, tuple[Op, str]]:
+  """{name: (op, role)} for view number `view` of the invariance, in the order of application.
+
+  Ops whose role is 'off' are left out. The ops are for views of side `size`; `changes` {name:
+  {field: value}} replaces fields of the config.
+  """
+  ops = {}
   for name in config.augment.order:
     kw = {k: v for k, v in config.augment[name].items() if k != 'role'}
     if view and name in config.augment.second:
@@ -66,150 +80,223 @@ def ops(config: ConfigDict, view: int, size: int, changes: dict[str, dict]) -> d
     if 'size' in registry.schema(augment, name):
       kw['size'] = size
     if config.augment[name].role != 'off':
-      found[name] = registry.make(augment, name, **kw), config.augment[name].role
-  return found
+      ops[name] = registry.make(augment, name, **kw), config.augment[name].role
+  return ops
 
 
-def chains(config: ConfigDict, size: int, changes: dict[str, dict], wanted: Callable[[str, str], bool]) -> tuple[Op, ...]:
-  """A chain a view of the ops for which wanted(name, role); one object twice where the views have the same chance."""
-  of = lambda view: augment.chain(*(op for name, (op, role) in ops(config, view, size, changes).items()
-                                    if wanted(name, role)))
-  return (of(0), of(1)) if config.augment.second else (of(0),) * 2
+def build_chains(config: Config, size: int, changes: dict[str, dict],
+                 select: Callable[[str, str], bool]) -> tuple[Op, ...]:
+  """The chain of each view, with the ops for which select(name, role) holds.
+
+  Where both views have the same settings, the two chains are one object.
+  """
+  def build_chain(view: int) -> Op:
+    ops = build_ops(config, view, size, changes)
+    return augment.chain(*(op for name, (op, role) in ops.items() if select(name, role)))
+  if config.augment.second:
+    return build_chain(0), build_chain(1)
+  return (build_chain(0),) * 2
 
 
-def seen(config: ConfigDict) -> tuple[Op, ...]:
-  """The chain of each of the invariance's views: roles `invariant` and `both`."""
-  return chains(config, config.size, {}, lambda name, role: role in ('invariant', 'both'))
+def view_chains(config: Config) -> tuple[Op, ...]:
+  """The chain of each of the invariance's views: the roles `invariant` and `both`."""
+  return build_chains(config, config.size, {}, lambda name, role: role in ('invariant', 'both'))
 
 
-def draws(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS) -> Action:
-  """`count` actions of each of `chains`, pooled, for images of true size (side, side)."""
+def draw_actions(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREAD_DRAWS) -> Action:
+  """`count` actions of each distinct chain of `chains`, for images of true size (side, side)."""
   size = jnp.full(2, side, jnp.float32)
-  drawn = [jax.jit(jax.vmap(lambda k, c=c: c.sample(k, size)), compiler_options=sharding.ONCE)(
-      jax.random.split(key_for(key, i), count))
-           for i, c in enumerate({id(c): c for c in chains}.values())]
-  return jax.tree.map(lambda *a: jnp.concatenate(a), *drawn)
+
+  def draw_from(chain: Op, key: Key) -> Action:
+    sample = jax.vmap(lambda k: chain.sample(k, size))
+    return jax.jit(sample, compiler_options=sharding.ONCE)(jax.random.split(key, count))
+  distinct = {id(chain): chain for chain in chains}.values()
+  draws = [draw_from(chain, key_for(key, i)) for i, chain in enumerate(distinct)]
+  return jax.tree.map(lambda *a: jnp.concatenate(a), *draws)
 
 
-def wire(config: ConfigDict, label: str, section: ConfigDict, canvas: int) -> Wiring:
-  """The wiring of objective `label`: its own views have what the invariance's have, and the sensitive ops it is told, in
-  units measured on images of side `canvas` (0: in none, of a wiring that is not trained).
+def select_augmentations(config: Config, label: str, section: Config) -> list[str]:
+  """The augmentations of the objective `label`, in the order of application.
 
-  Raises UserError where no role tells it anything, or its `told` names an op that no role tells.
+  They are those with the role `sensitive` or `both`, or those of them that the field
+  `augmentations` of its section names. Raises UserError where there are none, or where the field
+  names another one.
   """
   roles = {name: config.augment[name].role for name in config.augment.order}
-  told = [n for n, role in roles.items() if role in ('sensitive', 'both')]
+  available = [name for name, role in roles.items() if role in ('sensitive', 'both')]
   first = config.augment.order[0] if config.augment.order else 'crop'
-  if not told:
-    raise UserError(f'{label} is told no augmentation: every role is invariant or off.',
+  if not available:
+    raise UserError(f'{label} has no augmentations: every role is invariant or off.',
                     f'e.g. --config.augment.{first}.role=both')
-  for name in section.told:
-    if name not in told:
-      raise UserError(f'{label}.told names {name!r}, whose role is {roles.get(name, "not in the config")!r}.',
-                      f'Name some of: {", ".join(told)}; or give it the role sensitive or both.')
-  told = [n for n in told if n in section.told] if section.told else told
-  own = lambda name, role: role in ('invariant', 'both') or role == 'sensitive' and name in told
-  build = lambda size, changes: chains(config, size, changes, own)
-  chain = chains(config, config.size, {}, lambda name, role: name in told)[0]
-  if canvas:  # a fixed key: the units in which a head is told must not depend on the run's seed
-    chain = augment.normalised(chain, draws(build(config.size, {}), jax.random.key(0), canvas))
-  sensitive = any(roles[n] == 'sensitive' for n in told)
-  visible = seen(config)
-  return Wiring(label, visible, build(config.size, {}) if sensitive else visible, chain, sensitive, config.size,
-                config.batch, build, config.dtype)
+  for name in section.augmentations:
+    if name not in available:
+      raise UserError(f'{label}.augmentations names {name!r}, whose role is '
+                      f'{roles.get(name, "not in the config")!r}.',
+                      f'Name some of: {", ".join(available)}; or give it the role sensitive or '
+                      'both.')
+  return [n for n in available if n in (section.augmentations or available)]
 
 
-def objectives(config: ConfigDict) -> dict[str, ConfigDict]:
-  """{label: section} of the equivariance objectives, 'none' left out; a name met again gets a prime."""
-  given = config.equivariance
-  given = list(given) if isinstance(given, (list, tuple)) else [given]
-  found = {}
-  for section in given:
+def build_wiring(config: Config, label: str, section: Config, canvas: int) -> Wiring:
+  """The wiring of the objective `label`, whose settings are `section`.
+
+  canvas: the side of the images on which the units of the conditioning are measured; 0 leaves the
+          conditioning without units, for a wiring that is not trained.
+  """
+  names = select_augmentations(config, label, section)
+
+  def build_own_chains(size: int, changes: dict[str, dict]) -> tuple[Op, ...]:
+    return build_chains(config, size, changes, lambda name, role: (
+        role in ('invariant', 'both') or role == 'sensitive' and name in names))
+  conditioning = build_chains(config, config.size, {}, lambda name, role: name in names)[0]
+  if canvas:  # with a fixed key, so that the units do not depend on the seed of the run
+    draws = draw_actions(build_own_chains(config.size, {}), jax.random.key(0), canvas)
+    conditioning = augment.normalized(conditioning, draws)
+  has_own_views = any(config.augment[name].role == 'sensitive' for name in names)
+  chains = view_chains(config)
+  return Wiring(label, chains, build_own_chains(config.size, {}) if has_own_views else chains,
+                conditioning, has_own_views, config.size, config.batch, build_own_chains,
+                config.dtype)
+
+
+def objective_sections(config: Config) -> dict[str, Config]:
+  """{label: section} of the equivariance objectives, without 'none'.
+
+  The label is the name of the objective; a second objective of the same name gets a prime.
+  """
+  several = isinstance(config.equivariance, (list, tuple))
+  sections = {}
+  for section in config.equivariance if several else [config.equivariance]:
     if section.name != 'none':
       label = section.name
-      while label in found:
+      while label in sections:
         label += "'"
-      found[label] = section
-  return found
+      sections[label] = section
+  return sections
 
 
-def own(section: ConfigDict, *drop: str) -> dict:
-  """The fields of a section of a config, without its name and those to `drop`."""
+def factory_arguments(section: Config, *drop: str) -> dict:
+  """The fields of a section of a config, without its name and without those to `drop`."""
   return {k: v for k, v in section.items() if k not in ('name', *drop)}
 
 
-def wired(config: ConfigDict, canvas: int) -> tuple[dict[str, Wiring], dict[str, Equivariance]]:
-  """{label: wiring} and {label: objective} of the equivariance objectives; canvas: see `wire`."""
-  sections = objectives(config)
-  wirings = {label: wire(config, label, section, canvas) for label, section in sections.items()}
-  return wirings, {label: registry.make(equivariance, section.name, **own(section, 'told'))(wirings[label])
-                   for label, section in sections.items()}
+def build_objectives(config: Config, canvas: int
+                     ) -> tuple[dict[str, Wiring], dict[str, Equivariance]]:
+  """{label: wiring} and {label: objective} of the equivariance objectives.
+
+  canvas: see `build_wiring`.
+  """
+  sections = objective_sections(config)
+  wirings = {label: build_wiring(config, label, section, canvas)
+             for label, section in sections.items()}
+  objectives = {}
+  for label, section in sections.items():
+    arguments = factory_arguments(section, 'augmentations')
+    objectives[label] = registry.make(equivariance, section.name, **arguments)(wirings[label])
+  return wirings, objectives
 
 
-def merged(own: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
-  """`groups` and an objective's `own`. Of a shared one (the reference; the views, where images share draws) the actions hold
-  the ops of both, and the sharing is the wider."""
-  def one(a: Group, b: Group) -> Group:
-    most, other = (a, b) if a.chains[0].name.count('+') >= b.chains[0].name.count('+') else (b, a)
-    chains = tuple(augment.united(c, d) for c, d in zip(most.chains, other.chains, strict=True))
-    return most._replace(chains=chains, share=max(a.share, b.share))
-  return groups | {n: one(groups[n], g) if n in groups else g for n, g in own.items()}
+def merge_groups(added: dict[str, Group], groups: dict[str, Group]) -> dict[str, Group]:
+  """`groups`, with the view groups `added` that an objective needs.
+
+  A group may be in both: the reference, or the views, where images share draws. The actions of the
+  merged group hold the ops of both, and as many images share a draw as in the one that shares more.
+  """
+  def merge(a: Group, b: Group) -> Group:
+    more = a.chains[0].name.count('+') >= b.chains[0].name.count('+')
+    longer, shorter = (a, b) if more else (b, a)
+    chains = tuple(augment.unite(c, d)
+                   for c, d in zip(longer.chains, shorter.chains, strict=True))
+    return longer._replace(chains=chains, share=max(a.share, b.share))
+  return groups | {name: merge(groups[name], group) if name in groups else group
+                   for name, group in added.items()}
 
 
-def check(config: ConfigDict, inv: Invariance, equivariances: dict[str, Equivariance], encoder: object) -> None:
-  """UserError where there is nothing to learn, or a stage is tapped that the encoder does not have."""
+def check_trainable(config: Config, inv: Invariance, equivariances: dict[str, Equivariance],
+                    encoder: object) -> None:
+  """Raise a UserError where there is nothing to learn, or a stage to tap does not exist."""
   if inv.projector is None and all(e.feeds and e.predicts is None for e in equivariances.values()):
-    raise UserError(f'invariance none with {" and ".join(equivariances) or "equivariance none"}: there is nothing to learn.',
-                    'e.g. --config.invariance.name=simclr or --config.equivariance.name=equimod')
+    raise UserError(f'With invariance none and {" and ".join(equivariances) or "equivariance none"}'
+                    ' there is nothing to learn.', 'e.g. --config.invariance.name=simclr or '
+                    '--config.equivariance.name=equimod')
   for label, e in equivariances.items():
     stages = len(getattr(encoder, 'dims', ()))
     if e.tap and not 1 <= e.tap <= stages:
-      raise UserError(f'{label}.tap_layer is {e.tap}, but encoder {config.encoder.name} has {stages} stages to tap.',
-                      'Give 0, the last features' + (f', or 1 to {stages}.' if stages else '.'))
+      raise UserError(f'{label}.tap_layer is {e.tap}, but encoder {config.encoder.name} has '
+                      f'{stages} stages to tap.', 'Give 0 for the last features'
+                      + (f', or a stage from 1 to {stages}.' if stages else '.'))
 
 
-def slow_start(config: ConfigDict, recipe: Recipe) -> str:
-  """The line that says that the warm-up of `config` leaves no step for the cosine, '' where it does."""
+def warmup_warning(config: Config, recipe: Recipe) -> str:
+  """A line of warning where the warm-up leaves no step for the cosine, else ''."""
   epochs = config.optimizer.warmup_epochs
   warmup = round(epochs * recipe.steps_per_epoch)
   if recipe.steps > warmup:
     return ''
-  return (f'the warm-up of {epochs:g} epochs, {warmup:,} steps, is not shorter than the run of {recipe.steps:,}: the rate '
-          f'only rises, to {recipe.steps / warmup:.3g} of its peak. A tenth of the run: '
-          f'--config.optimizer.warmup_epochs={recipe.steps / recipe.steps_per_epoch / 10:.2g}')
+  tenth = recipe.steps / recipe.steps_per_epoch / 10
+  return (f'the warm-up of {epochs:g} epochs, {warmup:,} steps, is not shorter than the run of '
+          f'{recipe.steps:,} steps: the learning rate only rises, to '
+          f'{recipe.steps / warmup:.3g} of its peak. A tenth of the run: '
+          f'--config.optimizer.warmup_epochs={tenth:.2g}')
 
 
-def make(config: ConfigDict, num: int, canvas: int, mean: tuple = (0., 0., 0.), std: tuple = (1., 1., 1.),
-         classes: int = 0) -> Recipe:
-  """The recipe of a resolved `config` for `num` training images of side `canvas`, inputs of `mean` and `std`, in `classes`
-  classes where there are labels."""
+def count_steps(config: Config, num: int) -> tuple[int, int]:
+  """(steps per epoch, steps of the run) on `num` training images; UserError where either is 0."""
   if num < config.batch:
-    raise UserError(f'batch {config.batch} is larger than the {num} training images.',
+    raise UserError(f'A batch of {config.batch} is larger than the {num} training images.',
                     f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}')
-  inv = registry.make(invariance, config.invariance.name, **own(config.invariance, 'projector', 'predictor'))
-  head = lambda part: mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
-  wirings, equivariances = wired(config, canvas)
-  encoder = registry.make(nets, config.encoder.name, **own(config.encoder), dtype=config.dtype)
-  check(config, inv, equivariances, encoder)
-  needed = inv.projector is not None or any('views' in e.uses for e in equivariances.values())
-  groups = {'views': Group(seen(config), config.size)} if needed else {}
-  for e in equivariances.values():
-    groups = merged(e.groups, groups)
   per_epoch = num // config.batch
   steps = config.steps or round(config.epochs * per_epoch)
   if not steps:
-    raise UserError(f'config.epochs is {config.epochs:g}, of {per_epoch} steps each: no whole step to train.',
-                    'e.g. --config.epochs=1 or --config.steps=10')
+    raise UserError(f'config.epochs is {config.epochs:g}, of {per_epoch} steps each: there is no '
+                    'whole step to train.', 'e.g. --config.epochs=1 or --config.steps=10')
+  return per_epoch, steps
+
+
+def build_groups(config: Config, inv: Invariance, equivariances: dict[str, Equivariance]
+                 ) -> dict[str, Group]:
+  """Every view group of a step: the invariance's views, if they are used, and the objectives'."""
+  used = inv.projector is not None or any('views' in e.uses for e in equivariances.values())
+  groups = {'views': Group(view_chains(config), config.size)} if used else {}
+  for e in equivariances.values():
+    groups = merge_groups(e.groups, groups)
+  return groups
+
+
+def make(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.),
+         std: tuple = (1., 1., 1.), classes: int = 0) -> Recipe:
+  """The recipe of a resolved config.
+
+  num:       the number of training images.
+  canvas:    the side of the stored images, in pixels.
+  mean, std: of the inputs, for each channel.
+  classes:   the number of classes; 0 where there are no labels.
+
+  Raises UserError where the config and the data do not fit together.
+  """
+  per_epoch, steps = count_steps(config, num)
+  inv = registry.make(invariance, config.invariance.name,
+                     **factory_arguments(config.invariance, 'projector', 'predictor'))
+  wirings, equivariances = build_objectives(config, canvas)
+  encoder = registry.make(nets, config.encoder.name, **factory_arguments(config.encoder),
+                         dtype=config.dtype)
+  check_trainable(config, inv, equivariances, encoder)
+  groups = build_groups(config, inv, equivariances)
   o = config.optimizer
   schedule = optim.warmup_cosine(o.lr, round(o.warmup_epochs * per_epoch), steps, o.end,
                                  per_epoch if o.cosine == 'epoch' else 1)
+  projector, predictor = (
+      mlp.make(**config.invariance[part], dtype=config.dtype) if part in config.invariance else None
+      for part in ('projector', 'predictor'))
   network = Network(
-      encoder, head('projector'), head('predictor'), heads={k: e.head for k, e in equivariances.items()},
+      encoder, projector, predictor, heads={k: e.head for k, e in equivariances.items()},
       mean=tuple(mean), std=tuple(std), joint=config.batchnorm == 'joint',
       together=tuple(name for name, group in groups.items() if group.all_of))
-  tx = optim.build(o.name, schedule, o.lr, inv.constant, **own(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
+  tx = optim.build(o.name, schedule, o.lr, inv.constant,
+                   **factory_arguments(o, 'lr', 'warmup_epochs', 'end', 'cosine'))
   if config.probe and not classes:
-    raise UserError(f'config.probe needs labels, and {config.data.name} has none.', 'Leave it out: --config.probe=False')
+    raise UserError(f'config.probe needs labels, and the data set {config.data.name} has none.',
+                    'Leave the probe out: --config.probe=False')
   probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
-  return Recipe(network, groups, inv, equivariances, wirings, tx, schedule,
-                config.batch, per_epoch, steps, config.size, canvas, probe, config.accumulate)
+  return Recipe(network, groups, inv, equivariances, wirings, tx, schedule, config.batch, per_epoch,
+                steps, config.size, canvas, probe, config.accumulate)

@@ -234,7 +234,7 @@ def reopen(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda li
 
 def initial(run: Run, rule: str = 'replicate') -> states.TrainState:
   """The run's state at step 0, a copy on every device, or by another of shard.RULES."""
-  return states.initialiser(run.recipe, run.mesh, rule)(run.key)
+  return states.initializer(run.recipe, run.mesh, rule)(run.key)
 
 
 def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:

@@ -1,4 +1,7 @@
-"""The state of a run: all that a checkpoint holds. There is no key in it: key_for(key, name, step) makes them."""
+"""The state of a run: all that a checkpoint holds.
+
+It holds no key. A step computes its keys from the seed: key_for(key, name, step).
+"""
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,22 +17,29 @@ from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.types import Array, Image, Key
 
 
-class Head(NamedTuple):
+class LinearHead(NamedTuple):
   """A linear classifier: kernel [D K], bias [K]."""
   kernel: Array
   bias: Array
 
 
 class Probe(NamedTuple):
-  """An online probe: its head and its optimiser's memory."""
-  head: Head
+  """The state of an online probe: its head, and the state of the head's optimizer."""
+  head: LinearHead
   memory: Any
 
 
 class TrainState(NamedTuple):
-  """step: int32, steps done. params, stats: weights, BatchNorm statistics. target: (params, stats) of a moving
-  average of the encoder and the projector, its statistics its own, or (). opt_state: optax's. extras: the Probe of a run
-  that has one, or ()."""
+  """What a training step changes.
+
+  step:      int32, the number of steps done.
+  params:    the weights of the networks.
+  stats:     their BatchNorm statistics.
+  target:    (params, stats) of the target network: the moving average of the encoder's and the
+             projector's weights, with BatchNorm statistics of its own. () where there is none.
+  opt_state: the state of the optax optimizer.
+  extras:    the Probe of a run that has one, else ().
+  """
   step: Array
   params: dict
   stats: dict
@@ -44,42 +54,58 @@ def subset(tree: dict, like: dict) -> dict:
 
 
 def build(recipe: Recipe, key: Key) -> TrainState:
-  """The state at step 0, a pure function of (recipe, key); no image is needed.
+  """The state at step 0, a pure function of (recipe, key). It needs no image.
 
-  The target starts from weights of its own, as BYOL's code has it; where it is updated before the forward pass, as
-  a copy, as EquiMod's.
+  The target network starts from weights of its own, as in BYOL's code. Where it is updated before
+  the forward pass, it starts as a copy, as in EquiMod's code.
   """
   side = recipe.canvas
   images = Image(jnp.zeros((2, side, side, 3)), jnp.full((2, 2), side, jnp.float32))
-  shown = views(recipe.groups, key_for(key, 'augment', 0), images)
-  variables = recipe.network.init(key_for(key, 'init'), shown, recipe.equivariances, True)
-  params, stats, target = variables['params'], variables.get('batch_stats', {}), ()
+  first = views(recipe.groups, key_for(key, 'augment', 0), images)
+
+  def init(name: str, inputs: dict, method: str = '__call__') -> tuple[dict, dict]:
+    variables: Any = recipe.network.init(key_for(key, name), inputs, recipe.equivariances, True,
+                                         method=method)
+    return variables['params'], variables.get('batch_stats', {})
+  params, stats = init('init', first)
+  target = ()
   if recipe.invariance.decay is not None:
-    its = recipe.network.init(key_for(key, 'target'), {'views': shown['views']}, recipe.equivariances, True,
-                              method='target')
-    target = its['params'], its.get('batch_stats', {})
+    target = init('target', {'views': first['views']}, 'target')
     if recipe.invariance.update == 'before':
-      target = subset(params, its['params']), target[1]
+      target = subset(params, target[0]), target[1]
   extras = ()
   if recipe.probe:
-    one = jnp.zeros((1, recipe.size, recipe.size, 3))
-    D = jax.eval_shape(lambda v: recipe.network.apply(v, one, method='encode'), variables).shape[-1]
-    head = Head(jnp.zeros((D, recipe.probe.classes)), jnp.zeros(recipe.probe.classes))
+    image = jnp.zeros((1, recipe.size, recipe.size, 3))
+    features: Any = jax.eval_shape(
+        lambda v: recipe.network.apply(v, image, method='encode'),
+        {'params': params, 'batch_stats': stats})
+    classes = recipe.probe.classes
+    head = LinearHead(jnp.zeros((features.shape[-1], classes)), jnp.zeros(classes))
     extras = Probe(head, recipe.probe.tx.init(head))
-  return TrainState(jnp.zeros((), jnp.int32), params, stats, target, recipe.tx.init(params), extras)
+  opt_state = recipe.tx.init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, stats, target, opt_state, extras)
 
 
 def abstract(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
-  """The shapes, dtypes and placement on `mesh` by `rule`, one of shard.RULES, of a state of `recipe`."""
-  return sharding.placed(jax.eval_shape(functools.partial(build, recipe), jax.random.key(0)), mesh, rule)
+  """The abstract state of `recipe`: the shape, dtype and sharding of each array, without values.
+
+  rule: how the state lies on `mesh`, one of shard.RULES.
+  """
+  shapes = jax.eval_shape(functools.partial(build, recipe), jax.random.key(0))
+  return sharding.sharded_shapes(shapes, mesh, rule)
 
 
 @functools.lru_cache(8)
-def initialiser(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate') -> Callable[[Key], TrainState]:
-  """`build` as one compiled program for every key (the forward pass that flax traces is dead code, and removed), the state
-  placed on `mesh` by `rule`, one of shard.RULES."""
-  if rule == 'replicate':
-    out = None if mesh is None else sharding.replicated(mesh)
+def initializer(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate'
+                ) -> Callable[[Key], TrainState]:
+  """`build` as one compiled program for every key: key -> state, placed on `mesh` by `rule`.
+
+  The forward pass that flax traces to find the shapes is dead code, which XLA removes.
+  """
+  if mesh is None:
+    out = None
+  elif rule == 'replicate':
+    out = sharding.replicated_sharding(mesh)
   else:
     out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
   return jax.jit(functools.partial(build, recipe), out_shardings=out, compiler_options=sharding.ONCE)

@@ -4,6 +4,7 @@ A handler only notes what came. The loop asks after each step; what is slow befo
 where the main thread is in a long call of C (a compilation), a thread ends the process instead, as nothing would be lost.
 """
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -58,6 +59,17 @@ def _watch(mine: _Heard, pipe: int) -> None:
 
 
 @contextlib.contextmanager
+def _closed() -> Iterator[None]:
+  """Who prints to a terminal that is gone fails with EIO; where HUP came of it, that is a stop."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno == errno.EIO:
+      check()
+    raise
+
+
+@contextlib.contextmanager
 def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   """`asked()`: whether one of SIGNALS has come; a second SIGINT (Ctrl-C) raises KeyboardInterrupt.
 
@@ -65,7 +77,8 @@ def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   The handlers there were before come back on leaving. Outside the main thread nothing is ever asked.
   """
   if _now or threading.current_thread() is not threading.main_thread():
-    yield _now[0] if _now else lambda: False
+    with _closed():
+      yield _now[0] if _now else lambda: False
     return
   mine, handled = _Heard(early), []
 
@@ -82,7 +95,8 @@ def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   threading.Thread(target=_watch, args=(mine, reader), daemon=True, name='eqssl signals').start()
   _now.append(mine)
   try:
-    yield mine
+    with _closed():
+      yield mine
   finally:
     _now.clear()
     signal.set_wakeup_fd(waker)

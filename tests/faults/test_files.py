@@ -54,7 +54,7 @@ def went_on(failing, row, run, want, config=STEPS):
 @pytest.mark.parametrize('where', ['saves and clean-ups', 'a resume'])
 def test_a_kill_at_every_operation(failing, whole, torn, where, row, tmp_path):
   run, seen = torn
-  chosen = points(whole[1] if 'saves' in where else seen[0], 4)
+  chosen = points(whole[1] if 'saves' in where else seen[0], 3)
   one = row(f'kill -9 at each operation of {where}', len(chosen))
   for at in chosen:
     place = tmp_path / str(at) if 'saves' in where else shutil.copytree(run, tmp_path / str(at))
@@ -70,7 +70,7 @@ def test_a_kill_at_every_operation(failing, whole, torn, where, row, tmp_path):
 def test_a_failing_disk_at_every_operation(failing, whole, torn, where, fault, row, tmp_path):
   """The run ends with a line, or does not mind; when the disk is well, the same process goes on to the right end."""
   run, seen = torn
-  chosen = points(whole[1] if 'saves' in where else seen[0], 3)
+  chosen = points(whole[1] if 'saves' in where else seen[0], 2)
   one = row(f'{"one EIO" if fault == "EIO" else "disk full (ENOSPC) from"} at each operation of {where}', len(chosen))
   for at in chosen:
     place = tmp_path / str(at) if 'saves' in where else shutil.copytree(run, tmp_path / str(at))
@@ -87,7 +87,7 @@ def test_a_failing_disk_at_every_operation(failing, whole, torn, where, fault, r
 def test_one_read_error_at_every_operation_of_a_resume(failing, whole, torn, row, tmp_path):
   """It passes: the resume goes on as if nothing had been, or ends with its own code; no good checkpoint is condemned."""
   run, seen = torn
-  chosen = points(seen[1], 6)
+  chosen = points(seen[1], 4)
   one = row('one EIO at each reading operation of a resume', len(chosen))
   for at in chosen:
     place = shutil.copytree(run, tmp_path / str(at))

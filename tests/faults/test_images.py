@@ -9,7 +9,7 @@ from matrix import many
 
 
 def test_hostile_and_odd_images(row):
-  count = many(600, 150)
+  count = many(600, 120)
   one = row('hostile and odd images', count)
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(matrix.ROOT), os.environ.get('PYTHONPATH', '')])}
   argv = [sys.executable, str(matrix.HERE / 'images.py'), str(count)]

@@ -56,7 +56,7 @@ def judge(row, run, want, times, said=''):
 
 
 def test_kills_of_one_process(server, long, row, tmp_path):
-  count, rng = many(100, 3), random.Random(0)
+  count, rng = many(100, 2), random.Random(0)
   (want, seconds), one, runs, killed, total = long, row('kill -9 of one process, at random', count), 0, 0, 0
   while total < count or killed:
     run = tmp_path / str(runs)
