@@ -39,8 +39,7 @@ def _draw_views(figure: Any) -> None:
   assert run.source is not None  # prepare loads the data
   train = run.source.train
   batch = step.Batch(train.images[:IMAGES], train.sizes[:IMAGES])
-  number: Any = 0  # a Python number serves as the step of the random draws
-  views = jax.device_get(step.views(run.recipe, jax.random.key(0), number, batch))['views']
+  views = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']
   figure.suptitle('Digits: each image, two of its views, and what was done to them')
   panels = figure.subplots(1, 3 * IMAGES)
   for axes, (i, k) in zip(panels, np.ndindex(IMAGES, 3), strict=True):
