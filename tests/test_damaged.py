@@ -6,9 +6,10 @@ import pytest
 from equivariant_ssl import cli, report
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, evaluation
+from equivariant_ssl.evaluate import comparison, result_files
 
-WHOLE = {'protocol': 'knn', 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
+ABOUT = {'protocol': 'knn', 'data': '0f', 'inputs': {'version': 1}, 'definition': {'version': 1}}
+WHOLE = {**ABOUT, 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
 
 
 @pytest.fixture
@@ -23,13 +24,14 @@ def folder(tmp_path):
                                   '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
 def test_a_damaged_result_is_named_and_computed_again(folder, text):
   path = folder / 'eval' / 'knn.json'
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
+  assert result_files.kept(path, ABOUT, ['trained'], pytest.fail) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
     comparison.read(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) is None
+  lines = []
+  assert result_files.kept(path, ABOUT, ['trained'], lines.append) is None and 'damaged' in lines[0]
 
 
 @pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),

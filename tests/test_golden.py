@@ -22,6 +22,7 @@ from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
 from equivariant_ssl.equivariance import augself
+from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import probe
 from equivariant_ssl.training import recipe, step
 from equivariant_ssl.types import Image, Views
@@ -212,8 +213,8 @@ def given(monkeypatch, steps: list) -> None:
       *(jnp.asarray(arrays.weight(f'probe/{n}', s)) for n, s in (('kernel', (D, K)), ('bias', (K,))))))
   key_for = probe.key_for
   monkeypatch.setattr(probe, 'key_for', lambda key, *path: path[1] if path[0] == 'augment' else key_for(key, *path))
-  views = lambda groups, step, images: {'probe': Views(shown[step % len(shown)][:, None, None, None], {})}
-  monkeypatch.setattr(probe.augment, 'views', views)
+  views = lambda op, size, step, *more: shown[step % len(shown)][:, None, None]
+  monkeypatch.setattr(probe.inputs, 'augmented', views)
   made = probe._step.__wrapped__
 
   def remembering(*a):
@@ -234,8 +235,9 @@ def test_the_head_of_a_linear_evaluation_moves_as_in_the_official_code(name, epo
   with float64():
     given(monkeypatch, steps)
     images = np.zeros((arrays.N, 1, 1, arrays.D), np.uint8)  # features are given: what is in them is not read
-    probe.train(protocol._replace(epochs=epochs, batch=arrays.BATCH), lambda x: x.reshape(len(x), -1), images,
-                arrays.probe_labels(), arrays.K, jax.random.key(0))
+    split = Split(images, np.ones((arrays.N, 2), np.float32), arrays.probe_labels())
+    probe.train(protocol._replace(epochs=epochs, batch=arrays.BATCH), lambda x: x.reshape(len(x), -1), split, 1, arrays.K,
+                jax.random.key(0))
     monkeypatch.undo()
   assert len(steps) == epochs * arrays.PER_EPOCH
   for i, (kernel, bias) in enumerate(zip(golden['kernel'], golden['bias'], strict=True)):

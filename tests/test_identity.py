@@ -278,7 +278,7 @@ def test_errors_that_pass_are_known_by_what_they_came_from():
   assert errors.passing(FileNotFoundError(errno.ENOENT, 'x')) == '' == errors.passing(None)
   inner.__cause__ = outer  # round and round
   assert errors.passing(RuntimeError('y')) == ''
-  assert errors.told(inner)[1] == errors.INPUT_OUTPUT and errors.told(OSError(errno.ENOSPC, 'x'))[1] == errors.USAGE
+  assert errors.describe(inner)[1] == errors.INPUT_OUTPUT and errors.describe(OSError(errno.ENOSPC, 'x'))[1] == errors.USAGE
 
 
 def shaky(monkeypatch, times):

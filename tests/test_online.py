@@ -94,10 +94,10 @@ def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeyp
   features = {'essl': jnp.zeros((4, 4, 3)), 'views': jnp.ones((4, 2, 3)), 'reference': jnp.full((4, 1, 3), 2.)}
   assert set(run.recipe.groups) == {'views', 'essl'} and run.recipe.groups['essl'].size < run.recipe.size
   for order in (features, dict(reversed(features.items()))):
-    np.testing.assert_array_equal(step.watched(run.recipe, order), jnp.ones((4, 3)))
+    np.testing.assert_array_equal(step.probe_features(run.recipe, order), jnp.ones((4, 3)))
   # And the step gives the probe these.
   given = []
-  monkeypatch.setattr(step, 'watched', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
+  monkeypatch.setattr(step, 'probe_features', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
   state, split = runs.abstract(run), run.source.train
   batch = step.Batch(split.images[:4], split.sizes[:4])
   seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.views(

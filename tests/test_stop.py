@@ -113,7 +113,7 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), loop.shard.mesh(jax.devices()[:1])
+  config, mesh = configs.load(tiny.NAME), loop.sharding.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
     loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
@@ -132,7 +132,7 @@ def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypat
     return manager
   monkeypatch.setattr(loop.checkpoint, '_manager', late)
   config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
-  loop.train(config, tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
 
 
@@ -207,6 +207,6 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
     return real(run, state, each)
   monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]

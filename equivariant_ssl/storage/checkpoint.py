@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from equivariant_ssl.errors import INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError, passing, told
+from equivariant_ssl.errors import INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError, describe, passing
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import disk, fingerprint, orbax_log, run_identity
 from equivariant_ssl.storage.run_identity import Identity
@@ -114,7 +114,7 @@ def _read(path: pathlib.Path, wanted: dict[str, Any], part: bool, own: Identity)
       except OSError as error:
         failed = error
     kind = 0 if failed is None else DAMAGED if isinstance(failed, _DamagedError) else PASSES if passing(failed) else FAILED
-    verdict, code = max(processes.gather([kind, told(failed)[1] if failed else 0]))
+    verdict, code = max(processes.gather([kind, describe(failed)[1] if failed else 0]))
     if verdict == PASSES and pauses:
       time.sleep(pauses.pop(0))
     elif verdict == PASSES:

@@ -25,7 +25,7 @@ from jax._src import cache_key  # noqa: E402
 from equivariant_ssl import cli
 from equivariant_ssl import config as configs  # noqa: E402
 from equivariant_ssl.data.card import Card, Part  # noqa: E402
-from equivariant_ssl.errors import told  # noqa: E402
+from equivariant_ssl.errors import describe  # noqa: E402
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.training import loop, stop  # noqa: E402
@@ -54,9 +54,9 @@ def lighten() -> None:
         break
     return now
   like = lambda run, rule: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), state(0))
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated_sharding(run.mesh)), state(0))
   for name, value in {'_opened': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
-                      'slow_start': lambda *args: ''}.items():
+                      'warmup_warning': lambda *args: ''}.items():
     setattr(loop, name, value)
 
 
@@ -70,8 +70,8 @@ def learn(job: dict) -> tuple[int, dict]:
     return 0, fingerprint.of(loop.train(config, job['workdir'], 'test', (hook,), sharding.mesh(), quiet=True))
   except Exception as error:
     traceback.print_exc()
-    print(told(error)[0], file=sys.stderr)
-    return told(error)[1], {}
+    print(describe(error)[0], file=sys.stderr)
+    return describe(error)[1], {}
 
 
 def do(job: dict) -> int:
