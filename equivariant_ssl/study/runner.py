@@ -97,7 +97,8 @@ def _start(folder: pathlib.Path, number: int, run: PlannedRun, kind: str, slot: 
              *([] if part == 'found' else [part])]
   variables = {**os.environ, **safe(), **_worker_variables(kind, slot, workers),
                'EQSSL_STUDY': 'local'}
-  with open(folder / run.workdir / 'log.txt', 'wb' if part == 'found' else 'ab') as log:
+  path = folder / run.workdir / 'log.txt'
+  with open(path, 'wb') if part == 'found' else open(path, 'ab') as log:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log,
                                env=variables)
   return Worker(process, run, slot)
