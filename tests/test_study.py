@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.study import (
-  contrasts,
   design,
   effect_sentences,
   effects,
@@ -28,6 +30,7 @@ from equivariant_ssl.study import (
   study_results,
 )
 from equivariant_ssl.study.design import Arm
+from equivariant_ssl.training import runs
 from equivariant_ssl.types import ROLES
 
 AUGS = ('rotate', 'blur', 'flip', 'erase')
@@ -316,6 +319,59 @@ def test_a_folder_holds_one_study(tmp_path):
   (tmp_path / 'run' / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a run'):
     study_plan.write(tmp_path / 'run', planned())
+
+
+# A data set of its own, in a folder that is named by a relative path.
+OF_FOLDER = {'data': "{'name': 'folder', 'path': 'images', 'size': 8}", 'batch': '4', 'size': '8'}
+
+
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+  """Two folders; the first is the current one and has a data set in `images`."""
+  for name in ('home', 'away'):
+    (tmp_path / name).mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+  for i, image in enumerate(pixels):
+    (tmp_path / 'home' / 'images' / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(tmp_path / 'home' / 'images' / 'ab'[i % 2] / f'{i}.png')
+  monkeypatch.chdir(tmp_path / 'home')
+  return tmp_path / 'home', tmp_path / 'away'
+
+
+def test_a_study_goes_on_from_another_folder(two_folders, tmp_path, monkeypatch):
+  home, away = two_folders
+  overrides = {**OF_FOLDER, 'data.path': 'images'}
+  plan = planned(overrides=overrides, transfer=('images',), root='tfds')
+  assert {arm['config']['data']['path'] for arm in plan['made']} == {str(home / 'images')}
+  assert plan['overrides']['data.path'] == plan['transfer'][0] == str(home / 'images')
+  assert plan['root'] == str(home / 'tfds') and planned()['root'] == ''
+  study_plan.write(tmp_path / 'study', plan)
+  monkeypatch.chdir(away)
+  plan = study_plan.read(tmp_path / 'study')
+  study_plan.write(tmp_path / 'study', plan)
+  config = study_plan.run_config(plan, study_plan.runs(plan)[0])
+  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+  assert run.source.classes == ('a', 'b') and len(run.source.train.images) == 16
+
+
+def test_an_older_study_keeps_its_relative_paths(two_folders, tmp_path, monkeypatch):
+  """Its own command is not refused, from the folder that it was begun in."""
+  home, away = two_folders
+  (home / 'tfds').mkdir()
+  overrides = {**OF_FOLDER, 'data.path': 'images'}
+  ask = lambda **kw: planned(overrides=overrides, root='tfds', **kw)
+  old = json.loads(json.dumps(ask()).replace(f'{home}/', ''))
+  assert old['made'][0]['config']['data']['path'] == old['overrides']['data.path'] == 'images'
+  study_plan.write(tmp_path / 'study', old)
+  study_plan.write(tmp_path / 'study', ask(seeds=(0, 1, 2, 3)))
+  plan = study_plan.read(tmp_path / 'study')
+  assert plan == {**old, 'seeds': [0, 1, 2, 3]}
+  monkeypatch.chdir(away)
+  study_plan.write(tmp_path / 'study', plan)  # --resume
+  assert study_plan.read(tmp_path / 'study') == plan
+  with pytest.raises(UserError, match='another --overrides, --root'):
+    study_plan.write(tmp_path / 'study', planned(
+        overrides={**overrides, 'data.path': str(home / 'images')}, root=str(home / 'tfds')))
 
 
 def test_resuming_takes_nothing_new(tmp_path, capsys):

@@ -20,6 +20,7 @@ from equivariant_ssl.parallel.sharding import mesh
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.study import design
+from equivariant_ssl.study.data_paths import KEYS, with_absolute_paths
 from equivariant_ssl.training.runs import prepare
 from equivariant_ssl.types import ROLES, Image
 
@@ -109,7 +110,7 @@ def _check(s: Settings) -> None:
 def make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   """Return the plan of a study, as study.json holds it.
 
-  Raises UserError for a setting that no study can have.
+  Its data have absolute paths. Raises UserError for a setting that no study can have.
   """
   _check(s)
   loaded: Any = load(s.config, s.overrides)
@@ -130,7 +131,7 @@ def make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
       entry['scale'] = pixels[0] / arm_pixels
   plan = s._asdict() | {'epochs': epochs, 'made': arm_entries, 'command': command,
                         'environment': environment}
-  return json.loads(json.dumps(plan))
+  return with_absolute_paths(json.loads(json.dumps(plan)))
 
 
 def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -140,7 +141,8 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
   if (folder / 'config.json').exists():
     raise UserError(f'{folder} holds a run.', 'Give the study a folder of its own, with --out.')
   if path.exists():
-    old, new = _comparable(read(folder)), _comparable(plan)
+    begun = read(folder)
+    old, new = _comparable(begun), _comparable(plan)
     changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
     if changed:
       options = [f'--{key}' + (f' ({old[key]})' if key == 'readout' else '')
@@ -149,13 +151,15 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
       raise UserError(f'{folder} holds a study with another {", ".join(options)}.',
                       f'Use another --out; or go on with that one as it was: '
                       f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
+    if with_absolute_paths(begun) != begun:  # an older version's relative paths stay
+      plan = plan | {key: begun[key] for key in KEYS}
   record.write_whole(path, json.dumps(plan, indent=1) + '\n')
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
-  """Return a plan whose configs have every field: those of an older version lack some."""
-  return plan | {'made': [arm | {'config': _with_every_field(arm['config'])}
-                          for arm in plan['made']]}
+  """Return a plan as this version would make it: an older version's lacks fields, for example."""
+  arms = [arm | {'config': _with_every_field(arm['config'])} for arm in plan['made']]
+  return with_absolute_paths(plan | {'made': arms})
 
 
 def _with_every_field(config: dict) -> dict:
