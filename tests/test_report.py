@@ -212,7 +212,7 @@ def test_a_study(tmp_path):
   assert list(lines) == ['rotate: invariance', 'rotate: Spread of the embeddings']  # no loss: arms add different terms
   assert 'invariant (n=2): 4.5 at 1, 2.5 at 2' in lines['rotate: invariance']  # without the smaller budget's
   assert parsed.text.count('the image, ') == 2 * 3 and 'rotate 180°' in parsed.text and 'crop ' in parsed.text
-  assert ['commit', 'the runs are of 3: 000000000000, 111111111111, 999999999999'] in parsed.table('The study')
+  assert ['commit', 'the runs were made with 3 commits: 000000000000, 111111111111, 999999999999'] in parsed.table('The study')
   assert parsed.table('Failed')[1] == ['rotate=sensitive/0', f'the loss {HOSTILE} is not finite']
   assert parsed.table('Every run')[1][:5] == ['rotate=invariant/0', 'done', '93.0', '91.0', '80.0']
   assert parsed.table('Every run')[4][1:5] == ['waiting', '', '', '']

@@ -1,4 +1,4 @@
-"""Arms of a demonstration: configs trained over seeds and read out alike, one process a core."""
+"""The arms of a demonstration: configs trained over seeds and read out alike, a process a core."""
 import multiprocessing
 import os
 import time
@@ -11,125 +11,161 @@ from jax.tree_util import Partial
 from rich.console import Console
 from rich.progress import Progress
 
-from equivariant_ssl import config as configs
-from equivariant_ssl import shipped
-from equivariant_ssl.evaluate import fewshot, frozen, inputs, knn, linear
+from equivariant_ssl.config import load
+from equivariant_ssl.evaluate import fewshot, inputs, knn, linear
+from equivariant_ssl.evaluate.frozen import Frozen, frozen, gains, variables
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.training import loop, state
+from equivariant_ssl.shipped import config as shipped_config
+from equivariant_ssl.training.loop import fit
+from equivariant_ssl.training.runs import initial, prepare
 
-READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}  # protocols: cached; k=200, T=.1; a class, ridge
-LAST = 10  # steps over which the last metrics are averaged
+# The head of each read-out's column: cached; k=200, T=.1; five labels a class, ridge.
+READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}
+LAST_STEPS = 10  # over which the last metrics are averaged
 
 
-class Spec(NamedTuple):
-  """An arm to train: a config with overrides, and what it is in words. untrained: read its network out untrained too."""
+class ArmSpec(NamedTuple):
+  """An arm to train: a config with overrides, and what it is in words.
+
+  untrained: whether its untrained network is read out too.
+  """
   config: str
   overrides: dict[str, str]
   story: str = ''
   untrained: bool = False
 
 
-class Arm(NamedTuple):
-  """Of one arm, over seeds: its read-outs {name: [seeds]}, EquiMod's gains (or None), loss curves, and the mean of each
-  metric over the last steps."""
+class TrainedArm(NamedTuple):
+  """What one arm gave over its seeds.
+
+  readouts: {name: per cent for each seed}. gains: EquiMod's gains for each seed, None without
+  EquiMod. losses: the loss curve of each seed. last: the mean of each metric over the last steps,
+  for each seed.
+  """
   readouts: dict[str, list[float]]
   gains: list[Any] | None
   losses: list[list[float]]
   last: list[dict[str, float]]
 
 
-def readouts(fixed: frozen.Frozen, values: dict, source, size: int) -> dict[str, float]:
-  """Linear, kNN and five-labels accuracy in per cent; size: of what the network is shown."""
-  encode, K = Partial(fixed.encode, values), len(source.classes)
-  of = lambda split: inputs.features(encode, split, inputs.of(size, split), batch=512)
-  arrays = of(source.train), source.train.labels, of(source.test), source.test.labels, K
+def readouts(network: Frozen, values: dict, source: Any, size: int) -> dict[str, float]:
+  """Return the linear, kNN and five-labels accuracy of a frozen network, in per cent.
+
+  values: the network's variables. size: the side of the images that it reads.
+  """
+  encode, classes = Partial(network.encode, values), len(source.classes)
+  train, test = (inputs.features(encode, split, inputs.of(size, split), batch=512)
+                 for split in (source.train, source.test))
+  arrays = train, source.train.labels, test, source.test.labels, classes
   return {'linear': 100 * linear.cached(*arrays).top1, 'knn': 100 * knn.evaluate(*arrays).top1,
           'few': 100 * fewshot.few_labels(*arrays, jax.random.key(0)).mean}
 
 
-def load(spec: Spec, steps: int):
-  """The config of `spec`, for `steps` steps where > 0."""
-  return configs.load(spec.config, {**spec.overrides, **({'steps': str(steps)} if steps else {})},
-                      shipped.config(spec.config))
+def load_config(spec: ArmSpec, steps: int) -> Any:
+  """Return the config of an arm, for `steps` steps where that is more than 0."""
+  overrides = {**spec.overrides, **({'steps': str(steps)} if steps else {})}
+  return load(spec.config, overrides, shipped_config(spec.config))
 
 
-def train_arm(name: str, spec: Spec, seeds: int, steps: int) -> dict[str, Arm]:
-  """Train and read out one arm over seeds; and its untrained network, under 'untrained', where the spec says so."""
-  base = loop.prepare(load(spec, steps), sharding.mesh(jax.devices()[:1]))
-  recipe, fixed = base.recipe, frozen.frozen(base.recipe)
-  told = list(fixed.pairs.get('equimod', ()))
-  arms = {k: Arm({k: [] for k in READOUTS}, [] if told else None, [], [])
-          for k in ('untrained', name) if k == name or spec.untrained}
+def train_arm(name: str, spec: ArmSpec, seeds: int, steps: int) -> dict[str, TrainedArm]:
+  """Train and read out one arm over seeds; return {name: arm}.
 
-  def read(arm: Arm, trained: state.TrainState) -> None:
-    for k, v in readouts(fixed, frozen.variables(trained), base.source, recipe.size).items():
-      arm.readouts[k].append(v)
-    if told:
-      arm.gains.append({what: frozen.gains(recipe, fixed, trained, 'equimod', base.source.test, what, 512)
-                        for what in told})
+  Where the spec says so, its untrained network is another arm, 'untrained'.
+  """
+  run = prepare(load_config(spec, steps), sharding.mesh(jax.devices()[:1]))
+  recipe, source = run.recipe, run.source
+  assert source is not None and source.test is not None  # the digits have a test split
+  network, test = frozen(recipe), source.test
+  groups = list(network.pairs.get('equimod', ()))  # whose gains are measured
+  arms = {key: TrainedArm({k: [] for k in READOUTS}, [] if groups else None, [], [])
+          for key in ('untrained', name) if key == name or spec.untrained}
+
+  def read_out(arm: TrainedArm, state: Any) -> None:
+    accuracies = readouts(network, variables(state), source, recipe.size)
+    for key, value in accuracies.items():
+      arm.readouts[key].append(value)
+    if arm.gains is not None:
+      arm.gains.append({group: gains(recipe, network, state, 'equimod', test, group, 512)
+                        for group in groups})
 
   for seed in range(seeds):
-    seeded = base._replace(key=jax.random.key(seed))
-    first = loop.initial(seeded)
+    seeded = run._replace(key=jax.random.key(seed))
+    first = initial(seeded)
     if spec.untrained:
-      read(arms['untrained'], first)
-    seen = []
-
-    def on_step(_, n: int, metrics: dict, waited: float) -> bool:
-      seen.append(metrics)
-      _tick()
-      return False
-
-    trained = loop.fit(seeded, first, on_step)
-    seen = jax.device_get(seen)
-    arms[name].losses.append([float(m['loss']) for m in seen])
-    arms[name].last.append({k: float(np.mean([m[k] for m in seen[-LAST:]])) for k in seen[0]})
-    read(arms[name], trained)
+      read_out(arms['untrained'], first)
+    trained, metrics = _train(seeded, first)
+    arms[name].losses.append([float(row['loss']) for row in metrics])
+    arms[name].last.append({key: float(np.mean([row[key] for row in metrics[-LAST_STEPS:]]))
+                            for key in metrics[0]})
+    read_out(arms[name], trained)
   return arms
 
 
+def _train(run: Any, state: Any) -> tuple[Any, list[dict]]:
+  """Train a run from a state; return the trained state and the metrics of each step."""
+  metrics = []
+
+  def on_step(_, step: int, row: dict, waited: float) -> bool:
+    metrics.append(row)
+    _count_step()
+    return False
+
+  trained = fit(run, state, on_step)
+  return trained, jax.device_get(metrics)
+
+
 def show_mean(values) -> str:
-  """'91.0 ± 1.6'; '91.0' of one seed."""
+  """Return '91.0 ± 1.6', or '91.0' for one seed."""
   mean, std = mean_std(values)
   return f'{mean:.1f}' + (f' ± {std:.1f}' if std is not None else '')
 
 
-_done = None  # of a worker: the steps that all of them have done, shared
+_steps_done = None  # of a worker process: the count of steps that all workers share
 
 
-def _tick() -> None:
-  if _done is not None:
-    with _done.get_lock():
-      _done.value += 1
+def _count_step() -> None:
+  if _steps_done is not None:
+    with _steps_done.get_lock():
+      _steps_done.value += 1
 
 
-def _begin(done: Any, cache: str | None) -> None:
-  """A worker's first act."""
-  global _done
-  _done = done
+def _begin(steps_done: Any, cache: str | None) -> None:
+  """Set up a worker process."""
+  global _steps_done
+  _steps_done = steps_done
   jax.config.update('jax_compilation_cache_dir', cache)
 
 
-def train_all(specs: dict[str, Spec], seeds: int, steps: int, console: Console) -> dict[str, Arm]:
-  """Every arm, the first first, a process a core: steps this small do not fill two cores, but two arms do."""
-  loaded = [load(spec, steps) for spec in specs.values()]
-  total = sum(seeds * (c.steps or round(c.epochs * (1000 // c.batch))) for c in loaded)
+def train_all(specs: dict[str, ArmSpec], seeds: int, steps: int,
+              console: Console) -> dict[str, TrainedArm]:
+  """Train every arm, in the order of `specs`, in a process for each core.
+
+  Steps this small do not keep two cores busy, but two arms do.
+  """
+  configs = [load_config(spec, steps) for spec in specs.values()]
+  total = sum(seeds * (c.steps or round(c.epochs * (1000 // c.batch))) for c in configs)
   spawn = multiprocessing.get_context('spawn')
-  done = spawn.Value('q', 0)
+  steps_done: Any = spawn.Value('q', 0)
   flags = os.environ.get('XLA_FLAGS', '')
-  os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false', 'JAX_PLATFORMS': 'cpu'}
-  start, arms, workers = time.perf_counter(), {}, min(sharding.count_cores(), len(specs))
-  with (ProcessPoolExecutor(workers, spawn, _begin, (done, jax.config.jax_compilation_cache_dir)) as pool,
+  os.environ |= {'XLA_FLAGS': f'{flags} --xla_cpu_multi_thread_eigen=false',
+                 'JAX_PLATFORMS': 'cpu'}
+  start, workers = time.perf_counter(), min(sharding.count_cores(), len(specs))
+  arms: dict[str, TrainedArm] = {}
+  cache: Any = jax.config
+  initargs = steps_done, cache.jax_compilation_cache_dir
+  with (ProcessPoolExecutor(workers, spawn, _begin, initargs) as pool,
         Progress(console=Console(stderr=True), transient=True) as bar):
     task = bar.add_task('training', total=total)
-    waiting = {pool.submit(train_arm, name, spec, seeds, steps): name for name, spec in specs.items()}
+    waiting = {pool.submit(train_arm, name, spec, seeds, steps): name
+               for name, spec in specs.items()}
     while waiting:
       for future in wait(waiting, timeout=.2, return_when=FIRST_COMPLETED).done:
         name = waiting.pop(future)
-        for k, arm in future.result().items():
-          if k not in arms or arm.gains:
-            arms[k] = arm
-        console.print(f'{name}: {seeds} seeds done after {time.perf_counter() - start:.0f} s')
-      bar.update(task, completed=done.value)
-  return {k: arms[k] for k in ('untrained', *specs) if k in arms}
+        for key, arm in future.result().items():
+          if key not in arms or arm.gains:
+            arms[key] = arm
+        seconds = time.perf_counter() - start
+        console.print(f'{name}: {seeds} seeds are done after {seconds:.0f} s')
+      bar.update(task, completed=steps_done.value)
+  return {key: arms[key] for key in ('untrained', *specs) if key in arms}

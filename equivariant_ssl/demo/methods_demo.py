@@ -1,4 +1,4 @@
-"""Every invariance objective on the digits, alone, with EquiMod and with E-SSL: one table."""
+"""Every invariance objective on the digits, alone, with EquiMod and with E-SSL, in one table."""
 import json
 import pathlib
 import time
@@ -7,58 +7,73 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl.demo.arms import READOUTS, Arm, Spec, show_mean, train_all
-from equivariant_ssl.evaluate import evaluation
+from equivariant_ssl.demo.arms import READOUTS, ArmSpec, TrainedArm, show_mean, train_all
+from equivariant_ssl.evaluate.evaluation import as_json
 from equivariant_ssl.evaluate.statistics import paired, show
 from equivariant_ssl.storage import record
 from equivariant_ssl.training.loop import COLLAPSED
 
 INVARIANCES = ('simclr', 'byol', 'simsiam', 'barlow', 'vicreg')
 TURNS = {'augment.order': "('crop', 'rotate')", 'augment.rotate': "{'role': 'sensitive'}"}
-WITH = {
+EQUIVARIANCES = {
     '': {},
-    '+ equimod': {**TURNS, 'equivariance': "{'name': 'equimod', 'hidden': (128,), 'dim': 64, 'action_dim': 64}"},
-    '+ essl': {**TURNS, 'equivariance': "{'name': 'essl', 'weight': .4, 'hidden': (128, 128)}"},
+    '+ equimod': {**TURNS, 'equivariance':
+                  "{'name': 'equimod', 'hidden': (128,), 'dim': 64, 'action_dim': 64}"},
+    '+ essl': {**TURNS, 'equivariance':
+               "{'name': 'essl', 'weight': .4, 'hidden': (128, 128)}"},
 }
 
 
-def specs() -> dict[str, Spec]:
-  """The arms, those that take longest first."""
-  return {f'{inv} {what}'.strip(): Spec(f'digits_{inv}', overrides, untrained=inv == 'simclr' and not what)
-          for what, overrides in reversed(WITH.items()) for inv in INVARIANCES}
+def specs() -> dict[str, ArmSpec]:
+  """Return the arms, {name: spec}; those that take longest come first."""
+  return {f'{invariance} {equivariance}'.strip():
+          ArmSpec(f'digits_{invariance}', overrides,
+                  untrained=invariance == 'simclr' and not equivariance)
+          for equivariance, overrides in reversed(EQUIVARIANCES.items())
+          for invariance in INVARIANCES}
 
 
-def table(arms: dict[str, Arm]) -> Table:
-  """Accuracies, what the equivariance changed, and whether the embeddings collapsed."""
+def table(arms: dict[str, TrainedArm]) -> Table:
+  """Return the accuracies, what the equivariance changed, and whether the embeddings collapsed."""
   seeds = len(arms['untrained'].readouts['knn'])
-  found = Table(title=f'797 held-out digits, chance 10 %: mean ± std of {seeds} seeds; paired difference [95 %]; spread: 1 '
-                      f'fills the sphere, under {COLLAPSED} is a collapse')
+  result = Table(title=f'797 held-out digits, chance 10 %: mean ± std of {seeds} seeds; paired '
+                       'difference [95 %]; spread: 1 fills the sphere, under '
+                       f'{COLLAPSED} is a collapse')
   for column in ('arm', *READOUTS.values(), 'kNN - alone', 'spread'):
-    found.add_column(column, justify='left' if column == 'arm' else 'right')
-  row = lambda name, difference, spread: found.add_row(
-      name, *(show_mean(arms[name].readouts[k]) for k in READOUTS), difference, spread)
-  row('untrained', '', '')
-  for inv in INVARIANCES:
-    for what in WITH:
-      name = f'{inv} {what}'.strip()
+    result.add_column(column, justify='left' if column == 'arm' else 'right')
+
+  def add_row(name: str, difference: str, spread: str) -> None:
+    accuracies = (show_mean(arms[name].readouts[key]) for key in READOUTS)
+    result.add_row(name, *accuracies, difference, spread)
+  add_row('untrained', '', '')
+  for invariance in INVARIANCES:
+    for equivariance in EQUIVARIANCES:
+      name = f'{invariance} {equivariance}'.strip()
       spread = np.array([last['std'] for last in arms[name].last])
-      row(name, show(paired(arms[name].readouts['knn'], arms[inv].readouts['knn']), digits=1) if what else '',
-          f'{spread.mean():.2f}' + (' COLLAPSED' if spread.min() < COLLAPSED else ''))
-  return found
+      difference = paired(arms[name].readouts['knn'], arms[invariance].readouts['knn'])
+      add_row(name, show(difference, digits=1) if equivariance else '',
+              f'{spread.mean():.2f}' + (' COLLAPSED' if spread.min() < COLLAPSED else ''))
+  return result
 
 
-def conclude(arms: dict[str, Arm]) -> str:
-  """Whether anything collapsed, and what was best."""
-  collapsed = [n for n, arm in arms.items() if any(last['std'] < COLLAPSED for last in arm.last)]
-  best = max((n for n in arms if n != 'untrained'), key=lambda n: np.mean(arms[n].readouts['knn']))
-  return ((f'Collapsed: {", ".join(collapsed)}. ' if collapsed else 'No run collapsed. ') +
-          f'Highest mean kNN accuracy: {best}, {show_mean(arms[best].readouts["knn"])} %. The settings of each method are '
-          'those of its digits config, tuned little: the table says that every pair trains, not which method is best.')
+def conclude(arms: dict[str, TrainedArm]) -> str:
+  """Return whether anything collapsed, and what was best, in words."""
+  collapsed = [name for name, arm in arms.items()
+               if any(last['std'] < COLLAPSED for last in arm.last)]
+  best = max((name for name in arms if name != 'untrained'),
+             key=lambda name: np.mean(arms[name].readouts['knn']))
+  first = f'Collapsed: {", ".join(collapsed)}.' if collapsed else 'No run collapsed.'
+  return (f'{first} Highest mean kNN accuracy: {best}, {show_mean(arms[best].readouts["knn"])} %. '
+          'The settings of each method are those of its digits config, tuned little: the table '
+          'shows that every pair trains, not which method is best.')
 
 
-def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, Arm]:
-  """Train every arm over `seeds` seeds (for `steps` steps instead of the configs' epochs where > 0), print the table,
-  and write methods.json and methods.txt into `out`."""
+def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, TrainedArm]:
+  """Train every arm over `seeds` seeds and print the table.
+
+  steps: how many to train instead of the configs' epochs, where more than 0. Writes methods.json
+  and methods.txt into `out`.
+  """
   start, console = time.perf_counter(), Console(soft_wrap=True)
   out.mkdir(parents=True, exist_ok=True)
   arms = train_all(specs(), seeds, steps, console)
@@ -67,7 +82,7 @@ def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, Arm
     for printer in (console, Console(file=file, width=120)):
       printer.print(table(arms))
       printer.print(conclude(arms))
-  record.write_whole(out / 'methods.json', json.dumps(
-      {'arms': evaluation.as_json(arms), 'minutes': minutes, 'environment': record.environment()}, indent=1) + '\n')
+  content = {'arms': as_json(arms), 'minutes': minutes, 'environment': record.environment()}
+  record.write_whole(out / 'methods.json', json.dumps(content, indent=1) + '\n')
   print(f'{minutes:.1f} minutes. Numbers: {out / "methods.json"}')
   return arms

@@ -1,12 +1,16 @@
-"""What a study found, as sections of its page: the answer, the effects, the arms, and what smaller budgets would say."""
+"""What a study found, as sections of its page: the answer, effects, arms and smaller budgets."""
+from typing import Any
 
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
+from equivariant_ssl.study.contrasts import parse
 
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
+MOST_ROWS = 12  # of a table of effects that is open at first
 
 
-def named(readout: str) -> str:
+def readout_name(readout: str) -> str:
+  """Return the name of a read-out for a reader."""
   return READOUTS.get(readout, readout)
 
 
@@ -15,109 +19,162 @@ def _points(value: float | None) -> str:
 
 
 def _percent(mean: float, std: float | None, n: int) -> str:
-  """'91.0 ± 1.0, n=3'; '91.0, n=1'."""
+  """Return '91.0 ± 1.0, n=3', or '91.0, n=1'."""
   return f'{100 * mean:.1f}' + (f' ± {100 * std:.1f}' if std is not None else '') + f', n={n}'
 
 
 def split(study: dict) -> str:
-  """The images that the arms were compared on; a study of an older version knew the test split alone."""
+  """Return the name of the images that the arms were compared on.
+
+  A study of an older version does not say it: it used the test split.
+  """
   return study.get('readout', 'test')
 
 
-def _read_out(study: dict) -> str:
+def _readout_sentence(study: dict) -> str:
+  if split(study) != 'validation':
+    return 'Read out on the test split.'
   share = study['made'][0]['config'].get('validation')
-  return (f'Read out on validation images, {share:.0%} of each class of the training split, which no run trained on.'
-          if split(study) == 'validation' else 'Read out on the test split.')
+  return (f'Read out on validation images, {share:.0%} of each class of the training split, which '
+          'no run trained on.')
 
 
-def answer(study: dict, found: dict) -> Section:
-  """What the study found, in sentences, an augmentation at a time; and from how much of it."""
-  runs, blocks = list(found['runs'].values()), []
-  done = sum(r['status'] == 'done' for r in runs)
-  blocks.append(Text(f'{done} of {len(runs)} runs are done; seeds {", ".join(map(str, study["seeds"]))}; '
-                     f'{study["design"]}; equal {study["equal"]} in every arm. {_read_out(study)}'))
-  if found.get('recommendation'):
-    blocks.append(Points(tuple(found['recommendation'])))
-  if found.get('verdict'):
-    blocks.append(Points(tuple(found['verdict'])))
-  for aug in dict.fromkeys(e['aug'] for e in found['effects']):
-    own = [e for e in found['effects'] if e['aug'] == aug]
-    unseen = [e for e in own if e['low'] is not None and e['low'] <= 0 <= e['high']]
-    seen = [e for e in own if e not in unseen]
-    blocks.append(Points(tuple(e['sentence'] for e in seen)) if seen else Text(f'{aug}: no difference seen.'))
-    if unseen:
-      blocks.append(Points(tuple(e['sentence'] for e in unseen),
-                           f'{aug}: {len(unseen)} of {len(own)} contrasts in which no difference was seen'))
-  if not found['effects']:
-    blocks.append(Missing('No contrast can be made yet: it needs two finished arms.', study['command']))
-  if any(e['low'] is None for e in found['effects']):
-    blocks.append(Text('Where no interval exists (n = 1, or too few runs), a difference cannot be told from noise.'))
+def answer(study: dict, results: dict) -> Section:
+  """Return what the study found, in sentences, for each augmentation, and how much of it is done.
+  """
+  runs, blocks = list(results['runs'].values()), []
+  done = sum(run['status'] == 'done' for run in runs)
+  blocks.append(Text(f'{done} of {len(runs)} runs are done; seeds '
+                     f'{", ".join(map(str, study["seeds"]))}; {study["design"]}; equal '
+                     f'{study["equal"]} in every arm. {_readout_sentence(study)}'))
+  if results.get('recommendation'):
+    blocks.append(Points(tuple(results['recommendation'])))
+  if results.get('verdict'):
+    blocks.append(Points(tuple(results['verdict'])))
+  for aug in dict.fromkeys(effect['aug'] for effect in results['effects']):
+    effects = [effect for effect in results['effects'] if effect['aug'] == aug]
+    neutral = [effect for effect in effects
+               if effect['low'] is not None and effect['low'] <= 0 <= effect['high']]
+    others = [effect for effect in effects if effect not in neutral]
+    blocks.append(Points(tuple(effect['sentence'] for effect in others)) if others else
+                  Text(f'{aug}: no difference seen.'))
+    if neutral:
+      blocks.append(Points(tuple(effect['sentence'] for effect in neutral),
+                           f'{aug}: {len(neutral)} of {len(effects)} contrasts in which no '
+                           'difference was seen'))
+  if not results['effects']:
+    blocks.append(Missing('No contrast can be made yet: it needs two finished arms.',
+                          study['command']))
+  if any(effect['low'] is None for effect in results['effects']):
+    blocks.append(Text('Where no interval exists (n = 1, or too few runs), a difference cannot be '
+                       'distinguished from noise.'))
   return Section('Answer', 'answer', blocks)
 
 
-def effects(study: dict, found: dict) -> Section:
-  """A dot plot a read-out, and the same as a table."""
-  noise = ('the noise is what main effects leave unsaid of the runs' if study['design'] == 'factorial' else
+def _dot(effect: dict) -> charts.Dot:
+  """Return an effect as a row of a dot plot, whose label is short enough for a phone."""
+  setting, first, second, objective = parse(effect['contrast'])
+  label = f'{first} - {second}' if second else 'interaction'
+  group = f'{effect["aug"]} {setting}'.strip() if second else first
+  mean, low, high = (None if effect[key] is None else 100 * effect[key]
+                     for key in ('mean', 'low', 'high'))
+  assert mean is not None  # every effect has a mean
+  return charts.Dot(label + (f' ({objective})' if objective else ''), mean, low, high, group=group)
+
+
+def _effect_row(effect: dict) -> tuple[Any, ...]:
+  interval = (f'none (n = {effect["n"]})' if effect['low'] is None else
+              f'[{100 * effect["low"]:.1f}, {100 * effect["high"]:.1f}]')
+  p, smallest = effect.get('holm'), effect.get('smallest')
+  return (effect['aug'], effect['contrast'], readout_name(effect['readout']),
+          _points(effect['mean']), interval,
+          'unknown' if p is None else f'{p:.2g}' if p >= .001 else '< .001', effect['n'],
+          'unknown' if smallest is None else f'{100 * smallest:.1f}')
+
+
+def effects(study: dict, results: dict) -> Section:
+  """Return a dot plot of the effects for each read-out, and the same numbers as a table."""
+  noise = ('the noise is what main effects leave unexplained of the runs'
+           if study['design'] == 'factorial' else
            'paired by seed, the noise pooled over all arms')
-  every, made = found['effects'], []
+  every, dot_plots = results['effects'], []
   if not every:
-    return Section('Effects', 'effects', [Text('None yet.')])
-  percent = lambda v: None if v is None else 100 * v
-  for readout in dict.fromkeys(e['readout'] for e in every):
-    dots = [charts.Dot(e['contrast'], *(percent(e[k]) for k in ('mean', 'low', 'high')), group=e['aug'])
-            for e in every if e['readout'] == readout]
-    title = f'Effects on {named(readout)} accuracy on {split(study)}'
-    made.append(Chart(title, charts.dots(title, dots, 'percentage points'),
-                      f'95 % intervals: {noise}; a ring has none: too few runs.'))
-  rows = [(e['aug'], e['contrast'], named(e['readout']), _points(e['mean']),
-           f'none (n = {e["n"]})' if e['low'] is None else f'[{100 * e["low"]:.1f}, {100 * e["high"]:.1f}]',
-           'unknown' if e.get('holm') is None else f'{e["holm"]:.2g}' if e['holm'] >= .001 else '< .001', e['n'],
-           'unknown' if e.get('smallest') is None else f'{100 * e["smallest"]:.1f}') for e in every]
-  columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'Holm p', 'n', 'smallest')
-  told = sum(e.get('holm') is not None for e in every)
-  title = (f'Effects on {split(study)} in percentage points. Holm p: corrected for all {told} contrasts, which the '
-           'intervals are not. Smallest: the difference that such a study sees four times in five')
-  table = Table(title, columns, rows, 3, folded=len(rows) > 12)
-  return Section('Effects', 'effects', [Charts(made), table])
+    return Section('Effects', 'effects', [Text('There are none yet.')])
+  for readout in dict.fromkeys(effect['readout'] for effect in every):
+    dots = [_dot(effect) for effect in every if effect['readout'] == readout]
+    title = f'Effects on {readout_name(readout)} accuracy on {split(study)}'
+    dot_plots.append(Chart(title, charts.dots(title, dots, 'percentage points'),
+                           f'95 % intervals: {noise}; a ring has none: too few runs.'))
+  rows = [_effect_row(effect) for effect in every]
+  columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'Holm p', 'n',
+             'smallest')
+  corrected = sum(effect.get('holm') is not None for effect in every)
+  title = (f'Effects on {split(study)} in percentage points. Holm p: corrected for all {corrected} '
+           'contrasts, which the intervals are not. Smallest: the difference that such a study '
+           'sees four times in five')
+  table = Table(title, columns, rows, 3, folded=len(rows) > MOST_ROWS)
+  return Section('Effects', 'effects', [Charts(dot_plots), table])
 
 
-def arms(study: dict, found: dict) -> Section:
-  """Arm x read-out, the untrained network and chance beside it, and the recommended arm on the test split, as tables."""
-  table, untrained, chance = found['table'], found['untrained'], found['chance']
-  readouts = list(dict.fromkeys([*(r['readout'] for r in table), *untrained]))
-  cells = {(r['arm'], r['readout']): r for r in table}
-  every = list(dict.fromkeys(r['arm'] for r in table))
-  of = lambda c: _percent(c['mean'], c['std'], c['n']) if c else 'not done'
-  plain = lambda row: [f'{100 * row[r]:.1f}' if row.get(r) is not None else 'unknown' for r in readouts]
-  rows = [(arm, *(of(cells.get((arm, r))) for r in readouts)) for arm in every]
-  rows += [('untrained', *plain(untrained)), ('chance', *plain(chance))]
-  over, columns = 'mean ± standard deviation over seeds (none where n = 1)', ('arm', *(named(r) for r in readouts))
-  blocks = [Table(f'Accuracy on {split(study)}, %: {over}', columns, rows)]
-  once = {(r['arm'], r['readout']): r for r in found.get('test', ())}
-  if once:
-    rows = [(arm, *(of(once.get((arm, r))) for r in readouts)) for arm in dict.fromkeys(arm for arm, _ in once)]
-    blocks.append(Table(f'Accuracy on the test split, of what was recommended alone, %: {over}', columns, rows))
+def _cell(row: dict | None) -> str:
+  return _percent(row['mean'], row['std'], row['n']) if row else 'not done'
+
+
+def arms(study: dict, results: dict) -> Section:
+  """Return the accuracies of the arms as tables.
+
+  The untrained network and chance stand in the same table; the recommended arm on the test split
+  has a table of its own.
+  """
+  table, untrained, chance = results['table'], results['untrained'], results['chance']
+  readouts = list(dict.fromkeys([*(row['readout'] for row in table), *untrained]))
+  cells = {(row['arm'], row['readout']): row for row in table}
+  rows = [(arm, *(_cell(cells.get((arm, readout))) for readout in readouts))
+          for arm in dict.fromkeys(row['arm'] for row in table)]
+  for name, values in (('untrained', untrained), ('chance', chance)):
+    rows.append((name, *(f'{100 * values[readout]:.1f}' if values.get(readout) is not None else
+                         'unknown' for readout in readouts)))
+  about = 'mean ± standard deviation over seeds (none where n = 1)'
+  columns = ('arm', *map(readout_name, readouts))
+  blocks = [Table(f'Accuracy on {split(study)}, %: {about}', columns, rows)]
+  test_cells = {(row['arm'], row['readout']): row for row in results.get('test', ())}
+  if test_cells:
+    rows = [(arm, *(_cell(test_cells.get((arm, readout))) for readout in readouts))
+            for arm in dict.fromkeys(arm for arm, _ in test_cells)]
+    title = f'Accuracy on the test split, for the recommended arms alone, %: {about}'
+    blocks.append(Table(title, columns, rows))
   return Section('Arms', 'arms', blocks)
 
 
-def proxies(study: dict, found: dict) -> Section:
-  """What a smaller budget would have said."""
-  every = found.get('proxies') or []
+def _proxy_row(proxy: dict) -> tuple[Any, ...]:
+  interval = ('none' if proxy['low'] is None else f'[{proxy["low"]:.2f}, {proxy["high"]:.2f}]')
+  signs = proxy.get('signs')
+  return (f'{100 * proxy["budget"]:g} %', readout_name(proxy['readout']), f'{proxy["rank"]:.2f}',
+          interval, proxy['n'], *('unknown' if proxy.get(key) is None else f'{proxy[key]:.2f}'
+                                  for key in ('repeat', 'effects')),
+          'none to compare' if signs is None else f'{100 * signs:.0f} %')
+
+
+def proxies(study: dict, results: dict) -> Section:
+  """Return how well smaller budgets predict the full budget."""
+  every = results.get('proxies') or []
   if not every:
-    return Section('Smaller budgets', 'proxies', [Text('No smaller budget was compared with the whole one.')])
-  rows = [(f'{100 * p["budget"]:g} %', named(p['readout']), f'{p["rank"]:.2f}',
-           'none' if p['low'] is None else f'[{p["low"]:.2f}, {p["high"]:.2f}]', p['n'],
-           *('unknown' if p.get(k) is None else f'{p[k]:.2f}' for k in ('repeat', 'effects')),
-           'none to compare' if p.get('signs') is None else f'{100 * p["signs"]:.0f} %') for p in every]
-  shown = {}
-  for readout in dict.fromkeys(p['readout'] for p in every):
-    own = sorted((p['budget'], p['rank']) for p in every if p['readout'] == readout)
-    shown[named(readout)] = [100 * b for b, _ in own], [r for _, r in own]
-  chart = Chart('Rank agreement with the whole budget', charts.lines('Rank agreement', shown, '% of the budget',
-                                                                     rules={'the same order': 1.}))
+    return Section('Smaller budgets', 'proxies',
+                   [Text('No smaller budget was compared with the full one.')])
+  curves = {}
+  for readout in dict.fromkeys(proxy['readout'] for proxy in every):
+    ranks = sorted((proxy['budget'], proxy['rank']) for proxy in every
+                   if proxy['readout'] == readout)
+    curves[readout_name(readout)] = ([100 * budget for budget, _ in ranks],
+                                     [rank for _, rank in ranks])
+  lines = charts.lines('Rank agreement', curves, '% of the budget', rules={'the same order': 1.})
   return Section('Smaller budgets', 'proxies', [
-      Text(f'How well the order of the arms on {split(study)} after part of the training agrees with that after all of it: '
-           '1 is the same order, 0 no relation. Arms that differ by less than seeds do have no order: "a repeat" is what '
-           'the whole budget would reach if it were repeated with other seeds.'), Charts([chart]),
-      Table('Rank correlation of the arms; of the effects; and how many of the clear effects had the same sign',
-            ('budget', 'read-out', 'arms', '95 % interval', 'n', 'a repeat', 'effects', 'same sign'), rows, 2)])
+      Text(f'How well the order of the arms on {split(study)} after part of the training agrees '
+           'with the order after all of it: 1 is the same order, 0 is no relation. Arms that '
+           'differ by less than seeds do have no order: "a repeat" is the agreement that the full '
+           'budget would reach with itself, repeated with other seeds.'),
+      Charts([Chart('Rank agreement with the full budget', lines)]),
+      Table('Rank correlation of the arms; of the effects; and how many of the clear effects had '
+            'the same sign',
+            ('budget', 'read-out', 'arms', '95 % interval', 'n', 'a repeat', 'effects',
+             'same sign'), [_proxy_row(proxy) for proxy in every], 2)])

@@ -1,8 +1,8 @@
-"""The report of a study: what each augmentation's role does, with intervals, and everything that was run for it."""
+"""The page of a study: what each augmentation's role does, and everything that was run for it."""
 import json
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,193 +10,272 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import resolve
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.parallel import sharding
-from equivariant_ssl.report import charts, page, panels, pictures, results
+from equivariant_ssl.parallel.sharding import mesh
+from equivariant_ssl.report import charts, page, panels, pictures
+from equivariant_ssl.report import results as result_files
 from equivariant_ssl.report import study_numbers as numbers
 from equivariant_ssl.report.gallery import block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, Text
 from equivariant_ssl.report.run_page import SIDE
 from equivariant_ssl.storage import record
-from equivariant_ssl.training import runs
+from equivariant_ssl.study.effect_sentences import in_todays_words
+from equivariant_ssl.training import runs as training_runs
 from equivariant_ssl.training.loop import COLLAPSED
 from equivariant_ssl.training.recipe import view_chains
 from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import ROLES, Group
 
-NAMED = 10  # runs that wait
-IMAGES = 3  # whose views are shown
-FORMS = ('absolute', 'relative')  # of an action that is read from features
+MOST_NAMED = 10  # waiting runs that a sentence names
+IMAGES = 3  # whose views are on the page
+FORMS = ('absolute', 'relative')  # the forms of an action that is read from features
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
+  """Return the content of a JSON file of a study; raise UserError where it is missing or torn."""
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise UserError(f'{str(path.parent)!r} has no {path.name}, so there is no study to report.',
-                    f'Run it first, or go on with it: eqssl study --resume {shlex.quote(str(path.parent))}') from None
+                    'Run it first, or go on with it: eqssl study --resume '
+                    f'{shlex.quote(str(path.parent))}') from None
   except ValueError as error:
     raise UserError(f'{str(path)!r} is not JSON: {error}',
                     'Run the same eqssl study again: it writes the file anew.') from None
-  return found
 
 
-def _over(runs: Sequence[dict], pick) -> dict[str, dict[str, list[float]]]:
-  """{arm: {name: a value a run}} of `pick(run)`, a dict or None; ratios, of another scale, left out."""
-  out: dict[str, dict[str, list[float]]] = {}
+def _done_runs(results: dict) -> dict[str, dict]:
+  """Return the finished runs of the full budget, {name: entry of results.json}."""
+  return {name: run for name, run in results['runs'].items()
+          if run['status'] == 'done' and run.get('share', 1) == 1}
+
+
+def _by_arm(runs: Sequence[dict],
+            pick: Callable[[dict], Mapping | None]) -> dict[str, dict[str, list[float]]]:
+  """Return {arm: {name: a value for each run}} of the numbers that `pick` takes from a run.
+
+  Ratios are left out, because their scale is another.
+  """
+  rows: dict[str, dict[str, list[float]]] = {}
   for run in runs:
-    for k, v in (pick(run) or {}).items():
-      if not k.startswith('ratio'):
-        out.setdefault(run['arm'], {}).setdefault(k, []).append(v)
-  return out
+    for name, value in (pick(run) or {}).items():
+      if not name.startswith('ratio'):
+        rows.setdefault(run['arm'], {}).setdefault(name, []).append(value)
+  return rows
 
 
-def _heat(title: str, of: Mapping[str, Mapping[str, Sequence[float]]], scale: float, form: str, note: str) -> Chart:
-  columns = list(dict.fromkeys(k for row in of.values() for k in row))
-  values = [[scale * float(np.mean(row[c])) if c in row else None for c in columns] for row in of.values()]
-  return Chart(title, charts.heat(title, list(of), columns, values, form), note)
+def _heat(title: str, rows: Mapping[str, Mapping[str, Sequence[float]]], scale: float, form: str,
+          note: str) -> Chart:
+  """Return a heat map of means over runs. rows: {row: {column: a value for each run}}."""
+  columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+  values = [[scale * float(np.mean(row[column])) if column in row else None for column in columns]
+            for row in rows.values()]
+  return Chart(title, charts.heat(title, list(rows), columns, values, form), note)
 
 
 def _kind(protocol: str, number: str) -> tuple[str, str]:
-  """(the heat map that a number of a protocol is in, its column there)."""
-  if protocol not in results.OF_ACTIONS:  # numbers of many units
+  """Return the heat map that a number of a protocol belongs to, and its column there."""
+  if protocol not in result_files.OF_ACTIONS:  # its numbers have many units
     return number, number
-  (kind, labels), = results.kinds([number]).items()
-  what, _, form = labels[number].rpartition(' ')
-  return (f'{form}, {kind}', what) if form in FORMS else (kind, labels[number])
+  (kind, labels), = result_files.kinds([number]).items()
+  subject, _, form = labels[number].rpartition(' ')
+  return (f'{form}, {kind}', subject) if form in FORMS else (kind, labels[number])
 
 
-def _more(runs: Sequence[dict]) -> list[Charts]:
-  """What else was asked for, a heat map a kind of number: a row an arm, under them the controls of all arms together."""
-  arms, maps = {r['arm'] for r in runs}, {}
-  every = ((r['arm'], protocol, number, values) for r in runs for protocol, numbers in (r.get('more') or {}).items()
-           for number, values in numbers.items())
-  for arm, protocol, number, values in every:
-    kind, column = _kind(protocol, number)
-    rows = maps.setdefault((protocol, kind), {})
-    for name, value in values.items():
-      if not name.startswith('ratio'):
-        rows.setdefault(arm if name == 'true' else name, {}).setdefault(column, []).append(value)
-  made = [_heat(f'{protocol}: {kind}', dict(sorted(rows.items(), key=lambda item: item[0] not in arms)), 1., '.2f',
-                results.meaning(protocol, kind)) for (protocol, kind), rows in maps.items()]
-  return [Charts(made)] if made else []
+def _other_protocols(runs: Sequence[dict]) -> list[Charts]:
+  """Return heat maps of the other protocols asked for, one for each kind of number.
+
+  A row is an arm; under the arms stand the controls, over all arms together.
+  """
+  arms, maps = {run['arm'] for run in runs}, {}
+  for run in runs:
+    for protocol, rows in (run.get('more') or {}).items():
+      for number, values in rows.items():
+        kind, column = _kind(protocol, number)
+        heat_rows = maps.setdefault((protocol, kind), {})
+        for name, value in values.items():
+          if not name.startswith('ratio'):
+            row = run['arm'] if name == 'true' else name
+            heat_rows.setdefault(row, {}).setdefault(column, []).append(value)
+  heats = []
+  for (protocol, kind), heat_rows in maps.items():
+    arms_first = dict(sorted(heat_rows.items(), key=lambda item: item[0] not in arms))
+    heats.append(_heat(f'{protocol}: {kind}', arms_first, 1., '.2f',
+                       result_files.meaning(protocol, kind)))
+  return [Charts(heats)] if heats else []
 
 
-def _actions(found: dict) -> list[Section]:
-  """How far each augmentation moves each arm's features, and whether predictors use what they are told."""
-  done = [r for r in found['runs'].values() if r['status'] == 'done' and r.get('share', 1) == 1]
-  profile, none = _over(done, lambda r: r.get('profile')), Text('No finished run has any.')
-  drift = Charts([_heat('Drift: arm x augmentation', profile, 1., '.2f',
-                        f'Mean over seeds. {results.MEANS["profile", ""]}')]) if profile else none
+def _actions(results: dict) -> list[Section]:
+  """Return how far each augmentation moves each arm's features, and whether predictors use it."""
+  runs, none = list(_done_runs(results).values()), Text('No finished run has any.')
+  profile = _by_arm(runs, lambda run: run.get('profile'))
+  drift = none
+  if profile:
+    note = f'Mean over seeds. {result_files.MEANS["profile", ""]}'
+    drift = Charts([_heat('Drift: arm x augmentation', profile, 1., '.2f', note)])
   blocks: list[Any] = []
-  for kind, of, scale, form in (('gains', '', 100., '.1f'), ('retrieval', 'mrr', 1., '.2f')):
-    whats = dict.fromkeys(w for r in done for w in r.get(kind) or ())
-    made = [_heat(f'{kind}: {what}', _over(done, lambda r, k=kind, w=what: (r.get(k) or {}).get(w)), scale, form, '')
-            for what in whats]
-    blocks += [Text(f'Mean over seeds. {results.MEANS[kind, of]}'), Charts(made)] if made else []
-  blocks += _more(done)
-  return [Section('Sensitivity', 'sensitivity', [drift]), Section('Prediction', 'prediction', blocks or [none])]
+  for kind, unit, scale, form in (('gains', '', 100., '.1f'), ('retrieval', 'mrr', 1., '.2f')):
+    rows = dict.fromkeys(row for run in runs for row in run.get(kind) or ())
+    heats = [_heat(f'{kind}: {row}', _by_arm(runs, _picker(kind, row)), scale, form, '')
+             for row in rows]
+    if heats:
+      text = f'Mean over seeds. {result_files.MEANS[kind, unit]}'
+      blocks += [Text(text), Charts(heats)]
+  blocks += _other_protocols(runs)
+  return [Section('Sensitivity', 'sensitivity', [drift]),
+          Section('Prediction', 'prediction', blocks or [none])]
 
 
-def _training(folder: pathlib.Path, study: dict, found: dict) -> Section:
-  """Each augmentation's roles beside each other over time: the loss's terms, collapse, the monitors."""
-  done = {k: r for k, r in found['runs'].items() if r['status'] == 'done' and r.get('share', 1) == 1}
-  logs = {k: record.read_metrics(folder / r['workdir']) for k, r in done.items()}
-  base, made = next(iter(found['runs'].values()), {}).get('roles', {}), []
+def _picker(kind: str, row: str) -> Callable[[dict], Mapping | None]:
+  """Return a function that takes the numbers of a row of 'gains' or 'retrieval' from a run."""
+  return lambda run: (run.get(kind) or {}).get(row)
+
+
+def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
+  """Return the roles of each augmentation over time: the loss's terms, collapse, the monitors."""
+  done = _done_runs(results)
+  logs = {name: record.read_metrics(folder / run['workdir']) for name, run in done.items()}
+  base = next(iter(results['runs'].values()), {}).get('roles', {})
   several = len(study['objective']) > 1
+  factorial = study['design'] == 'factorial'
+  plots = []
   for aug in study['augs']:
-    alone = lambda r, aug=aug: {**r['roles'], aug: ''} == {**base, aug: ''}  # the others as in the base
-    own = sorted((ROLES.index(r['roles'][aug]), r['objective'] if several else '', k) for k, r in done.items()
-                 if study['design'] == 'factorial' or alone(r))
-    groups = [f'{ROLES[i]}, {objective}' if objective else ROLES[i] for i, objective, _ in own]
-    made += panels.compared({k: logs[k] for *_, k in own}, groups, f'{aug}: ', ('loss', 'images_per_s'))
-  over = 'every other augmentation\'s roles' if study['design'] == 'factorial' else 'seeds'
-  return Section('Training', 'training', [
-      Text(f'A line a role: the mean over {over}, at the full budget. A spread under {COLLAPSED} is a collapse.'),
-      Charts(made)] if made else [Text('Nothing was logged yet.')])
+    # Where augmentations change one at a time, the others have their roles of the base.
+    lines = sorted((ROLES.index(run['roles'][aug]), run['objective'] if several else '', name)
+                   for name, run in done.items()
+                   if factorial or {**run['roles'], aug: ''} == {**base, aug: ''})
+    groups = [f'{ROLES[i]}, {objective}' if objective else ROLES[i] for i, objective, _ in lines]
+    plots += panels.compared({name: logs[name] for *_, name in lines}, groups, f'{aug}: ',
+                             ('loss', 'images_per_s'))
+  over = 'every other augmentation\'s roles' if factorial else 'seeds'
+  about = Text(f'A line for each role: the mean over {over}, at the full budget. A spread under '
+               f'{COLLAPSED} is a collapse.')
+  return Section('Training', 'training',
+                 [about, Charts(plots)] if plots else [Text('Nothing was logged yet.')])
+
+
+def _group_of_one(values: dict, aug: str) -> Group:
+  """Return the views that one augmentation makes alone. values: a config as JSON values."""
+  ops = {op: {**values['augment'][op], 'role': 'invariant' if op == aug else 'off'}
+         for op in values['augment']['order']}
+  config = resolve(ConfigDict({**values, 'augment': {**values['augment'], **ops}}))
+  return Group(view_chains(config), values['size'])
 
 
 def _views(study: dict, place: str) -> Section:
-  """What each augmentation does alone, as its settings have it. place: where the data are now."""
-  given = study['made'][0]['config']
+  """Return what each augmentation does alone, with its settings.
 
-  def alone(aug: str) -> Group:
-    ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
-    return Group(view_chains(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
+  place: the folder where the data are now, '' for that of the config.
+  """
+  values = study['made'][0]['config']
   try:
-    run = runs.prepare(runs.moved(configs.resolve(ConfigDict(given)), place), sharding.mesh(jax.devices()[:1]),
-                       advice=runs.MOVED)
+    config = training_runs.moved(resolve(ConfigDict(values)), place)
+    run = training_runs.prepare(config, mesh(jax.devices()[:1]), advice=training_runs.MOVED)
     images, sizes, _ = pictures.split(run)
-    found = pictures.rows(run.recipe._replace(groups={aug: alone(aug) for aug in study['augs']}), run.key,
+    groups = {aug: _group_of_one(values, aug) for aug in study['augs']}
+    tiles = pictures.rows(run.recipe._replace(groups=groups), run.key,
                           Batch(images[:IMAGES], sizes[:IMAGES]))
   except UserError as error:
     return Section('Views', 'views', [panels.why(error)])
-  return Section('Views', 'views', [Text('Each augmentation alone, as its settings have it. A row an image: the original, '
-                                         'then two views.'), *(block(k, '', rows, SIDE) for k, rows in found.items())])
+  about = Text('Each augmentation alone, with its settings. A row for each image: the original, '
+               'then two views.')
+  return Section('Views', 'views',
+                 [about, *(block(aug, '', rows, SIDE) for aug, rows in tiles.items())])
 
 
-def _state(folder: pathlib.Path, study: dict, found: dict) -> Section:
-  """What failed and why, what still waits, what every run took."""
-  runs = found['runs']
-  failed = [(k, r['error']) for k, r in runs.items() if r['status'] == 'failed']
-  waiting = [k for k, r in runs.items() if r['status'] == 'waiting']
-  took = [r['seconds'] for r in runs.values() if r.get('seconds')]
-  blocks: list[Any] = [Table('Failed, and why', ('run', 'error'), failed, 2) if failed else Text('No run failed.')]
-  more = f' and {len(waiting) - NAMED} more' if len(waiting) > NAMED else ''
-  blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {", ".join(waiting[:NAMED])}{more}.',
-                        study['command'])
-                if waiting else Text('No run is waiting.'))
-  blocks.append(Text(f'{panels.duration(sum(took))} in all, {panels.duration(float(np.median(took)))} a run (median of '
-                     f'{len(took)}).' if took else 'No time was recorded yet.'))
-  names = list(dict.fromkeys(x for r in runs.values() for x in r.get('readouts') or ()))
-  read = lambda r, x: f'{100 * r["readouts"][x]:.1f}' if x in (r.get('readouts') or {}) else ''
-  rows = [(k, r['status'], *(read(r, x) for x in names), panels.duration(r.get('seconds') or None), r['workdir'])
-          for k, r in runs.items()]
-  columns = ('run', 'status', *map(numbers.named, names), 'time', 'folder')
-  blocks.append(Table(f'Every run, accuracies on {numbers.split(study)} in %', columns, rows, 2, True))
-  first = next((r['workdir'] for r in runs.values() if r['status'] == 'done'), None)
+def _run_table(study: dict, runs: dict[str, dict]) -> Table:
+  """Return the accuracies, time and folder of every run."""
+  readouts = list(dict.fromkeys(name for run in runs.values()
+                                for name in run.get('readouts') or ()))
+  rows = []
+  for name, run in runs.items():
+    values = run.get('readouts') or {}
+    cells = [f'{100 * values[readout]:.1f}' if readout in values else '' for readout in readouts]
+    time = panels.duration(run.get('seconds') or None)
+    rows.append((name, run['status'], *cells, time, run['workdir']))
+  columns = ('run', 'status', *map(numbers.readout_name, readouts), 'time', 'folder')
+  return Table(f'Every run, accuracies on {numbers.split(study)} in %', columns, rows, 2, True)
+
+
+def _runs(folder: pathlib.Path, study: dict, results: dict) -> Section:
+  """Return what failed and why, what still waits, and how long every run took."""
+  runs = results['runs']
+  failed = [(name, run['error']) for name, run in runs.items() if run['status'] == 'failed']
+  waiting = [name for name, run in runs.items() if run['status'] == 'waiting']
+  seconds = [run['seconds'] for run in runs.values() if run.get('seconds')]
+  blocks: list[Any] = [Table('Failed, and why', ('run', 'error'), failed, 2) if failed else
+                       Text('No run failed.')]
+  more = f' and {len(waiting) - MOST_NAMED} more' if len(waiting) > MOST_NAMED else ''
+  names = ', '.join(waiting[:MOST_NAMED])
+  blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {names}{more}.',
+                        study['command']) if waiting else Text('No run is waiting.'))
+  blocks.append(Text(f'{panels.duration(sum(seconds))} in all, '
+                     f'{panels.duration(float(np.median(seconds)))} a run (median of '
+                     f'{len(seconds)}).' if seconds else 'No time was recorded yet.'))
+  blocks.append(_run_table(study, runs))
+  first = next((run['workdir'] for run in runs.values() if run['status'] == 'done'), None)
   if first:
-    where = shlex.quote(str(folder / first))
-    blocks.append(Missing('Map, neighbours and retrieval of one run are on a page of its own.',
-                          f'eqssl report {where}'))
+    workdir = shlex.quote(str(folder / first))
+    blocks.append(Missing('The map, neighbors and retrieval of one run are on a page of its own.',
+                          f'eqssl report {workdir}'))
   return Section('Runs', 'runs', blocks)
 
 
-def _commits(env: dict, found: dict) -> str:
-  """The code that the runs were made with, all of it where it changed between them."""
-  of = dict.fromkeys(r['git'] for r in found['runs'].values() if r.get('git'))
-  every = ', '.join(panels.commit({'git': g}) for g in of)
-  return panels.commit(env) if len(of) < 2 else f'the runs are of {len(of)}: {every}'
+def _commits(env: dict, results: dict) -> str:
+  """Return the commits of the code that the runs were made with."""
+  commits = dict.fromkeys(run['git'] for run in results['runs'].values() if run.get('git'))
+  if len(commits) < 2:
+    return panels.commit(env)
+  names = ', '.join(panels.commit({'git': commit}) for commit in commits)
+  return f'the runs were made with {len(commits)} commits: {names}'
 
 
-def write(folder: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None,
-          place: str = '') -> pathlib.Path:
-  """Write the page of the study in `folder` (study.json, results.json) to `out` (None: report.html in it); its path.
+def _settings(study: dict, results: dict) -> Section:
+  """Return what the study was asked, and the environment in which it ran."""
+  env = study.get('environment', {})
+  overrides = ', '.join(f'{key}={value}' for key, value in study['overrides'].items())
+  rows = [('augmentations', ', '.join(study['augs'])), ('arms', ', '.join(study['arms'])),
+          ('objective', ' or '.join(study['objective']) or 'the config\'s'),
+          ('config', study['config']), ('overrides', overrides or 'none'),
+          ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
+          ('read-out', numbers.split(study)),
+          ('epochs', f'{study["epochs"]:g}' if study['epochs'] else 'the config\'s steps'),
+          ('equal', study['equal']), ('devices', panels.devices(env)),
+          ('commit', _commits(env, results)), ('started', env.get('time', 'unknown'))]
+  return Section('What ran', 'ran', [Table('The study', ('what', 'value'), rows, 2),
+                                     panels.environment(env)])
 
-  Raises UserError where either is missing or is not JSON.
+
+def _about(study: dict) -> str:
+  """Return the line under the title: the config, the seeds, the budget and the read-out."""
+  n = len(study['seeds'])
+  epochs = f', {study["epochs"]:g} epochs' if study['epochs'] else ''
+  return (f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}{epochs}, read out on '
+          f'{numbers.split(study)}')
+
+
+def write(folder: pathlib.Path, images: bool = True, console: Console | None = None,
+          out: pathlib.Path | None = None, place: str = '') -> pathlib.Path:
+  """Write the page of the study in `folder` (study.json, results.json); return its path.
+
+  images: whether there are panels that read the data. out: the file, None for report.html in the
+  folder. place: the folder where the data are now, '' for that of the config. Raises UserError
+  where study.json or results.json is missing or is not JSON.
   """
   folder, command = pathlib.Path(folder), f'eqssl report {shlex.quote(str(folder))}'
-  study, found = (_read(folder / name) for name in ('study.json', 'results.json'))
-  env = study.get('environment', {})
-  objective, epochs = ' or '.join(study['objective']), f'{study["epochs"]:g}' if study['epochs'] else ''
-  settings = [('augmentations', ', '.join(study['augs'])), ('arms', ', '.join(study['arms'])),
-              ('objective', objective or 'the config\'s'), ('config', study['config']),
-              ('overrides', ', '.join(f'{k}={v}' for k, v in study['overrides'].items()) or 'none'),
-              ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
-              ('read-out', numbers.split(study)), ('epochs', epochs or 'the config\'s steps'), ('equal', study['equal']),
-              ('devices', panels.devices(env)),
-              ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
-  ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
-  again = panels.again(env, [study['command'], command], 'the study and its results')
-  views = _views(study, place) if images else Section('Views', 'views', [Missing('Left out as asked.', command)])
-  parts = [numbers.answer(study, found), numbers.effects(study, found), numbers.arms(study, found), *_actions(found),
-           numbers.proxies(study, found), _training(folder, study, found), views, _state(folder, study, found), ran, again]
-  title = f'Study of {", ".join(study["augs"])}'
-  n = len(study['seeds'])
-  about = f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}' + (f', {epochs} epochs' if epochs else '')
-  about += f', read out on {numbers.split(study)}'
-  text = page.render(title, about, parts, {'kind': 'study', 'study': study, 'results': found})
+  study = _read(folder / 'study.json')
+  results = in_todays_words(_read(folder / 'results.json'))
+  again = panels.again(study.get('environment', {}), [study['command'], command],
+                       'the study and its results')
+  views = _views(study, place) if images else Section(
+      'Views', 'views', [Missing('Left out as asked.', command)])
+  sections = [numbers.answer(study, results), numbers.effects(study, results),
+              numbers.arms(study, results), *_actions(results), numbers.proxies(study, results),
+              _training(folder, study, results), views, _runs(folder, study, results),
+              _settings(study, results), again]
+  text = page.render(f'Study of {", ".join(study["augs"])}', _about(study), sections,
+                     {'kind': 'study', 'study': study, 'results': results})
   path = page.save(out or folder / 'report.html', text)
   if console:
     console.print(f'Written to {path}')

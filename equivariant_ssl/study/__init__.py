@@ -1,1 +1,1 @@
-"""Which augmentations should features be sensitive to? Runs of every role, over seeds, and what they say together."""
+"""Which augmentations should features be sensitive to? Runs in every role, compared over seeds."""

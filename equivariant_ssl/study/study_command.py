@@ -1,4 +1,4 @@
-"""`eqssl study`: its arguments, and what they ask for."""
+"""`eqssl study`: its arguments, and the study that they ask for."""
 import argparse
 import fractions
 import pathlib
@@ -7,71 +7,116 @@ import shlex
 from equivariant_ssl.errors import USAGE, UserError
 
 EXAMPLE = 'eqssl study --config digits_study --augs rotate,blur --out DIR'
+# What says how a study is gone on with; all other arguments say what the study is.
+WAYS = ('resume', 'launcher', 'workers', 'collect')
 
 
 def split(text: str) -> list[str]:
-  """The parts of 'a, b'."""
+  """Return the parts of 'a, b'."""
   return [part.strip() for part in text.split(',') if part.strip()]
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
-  """Those of `eqssl study`."""
+  """Add the arguments of `eqssl study` to a parser."""
   add = p.add_argument
-  add('--config', default='', help='the base recipe: a config file, or the name of one of configs/')
-  add('--augs', default='', help='the augmentations under study, joined by commas')
-  add('--arms', default='off,invariant,sensitive,both', help='the roles that each is given (default: %(default)s)')
-  add('--objective', default='', help='of the arms that are told something; several: an arm for each (default: the '
-                                      'config\'s, else equimod)')
-  add('--seeds', default='0,1,2', help='(default: %(default)s)')
-  add('--design', default='one-at-a-time', help='or factorial: every augmentation at once, far fewer runs')
-  add('--interactions', default='', help='of a factorial, e.g. rotate.seen*rotate.told,crop.seen*flip.seen')
-  add('--budget', type=float, default=0., metavar='EPOCHS', help='of each run (default: the config\'s)')
-  add('--equal', default='images', help='images (default): every arm sees as many; compute: as many pixels of views')
-  add('--proxies', default='', help='also run at these shares of the budget, to say what they would have told: 1/8,1/4')
-  add('--protocol', default='', metavar='NAMES', help='evaluate every run under these too, e.g. retrieval,linear')
+  add('--config', default='', help='the base config: a file, or the name of one of configs/')
+  add('--augs', default='', help='the augmentations to study, joined by commas')
+  add('--arms', default='off,invariant,sensitive,both',
+      help='the roles that each augmentation is given (default: %(default)s)')
+  add('--objective', default='',
+      help='the equivariance objective of the arms with sensitive augmentations; several make an '
+           'arm for each (default: the config\'s, else equimod)')
+  add('--seeds', default='0,1,2', help='the seeds of every arm (default: %(default)s)')
+  add('--design', default='one-at-a-time',
+      help='one-at-a-time, or factorial: all augmentations vary together, in far fewer runs '
+           '(default: %(default)s)')
+  add('--interactions', default='',
+      help='interactions to measure in a factorial design, such as rotate.seen*rotate.told; '
+           'rotate.seen is rotate as an invariance, rotate.told is rotate in the equivariance')
+  add('--budget', type=float, default=0., metavar='EPOCHS',
+      help='epochs of each run (default: the config\'s)')
+  add('--equal', default='images',
+      help='images: every arm trains on as many images; compute: on as many pixels of views '
+           '(default: %(default)s)')
+  add('--proxies', default='',
+      help='also train at these shares of the budget, such as 1/8,1/4, to measure how well they '
+           'predict the full budget')
+  add('--protocol', default='', metavar='NAMES',
+      help='evaluate every run under these protocols too, such as retrieval,linear')
   add('--transfer', default='', metavar='NAMES', help='read out on these data sets too')
-  add('--root', default='', help='TFDS folder of these')
-  add('--readout', default='validation', help='the images that arms are compared on: validation, a fifth of each class that '
-      'no run trains on (config.validation: another share), the test split then for the recommended arm alone; or test')
-  add('--out', default='', metavar='DIR', help='the study\'s folder; one already in it goes on')
-  add('--resume', default='', metavar='DIR', help='go on with the study in DIR as it was asked')
-  add('--launcher', default='local', help='or slurm: an array of jobs (default: %(default)s)')
-  add('--collect', action='store_true', help='with --resume: the table and the report of what is done; start nothing')
-  add('--workers', type=int, default=0, help='runs side by side (default: one a device, or a core)')
+  add('--root', default='', help='the TFDS folder of the --transfer data sets')
+  add('--readout', default='validation',
+      help='the images that arms are compared on. validation: a fifth of each class, which no run '
+           'trains on (config.validation sets another share), and then the test split for the '
+           'recommended arm alone. test: the test split (default: %(default)s)')
+  add('--out', default='', metavar='DIR',
+      help='the folder of the study; a study that is already in it goes on')
+  add('--resume', default='', metavar='DIR',
+      help='go on with the study in DIR, with the settings that it was begun with')
+  add('--launcher', default='local',
+      help='local, or slurm: an array of jobs (default: %(default)s)')
+  add('--collect', action='store_true',
+      help='with --resume: write the table and the report of what is done, and start no run')
+  add('--workers', type=int, default=0,
+      help='runs side by side (default: one for each device, or for each core of a CPU)')
 
 
 def _share(text: str) -> float:
-  """'1/8' or '.125'."""
+  """Return the number that '1/8' or '.125' says."""
   try:
     return float(fractions.Fraction(text))
   except (ValueError, ZeroDivisionError):
-    raise UserError(f'--proxies {text}: not a share of the budget.', 'e.g. --proxies 1/8,1/4,1/2') from None
+    raise UserError(f'--proxies {text}: it is not a share of the budget.',
+                    'e.g. --proxies 1/8,1/4,1/2') from None
+
+
+def _interactions(text: str) -> tuple[tuple[str, str], ...]:
+  """Return the pairs of factors that 'rotate.seen*rotate.told,crop.seen*flip.seen' says."""
+  pairs = []
+  for pair in split(text):
+    names = split(pair.replace('*', ','))
+    if len(names) != 2:
+      raise UserError(f'--interactions {text}: each interaction has two factors.',
+                      'e.g. rotate.seen*rotate.told')
+    pairs.append((names[0], names[1]))
+  return tuple(pairs)
+
+
+def _check_resume(args: argparse.Namespace) -> None:
+  """Raise UserError where --resume comes with arguments that would change the study."""
+  parser = argparse.ArgumentParser()
+  arguments(parser)
+  defaults = {name: value for name, value in vars(parser.parse_args([])).items()
+              if name not in WAYS}
+  changes = [f'--{name}' for name, value in defaults.items() if getattr(args, name) != value]
+  changes += [f'--config.{name}' for name in args.overrides]
+  if changes:
+    raise UserError(f'--resume goes on with a study as it was begun; {", ".join(changes)} would '
+                    'change it.',
+                    'Give the full command, with '
+                    f'--out {shlex.quote(str(args.resume))} in place of --resume.', USAGE)
 
 
 def run(args: argparse.Namespace) -> None:
-  """Do what the arguments ask for."""
-  from equivariant_ssl.study.runner import study
+  """Do the study that the arguments ask for."""
   from equivariant_ssl.study.study_plan import Settings
-  how = args.command_line, args.launcher, args.workers, args.collect
+  from equivariant_ssl.study.study_session import study
+  way = args.command_line, args.launcher, args.workers, args.collect
   if args.resume:
-    parser = argparse.ArgumentParser()
-    arguments(parser)
-    more = {k: v for k, v in vars(parser.parse_args([])).items() if k not in ('resume', 'launcher', 'workers', 'collect')}
-    if asked := [f'--{k}' for k, v in more.items() if getattr(args, k) != v] + [f'--config.{k}' for k in args.overrides]:
-      raise UserError(f'--resume goes on with a study as it was asked; {", ".join(asked)} would ask for more.',
-                      f'Ask for it whole, with --out {shlex.quote(str(args.resume))} in place of --resume.', USAGE)
-    study(pathlib.Path(args.resume), None, *how)
+    _check_resume(args)
+    study(pathlib.Path(args.resume), None, *way)
     return
   if not (args.config and args.out):
     raise UserError('a study needs a config and a folder.', EXAMPLE, USAGE)
-  seeds, names = split(args.seeds), lambda text: tuple(split(text))
-  if not all(s.isdigit() for s in seeds):
-    raise UserError(f'--seeds {args.seeds}: not numbers.', 'e.g. --seeds 0,1,2')
-  pairs = tuple(tuple(split(pair.replace('*', ','))) for pair in split(args.interactions))
-  if any(len(pair) != 2 for pair in pairs):
-    raise UserError(f'--interactions {args.interactions}: each is of two.', 'e.g. rotate.seen*rotate.told')
-  shares = tuple(_share(text) for text in split(args.proxies))
-  study(pathlib.Path(args.out), Settings(
-      args.config, names(args.augs), args.overrides, names(args.arms), names(args.objective), tuple(map(int, seeds)),
-      args.design, pairs, args.budget, args.equal, shares, names(args.protocol), names(args.transfer), args.root,
-      args.readout), *how)
+  seeds = split(args.seeds)
+  if not all(seed.isdigit() for seed in seeds):
+    raise UserError(f'--seeds {args.seeds}: seeds are whole numbers.', 'e.g. --seeds 0,1,2')
+  settings = Settings(
+      args.config, augs=tuple(split(args.augs)), overrides=args.overrides,
+      arms=tuple(split(args.arms)), objective=tuple(split(args.objective)),
+      seeds=tuple(map(int, seeds)), design=args.design,
+      interactions=_interactions(args.interactions), budget=args.budget, equal=args.equal,
+      proxies=tuple(_share(text) for text in split(args.proxies)),
+      protocols=tuple(split(args.protocol)), transfer=tuple(split(args.transfer)), root=args.root,
+      readout=args.readout)
+  study(pathlib.Path(args.out), settings, *way)
