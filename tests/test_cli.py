@@ -141,7 +141,7 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.batch=2048'), 'larger than the 1000 training images', '--config.batch='),
   (('--config', 'smoke', '--config.data.name=cifar10', '--config.data.root=/nowhere'), 'cifar10', 'eqssl data prepare'),
   (('--config', 'smoke', '--config.data.name=folder', '--config.data.path=/nowhere'), '/nowhere', ''),
-  (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale = (0.5,); it takes 2', '(0.08, 1.0)'),
+  (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale is (0.5,), but it takes 2', '(0.08, 1.0)'),
   (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'),
    'has no augmentations', 'both'),
 ]

@@ -200,7 +200,7 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
 
 
 def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
-              build_batch: Callable[..., Batch]) -> Callable[..., tuple[TrainState, Metrics]]:
+              build_batch: Callable[..., Batch]) -> jax.stages.Wrapped:
   """`train_step`, jitted on `mesh`: (key, state, *inputs) -> state, metrics.
 
   build_batch: (state, *inputs) -> the batch of the step.
@@ -219,8 +219,10 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
 
 @lru_cache(8)
 def resident_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'
-                  ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted step of a run whose data stay on the devices: (key, state, data, order) -> ...
+                  ) -> jax.stages.Wrapped:
+  """The jitted step of a run whose data stay on the devices.
+
+  It is (key, state, data, order) -> state, metrics.
 
   data:  a Batch with the whole training set, a copy on each device.
   order: int32 [num], the order of the images in this epoch, a copy on each device.
@@ -240,9 +242,9 @@ def resident_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = '
 
 @lru_cache(8)
 def streamed_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = 'replicate'
-                  ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted step of a run whose data come batch by batch: (key, state, batch) -> state, metrics.
+                  ) -> jax.stages.Wrapped:
+  """The jitted step of a run whose data come batch by batch.
 
-  The batch is split over the devices.
+  It is (key, state, batch) -> state, metrics. The batch is split over the devices.
   """
   return _jit_step(recipe, mesh, donate, rule, lambda state, batch: batch)
