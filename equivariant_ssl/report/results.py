@@ -18,7 +18,7 @@ KINDS = re.compile(r' ?(mrr|h1|h5|STL error|SIE error.*|gamma|relative|pooled|av
 MEANS = {  # (protocol, kind): how the number is read
     ('profile', ''): '1 - cosine between the features of an image and the features after the '
                      'augmentation alone: 0 where the features ignore the augmentation, near 1 '
-                     'where the view is as far as another image.',
+                     'where the two have nothing in common.',
     ('gains', ''): 'Absolute gain x 100: how much nearer (in cosine) the prediction is than the '
                    'embedding of the un-augmented image. Doing nothing gains 0. "shuffled" '
                    'predicts with the action of another image, "zeroed" with no action.',
