@@ -47,7 +47,7 @@ def _runs(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[s
   for folder, name, group in zip(folders, names, groups, strict=True):
     steps = folder.log[-1]['step'] if folder.log else 0
     rows.append((_link(name, folder.workdir, out), group, folder.config.data.name,
-                 folder.config.seed, steps, panels.duration(panels.seconds(folder)),
+                 folder.config.seed, steps, panels.duration(panels.training_seconds(folder)),
                  panels.devices(folder.env), panels.commit(folder.env),
                  folder.env.get('time', 'unknown')))
   columns = ('run', 'group', 'data', 'seed', 'steps', 'time', 'devices', 'commit', 'started')

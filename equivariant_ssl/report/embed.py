@@ -36,13 +36,13 @@ class Encoder(NamedTuple):
   """The encoder of a checkpoint.
 
   encode: images [B S S 3] in [0, 1] -> features [B D]. size: S, in pixels.
-  origin: the checkpoint. how: how the pixels of the run's data are read.
+  origin: the checkpoint. rules: how the pixels of the run's data are read.
   """
   encode: Partial
   size: int
   mesh: Mesh
   origin: Origin
-  how: Reading = Reading()
+  rules: Reading = Reading()
 
 
 def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
@@ -96,7 +96,7 @@ def _encode_part(encoder: Encoder, part: folder.Part, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
   """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
   row that cannot."""
-  split, bad = source.fill(folder.records(part, None, encoder.how), encoder.size)
+  split, bad = source.fill(folder.records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
     return good, np.zeros((0, 0), np.float32), bad

@@ -113,7 +113,7 @@ def compared(logs: Mapping[str, Rows], groups: Sequence[str], before: str = '',
   return drawings
 
 
-def charted(*drawings: Chart | None) -> list[Any]:
+def chart_blocks(*drawings: Chart | None) -> list[Any]:
   """Return the charts that are not None as one block, or no block where all are."""
   present = [c for c in drawings if c]
   return [Charts(present)] if present else []
@@ -133,27 +133,27 @@ def _sum(settings: Any) -> str:
   return 'loss = ' + ' + '.join(['invariance', *parts])
 
 
-def training(folder: RunFolder) -> Section:
+def training_section(folder: RunFolder) -> Section:
   """Return the section with the loss and its terms, the gradient and the rate over time."""
   rows, names = folder.log, terms(folder.log)
   if not rows:
     blocks = [Missing('Nothing was logged yet.', folder.command('resume'))]
     return Section('Training', 'training', blocks)
-  return Section('Training', 'training', charted(
+  return Section('Training', 'training', chart_blocks(
       curve('Loss and its terms', rows, {n: n for n in names}, log_y=wide_range(rows, names),
             note=_sum(folder.config)),
       curve('Gradient norm', rows, {'gradient': 'gradient'}, log_y=wide_range(rows, ['gradient'])),
       curve('Learning rate', rows, {'lr': 'rate'})))
 
 
-def spread(rows: Rows) -> Chart | None:
+def spread_chart(rows: Rows) -> Chart | None:
   """Return the chart of the embeddings' spread over time, with a line at the collapse limit."""
   return curve(TITLES['std'], rows, {'std': 'spread'},
                rules={f'collapsing under {COLLAPSED}': COLLAPSED},
                note='At 1 the embeddings fill the sphere; at 0 they are a single point.')
 
 
-def seconds(folder: RunFolder) -> float | None:
+def training_seconds(folder: RunFolder) -> float | None:
   """Return the seconds that training steps took, from the log; None where the log does not say."""
   total, before = 0., 0
   for row in folder.log:
@@ -218,12 +218,12 @@ def _run_table(folder: RunFolder) -> Table:
   rows = [('method', folder.method), ('data', settings.data.name), ('encoder', ', '.join(encoder)),
           ('augmentations', ', '.join(augmentations)), ('length', length),
           ('seed', settings.seed), ('started', env.get('time', 'unknown')),
-          ('time in training steps', duration(seconds(folder))), ('devices', devices(env)),
+          ('time in training steps', duration(training_seconds(folder))), ('devices', devices(env)),
           ('machine', machine), ('commit', commit(env))]
   return Table('The run', ('what', 'value'), rows, 2)
 
 
-def ran(folder: RunFolder) -> Section:
+def run_section(folder: RunFolder) -> Section:
   """Return the section that says what ran.
 
   It has the run in a few lines, how its config differs from the config as shipped, and, folded,
@@ -249,16 +249,16 @@ def ran(folder: RunFolder) -> Section:
   return Section('What ran', 'ran', blocks)
 
 
-def throughput(folder: RunFolder) -> Section:
+def throughput_section(folder: RunFolder) -> Section:
   """Return the section with the images per second, the wait for data, and the memory."""
   rates = [r['images_per_s'] for r in folder.log if r.get('images_per_s')]
   if not rates:
     missing = Missing('No throughput was logged yet.', folder.command('resume'))
     return Section('Throughput', 'throughput', [missing])
   text = (f'Median {counted(float(np.median(rates)), "image", ",.0f")} a second over '
-          f'{counted(len(rates), "logged span")}, {duration(seconds(folder))} in all. '
+          f'{counted(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
           'The time of a span includes any compilation and checkpoints that fell into it.')
-  return Section('Throughput', 'throughput', [Text(text), *charted(
+  return Section('Throughput', 'throughput', [Text(text), *chart_blocks(
       curve(TITLES['images_per_s'], folder.log, {'images_per_s': 'images/s'}),
       curve('Waiting for data, % of the time', folder.log, {'data_wait': 'wait'}, 100.),
       curve('Peak device memory, GiB', folder.log, {'memory_gib': 'GiB'}))])

@@ -37,7 +37,7 @@ ZERO = 1e-8  # of the largest singular value: a smaller one is rounding
 R2 = 'R² of the action that is read from frozen features. 1 is exact; chance stands beside it.'
 
 
-def over(result: dict, network: str, row: str) -> float:
+def network_mean(result: dict, network: str, row: str) -> float:
   """Return the mean of a number of a network over the evaluation's seeds."""
   return mean_std([plain(one['numbers'][row]) for one in result[network]])[0]
 
@@ -88,8 +88,8 @@ def table(results: dict[str, dict], caption: str, folded: bool = False) -> Table
     name = result['trained'][0]['name'] if stem == result['protocol'] else stem
     for row in result['trained'][0]['numbers']:
       values = [one['numbers'][row] for one in result['trained']]
-      drawn = values[0]['n'] if isinstance(values[0], Mapping) else 1
-      n = len(values) if len(values) > 1 else drawn
+      draws = values[0]['n'] if isinstance(values[0], Mapping) else 1
+      n = len(values) if len(values) > 1 else draws
       cells = [_network_cell(result, network, row) for network in NETWORKS]
       if kinds:
         cells.append(_controls(result, row, _scale(result), kinds != {'chance'}))
@@ -119,13 +119,13 @@ def _dot(result: dict, row: str, label: str) -> charts.Dot:
   chance = result['trained'][0]['controls'].get(row, {}).get('chance')
   beside = {}
   if 'untrained' in result:
-    beside['untrained'] = 100 * over(result, 'untrained', row)
+    beside['untrained'] = 100 * network_mean(result, 'untrained', row)
   if chance is not None:
     beside['chance'] = 100 * plain(chance)
   low, high = None, None
   if len(values) == 1 and isinstance(values[0], Mapping) and values[0]['low'] is not None:
     low, high = (100 * values[0][end] for end in ('low', 'high'))
-  return charts.Dot(label, 100 * over(result, 'trained', row), low, high, beside)
+  return charts.Dot(label, 100 * network_mean(result, 'trained', row), low, high, beside)
 
 
 def _accuracy_note(folder: RunFolder) -> str:
@@ -141,7 +141,7 @@ def _accuracy_note(folder: RunFolder) -> str:
   return note
 
 
-def accuracy(folder: RunFolder) -> list[Any]:
+def accuracy_blocks(folder: RunFolder) -> list[Any]:
   """Return the blocks of the accuracies: the first six large, all as dots, and all in a table."""
   files = accuracies(folder)
   if not files:
@@ -192,7 +192,7 @@ def _heat(stem: str, result: dict, kind: str, rows: dict[str, str]) -> Chart:
   values, networks = [], [network for network in NETWORKS if network in result]
   for row in rows:
     beside = trained['controls'].get(row, {})
-    values.append([*(scale * over(result, network, row) for network in networks),
+    values.append([*(scale * network_mean(result, network, row) for network in networks),
                    *(scale * plain(beside[c]) if c in beside else None for c in controls)])
   title = f'{stem}{f": {kind}" if kind else ""}'
   # The numbers of the untrained network may be far from all others: they do not set the colors.
@@ -204,7 +204,7 @@ def _heat(stem: str, result: dict, kind: str, rows: dict[str, str]) -> Chart:
   return Chart(title, chart, meaning(result['protocol'], kind))
 
 
-def heats(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
+def heat_blocks(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
   """Return the blocks of the results of `protocols` about actions.
 
   They are one heat map per kind of number, and a table of all numbers.
@@ -218,7 +218,7 @@ def heats(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
   return [Charts(maps), table(files, 'The same with intervals', folded=True)]
 
 
-def health(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
+def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
   """Return the chart of both networks' spectra, and the table of the protocol `health`.
 
   Where the protocol was not run, there is no chart, and a command in place of the table.

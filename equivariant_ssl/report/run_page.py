@@ -72,7 +72,7 @@ def _all_panels(content: Any) -> Panels:
   return {panel: [content] for panel in PANELS}
 
 
-def _panels(folder: RunFolder, images: bool, say: Say, asked: runs.Asked
+def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.Asked
             ) -> tuple[Panels, dict[str, Any]]:
   """Return the panels that need the images or the network, and the maps as JSON.
 
@@ -82,7 +82,7 @@ def _panels(folder: RunFolder, images: bool, say: Say, asked: runs.Asked
     return _all_panels(Missing('Pictures and maps were left out on request.',
                                folder.command('report'))), {}
   try:
-    run = runs.reopen(folder.workdir, None, say, asked)
+    run = runs.reopen(folder.workdir, None, say, data_request)
   except UserError as error:
     return _all_panels(panels.why(error)), {}
   try:
@@ -94,7 +94,7 @@ def _panels(folder: RunFolder, images: bool, say: Say, asked: runs.Asked
 
 def _equivariance(folder: RunFolder) -> list[Any]:
   """Return the blocks of the results about actions, and commands for the missing ones."""
-  blocks = results.heats(folder, results.OF_ACTIONS)
+  blocks = results.heat_blocks(folder, results.OF_ACTIONS)
   done = {result['protocol'] for result in folder.results.values()}
   if folder.method == folder.config.invariance.name:
     blocks.append(Text('The run has no equivariance objective, so nothing predicts: there is no '
@@ -115,7 +115,7 @@ def _monitors(folder: RunFolder) -> list[Any]:
   split = holdout.named(folder.config.validation)
   warning = ('; choosing a checkpoint by it means choosing on test images.' if split == 'test'
              else '.')
-  blocks = panels.charted(
+  blocks = panels.chart_blocks(
       panels.curve(panels.TITLES['knn_top1'], folder.log, {'knn_top1': 'kNN'}, 100.,
                    f'A monitor on the {split} images{warning}'),
       panels.curve(panels.TITLES['probe_top1'], folder.log, {'probe_top1': 'probe'}, 100.),
@@ -133,22 +133,22 @@ def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
 
   blocks: those of the panels that need the data.
   """
-  profile = results.heats(folder, ['profile']) or [
+  profile = results.heat_blocks(folder, ['profile']) or [
       Missing('The sensitivity profile was not measured yet.',
               folder.command('eval', '--protocol profile'))]
-  spectrum, health = results.health(folder)
+  spectrum, health = results.health_blocks(folder)
   return [
-      Section('Results', 'results', results.accuracy(folder)), panels.ran(folder),
-      panels.training(folder),
+      Section('Results', 'results', results.accuracy_blocks(folder)), panels.run_section(folder),
+      panels.training_section(folder),
       Section('Collapse', 'collapse',
-              [*panels.charted(panels.spread(folder.log), spectrum), health]),
+              [*panels.chart_blocks(panels.spread_chart(folder.log), spectrum), health]),
       Section('Accuracy while training', 'monitors', _monitors(folder)),
       Section('Views', 'views', blocks['views']), Section('Sensitivity', 'sensitivity', profile),
       Section('Equivariance', 'equivariance', _equivariance(folder)),
       Section('Map of the features', 'map', blocks['map']),
       Section('Neighbors', 'neighbours', blocks['neighbours']),
       Section('What a prediction retrieves', 'strips', blocks['strips']),
-      panels.throughput(folder)]
+      panels.throughput_section(folder)]
 
 
 def _file_notes(folder: RunFolder) -> list[Any]:
@@ -156,7 +156,7 @@ def _file_notes(folder: RunFolder) -> list[Any]:
   blocks: list[Any] = []
   if folder.unread:
     names = ', '.join(f'eval/{name}' for name in folder.unread)
-    blocks.append(Text(f'These files are no result files of this version and are not shown: '
+    blocks.append(Text('These files are no result files of this version and are not shown: '
                        f'{names}.'))
   old = [name for name, result in folder.results.items() if not says(result)]
   if old:
@@ -168,14 +168,15 @@ def _file_notes(folder: RunFolder) -> list[Any]:
 
 
 def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None,
-          out: pathlib.Path | None = None, asked: runs.Asked = runs.Asked()) -> pathlib.Path:
+          out: pathlib.Path | None = None, data_request: runs.Asked = runs.Asked()
+          ) -> pathlib.Path:
   """Write the page of the run in `workdir` and return its path.
 
   Where something is missing, the page says the command that makes it.
 
   out: the file; None means report.html in the run's folder.
   images: whether the page has the panels that read the data and the newest checkpoint.
-  asked: where the data of the run are, and whether other data are accepted.
+  data_request: where the data of the run are, and whether other data are accepted.
   Raises UserError where `workdir` holds no run.
   """
   def say(line: str) -> None:
@@ -183,7 +184,7 @@ def write(workdir: pathlib.Path, images: bool = True, console: Console | None = 
       console.print(line)
 
   folder = run_folder.read(pathlib.Path(workdir))
-  blocks, map_data = _panels(folder, images, say, asked)
+  blocks, map_data = _panels(folder, images, say, data_request)
   parts = sections(folder, blocks)
   parts[0] = parts[0]._replace(blocks=[*parts[0].blocks, *_file_notes(folder)])
   done = sorted({result['protocol'] for result in folder.results.values()})
