@@ -274,8 +274,8 @@ def export(args) -> None:
 
 def import_(args) -> None:
   _cache()
-  from equivariant_ssl.export import exporting
-  exporting.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
+  from equivariant_ssl.export import importing
+  importing.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config, args.overrides, args.command_line)
 
 
 def doctor(args) -> int:

@@ -147,7 +147,7 @@ def fake_panels(patch, side: int = 32) -> None:
   patch.setattr(page, 'frozen', lambda *_: None)
   patch.setattr(pictures, 'gallery', lambda run: {k: tiles(4, n) for k, n in zip(groups, (3, 2, 5), strict=True)})
   patch.setattr(pictures, 'strips', lambda *_: {'equimod': tiles(4, 7)})
-  patch.setattr(pictures, 'neighbours', lambda *_: tiles(6, 9))
+  patch.setattr(pictures, 'neighbors', lambda *_: tiles(6, 9))
   found = maps.Map(rng.normal(size=(600, 2)).astype(np.float32), np.arange(600) % 10,
                    tuple(f'class {i} {HOSTILE}' for i in range(10)), 'PCA: 600 images.')
   by = [f'{how} by {what}' for how in ('PCA', 't-SNE') for what in ('class', 'action')]

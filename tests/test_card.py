@@ -152,9 +152,9 @@ def test_added_images_change_no_feature_and_no_export(world, capsys):
   before, *others = (
     embeddings.read(world / f'{name}.npz') for name in ('before', 'after', 'later')
   )
-  assert before.made.mark == mark(card)
+  assert before.origin.mark == mark(card)
   for other in others:
-    assert other.paths == before.paths and other.made == before.made
+    assert other.paths == before.paths and other.origin == before.origin
     np.testing.assert_array_equal(other.features, before.features)  # bitwise
 
 
@@ -168,7 +168,7 @@ def test_features_and_export_need_no_training_data(world, capsys):
   assert code == 0 and len(said.splitlines()) == 2, said
   assert eqssl(capsys, 'export', run)[0] == 0
   made = embeddings.read(world / 'e.npz')
-  embeddings.save(world / 'other.npz', made._replace(made=made.made._replace(mark='0' * 16)))
+  embeddings.save(world / 'other.npz', made._replace(origin=made.origin._replace(mark='0' * 16)))
   code, said = eqssl(
     capsys, 'neighbours', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
   )

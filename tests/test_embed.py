@@ -94,7 +94,7 @@ def test_every_form_says_the_same(world, written):
     np.testing.assert_array_equal(one.features, found[0].features)  # bitwise
   with np.load(written['npz']) as stored:
     assert set(stored) == {'paths', 'features', 'run', 'step', 'digest', 'mark'}
-  assert found[0].made == found[2].made == ENCODER(world[0], None, '').made and found[1].made is None
+  assert found[0].origin == found[2].origin == ENCODER(world[0], None, '').origin and found[1].origin is None
   assert written['csv'].read_text().startswith('path,f0,f1,')
   import pyarrow.parquet
   column = pyarrow.parquet.read_table(written['parquet']).schema.field('features').type
@@ -205,9 +205,9 @@ def test_mistakes_of_a_query_are_one_line(drawn, world, tmp_path):
   file, (paths, *_) = drawn
   (tmp_path / 'no.png').write_bytes(b'no')
   for args, match in (((file, 'photos/x.png'), 'not among the 30 images'), ((file, paths[0], 30), 'has 29 other images'),
-                      ((file, paths[0], 0), 'Give 1 to 29'), ((file, 'photos/x.png', 3, world[0]), 'is no file'),
+                      ((file, paths[0], 0), 'Give a number from 1 to 29'), ((file, 'photos/x.png', 3, world[0]), 'is no file'),
                       ((file, str(tmp_path / 'no.png'), 3, world[0]), 'not a JPEG'),
-                      ((file, str(world[2] / 'top.gif'), 3, world[0]), 'has 5 features an image'),
+                      ((file, str(world[2] / 'top.gif'), 3, world[0]), 'has 5 features per image'),
                       ((str(tmp_path / 'none.npz'), 'x'), 'cannot be read')):
     with pytest.raises(UserError, match=match) as e:
       embed.neighbours(*args)

@@ -15,7 +15,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.export import exporting, torchvision, weight_files
+from equivariant_ssl.export import exporting, importing, torchvision, weight_files
 from equivariant_ssl.nets import resnet
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, record
@@ -114,7 +114,7 @@ def given(tmp_path_factory):
 def back(given, tmp_path_factory):
   """(workdir, its run, its state, what was said) of that export imported into a run of BYOL."""
   workdir, said = tmp_path_factory.mktemp('back') / 'again', []
-  exporting.import_(given[3] / 'model.safetensors', workdir, 'smoke', BYOL, 'the command', said.append)
+  importing.import_(given[3] / 'model.safetensors', workdir, 'smoke', BYOL, 'the command', said.append)
   made = prepared(workdir)
   step, state, meta = loaded(workdir, made)
   assert step == int(state.step) == 0 and meta['imported'].endswith('model.safetensors')
@@ -179,7 +179,7 @@ def test_a_file_that_computes_something_else_is_not_left(given, tmp_path, monkey
 def test_a_resnet_alone_is_exported(given, tmp_path):
   config = json.loads((given[0] / 'config.json').read_text())
   (tmp_path / 'config.json').write_text(json.dumps(config | {'encoder': {'name': 'mlp'}}))
-  with pytest.raises(UserError, match="an encoder 'mlp', and a resnet or a vit alone"):
+  with pytest.raises(UserError, match="an encoder 'mlp', and only a resnet or a vit can be exported"):
     exporting.export(tmp_path)
   with pytest.raises(UserError, match='no checkpoint of step 3'):
     exporting.export(given[0], step=3)
@@ -187,10 +187,10 @@ def test_a_resnet_alone_is_exported(given, tmp_path):
 
 def test_standard_ones_are_timms_and_others_say_how_they_are_built():
   standard = torchvision.Architecture(50, 'imagenet', 64)
-  assert standard.name == 'resnet50' and "'local-dir:to'" in torchvision.building(standard, 'to/model.safetensors')
+  assert standard.name == 'resnet50' and "'local-dir:to'" in torchvision.build_code(standard, 'to/model.safetensors')
   for changed in ({'depth': 10}, {'stem': 'cifar'}, {'width': 32}):
     other = standard._replace(**changed)
-    text = torchvision.building(other, 'to/model.safetensors')
+    text = torchvision.build_code(other, 'to/model.safetensors')
     compile(text, 'building', 'exec')
     assert not other.standard and 'timm' not in text and "load_file('to/model.safetensors')" in text
     assert ('Narrow' in text, 'maxpool' in text) == ('width' in changed, 'stem' in changed)
@@ -205,7 +205,7 @@ def test_out_and_in_gives_the_same_features_bitwise(given, back):
   assert again.recipe.network.mean == made.source.mean and again.recipe.network.std == made.source.std
   assert (workdir / 'command.txt').read_text() == 'the command\n' and (workdir / 'env.json').exists()
   assert '60 of 60 tensors of the encoder matched; 12 of the file were left out (12 num_batches_tracked)' in said[0]
-  assert 'of the config.json beside it' in said[1] and said[2].startswith('Stem: cifar, of the config.json')
+  assert 'from the config.json beside the file' in said[1] and said[2].startswith('Stem: cifar, from the config.json')
 
 
 def test_what_is_not_the_encoder_is_as_at_the_start(back):
@@ -221,18 +221,18 @@ def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp
   state = {f'module.{k}': v for k, v in drawn(10, fc=True).items() if 'num_batches' not in k}
   said, stem = [], {'encoder.stem': 'half'}
   file = written(tmp_path / 'old.safetensors', state)
-  workdir = exporting.import_(file, tmp_path / 'run', 'smoke', ALONE | stem, say=said.append)
+  workdir = importing.import_(file, tmp_path / 'run', 'smoke', ALONE | stem, say=said.append)
   made = prepared(workdir)
   _, found, _ = loaded(workdir, made)
   assert "under 'module.': 60 of 60 tensors of the encoder matched; 2 of the file were left out " in said[0]
-  assert '(module.fc.bias, module.fc.weight).' in said[0] and 'of ImageNet' in said[1]
-  assert said[2] == 'Stem: half, as asked.'
+  assert '(module.fc.bias, module.fc.weight).' in said[0] and 'those of ImageNet' in said[1]
+  assert said[2] == 'Stem: half, as --config.encoder.stem says.'
   x = (made.source.test.images[:6] / 255 - [.485, .456, .406]) / [.229, .224, .225]
   values = {'params': found.params['encoder'], 'batch_stats': found.stats['encoder']}
   want = jax.jit(lambda v, x: resnet.make(10, 'half', 4).apply(v, x, False))(values, x.astype(np.float32))
   np.testing.assert_allclose(encoded(made, found), want, rtol=1e-4, atol=1e-4)
   another = ALONE | stem | {'mean': '.5,.5,.5', 'std': '.25,.25,.25'}
-  exporting.import_(file, tmp_path / 'other', 'smoke', another, say=said.append)
+  importing.import_(file, tmp_path / 'other', 'smoke', another, say=said.append)
   config = configs.read(tmp_path / 'other' / 'config.json')
   assert (config.mean, config.std) == ((.5,) * 3, (.25,) * 3) and 'as the config says' in said[5]
 
@@ -259,14 +259,14 @@ def test_the_trained_one_of_two_is_taken():
 
 def test_normalisation_and_stem_of_a_config_beside_a_file():
   timm = {'mean': [.5, .4, .3], 'std': [.1, .2, .3]}
-  assert exporting._normalisation({'pretrained_cfg': timm})[:2] == ((.5, .4, .3), (.1, .2, .3))
+  assert importing._normalization({'pretrained_cfg': timm})[:2] == ((.5, .4, .3), (.1, .2, .3))
   ours = {'mean': [0, 0, 0], 'std': [1, 1, 1]}
-  assert exporting._normalisation({'pretrained_cfg': timm, 'equivariant_ssl': ours})[:2] == ((0, 0, 0), (1, 1, 1))
-  assert exporting._normalisation(timm)[1] == (.1, .2, .3)
-  assert exporting._normalisation({})[:2] == exporting._normalisation({'mean': [], 'std': []})[:2] == exporting.IMAGENET
+  assert importing._normalization({'pretrained_cfg': timm, 'equivariant_ssl': ours})[:2] == ((0, 0, 0), (1, 1, 1))
+  assert importing._normalization(timm)[1] == (.1, .2, .3)
+  assert importing._normalization({})[:2] == importing._normalization({'mean': [], 'std': []})[:2] == importing.IMAGENET
   encoder = configs.load('smoke', {'encoder.stem': 'imagenet'}).encoder
-  assert exporting._small({}, 'smoke', encoder)[0] == 'cifar'
-  assert exporting._small({'equivariant_ssl': {'encoder': {'stem': 'half'}}}, 'smoke', encoder)[0] == 'half'
+  assert importing._small_stem({}, 'smoke', encoder)[0] == 'cifar'
+  assert importing._small_stem({'equivariant_ssl': {'encoder': {'stem': 'half'}}}, 'smoke', encoder)[0] == 'half'
 
 
 # -- wrong files
@@ -310,10 +310,10 @@ def test_a_wrong_file_is_one_line_and_no_partial_load(what):
 def test_a_failed_import_leaves_nothing(tmp_path):
   file = written(tmp_path / 'x.safetensors', BROKEN['missing'][0](drawn(10)))
   with pytest.raises(UserError, match=re.escape(f'{file}: 1 tensors do not fit the 60')):
-    exporting.import_(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
+    importing.import_(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
   assert [p.name for p in tmp_path.iterdir()] == ['x.safetensors']
   with pytest.raises(UserError, match='is not empty'):
-    exporting.import_(file, tmp_path, 'smoke')
+    importing.import_(file, tmp_path, 'smoke')
 
 
 def test_damaged_files(given, tmp_path):
@@ -328,7 +328,7 @@ def test_damaged_files(given, tmp_path):
   save_file(load_file(given[3] / 'model.safetensors'), tmp_path / 'model.safetensors')  # without its own fingerprint
   (tmp_path / 'config.json').write_text((given[3] / 'config.json').read_text())
   with pytest.raises(UserError, match='is not what was exported'):
-    exporting.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
+    importing.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
   for name, message in (('none.safetensors', 'there is no file'), ('config.json', 'is not a file of weights')):
     with pytest.raises(UserError, match=message):
       weight_files.read(tmp_path / name)
@@ -396,7 +396,7 @@ def test_what_is_printed_builds_it_in_torch(made, tmp_path):
   pytest.importorskip('torchvision')
   made, scope = torchvision.Architecture(*made), {}
   state = drawn(made.depth, made.width, 7 if made.stem == 'imagenet' else 3)
-  exec(torchvision.building(made, str(written(tmp_path / 'x.safetensors', state))), scope)
+  exec(torchvision.build_code(made, str(written(tmp_path / 'x.safetensors', state))), scope)
   x = np.random.RandomState(0).randn(3, 32, 32, 3).astype(np.float32)
   with torch.no_grad():
     found = scope['net'](torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()

@@ -156,7 +156,7 @@ def test_a_pth_needs_a_torch_that_is_safe(version, imported, tmp_path, monkeypat
   (tmp_path / "it's mine.pth").write_bytes(b'x')
   err = imported(tmp_path / "it's mine.pth")
   assert 'pip install "torch>=2.10"' in err and 'python -c ' in err and (version or 'not installed') in err
-  assert weight_files.shlex.split(err.split('that is: ')[1])[-2:] == [str(tmp_path / "it's mine.pth"),
+  assert weight_files.shlex.split(err.split('that torch is: ')[1])[-2:] == [str(tmp_path / "it's mine.pth"),
                                                                str(tmp_path / "it's mine.safetensors")]
 
 

@@ -282,8 +282,8 @@ def test_transfer_and_embed_show_the_whole_central_square(tmp_path):
     want = np.stack([pillow(c, t, SIZE) for c, t in canvases])
     every(images, want)
     encoder = embed.Encoder(Partial(fixed.encode, frozen.variables(state)), SIZE, run.mesh, None)
-    part, _, _ = embed._listed(str(photographs))
-    every(seen(lambda encoder=encoder, part=part: embed._encoded(encoder, part, 8)), want)
+    part, _, _ = embed._list_images(str(photographs))
+    every(seen(lambda encoder=encoder, part=part: embed._encode_part(encoder, part, 8)), want)
 
 
 @pytest.mark.parametrize('name', ['stored', 'larger, 4:3'])
@@ -291,7 +291,7 @@ def test_the_report_and_the_export_show_it_too(name):
   case = CASES[name]
   run, fixed, state = world(case)
   want = np.concatenate([wanted(s, short_side(case)) for s in (run.source.train, run.source.test)])
-  images = seen(lambda: pictures.neighbours(run, fixed, state, N, 3))
+  images = seen(lambda: pictures.neighbors(run, fixed, state, N, 3))
   every(images, want)
   found = among(seen(lambda: maps.maps(run, fixed, state)), want)
   assert set(range(N, 2 * N)) <= set(found)

@@ -84,10 +84,10 @@ def everything():
 def test_exactly_the_ops_that_did_something_are_named(everything):
   """Did something: what a network is told of it is not 0."""
   chain, actions, told = everything
-  nothing, met = pictures.still(chain, 40), set()
+  nothing, met = pictures.host_identity(chain, 40), set()
   for i in range(60):
     did = [name for name in chain.name.split('+') if np.any(told[name][i] != 0)]
-    lines = pictures.describe(pictures.at(actions, i), nothing)
+    lines = pictures.describe(pictures.take(actions, i), nothing)
     assert [line.split()[0] for line in lines] == did  # in the order of application
     met |= set(did)
   assert met == set(chain.name.split('+'))
@@ -118,14 +118,14 @@ def test_a_perfect_predictor_finds_the_right_one_first(digits):
   perfect = fixed._replace(answer={'equimod': lambda values, pair: pair.target})
   rows = pictures.strips(run, perfect, state, 3)['equimod']
   assert len(rows) == 3
-  for i, (query, asked, best, *others) in enumerate(rows):
+  for i, (query, requested, best, *others) in enumerate(rows):
     np.testing.assert_array_equal(query.pixels, run.source.test.images[i])
-    assert query.lines == ('query', pictures.PLAIN) and asked.lines[:2] == ('asked for', f'found at rank 1 of {M}')
-    assert best.lines[:2] == ('1. cosine 1.000', '✓ the right one') and best.lines[2:] == asked.lines[2:]
-    np.testing.assert_array_equal(best.pixels, asked.pixels)
+    assert query.lines == ('query', pictures.PLAIN) and requested.lines[:2] == ('requested', f'retrieved at rank 1 of {M}')
+    assert best.lines[:2] == ('1. cosine 1.000', '✓ the right one') and best.lines[2:] == requested.lines[2:]
+    np.testing.assert_array_equal(best.pixels, requested.pixels)
     assert len(others) == 4 and not any('✓' in line for t in others for line in t.lines)
   blind = fixed._replace(answer={'equimod': lambda values, pair: -pair.target})
-  assert all(row[1].lines[1] == f'found at rank {M} of {M}' for row in pictures.strips(run, blind, state, 3)['equimod'])
+  assert all(row[1].lines[1] == f'retrieved at rank {M} of {M}' for row in pictures.strips(run, blind, state, 3)['equimod'])
   assert pictures.strips(run, fixed._replace(banks={}), state) == {}
 
 
@@ -147,7 +147,7 @@ def test_a_view_of_the_same_action_is_right_too():
   view = lambda a: np.stack([np.full((2, 2, 3), t / 4) for t in a['rotate'].turns])
   order, cosines, nothing = np.array([3, 2, 1, 0]), np.array([.9, .5, .4, .1]), {'rotate': Rotate(np.array(0))}
   row = pictures._strip(actions, order, cosines, view, nothing)
-  assert row[1].lines[1] == 'found at rank 2 of 4'
+  assert row[1].lines[1] == 'retrieved at rank 2 of 4'
   assert [len(t.lines) == 3 for t in row[2:]] == [False, True, True, False]  # marked
   assert [int(t.pixels[0, 0, 0]) for t in row] == [0, 64, 128, 64, 64, 0]
 
@@ -176,9 +176,9 @@ def test_neighbours_are_brute_force(digits, held):
   train_, tests = run.source.train, run.source.test or run.source.train
   encode = Partial(fixed.encode, variables(state))
   h, ht = (features(encode, part.images, mesh=run.mesh) for part in (train_, tests))
-  found = pictures.neighbours(run, fixed, state, 4, 5)
+  found = pictures.neighbors(run, fixed, state, 4, 5)
   assert len(found) == 4
-  for (query, *near), i in zip(found, pictures.some(len(tests.images), 4), strict=True):
+  for (query, *near), i in zip(found, pictures.sample(len(tests.images), 4), strict=True):
     assert query.lines == ('query', str(tests.labels[i]))
     np.testing.assert_array_equal(query.pixels, tests.images[i])
     cosines = brute(ht[i:i + 1], h)[0]
@@ -213,20 +213,20 @@ def test_maps_are_finite(digits, small):
 def test_views_of_an_op_alone_are_of_their_colour(digits, small):
   run = digits[0]
   chain, tests = maps._ops(run)['rotate'], run.source.test.images
-  actions, views = maps._alone(run, chain, 'rotate')
-  _, labels, names = maps._colours(views.reshape(48, -1) / 255, chain, 'rotate', actions, 16)
+  actions, views = maps._views_of_op(run, chain, 'rotate')
+  _, labels, names = maps._coloring(views.reshape(48, -1) / 255, chain, 'rotate', actions, 16)
   np.testing.assert_array_equal(labels, actions.turns)
-  for i, image in enumerate(tests[pictures.some(len(tests), 12)]):
+  for i, image in enumerate(tests[pictures.sample(len(tests), 12)]):
     np.testing.assert_array_equal(views[4 * i:4 * i + 4], [np.rot90(image, k) for k in range(4)])
 
 
 def test_a_map_is_the_same_twice():
   h, labels = np.random.RandomState(0).randn(200, 8).astype(np.float32), np.zeros(200, int)
-  first, again = (maps._both(h, labels, ('',), 'of noise', '200 images') for _ in range(2))
+  first, again = (maps._pca_and_tsne(h, labels, ('',), 'of noise', '200 images') for _ in range(2))
   for name, m in first.items():
     np.testing.assert_array_equal(again[name].points, m.points)
     assert again[name].about == m.about
-  assert maps._both(h[:4], labels[:4], ('',), 'of noise', '4 images') == {}
+  assert maps._pca_and_tsne(h[:4], labels[:4], ('',), 'of noise', '4 images') == {}
 
 
 def test_maps_without_labels_of_many_classes_and_of_nothing(digits, small, monkeypatch):
@@ -249,13 +249,13 @@ def test_a_map_shows_the_field_that_moves_the_features():
   action = Jitter(np.ones(200, bool), random.rand(200, 4), *random.rand(4, 200).astype(np.float32))
   h = np.outer(action.saturation, random.randn(5)) + .01 * random.randn(200, 5)
   chain = augment.chain(registry.make(augment, 'jitter'))
-  share, labels, names = maps._colours(h, chain, 'jitter', action, 8)
+  share, labels, names = maps._coloring(h, chain, 'jitter', action, 8)
   assert share > .8 and [n.split()[0] for n in names] == ['saturation'] * 4
   assert np.bincount(labels).tolist() == [50] * 4
   for k in range(3):
     assert action.saturation[labels == k].max() <= action.saturation[labels == k + 1].min()
   still = jax.tree.map(np.ones_like, action)
-  assert maps._colours(h, chain, 'jitter', still, 8)[0] == 0.
+  assert maps._coloring(h, chain, 'jitter', still, 8)[0] == 0.
 
 
 def test_the_page_shows_the_config(digits, tmp_path):
@@ -266,7 +266,7 @@ def test_the_page_shows_the_config(digits, tmp_path):
   assert all(f'alt="{"; ".join(t.lines)}"' in text for t in tiles)
   assert all(line in text for t in tiles for line in t.lines)
   for line in ('Chain: crop, then flip, then rotate.', 'read by the invariance and equimod', 'flip: p 0.5.',
-               'equimod is told of crop, rotate.', 'seen by the invariance, told to the equivariance'):
+               'equimod is conditioned on crop, rotate.', 'is in the views of the invariance, and the equivariance is conditioned on it'):
     assert line in text, line
   assert '://' not in text and '<script src' not in text
 
@@ -277,12 +277,12 @@ def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypat
   config = configs.load('smoke', {'probe': 'True'})
   monkeypatch.setattr(registry, 'make', lambda package, *a, real=registry.make, **kw: 1 / (package is not data) and real(
       package, *a, **kw))
-  made, batch = gallery._of_file(config, str(tmp_path / 'wide.png'), 2)
+  made, batch = gallery._file_batch(config, str(tmp_path / 'wide.png'), 2)
   assert batch.sizes.tolist() == [[40, 80]] * 2 and batch.images.shape == (2, 16, 16, 3)
   text = gallery.show(config, str(tmp_path / 'wide.png'), tmp_path / 'a.html', 2).read_text()
   assert 'the image, 80 x 40 pixels' in text
   crops = shown_by_the_step(made, jax.random.key(0), batch)['views'].actions['crop']
-  assert all(pictures._box('crop', pictures.at(crops, i, v)) in text for i in range(2) for v in range(2))
+  assert all(pictures._box('crop', pictures.take(crops, i, v)) in text for i in range(2) for v in range(2))
   (tmp_path / 'no.png').write_bytes(b'no')
   for name in ('no.png', 'nowhere.png'):
     with pytest.raises(UserError, match=name):
@@ -297,7 +297,7 @@ def test_of_a_run_that_was_trained(tmp_path):
   run = runs.prepare(config)  # on all devices
   fixed, state = frozen(run.recipe), checkpoint.load(tmp_path / 'run' / 'checkpoints', runs.abstract(run))[1]
   assert [len(row) for row in pictures.strips(run, fixed, state)['equimod']] == [7] * 4
-  near = pictures.neighbours(run, fixed, state, 40, 5)
+  near = pictures.neighbors(run, fixed, state, 40, 5)
   assert np.mean([tile.lines[-1] == row[0].lines[-1] for row in near for tile in row[1:]]) > .3  # by chance .1
   found = maps.maps(run, fixed, state)
   assert {n: len(m.points) for n, m in found.items() if 'crop' not in n} == {

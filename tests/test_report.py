@@ -121,12 +121,17 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
   for folder in folders:
     (folder / 'command.txt').write_text(f'eqssl train --config {HOSTILE}\n')
     with open(folder / 'metrics.jsonl', 'a') as file:
-      file.write(json.dumps({'step': 99, HOSTILE: 1., 'loss': float('nan')}) + '\n')
+      file.write(json.dumps({'step': 99, HOSTILE: 1., 'loss': None}) + '\n')  # null: it was not finite
     parsed = read(report([folder]))
     assert HOSTILE in parsed.text and parsed.data()['metrics'][-1] == {'step': 99, HOSTILE: 1., 'loss': None}
   parsed = read(report(folders, tmp_path / 'c.html'))
   assert name in parsed.text
   read(report([reports.study(tmp_path / 'study')], images=False))
+
+
+def test_json_has_no_number_that_is_not_finite():
+  nan, inf = float('nan'), float('inf')
+  assert page.finite({'a': [nan, 1.], 2: (inf, {'b': -inf})}) == {'a': [None, 1.], '2': [None, {'b': None}]}
 
 
 def test_a_comparison(tmp_path):
@@ -173,7 +178,7 @@ def test_curves_of_runs_that_share_no_step(tmp_path):
     parsed = read(report([tmp_path / r for r in runs], tmp_path / 'c.html'))
     loss = next(s for s in parsed.svgs if s[0].text == 'loss')[1].text
     assert said in loss, loss
-    assert ('Interpolated between the steps' in parsed.text) == between and 'Nothing was logged' not in parsed.text
+    assert ('interpolated between the steps' in parsed.text) == between and 'Nothing was logged' not in parsed.text
   assert 'far: 1 at 50' in loss
 
 
@@ -264,7 +269,7 @@ def test_one_is_one(tmp_path):
   (folder / 'metrics.jsonl').write_text('{"step": 1, "epoch": 1.0, "loss": 1.0, "images_per_s": 1.0}\n')
   parsed = read(report([folder], images=False))
   ran = dict(parsed.table('The run'))
-  assert ran['length'] == '1 step of 1 image, 1 epoch; asked for 1 epoch' and ran['machine'].endswith(', 1 core')
+  assert ran['length'] == '1 step of 1 image, 1 epoch; planned: 1 epoch' and ran['machine'].endswith(', 1 core')
   assert 'Median 1 image a second over 1 logged span, 1 s in all' in parsed.text
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.export import exporting, timm
+from equivariant_ssl.export import exporting, importing, timm
 from equivariant_ssl.nets import resnet, vit
 
 SMALL = dict(variant='tiny', patch=4, size=16, depth=2)
@@ -170,7 +170,7 @@ def test_out_and_in_is_bitwise(tmp_path):
   state = drawn(width=192, patch=8, tokens=4, depth=1)
   save_file({f'module.{k}': v for k, v in state.items()}, tmp_path / 'timm.safetensors')
   said = []
-  exporting.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
+  importing.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
   assert "vit_tiny_patch16_224, under 'module.': 18 of 18 tensors" in said[0]
   found = load_file(exporting.export(tmp_path / 'run', say=said.append) / 'model.safetensors')
   assert found.keys() == state.keys() and all((found[k] == v).all() for k, v in state.items())
@@ -179,7 +179,7 @@ def test_out_and_in_is_bitwise(tmp_path):
   assert facts['model_args'] == {'patch_size': 8, 'img_size': 16, 'depth': 1} and facts['num_features'] == 192
   assert facts['pretrained_cfg']['first_conv'] == 'patch_embed.proj' and facts['pretrained_cfg']['classifier'] == 'head'
   assert any("timm.create_model('local-dir:" in line for line in said)
-  with pytest.raises(UserError, match='it is 192 wide, with 4 positions: no ViT here is so'):
+  with pytest.raises(UserError, match='it is a ViT of width 192 with 4 positions, and no such ViT is known'):
     timm.architecture(state | {'pos_embed': state['pos_embed'][:, 1:]})
   with pytest.raises(UserError, match='cls_token is missing'):
     timm.architecture({k: v for k, v in state.items() if k != 'cls_token'})

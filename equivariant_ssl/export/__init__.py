@@ -1,1 +1,4 @@
-"""Weights in and out: torchvision's names and layouts, in files that torch, timm and this package read."""
+"""The export and import of weights, in files that torch, timm and this package read.
+
+The names and layouts of the tensors are those of torchvision and timm.
+"""

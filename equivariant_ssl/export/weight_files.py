@@ -1,12 +1,17 @@
-"""Files of weights: read within stated limits and only where they are whole, and sealed by a fingerprint of their own."""
+"""Files of weights.
+
+They are read within stated limits, and only where they are complete. An exported file is sealed by
+a fingerprint of its bytes.
+"""
 import hashlib
 import json
 import pathlib
 import re
 import shlex
 import zipfile
+from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -16,69 +21,98 @@ from equivariant_ssl.errors import UserError
 State = dict[str, np.ndarray]  # {name: array in torch's layout}
 
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar')
-INSIDE = ('state_dict', 'model', 'model_state_dict', 'net')  # where training scripts keep the state dict
-SAFE_TORCH = (2, 10)  # before it, weights_only=True could run code (CVE-2025-32434, CVE-2026-24747)
-BYTES = 4 * 2 ** 30  # of a file, and of what a compressed one unpacks to: ten times a ViT-B
-HEADER = 4 * 2 ** 20  # bytes of a safetensors header: a hundred times a ViT-B's
-TENSORS = 20_000  # in a header
-SEAL, EMPTY = 'sha256', '0' * 64  # the key in a header's metadata, and what stands there while the digest is taken
-CONVERT = ('import sys, torch, safetensors.torch as st; s = torch.load(sys.argv[1], map_location="cpu", weights_only=True); '
+# The keys under which training scripts keep the state dict.
+INSIDE = ('state_dict', 'model', 'model_state_dict', 'net')
+# Before this version, weights_only=True could run code (CVE-2025-32434, CVE-2026-24747).
+SAFE_TORCH = (2, 10)
+# The most bytes of a file, and of what a compressed file unpacks to: ten times a ViT-B.
+BYTES = 4 * 2 ** 30
+HEADER = 4 * 2 ** 20  # the most bytes of a safetensors header: a hundred times a ViT-B's
+TENSORS = 20_000      # the most tensors in a header
+# The key of the digest in a header's metadata, and its value while the digest is computed.
+SEAL, EMPTY = 'sha256', '0' * 64
+CONVERT = ('import sys, torch, safetensors.torch as st; '
+           's = torch.load(sys.argv[1], map_location="cpu", weights_only=True); '
            f's = next((s[n] for n in {json.dumps(INSIDE)} if isinstance(s.get(n), dict)), s); '
-           'st.save_file({k: v.clone().contiguous() for k, v in s.items() if isinstance(v, torch.Tensor)}, sys.argv[2])')
+           'st.save_file({k: v.clone().contiguous() for k, v in s.items() '
+           'if isinstance(v, torch.Tensor)}, sys.argv[2])')
 
 
 def read(path: pathlib.Path) -> State:
-  """The tensors of a .safetensors file, or of a state dict that torch saved; floating ones as float32.
+  """Read the tensors of a .safetensors file, or of a state dict that torch saved.
 
-  Raises UserError where there is no such file, it is damaged, beyond the limits above or of another kind, its own
-  fingerprint says that it was changed, or torch is needed and missing.
+  Tensors of floating point are returned as float32.
+
+  Raises UserError where there is no such file, where it is damaged, larger than the limits above,
+  or of another kind, where its fingerprint says that it was changed, and where torch is needed but
+  missing.
   """
   if not path.is_file():
-    raise UserError(f'there is no file {path}.', 'Give that of a torchvision ResNet, e.g. model.safetensors.')
+    raise UserError(f'there is no file {path}.',
+                    'Name a file of a torchvision ResNet, for example model.safetensors.')
   if path.suffix not in SUFFIXES:
-    raise UserError(f'{path} is not a file of weights.', f'It ends in one of: {", ".join(SUFFIXES)}.')
+    raise UserError(f'{path} is not a file of weights.',
+                    f'Name a file with one of these endings: {", ".join(SUFFIXES)}.')
   if (size := path.stat().st_size) > BYTES:
     raise _too_large(path, f'{size:,} bytes', BYTES)
   state = _safetensors(path) if path.suffix == '.safetensors' else _pickled(path)
-  with np.errstate(over='ignore'):  # what float32 cannot hold becomes infinite, and is refused as that
-    return {k: v.astype(np.float32) if jax.dtypes.issubdtype(v.dtype, np.floating) else v for k, v in state.items()}
+  # A number that float32 cannot hold becomes infinite, and is refused later because it is.
+  with np.errstate(over='ignore'):
+    return {k: v.astype(np.float32) if jnp.issubdtype(v.dtype, np.floating) else v
+            for k, v in state.items()}
 
 
-def _too_large(path: pathlib.Path, what: str, most: int) -> UserError:
-  return UserError(f'{path} has {what}; at most {most:,} are read.', 'Give the weights of the encoder alone.')
+def _too_large(path: pathlib.Path, size: str, most: int) -> UserError:
+  """Return the error for a file that is larger than a limit."""
+  return UserError(f'{path} has {size}; at most {most:,} are read.',
+                   'Give the weights of the encoder alone.')
 
 
 def _header(content: bytes) -> dict:
-  """The header of a safetensors file; ValueError where it has none."""
+  """Return the header of a safetensors file. Raises ValueError where it has none."""
   size = int.from_bytes(content[:8], 'little')
   if len(content) < 8 or size > len(content) - 8:
     raise ValueError('its header is cut short')
-  found = json.loads(content[8:8 + min(size, HEADER)])
-  if not isinstance(found, dict):
+  header = json.loads(content[8:8 + min(size, HEADER)])
+  if not isinstance(header, dict):
     raise ValueError('its header is no object')
-  return found
+  return header
 
 
 def sealed(content: bytes) -> bytes:
-  """A safetensors file with the SHA-256 of its bytes in its metadata, beside what is there. The same bytes each time."""
+  """Return a safetensors file with the SHA-256 of its bytes added to its metadata.
+
+  The same content always gives the same bytes.
+  """
   header = _header(content)
   size = int.from_bytes(content[:8], 'little')
-  header['__metadata__'] = dict(sorted({**header.get('__metadata__', {}), SEAL: EMPTY}.items()))
+  metadata = {**header.get('__metadata__', {}), SEAL: EMPTY}
+  header['__metadata__'] = dict(sorted(metadata.items()))
   text = json.dumps(header, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)  # torch wants tensors that are aligned
-  whole = len(text).to_bytes(8, 'little') + text + content[8 + size:]
-  return whole.replace(EMPTY.encode(), hashlib.sha256(whole).hexdigest().encode(), 1)
+  text += b' ' * (-len(text) % 8)  # torch needs aligned tensors
+  file = len(text).to_bytes(8, 'little') + text + content[8 + size:]
+  return file.replace(EMPTY.encode(), hashlib.sha256(file).hexdigest().encode(), 1)
+
+
+def _seal_holds(content: bytes, seal: str) -> bool:
+  """Return whether `seal` is the digest of a file with EMPTY in the seal's place."""
+  if not re.fullmatch('[0-9a-f]{64}', seal) or content.count(seal.encode()) != 1:
+    return False
+  return hashlib.sha256(content.replace(seal.encode(), EMPTY.encode())).hexdigest() == seal
 
 
 def _broken(content: bytes, metadata: dict) -> bool:
-  """Whether the file has a fingerprint, and not that of its bytes. One that is itself damaged, in its name or its value, is
-  one too."""
-  marks = [v for k, v in metadata.items() if k == SEAL or len(v) == len(EMPTY)]
-  return any(not re.fullmatch('[0-9a-f]{64}', v) or content.count(v.encode()) != 1
-             or hashlib.sha256(content.replace(v.encode(), EMPTY.encode())).hexdigest() != v for v in marks)
+  """Return whether a file has a fingerprint that is not the fingerprint of its bytes.
+
+  An entry of the metadata is taken for a fingerprint by its key or by its length, because damage
+  may have changed one of the two.
+  """
+  seals = [v for k, v in metadata.items() if k == SEAL or len(v) == len(EMPTY)]
+  return any(not _seal_holds(content, seal) for seal in seals)
 
 
 def _safetensors(path: pathlib.Path) -> State:
+  """Read a .safetensors file."""
   with path.open('rb') as file:
     size = int.from_bytes(file.read(8), 'little')
     if size > HEADER and size <= path.stat().st_size - 8:
@@ -88,46 +122,69 @@ def _safetensors(path: pathlib.Path) -> State:
     header = _header(content)
     if len(header) > TENSORS:
       raise _too_large(path, f'{len(header):,} tensors', TENSORS)
-    state, whole = load_file(path), not _broken(content, header.get('__metadata__', {}))
-  except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:  # of what NumPy lacks, too
-    why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-    raise UserError(f'{path} is damaged or no safetensors file: {why}.', 'Copy or download it again.') from e
-  if not whole:
-    raise UserError(f'{path} is damaged: it is not what the SHA-256 in its own header says.', 'Export or copy it again.')
+    state, broken = load_file(path), _broken(content, header.get('__metadata__', {}))
+  # Among these are the errors of kinds of numbers that NumPy lacks.
+  except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+    raise UserError(f'{path} is damaged or no safetensors file: {reason}.',
+                    'Copy or download it again.') from e
+  if broken:
+    raise UserError(f'{path} is damaged: it is not what the SHA-256 in its own header says.',
+                    'Export or copy it again.')
   return state
 
 
 def _conversion(path: pathlib.Path) -> str:
-  """The command that makes a .safetensors file of `path`, where torch is new enough."""
-  return shlex.join(['python', '-c', CONVERT, str(path), str(path.with_name(path.name.split('.')[0] + '.safetensors'))])
+  """Return the command that makes a .safetensors file of `path` where torch is new enough."""
+  target = path.with_name(path.name.split('.')[0] + '.safetensors')
+  return shlex.join(['python', '-c', CONVERT, str(path), str(target)])
+
+
+def _safe_torch(path: pathlib.Path) -> Any:
+  """Return the module torch. Raises UserError where torch is missing, or too old to read `path`."""
+  try:
+    import torch  # pyright: ignore[reportMissingImports]  (torch is optional)
+    version = torch.__version__
+  except ImportError:
+    torch, version = None, ''
+  if not version or tuple(int(n) for n in version.split('.')[:2]) < SAFE_TORCH:
+    reason = (f'torch {version} can be made to run code that such a file holds' if version
+              else 'torch is not installed')
+    least = '.'.join(map(str, SAFE_TORCH))
+    raise UserError(f'{path} is a file of torch, and {reason}.',
+                    f'Type: pip install "torch>={least}"; or convert the file where that torch '
+                    f'is: {_conversion(path)}')
+  return torch
+
+
+def _state_dict(content: Any) -> dict:
+  """Return the state dict in what a training script saved, {} where there is none."""
+  while isinstance(content, dict):
+    key = next((k for k in INSIDE if isinstance(content.get(k), dict)), None)
+    if key is None:
+      return content
+    content = content[key]
+  return {}
 
 
 def _pickled(path: pathlib.Path) -> State:
-  least = '.'.join(map(str, SAFE_TORCH))
-  try:
-    import torch
-    version = torch.__version__
-  except ImportError:
-    version = ''
-  if not version or tuple(int(n) for n in version.split('.')[:2]) < SAFE_TORCH:
-    why = f'torch {version} can be made to run what such a file says' if version else 'torch is not installed'
-    raise UserError(f'{path} is a file of torch, and {why}.',
-                    f'pip install "torch>={least}"; or, where that is: {_conversion(path)}')
+  """Read the state dict in a file that torch saved."""
+  torch = _safe_torch(path)
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as file:
       if (size := sum(i.file_size for i in file.infolist())) > BYTES:
         raise _too_large(path, f'{size:,} bytes unpacked', BYTES)
   try:
-    found = torch.load(path, map_location='cpu', weights_only=True)
-    while isinstance(found, dict) and (inner := next((n for n in INSIDE if isinstance(found.get(n), dict)), None)):
-      found = found[inner]
-    tensors = found.items() if isinstance(found, dict) else ()
-    tensors = {k: v for k, v in tensors if isinstance(v, torch.Tensor)}
-    if (size := sum(4 * v.numel() for v in tensors.values())) > BYTES:  # a view can be of more than the file has
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    tensors = {k: v for k, v in _state_dict(content).items() if isinstance(v, torch.Tensor)}
+    # A view can have more numbers than the file.
+    if (size := sum(4 * v.numel() for v in tensors.values())) > BYTES:
       raise _too_large(path, f'tensors of {size:,} bytes', BYTES)
-    return {k: (v.double() if v.is_floating_point() else v).detach().numpy() for k, v in tensors.items()}
+    return {k: (v.double() if v.is_floating_point() else v).detach().numpy()
+            for k, v in tensors.items()}
   except UserError:
     raise
-  except Exception as e:  # it raises many kinds
-    raise UserError(f'{path} is damaged, or more than a state dict: {type(e).__name__}: {str(e).splitlines()[0][:100]}',
+  except Exception as e:  # torch raises many kinds of errors
+    reason = f'{type(e).__name__}: {str(e).splitlines()[0][:100]}'
+    raise UserError(f'{path} is damaged, or more than a state dict: {reason}',
                     'Save it again: torch.save(net.state_dict(), FILE)') from e

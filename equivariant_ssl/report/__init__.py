@@ -1,4 +1,4 @@
-"""Reports as one HTML file each: of a run, of a comparison, of a study."""
+"""Reports, one HTML file each: of a run, of a comparison of runs, and of a study."""
 import pathlib
 from collections.abc import Sequence
 
@@ -8,28 +8,34 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.training.runs import Asked
 
 
-def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None, by: str = 'method',
-           images: bool = True, console: Console | None = None, asked: Asked = Asked()) -> pathlib.Path:
-  """Write the page of one study (a folder with study.json), of one run, or of several runs compared; its path.
+def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None,
+           by: str = 'method', images: bool = True, console: Console | None = None,
+           asked: Asked = Asked()) -> pathlib.Path:
+  """Write the page of one study, of one run, or of several runs that are compared; return its path.
 
-  out: the file; None: report.html in the folder, of several in the current one. by: what several are grouped by.
-  images: with the panels that read data and checkpoints. asked: of the data of a run. Raises UserError where a folder is
-  neither.
+  dirs: folders of runs (with config.json), or one folder of a study (with study.json).
+  out: the file. None means report.html: in the folder, or for several runs in the current folder.
+  by: what the runs are grouped by: 'method', or a field of the config.
+  images: whether the page has the panels that read the data and the checkpoints.
+  asked: where the data of the runs are, and whether other data are accepted.
+  Raises UserError where a folder is neither a run nor a study.
   """
   from equivariant_ssl.report import comparison_page, page, run_page, study_page
-  folders, out = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
+  folders, path = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
   for folder in folders:
     kinds = [name for name in ('study.json', 'config.json') if (folder / name).is_file()]
     if not kinds or len(folders) > 1 and kinds[0] == 'study.json':
-      what = 'a study: it is reported alone' if kinds else 'neither a run nor a study'
-      raise UserError(f'{str(folder)!r} is {what}.',
-                      'eqssl report DIR [DIR ...]: folders that eqssl train made, or one that eqssl study made.')
-  if out:
-    page.check(out)
+      cause = ('a study, and a study is reported alone.' if kinds else
+               'neither a run nor a study.')
+      raise UserError(f'{str(folder)!r} is {cause}',
+                      'Type: eqssl report DIR [DIR ...], with folders that eqssl train made, or '
+                      'with one folder that eqssl study made.')
+  if path:
+    page.check(path)
   if not folders:
-    raise UserError('no folder to report.', 'eqssl report DIR [DIR ...]')
+    raise UserError('There is no folder to report.', 'Type: eqssl report DIR [DIR ...]')
   if len(folders) > 1:
-    return comparison_page.write(folders, out or pathlib.Path('report.html'), by, console)
+    return comparison_page.write(folders, path or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
-    return study_page.write(folders[0], images, console, out, asked.path)
-  return run_page.write(folders[0], images, console, out, asked)
+    return study_page.write(folders[0], images, console, path, asked.path)
+  return run_page.write(folders[0], images, console, path, asked)

@@ -1,4 +1,5 @@
-"""The report of several runs beside each other: their numbers, paired by seed, their curves, and where they differ."""
+"""The report that compares several runs: their numbers, paired by seed, their curves, and how their
+configs differ."""
 import os
 import pathlib
 import shlex
@@ -9,19 +10,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from equivariant_ssl import config as configs
+from equivariant_ssl import config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import counted, mean_std, plain, show
 from equivariant_ssl.report import charts, page, panels, results, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
-from equivariant_ssl.report.run_folder import Left
+from equivariant_ssl.report.run_folder import RunFolder
 
 
-def _names(lefts: Sequence[Left]) -> list[str]:
-  """The runs' folders, by as much of their paths as tells them apart."""
-  parts = [left.workdir.absolute().parts for left in lefts]
+def _names(folders: Sequence[RunFolder]) -> list[str]:
+  """Return the paths of the runs' folders, shortened to the last parts that tell them apart."""
+  parts = [folder.workdir.absolute().parts for folder in folders]
+  names = ['/'.join(p) for p in parts]
   for k in range(1, max(map(len, parts)) + 1):
     names = ['/'.join(p[-k:]) for p in parts]
     if len(set(names)) == len(names):
@@ -30,132 +32,192 @@ def _names(lefts: Sequence[Left]) -> list[str]:
 
 
 def _link(name: str, workdir: pathlib.Path, out: pathlib.Path) -> str | Link:
-  """The name of a run, linked to its page where it has one."""
-  there = workdir / 'report.html'
-  if not there.exists():
+  """Return the name of a run, with a link to its page where the run has one."""
+  target = workdir / 'report.html'
+  if not target.exists():
     return name
-  path = os.path.relpath(there.absolute(), out.absolute().parent)
+  path = os.path.relpath(target.absolute(), out.absolute().parent)
   return Link(name, urllib.parse.quote(path))
 
 
-def _runs(lefts: Sequence[Left], names: Sequence[str], groups: Sequence[str], out: pathlib.Path) -> Section:
-  rows = [(_link(name, left.workdir, out), group, left.config.data.name, left.config.seed,
-           left.rows[-1]['step'] if left.rows else 0, panels.duration(panels.seconds(left)), panels.devices(left.env),
-           panels.commit(left.env), left.env.get('time', 'unknown')) for left, name, group in zip(lefts, names, groups,
-                                                                                                  strict=True)]
+def _runs(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[str],
+          out: pathlib.Path) -> Section:
+  """Return the section with a table of the runs and a table of how their configs differ."""
+  rows = []
+  for folder, name, group in zip(folders, names, groups, strict=True):
+    steps = folder.log[-1]['step'] if folder.log else 0
+    rows.append((_link(name, folder.workdir, out), group, folder.config.data.name,
+                 folder.config.seed, steps, panels.duration(panels.training_seconds(folder)),
+                 panels.devices(folder.env), panels.commit(folder.env),
+                 folder.env.get('time', 'unknown')))
   columns = ('run', 'group', 'data', 'seed', 'steps', 'time', 'devices', 'commit', 'started')
-  own = [run_folder.leaves(configs.as_json(left.config)) for left in lefts]
-  every = dict.fromkeys(k for one in own for k in one)
-  differ = [(k, *(one.get(k, 'absent') for one in own)) for k in every if len({one.get(k) for one in own}) > 1]
-  blocks = [Table('The runs', columns, rows, 3),
-            Table('Config fields in which they differ', ('field', *names), differ, len(names) + 1) if differ
-            else Text('Their configs do not differ in any field.')]
+  fields = [run_folder.leaves(config.as_json(folder.config)) for folder in folders]
+  differences = [(k, *(one.get(k, 'absent') for one in fields))
+                 for k in dict.fromkeys(k for one in fields for k in one)
+                 if len({one.get(k) for one in fields}) > 1]
+  blocks: list[Any] = [Table('The runs', columns, rows, 3)]
+  if differences:
+    blocks.append(Table('Config fields in which they differ', ('field', *names), differences,
+                        len(names) + 1))
+  else:
+    blocks.append(Text('Their configs do not differ in any field.'))
   return Section('What ran', 'ran', blocks)
 
 
 def _protocol(stem: str) -> str:
-  """The protocol of a result file: 'linear' of 'linear-epochs2'."""
+  """Return the protocol of a result file: 'linear' for 'linear-epochs2'."""
   return max((p for p in PROTOCOLS if stem == p or stem.startswith(f'{p}-')), key=len)
 
 
-def _chance(lefts: Sequence[Left], r: comparison.Row) -> str:
-  """What guessing gets of a number, where that is known."""
-  found = lefts[0].results[r.protocol]['trained'][0]['controls'].get(r.number, {}).get('chance')
-  return '' if found is None else f'{r.scale * plain(found):.2f}'
+def _chance(folders: Sequence[RunFolder], row: comparison.Row) -> str:
+  """Return what guessing achieves for a number, '' where that is not known."""
+  controls = folders[0].results[row.protocol]['trained'][0]['controls']
+  chance = controls.get(row.number, {}).get('chance')
+  return '' if chance is None else f'{row.scale * plain(chance):.2f}'
 
 
-def _table(lefts: Sequence[Left], rows: Sequence[comparison.Row]) -> Table:
-  first, out = rows[0].group, []
-  for r in rows:
-    mean, std = mean_std(list(r.seeds.values()))
-    own = f'{r.scale * mean:.2f}' + (f' ± {r.scale * std:.2f}' if std is not None else '')
-    out.append((f'{r.protocol} {r.number}', r.group, len(r.seeds), own,
-                '' if r.untrained is None else f'{r.scale * r.untrained:.2f}',
-                _chance(lefts, r), show(r.difference, r.scale) if r.difference else ''))
+def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.Row]) -> Table:
+  """Return the table of every number of every group."""
+  cells = []
+  for row in rows:
+    mean, std = mean_std(list(row.seeds.values()))
+    trained = f'{row.scale * mean:.2f}'
+    trained += f' ± {row.scale * std:.2f}' if std is not None else ''
+    untrained = '' if row.untrained is None else f'{row.scale * row.untrained:.2f}'
+    difference = show(row.difference, row.scale) if row.difference else ''
+    cells.append((f'{row.protocol} {row.number}', row.group, len(row.seeds), trained, untrained,
+                  _chance(folders, row), difference))
   columns = ('number', 'group', 'seeds', 'trained', 'untrained', 'chance', 'difference')
-  caption = f'Mean ± standard deviation over seeds; difference from {first}, paired by seed [95 %]'
-  return Table(caption, columns, out, 2)
+  caption = ('Mean ± standard deviation over seeds; difference from '
+             f'{rows[0].group}, paired by seed [95 %]')
+  return Table(caption, columns, cells, 2)
+
+
+def _difference_dot(row: comparison.Row, label: str, several: bool) -> charts.Dot:
+  """Return the difference of a row from the first group, as a row of a dot plot.
+
+  several: more than two groups are compared, so that a dot has the name of its group.
+  """
+  assert row.difference is not None  # the caller leaves out the rows without a difference
+  mean, low, high = (None if value is None else row.scale * value for value in row.difference[:3])
+  assert mean is not None  # an interval always has a mean
+  name, group = (row.group, label) if several else (label, '')
+  return charts.Dot(name, mean, low, high, group=group)
 
 
 def _differences(rows: Sequence[comparison.Row]) -> list[Chart]:
-  """Dot plots of each group's difference from the first: one of all accuracies, one a protocol about actions."""
-  made, first, several = [], rows[0].group, len({r.group for r in rows}) > 2
+  """Return dot plots of the difference of each group from the first.
+
+  One plot has all accuracies; each protocol about actions has a plot.
+  """
+  first, several = rows[0].group, len({row.group for row in rows}) > 2
   plots: dict[str, list[comparison.Row]] = {}
-  for r in rows:
-    name = _protocol(r.protocol)
-    kind = 'Accuracies' if PROTOCOLS[name].needs == 'labels' or name == 'transfer' else r.protocol
-    if r.difference and name != 'health':  # its numbers are of many units
-      plots.setdefault(kind, []).append(r)
-  for kind, own in plots.items():
-    label = lambda r, kind=kind: f'{r.protocol} {r.number}' if kind == 'Accuracies' else r.number
-    scaled = lambda v, r: None if v is None else r.scale * v
-    dots = [charts.Dot(r.group if several else label(r), *(scaled(v, r) for v in r.difference[:3]),
-                       group=label(r) if several else '') for r in own]
-    percent, title = own[0].scale == 100., f'{kind}: difference from {first}'
-    made.append(Chart(title, charts.dots(title, dots, 'percentage points' if percent else 'difference',
-                                         digits=1 if percent else 3)))
-  return made
+  for row in rows:
+    name = _protocol(row.protocol)
+    accuracy = PROTOCOLS[name].needs == 'labels' or name == 'transfer'
+    if row.difference and name != 'health':  # the numbers of `health` have many units
+      plots.setdefault('Accuracies' if accuracy else row.protocol, []).append(row)
+  drawings = []
+  for kind, members in plots.items():
+    dots = [_difference_dot(row, f'{row.protocol} {row.number}' if kind == 'Accuracies'
+                            else row.number, several) for row in members]
+    percent, title = members[0].scale == 100., f'{kind}: difference from {first}'
+    chart = charts.dots(title, dots, 'percentage points' if percent else 'difference',
+                        digits=1 if percent else 3)
+    drawings.append(Chart(title, chart))
+  return drawings
+
+
+def _heat_row(cells: dict[tuple[str, str], comparison.Row], number: str, groups: Sequence[str],
+              scale: float) -> list[float | None]:
+  """Return the means of a number for each group, and then its value for the untrained network.
+
+  cells: {(number, group): its row}.
+  """
+  means = [scale * float(np.mean(list(cells[number, g].seeds.values()))) for g in groups]
+  untrained = [scale * value for g in groups if (value := cells[number, g].untrained) is not None]
+  return [*means, untrained[0] if untrained else None]
 
 
 def _heats(rows: Sequence[comparison.Row]) -> list[Chart]:
-  """A heat map a kind of number of the protocols about actions: a column a group."""
-  made, groups = [], list(dict.fromkeys(r.group for r in rows))
-  for protocol in dict.fromkeys(r.protocol for r in rows):
-    own = {(r.number, r.group): r for r in rows if r.protocol == protocol}
+  """Return one heat map per kind of number of the protocols about actions, a column per group."""
+  drawings, groups = [], list(dict.fromkeys(row.group for row in rows))
+  for protocol in dict.fromkeys(row.protocol for row in rows):
     name = _protocol(protocol)
-    about_actions = name in ('profile', *results.OF_ACTIONS)
-    for kind, numbers in results.kinds(dict.fromkeys(n for n, _ in own)).items() if about_actions else ():
-      scale = next(iter(own.values())).scale
-      before = lambda n, own=own, scale=scale: next(
-          (scale * own[n, g].untrained for g in groups if own[n, g].untrained is not None), None)
-      values = [[*(scale * float(np.mean(list(own[n, g].seeds.values()))) for g in groups), before(n)] for n in numbers]
+    if name not in ('profile', *results.OF_ACTIONS):
+      continue
+    cells = {(row.number, row.group): row for row in rows if row.protocol == protocol}
+    scale, form = next(iter(cells.values())).scale, '.1f' if PROTOCOLS[name].percent else '.2f'
+    for kind, labels in results.kinds(dict.fromkeys(number for number, _ in cells)).items():
       title = f'{protocol}{f": {kind}" if kind else ""}'
-      made.append(Chart(title, charts.heat(title, list(numbers.values()), [*groups, 'untrained'], values,
-                                           '.1f' if PROTOCOLS[name].percent else '.2f'), results.meaning(name, kind)))
-  return made
+      values = [_heat_row(cells, number, groups, scale) for number in labels]
+      chart = charts.heat(title, list(labels.values()), [*groups, 'untrained'], values, form)
+      drawings.append(Chart(title, chart, results.meaning(name, kind)))
+  return drawings
 
 
-def _results(lefts: Sequence[Left], by: str) -> list[Section]:
-  """The sections that compare results; a line where there are none to compare."""
+def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
+  """Return the sections that compare results; one sentence where there is nothing to compare."""
   try:
-    rows = comparison.rows([left.workdir for left in lefts], by)
-    rows.sort(key=lambda r: list(PROTOCOLS).index(_protocol(r.protocol)))
+    rows = comparison.rows([folder.workdir for folder in folders], by)
+    rows.sort(key=lambda row: list(PROTOCOLS).index(_protocol(row.protocol)))
   except UserError as error:
     return [Section('Results', 'results', [panels.why(error)])]
-  fewest = min(len(r.seeds) for r in rows)
-  words = [Text('A group with one seed has n = 1: no interval and no standard deviation exist. Train more seeds: '
-                '--config.seed=1.')] if fewest == 1 else []
-  table, differences, heats = _table(lefts, rows), _differences(rows), _heats(rows)
-  blocks = [*words, *([Charts(differences)] if differences else [Text('One group: nothing to subtract.')])]
-  found = [Section('Results', 'results', [*blocks, table._replace(folded=len(rows) > 40)])]
-  return found + ([Section('Sensitivity and equivariance', 'equivariance', [Charts(heats)])] if heats else [])
+  blocks: list[Any] = []
+  if min(len(row.seeds) for row in rows) == 1:
+    blocks.append(Text('A group with one seed has n = 1: no interval and no standard deviation '
+                       'exist. Train more seeds: --config.seed=1.'))
+  table, differences, heats = _table(folders, rows), _differences(rows), _heats(rows)
+  blocks.append(Charts(differences) if differences else
+                Text('There is one group, so there is no difference to show.'))
+  blocks.append(table._replace(folded=len(rows) > 40))
+  sections = [Section('Results', 'results', blocks)]
+  if heats:
+    sections.append(Section('Sensitivity and equivariance', 'equivariance', [Charts(heats)]))
+  return sections
 
 
-def _curves(lefts: Sequence[Left], names: Sequence[str], groups: Sequence[str]) -> Section:
-  made = panels.compared({name: left.rows for name, left in zip(names, lefts, strict=True)}, groups)
-  return Section('Curves', 'curves', [Charts(made)] if made else [Missing('Nothing was logged yet.')])
+def _curves(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[str]) -> Section:
+  """Return the section with the curves of the logs."""
+  logs = {name: folder.log for name, folder in zip(names, folders, strict=True)}
+  drawings = panels.compared(logs, groups)
+  blocks = [Charts(drawings)] if drawings else [Missing('Nothing was logged yet.')]
+  return Section('Curves', 'curves', blocks)
 
 
-def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method', console: Console | None = None
-          ) -> pathlib.Path:
-  """Write the page that compares the runs in `workdirs`, grouped `by` their method or a field of the config, to `out`.
+def _again(folders: Sequence[RunFolder], workdirs: Sequence[pathlib.Path], out: pathlib.Path,
+           by: str) -> Section:
+  """Return the section that says how the runs and the comparison are run again."""
+  typed = ' '.join(shlex.quote(str(w)) for w in workdirs)
+  group_by = '' if by == 'method' else f' --group-by {shlex.quote(by)}'
+  commands = [*(line for folder in folders for line in folder.commands), f'eqssl eval {typed}',
+              f'eqssl report {typed} --out {shlex.quote(str(out))}{group_by}']
+  section = panels.again(folders[0].env, commands, 'configs, logs and results')
+  if len({folder.env.get('git') for folder in folders}) == 1:
+    return section
+  note = Text('The runs have different commits. The table above has the commit of each run; the '
+              'lines here name the commit of the first run.')
+  return section._replace(blocks=[*section.blocks, note])
 
-  Raises UserError where one is no run, or has no field `by`.
+
+def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method',
+          console: Console | None = None) -> pathlib.Path:
+  """Write the page that compares the runs in `workdirs` to `out` and return its path.
+
+  by: what the runs are grouped by: 'method', or a field of the config.
+  Raises UserError where a folder holds no run, or a run has no field `by`.
   """
-  lefts = [run_folder.read(pathlib.Path(w)) for w in workdirs]
-  groups, names = [comparison.group(left.config, by) for left in lefts], _names(lefts)
-  found = [*_results(lefts, by), _runs(lefts, names, groups, out), _curves(lefts, names, groups)]
-  again: list[Any] = [c for left in lefts for c in left.commands]
-  folders = ' '.join(shlex.quote(str(w)) for w in workdirs)
-  commands = [*again, f'eqssl eval {folders}', f'eqssl report {folders} --out {shlex.quote(str(out))}'
-              + ('' if by == 'method' else f' --group-by {shlex.quote(by)}')]
-  found.append(panels.again(lefts[0].env, commands, 'configs, logs and results'))
-  if len({left.env.get('git') for left in lefts}) > 1:
-    found[-1] = found[-1]._replace(blocks=[*found[-1].blocks, Text(
-        'The runs are of several commits: each run\'s is in the table above; the lines here are the first one\'s.')])
-  about = f'{len(lefts)} runs in {counted(len(set(groups)), "group")}: {", ".join(dict.fromkeys(groups))}'
-  data = {'kind': 'comparison', 'by': by, 'runs': {n: run_folder.data(left) for n, left in zip(names, lefts, strict=True)}}
-  path = page.save(out, page.render(f'Comparison of {len(lefts)} runs', about, found, data))
+  folders = [run_folder.read(pathlib.Path(w)) for w in workdirs]
+  groups = [comparison.group(folder.config, by) for folder in folders]
+  names = _names(folders)
+  sections = [*_results(folders, by), _runs(folders, names, groups, out),
+              _curves(folders, names, groups), _again(folders, workdirs, out, by)]
+  about = (f'{len(folders)} runs in {counted(len(set(groups)), "group")}: '
+           f'{", ".join(dict.fromkeys(groups))}')
+  data = {'kind': 'comparison', 'by': by,
+          'runs': {name: run_folder.data(folder)
+                   for name, folder in zip(names, folders, strict=True)}}
+  path = page.save(out, page.render(f'Comparison of {len(folders)} runs', about, sections, data))
   if console:
     console.print(f'Written to {path}')
   return path

@@ -14,12 +14,15 @@ import numpy as np
 from equivariant_ssl.errors import UserError
 
 AGAIN = 'Make it again: eqssl embed DIR IMAGES --out FILE'
-MADE = 'equivariant_ssl'  # of a .parquet's metadata
+METADATA = 'equivariant_ssl'  # the key of a .parquet file's metadata that holds the Origin
 
 
-class Made(NamedTuple):
-  """The checkpoint that made features: its run's folder, its step, the digest of its weights as in DIR/eval, and the mark of
-  its data card ('' of a file of an older version)."""
+class Origin(NamedTuple):
+  """The checkpoint that made features.
+
+  run: the folder of its run. digest: that of its weights, as in DIR/eval.
+  mark: that of its data card, '' in a file that an older version wrote.
+  """
   run: str
   step: int
   digest: str
@@ -27,37 +30,45 @@ class Made(NamedTuple):
 
   @property
   def name(self) -> str:
+    """The checkpoint in words: 'step 40 of runs/a'."""
     return f'step {self.step} of {self.run}'
 
 
 class Embeddings(NamedTuple):
-  """paths: of N images. features: float32 [N D]. made: by what, None where a file does not say (a .csv cannot)."""
+  """The features of N images.
+
+  paths: of the N images. features: float32 [N D].
+  origin: the checkpoint that made them; None where a file does not say it (a .csv cannot).
+  """
   paths: list[str]
   features: np.ndarray
-  made: Made | None = None
+  origin: Origin | None = None
 
 
 class Form(NamedTuple):
-  """How embeddings are put into a file, and read from one."""
+  """How embeddings are written to one kind of file, and read from it."""
   write: Callable[[pathlib.Path, Embeddings], None]
   read: Callable[[pathlib.Path], Embeddings]
 
 
-def _write_npz(path: pathlib.Path, found: Embeddings) -> None:
-  np.savez(path, paths=np.array(found.paths), features=found.features, **(found.made._asdict() if found.made else {}))
+def _write_npz(path: pathlib.Path, embeddings: Embeddings) -> None:
+  origin = embeddings.origin._asdict() if embeddings.origin else {}
+  np.savez(path, paths=np.array(embeddings.paths), features=embeddings.features, **origin)
 
 
 def _read_npz(path: pathlib.Path) -> Embeddings:
   with open(path, 'rb') as file, np.load(file) as stored:
-    made = Made(*(stored[field].item() for field in Made._fields if field in stored)) if 'digest' in stored else None
-    return Embeddings(stored['paths'].tolist(), stored['features'], made)
+    origin = None
+    if 'digest' in stored:
+      origin = Origin(*(stored[field].item() for field in Origin._fields if field in stored))
+    return Embeddings(stored['paths'].tolist(), stored['features'], origin)
 
 
-def _write_csv(path: pathlib.Path, found: Embeddings) -> None:
+def _write_csv(path: pathlib.Path, embeddings: Embeddings) -> None:
   with open(path, 'w', newline='', encoding='utf-8') as file:
     rows = csv.writer(file, lineterminator='\n')
-    rows.writerow(['path', *(f'f{i}' for i in range(found.features.shape[1]))])
-    for name, row in zip(found.paths, found.features, strict=True):
+    rows.writerow(['path', *(f'f{i}' for i in range(embeddings.features.shape[1]))])
+    for name, row in zip(embeddings.paths, embeddings.features, strict=True):
       rows.writerow([name, *row.astype(str)])  # the shortest text that reads as the same float32
 
 
@@ -69,20 +80,23 @@ def _read_csv(path: pathlib.Path) -> Embeddings:
   return Embeddings([name for name, _ in pairs], np.array([values for _, values in pairs]))
 
 
-def _write_parquet(path: pathlib.Path, found: Embeddings) -> None:
+def _write_parquet(path: pathlib.Path, embeddings: Embeddings) -> None:
   import pyarrow
   import pyarrow.parquet
-  features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.features.ravel()), found.features.shape[1])
-  about = {MADE: json.dumps(found.made)} if found.made else None
-  pyarrow.parquet.write_table(pyarrow.table({'path': found.paths, 'features': features}, metadata=about), path)
+  features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.features.ravel()),
+                                                    embeddings.features.shape[1])
+  metadata = {METADATA: json.dumps(embeddings.origin)} if embeddings.origin else None
+  table = pyarrow.table({'path': embeddings.paths, 'features': features}, metadata=metadata)
+  pyarrow.parquet.write_table(table, path)
 
 
 def _read_parquet(path: pathlib.Path) -> Embeddings:
   import pyarrow.parquet
   table = pyarrow.parquet.read_table(path)
   flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table['features'].chunks])
-  about = (table.schema.metadata or {}).get(MADE.encode())
-  return Embeddings(table['path'].to_pylist(), flat.reshape(table.num_rows, -1), Made(*json.loads(about)) if about else None)
+  stored = (table.schema.metadata or {}).get(METADATA.encode())
+  return Embeddings(table['path'].to_pylist(), flat.reshape(table.num_rows, -1),
+                    Origin(*json.loads(stored)) if stored else None)
 
 
 FORMS = {'.npz': Form(_write_npz, _read_npz), '.csv': Form(_write_csv, _read_csv),
@@ -90,32 +104,39 @@ FORMS = {'.npz': Form(_write_npz, _read_npz), '.csv': Form(_write_csv, _read_csv
 
 
 def form(path: pathlib.Path) -> Form:
-  """The form that a file's name means. Raises UserError for another one, or where pyarrow is needed and not there."""
-  kind = path.suffix.lower()
-  if kind not in FORMS:
-    raise UserError(f'{path} ends in {kind!r}, which is no form of embeddings.', f'End it in {", ".join(FORMS)}.')
-  if kind == '.parquet' and importlib.util.find_spec('pyarrow') is None:
-    raise UserError('a .parquet file needs pyarrow, which is not there.', 'pip install pyarrow, or use .npz or .csv.')
-  return FORMS[kind]
+  """Return the form of file that a path's ending means.
+
+  Raises UserError where the ending is another one, or where it needs pyarrow, which is missing.
+  """
+  ending = path.suffix.lower()
+  if ending not in FORMS:
+    raise UserError(f'{path} ends in {ending!r}, which is no form of embeddings.',
+                    f'Use one of these endings: {", ".join(FORMS)}.')
+  if ending == '.parquet' and importlib.util.find_spec('pyarrow') is None:
+    raise UserError('A .parquet file needs pyarrow, which is not installed.',
+                    'Type: pip install pyarrow, or use .npz or .csv.')
+  return FORMS[ending]
 
 
-def save(path: pathlib.Path, found: Embeddings) -> None:
-  """Write an embedding file, all of it or nothing."""
+def save(path: pathlib.Path, embeddings: Embeddings) -> None:
+  """Write an embedding file. A failure leaves the old file, or none, and never a part of one."""
   with tempfile.TemporaryDirectory(dir=path.parent, prefix='.new-') as scratch:
     new = pathlib.Path(scratch, f'new{path.suffix.lower()}')
-    form(path).write(new, found)
+    form(path).write(new, embeddings)
     os.replace(new, path)
 
 
 def read(path: pathlib.Path) -> Embeddings:
-  """The embeddings in a file. Raises UserError where it is none."""
-  kind = form(path)
+  """Read an embedding file. Raises UserError where the file is none."""
+  file_form = form(path)
   try:
-    found = kind.read(path)
+    embeddings = file_form.read(path)
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
-    why = (e.strerror if isinstance(e, OSError) else None) or (str(e).splitlines() or ['damaged'])[0]
-    raise UserError(f'{path} cannot be read: {why}', AGAIN) from e
-  if found.features.ndim != 2 or not len(found.paths) == len(found.features) > 0:
-    raise UserError(f'{path} holds {len(found.paths)} paths and features {found.features.shape}: no embeddings [N D].',
-                    AGAIN)
-  return found
+    reason = e.strerror if isinstance(e, OSError) else None
+    reason = reason or (str(e).splitlines() or ['damaged'])[0]
+    raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e
+  features = embeddings.features
+  if features.ndim != 2 or not len(embeddings.paths) == len(features) > 0:
+    raise UserError(f'{path} holds {len(embeddings.paths)} paths and features of shape '
+                    f'{features.shape}, which are no embeddings [N D].', AGAIN)
+  return embeddings

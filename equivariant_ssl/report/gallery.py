@@ -1,123 +1,153 @@
-"""`eqssl show-augs`: what the views of a config look like, each with what was done to it, as one page."""
+"""`eqssl show-augs` writes a page with the views of a config, each with what was done to it."""
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image as Pillow
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import as_json
 from equivariant_ssl.data.decode import BadImage, decode, read_file
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import frozen
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import page, pictures
 from equivariant_ssl.report.pictures import Tile
-from equivariant_ssl.training import recipe as recipes
 from equivariant_ssl.training import runs
-from equivariant_ssl.training.recipe import Recipe
+from equivariant_ssl.training.recipe import Recipe, make
 from equivariant_ssl.training.step import Batch
 
-SHARP = 64  # of fewer pixels, a picture is shown as squares
+SHARP = 64  # a picture with at most so many pixels a side is shown as squares
 MEANING = {
-    'off': 'not used', 'invariant': 'seen by the invariance',
-    'sensitive': 'told to the equivariance, in its own views', 'both': 'seen by the invariance, told to the equivariance'}
+    'off': 'is not used',
+    'invariant': 'is in the views of the invariance',
+    'sensitive': 'is in the views of the equivariance alone, which is conditioned on it',
+    'both': 'is in the views of the invariance, and the equivariance is conditioned on it'}
 
 
-def opened(path: str, side: int) -> tuple[np.ndarray, np.ndarray]:
-  """An image file as (uint8 canvas [side side 3], float32 true (height, width)). Raises BadImage."""
-  real = os.path.realpath(path)  # named by the user: a link may lead anywhere
+def read_image(path: str, side: int) -> tuple[np.ndarray, np.ndarray]:
+  """Read an image file as a uint8 canvas [side side 3] and its true float32 (height, width).
+
+  Raises BadImage where the file cannot be read.
+  """
+  real = os.path.realpath(path)  # the user named the file, so a link may lead anywhere
   canvas, size = decode(read_file(real, os.path.dirname(real)), side)
   return canvas, np.array(size, np.float32)
 
 
 def _picture(tile: Tile, most: int) -> page.Picture:
+  """Return a tile as a PNG whose longer side has at most `most` pixels (0: any number)."""
   pixels = tile.pixels
   longest = max(pixels.shape[:2])
   if most and longest > most:
-    size = [max(round(n * most / longest), 1) for n in (pixels.shape[1], pixels.shape[0])]
-    pixels = np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BOX))
+    width, height = (max(round(n * most / longest), 1) for n in (pixels.shape[1], pixels.shape[0]))
+    pixels = np.asarray(Pillow.fromarray(pixels).resize((width, height), Pillow.Resampling.BOX))
   return page.Picture(pictures.png(pixels), tile.lines, longest <= SHARP)
 
 
 def block(title: str, about: str, rows: list[list[Tile]], most: int = 0) -> page.Pictures:
-  """Rows of tiles as a block of a page, each at most `most` pixels on its longer side (0: as it is)."""
+  """Return rows of tiles as a block of a page.
+
+  most: the pixels that a picture's longer side has at most (0: any number).
+  """
   return page.Pictures(title, about, [[_picture(tile, most) for tile in row] for row in rows])
 
 
-def _of_file(config: ConfigDict, image: str, count: int) -> tuple[Recipe, Batch]:
-  """The recipe of a config without its data, and `count` times one image: a row of the batch is a draw of its own."""
+def _file_batch(config: Any, image: str, count: int) -> tuple[Recipe, Batch]:
+  """Return the recipe of a config, which needs no data, and a batch that has one image many times.
+
+  Each of the `count` rows of the batch has draws of its own. config: a resolved config.
+  """
   side = config.data.get('size', 0) or config.size
   try:
-    canvas, size = opened(image, side)
+    canvas, size = read_image(image, side)
   except BadImage as e:
-    raise UserError(f'{image}: {e}.', 'Give a JPEG, PNG, WebP, GIF or BMP file: --image FILE') from e
-  recipe = recipes.make(config, config.batch, side, classes=1)  # of an online probe, which no view shows
-  return recipe, Batch(np.stack([canvas] * count), np.stack([size] * count))
+    raise UserError(f'{image}: {e}.',
+                    'Name a JPEG, PNG, WebP, GIF or BMP file: --image FILE') from e
+  recipe = make(config, config.batch, side, classes=1)  # an online probe's classes show in no view
+  images: Any = np.stack([canvas] * count)
+  sizes: Any = np.stack([size] * count)
+  return recipe, Batch(images, sizes)
 
 
 def _setting(value: object) -> str:
+  """Return a setting of an op as text."""
   if isinstance(value, tuple):
     return f'({", ".join(map(_setting, value))})'
   return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def _roles(config: ConfigDict, recipe: Recipe) -> list[page.Table | page.Points]:
-  """Each op in the order of application: its role and what that means; its settings; what each objective is told."""
+def _roles(config: Any, recipe: Recipe) -> list[page.Table | page.Points]:
+  """Return the blocks that list each op in the order of application.
+
+  They say its role, what the role means, its settings, and what each objective is conditioned on.
+  config: a resolved config.
+  """
   rows, settings = [], []
   for name in config.augment.order:
     section, second = config.augment[name], config.augment.second.get(name, {})
-    shown = [f'{k} {_setting(v)}' for k, v in sorted(section.items()) if k != 'role']
-    shown += [f'in the second view {k} {_setting(v)}' for k, v in second.items()]
+    words = [f'{k} {_setting(v)}' for k, v in sorted(section.items()) if k != 'role']
+    words += [f'in the second view {k} {_setting(v)}' for k, v in second.items()]
     rows.append((name, section.role, MEANING[section.role]))
-    settings.append(f'{name}: {", ".join(shown)}.')
-  told = [f'{label} is told of {", ".join(frozen.told(recipe, label))}.' for label in recipe.wirings]
-  return [page.Table('In the order of application', ('augmentation', 'role', 'which is'), rows, left=3),
-          page.Points((*settings, *told))]
+    settings.append(f'{name}: {", ".join(words)}.')
+  conditioned = [f'{label} is conditioned on {", ".join(frozen.told(recipe, label))}.'
+                 for label in recipe.wirings]
+  return [page.Table('In the order of application', ('augmentation', 'role', 'what it means'), rows,
+                     left=3),
+          page.Points((*settings, *conditioned))]
+
+
+def _chain_words(name: str) -> str:
+  """Return the name of a chain in words: 'crop, then flip'."""
+  return ', then '.join(name.split('+')) if name else 'nothing'
 
 
 def _about(recipe: Recipe, name: str) -> str:
-  """What the views of group `name` are made of, and what reads them."""
+  """Return what makes the views of the group `name`, and which objectives read them."""
   group = recipe.groups[name]
-  readers = [*(['the invariance'] if name == 'views' and recipe.invariance.projector is not None else []),
-             *(label for label, e in recipe.equivariances.items() if name in e.uses)]
-  chain = lambda op: ', then '.join(op.name.split('+')) if op.name else 'nothing'
-  text = 'The image itself, from which the others are predicted' if name == 'reference' else 'Chain: ' + '; or '.join(
-      dict.fromkeys(map(chain, group.chains)))
-  text += f'. Views of {group.size} x {group.size} pixels, read by {" and ".join(readers)}.'
+  readers = [label for label, e in recipe.equivariances.items() if name in e.uses]
+  if name == 'views' and recipe.invariance.projector is not None:
+    readers.insert(0, 'the invariance')
+  chains = dict.fromkeys(_chain_words(chain.name) for chain in group.chains)
+  text = ('The image itself, from which the other views are predicted.' if name == 'reference'
+          else f'Chain: {"; or ".join(chains)}.')
+  text += (f' The views have {group.size} x {group.size} pixels and are read by '
+           f'{" and ".join(readers)}.')
   if group.all_of:
-    text += f' Every choice of {group.all_of} in turn; what else is drawn is the same for all of them.'
+    text += (f' They have every choice of {group.all_of} in turn; the other draws are the same for '
+             'all choices.')
   if group.share > 1:
-    text += f' {group.share} neighbouring images share one draw.'
+    text += f' {group.share} neighboring images share one draw.'
   return text
 
 
-def show(config: ConfigDict, image: str = '', out: pathlib.Path = pathlib.Path('augs.html'), count: int = 4
-         ) -> pathlib.Path:
-  """Write a page of the views that a resolved config makes of `count` of its test images, or of the file `image`
-  `count` times, as the first step of a run would draw them; its path.
+def show(config: Any, image: str = '', out: pathlib.Path = pathlib.Path('augs.html'),
+         count: int = 4) -> pathlib.Path:
+  """Write a page of the views that a config makes, as the first step of a run would draw them.
 
-  With a file, no data are read; its canvas has the side of the config's data, where that says one, else of the views.
-  Raises UserError where there is no such image, or no row to show.
+  config: a resolved config.
+  image: a file, which is shown `count` times; '' means the first `count` test images. With a file,
+  no data are read; its canvas has the side of the config's data, or else of the views.
+  Returns the path of the page. Raises UserError where the image is missing or nothing is to show.
   """
   page.check(pathlib.Path(out))
   if count < 1:
-    raise UserError(f'--count {count}: nothing to show.', 'Give 1 or more.')
+    raise UserError(f'--count is {count}, so there is nothing to show.', 'Give 1 or more.')
   if image:
-    recipe, batch = _of_file(config, image, count)
-    found = pictures.rows(recipe, jax.random.key(config.seed), batch)
+    recipe, batch = _file_batch(config, image, count)
+    rows = pictures.rows(recipe, jax.random.key(config.seed), batch)
   else:
     run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
-    recipe, found = run.recipe, pictures.gallery(run, count)
-  of = os.path.basename(image) if image else config.data.name
-  objectives = ' and '.join(recipe.equivariances) or 'none'
-  about = (f'Views of {of}, drawn as in the first step of a run of seed {config.seed}, and under each what was done. '
-           f'Invariance: {config.invariance.name}. Equivariance: {objectives}.')
-  sections = [page.Section(f'Group {name}', f'group-{i}',
-                           [block('A row an image: the original, then its views', _about(recipe, name), found[name])])
-              for i, name in enumerate(found)]
+    recipe, rows = run.recipe, pictures.gallery(run, count)
+  name = os.path.basename(image) if image else config.data.name
+  about = (f'Views of {name}, drawn as in the first step of a run of seed {config.seed}. What was '
+           f'done to a view is written under it. Invariance: {config.invariance.name}. '
+           f'Equivariance: {" and ".join(recipe.equivariances) or "none"}.')
+  sections = [page.Section(f'Group {group}', f'group-{i}', [
+      block('A row is an image: the original, then its views', _about(recipe, group), rows[group])])
+      for i, group in enumerate(rows)]
   roles = page.Section('Roles and settings', 'roles', _roles(config, recipe))
   page.save(pathlib.Path(out), page.render('What the augmentations do', about, [*sections, roles],
-                                           {'config': configs.as_json(config)}))
+                                           {'config': as_json(config)}))
   return pathlib.Path(out)

@@ -1,4 +1,7 @@
-"""A report as one HTML file: sections of blocks, rendered by page.html, and its data as JSON inside."""
+"""A report as one HTML file.
+
+The page consists of sections of blocks, which page.html renders, and holds its data as JSON.
+"""
 import base64
 import json
 import math
@@ -20,31 +23,37 @@ class Text(NamedTuple):
 
 
 class Points(NamedTuple):
-  """Sentences, one under the other. folded: what to say in their place until they are asked for."""
+  """Sentences, one under the other.
+
+  folded: the words that stand in their place until a reader opens them. '' means open.
+  """
   items: tuple[str, ...]
   folded: str = ''
 
 
 class Missing(NamedTuple):
-  """What is not there, in a sentence, and what to type for it ('': nothing helps)."""
+  """A sentence that says what is missing, and the command that makes it ('' where none does)."""
   text: str
   command: str = ''
 
 
 class Code(NamedTuple):
-  """Text to copy as it is."""
+  """Text that is copied as it is."""
   text: str
 
 
 class Link(NamedTuple):
-  """A row's header that leads to another page."""
+  """The header of a row that links to another page."""
   text: str
   href: str
 
 
 class Table(NamedTuple):
-  """Rows of cells, the first cell of each its header. left: how many columns hold words, not numbers. folded: closed
-  until asked for."""
+  """Rows of cells; the first cell of a row is its header.
+
+  left: how many columns, from the left, hold words and not numbers.
+  folded: whether the table is closed until a reader opens it.
+  """
   caption: str
   columns: tuple[str, ...]
   rows: Sequence[Sequence[Any]]
@@ -53,7 +62,7 @@ class Table(NamedTuple):
 
 
 class Card(NamedTuple):
-  """A number to see first: what it is, the number, what stands beside it."""
+  """A number that is seen first: its name, its value, and the numbers to compare it with."""
   label: str
   value: str
   beside: str
@@ -65,48 +74,53 @@ class Cards(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """An SVG of charts.py under its title; note: how to read it."""
+  """An SVG that charts.py made, under its title. note: how to read it."""
   title: str
   svg: str
   note: str = ''
 
   @property
   def wide(self) -> bool:
+    """Whether the chart is wider than a column, so that it scrolls."""
     return 'class="wide"' in self.svg[:200]
 
 
 class Charts(NamedTuple):
-  """Charts beside each other, as many as fit."""
+  """Charts beside each other, as many as fit in a row."""
   charts: Sequence[Chart]
 
 
 class Picture(NamedTuple):
-  """A PNG with the lines under it, which are its text alternative too. sharp: few pixels, shown as squares."""
+  """A PNG file with lines of text under it, which are also its text alternative.
+
+  sharp: the picture has so few pixels that they are shown as squares.
+  """
   png: bytes
   lines: tuple[str, ...]
   sharp: bool
 
   @property
   def source(self) -> str:
+    """The picture as a data URL."""
     return 'data:image/png;base64,' + base64.b64encode(self.png).decode()
 
 
 class Pictures(NamedTuple):
-  """Rows of Pictures; about: what a row holds."""
+  """Rows of pictures. about: what a row holds."""
   title: str
   about: str
   rows: Sequence[Sequence[Picture]]
 
 
 class Section(NamedTuple):
-  """A heading that the contents link to by `anchor`, and blocks."""
+  """A heading, which the table of contents links to by `anchor`, and the blocks under it."""
   title: str
   anchor: str
   blocks: Sequence[Any]
 
 
 def finite(value: Any) -> Any:
-  """`value` as JSON can hold it: a number that is not finite is null."""
+  """Return `value` with None for each number that is not finite: JSON has no such number."""
   if isinstance(value, dict):
     return {str(k): finite(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
@@ -114,33 +128,62 @@ def finite(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _kind(block: Any) -> str:
+  """Return the name of a block's class, by which page.html chooses how to render it."""
+  return type(block).__name__
+
+
+def _breakable(cell: Any) -> Markup:
+  """Return a cell whose words may break after a dot, a dash or an equals sign.
+
+  An example is 'equivariance.action_hidden'.
+  """
+  return Markup(re.sub(r'([._=])(?=\w)', r'\1<wbr>', str(escape(cell))))
+
+
 def _environment() -> jinja2.Environment:
-  made = jinja2.Environment(loader=jinja2.PackageLoader(__package__, '.'), autoescape=True, trim_blocks=True,
-                            lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  made.filters['kind'] = lambda block: type(block).__name__
-  # 'equivariance.action_hidden' may break after a dot or a dash.
-  made.filters['breakable'] = lambda cell: Markup(re.sub(r'([._=])(?=\w)', r'\1<wbr>', str(escape(cell))))
-  return made
+  """Return jinja2's settings for page.html."""
+  loader = jinja2.PackageLoader('equivariant_ssl.report', '.')
+  environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True,
+                                   lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+  environment.filters['kind'] = _kind
+  environment.filters['breakable'] = _breakable
+  return environment
 
 
 def render(title: str, about: str, sections: Sequence[Section], data: Any) -> str:
-  """The page: its title, a line under it, the sections, and `data` as JSON in the element with id 'data'."""
-  # No '<' in it, so that no text can end the element or open a comment.
+  """Return a page as HTML.
+
+  about: the line under the title. data: stands as JSON in the element whose id is 'data'.
+  """
+  # The JSON has no '<', so that no text in it can end the element or open a comment.
   embedded = json.dumps(finite(data), allow_nan=False).replace('<', '\\u003c')
-  svg = lambda chart: Markup(chart.svg)  # charts.py escapes what it is given
-  return _environment().get_template('page.html').render(title=title, about=about, sections=sections, svg=svg,
-                                                         data=Markup(embedded))
+
+  def svg(chart: Chart) -> Markup:
+    return Markup(chart.svg)  # charts.py escapes the names and words that it gets
+
+  template = _environment().get_template('page.html')
+  return template.render(title=title, about=about, sections=sections, svg=svg,
+                         data=Markup(embedded))
 
 
 def check(path: pathlib.Path, name: str = 'page.html') -> None:
-  """UserError where the file to write is a folder, with the `name` of a file to write in it."""
+  """Raise UserError where `path`, a file to write, is a folder.
+
+  name: the file name that the error suggests.
+  """
   if path.is_dir():
-    raise UserError(f'{str(path)!r} is a folder, not a file to write.', f'Give a file in it, e.g. {path / name}')
+    raise UserError(f'{str(path)!r} is a folder, not a file to write.',
+                    f'Name a file in it, for example {path / name}')
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Write a page whole: a kill leaves the old one or the new one."""
+  """Write a page to `path` and return the path.
+
+  A process that is killed meanwhile leaves the old page or the new one, never a part of one.
+  """
   check(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  record.write_whole(path, text.encode('utf-8', 'replace').decode())  # a file's name can hold what UTF-8 cannot
+  # The name of a file can hold what UTF-8 cannot.
+  record.write_whole(path, text.encode('utf-8', 'replace').decode())
   return path

@@ -1,7 +1,7 @@
-"""Pictures with what they show written under them: views and their actions, what a prediction retrieves, neighbours."""
+"""Pictures with words under them: views with their actions, retrieved views, and neighbors."""
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,190 +10,280 @@ from jax.tree_util import Partial
 from PIL import Image as Pillow
 
 from equivariant_ssl.augment.algebra import resize
-from equivariant_ssl.data.source import Split
+from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.evaluate.gains import answers
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs, step
 from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.training.state import TrainState
-from equivariant_ssl.types import Action, Array, Key, Op, Pair
+from equivariant_ssl.types import Action, Array, Key, Op, Pair, Size
 
-TRAINING = 10_000  # training images among which neighbours are sought: their features take seconds
-NEAREST = 5        # views that a strip retrieves
-CHUNK = 8192       # rows of a bank that are float64 at a time
-UNITS = {'angle': '° counter-clockwise', 'shear': '°', 'sigma': ' px', 'dropped': ' bits'}  # of actions' fields
+# Neighbors are looked for among so many training images, whose features take seconds.
+TRAINING = 10_000
+NEAREST = 5   # views that a strip retrieves
+CHUNK = 8192  # rows of a bank that are float64 at a time
+UNITS = {'angle': '° counter-clockwise', 'shear': '°', 'sigma': ' px',
+         'dropped': ' bits'}  # of the fields of actions
 PLAIN = 'as it is'
 
 
 class Tile(NamedTuple):
-  """pixels: uint8 [H W 3]. lines: what is written under it."""
+  """A picture with words. pixels: uint8 [H W 3]. lines: the lines of text under it."""
   pixels: np.ndarray
   lines: tuple[str, ...]
 
 
-def number(value: np.ndarray) -> str:
-  """Up to three significant digits: '1.25', '-.3', '17'."""
+def number(value: Any) -> str:
+  """Return a number with up to three significant digits: '1.25', '-.3', '17'."""
   text = f'{float(value):.3g}' if abs(value) >= 1 else f'{float(value):.2g}'
   return text.replace('0.', '.', 1) if text.startswith(('0.', '-0.')) else text
 
 
 def _box(name: str, box: Action) -> str:
-  return f'{name} {100 * box.height * box.width:.0f} % of the area, at ({number(box.top)}, {number(box.left)})'
+  """Return the action of an op that cuts or erases a box in words."""
+  corner = f'({number(box.top)}, {number(box.left)})'
+  return f'{name} {100 * box.height * box.width:.0f} % of the area, at {corner}'
 
 
-def _colours(name: str, jitter: Action) -> str:
-  factors = {'brightness': jitter.brightness, 'contrast': jitter.contrast, 'saturation': jitter.saturation}
-  said = {k: f'{word} ×{number(factor)}' for k, (word, factor) in enumerate(factors.items()) if factor != 1}
-  said |= {3: f'hue {number(jitter.hue)} turns'} if jitter.hue else {}
-  return f'{name} {" → ".join(said[k] for k in jitter.order.tolist() if k in said)}'.strip()
+def _color_steps(name: str, jitter: Action) -> str:
+  """Return the steps of a color jitter that change something, in the order of application."""
+  factors = {'brightness': jitter.brightness, 'contrast': jitter.contrast,
+             'saturation': jitter.saturation}
+  words = {k: f'{word} ×{number(factor)}' for k, (word, factor) in enumerate(factors.items())
+           if factor != 1}
+  words |= {3: f'hue {number(jitter.hue)} turns'} if jitter.hue else {}
+  return f'{name} {" → ".join(words[k] for k in jitter.order.tolist() if k in words)}'.strip()
 
 
-SENTENCES: dict[str, Callable[[str, Action], str]] = {  # of the actions that a list of fields would not make plain
-    'crop': _box,
-    'erase': _box,
-    'jitter': _colours,
-    'rotate': lambda name, action: f'{name} {90 * action.turns}° counter-clockwise',
-}
+def _turn(name: str, action: Action) -> str:
+  """Return a rotation by quarter turns in degrees."""
+  return f'{name} {90 * action.turns}° counter-clockwise'
+
+
+# {op: (its name, its action) -> words}, for the actions that a list of fields would not explain.
+SENTENCES: dict[str, Callable[[str, Action], str]] = {
+    'crop': _box, 'erase': _box, 'jitter': _color_steps, 'rotate': _turn}
 
 
 def _fields(name: str, action: Action) -> str:
-  shown = [f'{k} {number(v)}{UNITS.get(k, "")}' for k, v in action._asdict().items() if k != 'applied']
-  return f'{name} {", ".join(shown)}'.strip()
+  """Return the fields of an action with their values and units."""
+  fields = [f'{k} {number(v)}{UNITS.get(k, "")}' for k, v in action._asdict().items()
+            if k != 'applied']
+  return f'{name} {", ".join(fields)}'.strip()
 
 
-def describe(action: Action, nothing: Action) -> tuple[str, ...]:
-  """A line an op that did something, in the order of `nothing`, of one view's `action` {op: NamedTuple of NumPy
-  arrays}; where none did, 'as it is'.
+def describe(action: Action, identity: Action) -> tuple[str, ...]:
+  """Return one line per op that did something to a view, or ('as it is',) where none did.
 
-  nothing: the identity action of the same ops (`still`). A box lies at (top, left), in fractions.
+  The lines are in the order of `identity`. A box is at (top, left), in fractions of the image.
+
+  action: of one view, {op: NamedTuple of NumPy arrays}.
+  identity: the identity action of the same ops (see `host_identity`).
   """
-  same = lambda name: all(np.array_equal(a, b) for a, b in zip(action[name], nothing[name], strict=True))
-  return tuple(SENTENCES.get(name, _fields)(name, action[name]) for name in nothing if not same(name)) or (PLAIN,)
+  names = [name for name in identity
+           if not all(np.array_equal(a, b)
+                      for a, b in zip(action[name], identity[name], strict=True))]
+  return tuple(SENTENCES.get(name, _fields)(name, action[name]) for name in names) or (PLAIN,)
 
 
-def at(tree: Action, *index: int) -> Action:
-  """Row `index` of NumPy arrays [B V ...]."""
+def take(tree: Action, *index: int) -> Action:
+  """Return the rows `index` of NumPy arrays [B V ...]."""
   return jax.tree.map(lambda a: np.asarray(a)[index], tree)
 
 
 def png(pixels: np.ndarray) -> bytes:
-  """A PNG file of uint8 [H W 3]."""
+  """Return a PNG file of uint8 [H W 3]."""
   file = io.BytesIO()
   Pillow.fromarray(pixels).save(file, 'PNG')
   return file.getvalue()
 
 
-def to_uint8(images: Array) -> np.ndarray:
-  """Images in [0, 1] as the nearest of the 256 levels."""
+def to_uint8(images: Array | np.ndarray) -> np.ndarray:
+  """Return images in [0, 1] as the nearest of the 256 levels."""
   return np.rint(np.asarray(images) * 255.).astype(np.uint8)
 
 
-def upright(canvas: np.ndarray, size: np.ndarray) -> np.ndarray:
-  """A canvas [S S 3] as the true (height, width) `size` has it: its longer side S."""
+def upright(canvas: Any, size: np.ndarray) -> np.ndarray:
+  """Return a canvas [S S 3] in the proportions of its true (height, width).
+
+  Its longer side is S.
+  """
   sides = np.maximum(np.rint(len(canvas) * np.asarray(size) / np.max(size)), 1).astype(int)
   if (sides == len(canvas)).all():
     return canvas
-  return np.asarray(Pillow.fromarray(canvas).resize((int(sides[1]), int(sides[0])), Pillow.Resampling.BICUBIC))
+  image = Pillow.fromarray(canvas)
+  return np.asarray(image.resize((int(sides[1]), int(sides[0])), Pillow.Resampling.BICUBIC))
+
+
+def source_of(run: runs.Run) -> Source:
+  """Return the data of a run that was opened with them."""
+  assert run.source is not None  # pictures are made of runs that were opened with their data
+  return run.source
 
 
 def split(run: runs.Run) -> Split:
-  """The images to show: the test split (what was held out in its place), or the training split where there is none."""
-  return run.source.test or run.source.train
+  """Return the images that a page shows: the test split (or the validation images that stand in its
+  place), or the training split where a run has no test split."""
+  source = source_of(run)
+  return source.test or source.train
 
 
-def some(many: int, count: int) -> np.ndarray:
-  """`count` of `many` indices in order, always the same: what lies in class folders comes sorted by class."""
-  return np.sort(np.random.RandomState(0).permutation(many)[:count])
+def sample(total: int, count: int) -> np.ndarray:
+  """Return `count` of `total` indices in rising order, the same at every call.
+
+  They are a random sample because class folders sort images by class.
+  """
+  return np.sort(np.random.RandomState(0).permutation(total)[:count])
 
 
-def still(chain: Op, side: int) -> Action:
-  """The identity action of a chain, on the host, its ops in the order of application (a tree of JAX's sorts them)."""
-  return {name: jax.device_get(action) for name, action in chain.identity(jnp.full(2, side, jnp.float32)).items()}
+def host_identity(chain: Op, side: int) -> Action:
+  """Return the identity action of a chain in NumPy, its ops in the order of application.
+
+  (The trees that JAX returns are sorted by name.)
+  """
+  actions = chain.identity(jnp.full(2, side, jnp.float32))
+  return {name: jax.device_get(action) for name, action in actions.items()}
 
 
 def rows(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
-  """{view group: a row an image of `batch`: the original, then its views}, drawn as the first step of a run would."""
-  program = jax.jit(lambda key, batch: step.views(recipe, key, 0, batch), compiler_options=sharding.ONCE)
-  shown, found = jax.device_get(program(key, batch)), {}
+  """Return {view group: a row of tiles per image of `batch`}: the original, then its views.
+
+  The views are those that the first step of a run would draw.
+  """
+  program = jax.jit(lambda key, batch: step.views(recipe, key, jnp.int32(0), batch),
+                    compiler_options=sharding.ONCE)
+  views, tiles = jax.device_get(program(key, batch)), {}
+
+  def row(i: int, size: np.ndarray, images: np.ndarray, actions: Action, identity: Action
+          ) -> list[Tile]:
+    words = f'the image, {size[1]:.0f} x {size[0]:.0f} pixels'
+    return [Tile(upright(batch.images[i], size), (words,)),
+            *(Tile(view, describe(take(actions, i, v), identity))
+              for v, view in enumerate(to_uint8(images[i])))]
+
   for name, group in recipe.groups.items():
-    nothing, (images, actions) = still(group.chains[0], recipe.canvas), shown[name]
-    found[name] = [[Tile(upright(batch.images[i], size), (f'the image, {size[1]:.0f} x {size[0]:.0f} pixels',)),
-                    *(Tile(view, describe(at(actions, i, v), nothing)) for v, view in enumerate(to_uint8(images[i])))]
-                   for i, size in enumerate(batch.sizes)]
-  return found
+    identity, (images, actions) = host_identity(group.chains[0], recipe.canvas), views[name]
+    tiles[name] = [row(i, size, images, actions, identity) for i, size in enumerate(batch.sizes)]
+  return tiles
 
 
 def gallery(run: runs.Run, count: int = 4) -> dict[str, list[list[Tile]]]:
-  """{view group: a row an image: the original, then its views}, of the first `count` test (else training) images."""
+  """Return the `rows` of the first `count` images of the `split`."""
   images, sizes, _ = split(run)
   return rows(run.recipe, run.key, step.Batch(images[:count], sizes[:count]))
 
 
+def _unit(x: np.ndarray) -> np.ndarray:
+  """Return vectors [N D] at unit length, in float64."""
+  x = x.astype(np.float64)
+  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
 def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """(rows int, cosines float64), each [Q k]: of queries [Q D] the k nearest of bank [N D] by cosine, nearest first, of
-  equally near ones the first in the bank."""
-  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  asked = unit(queries.astype(np.float64)).T
-  parts = (unit(bank[start:start + CHUNK].astype(np.float64)) @ asked for start in range(0, len(bank), CHUNK))
-  cosines = np.concatenate(list(parts)).T
+  """Return the rows (int) and cosines (float64), each [Q k], of the k nearest vectors by cosine.
+
+  The nearest vector is first; of equally near vectors, the first in the bank.
+
+  queries: [Q D]. bank: [N D].
+  """
+  units = _unit(queries).T
+  parts = [_unit(bank[start:start + CHUNK]) @ units for start in range(0, len(bank), CHUNK)]
+  cosines = np.concatenate(parts).T
   order = np.argsort(-cosines, axis=1, kind='stable')[:, :k]
   return order, np.take_along_axis(cosines, order, axis=1)
 
 
-def _strip(actions: Action, order: np.ndarray, cosines: np.ndarray, view: Callable, nothing: Action) -> list[Tile]:
-  """A row of `strips`, of a bank's `actions` [M ...] in `order` of their cosines. view: actions -> their pictures."""
-  right = np.all([np.reshape(a == a[1], (len(a), -1)).all(1) for a in jax.tree.leaves(actions)], axis=0)
-  rows = [0, 1, *order[:NEAREST]]
-  said = [('query',), ('asked for', f'found at rank {1 + right[order].argmax()} of {len(order)}')]
-  said += [(f'{r}. cosine {c:.3f}', *(('✓ the right one',) if right[m] else ()))
-           for r, (m, c) in enumerate(zip(rows[2:], cosines, strict=False), 1)]
-  pixels = to_uint8(view(jax.tree.map(lambda a: a[np.array(rows)], actions)))
-  return [Tile(p, (*words, *describe(at(actions, m), nothing))) for p, words, m in zip(pixels, said, rows, strict=True)]
+def _strip(actions: Action, order: np.ndarray, cosines: np.ndarray, view: Callable,
+           identity: Action) -> list[Tile]:
+  """Return one row of `strips`.
 
-
-def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 4) -> dict[str, list[list[Tile]]]:
-  """{objective: a row an image: the query (un-augmented), the view asked for, the five views of its own bank nearest to
-  the prediction}, of the objectives that predict where an embedding goes and the first `count` test images.
-
-  Asked for is the first view drawn, not a chosen one. Right is every view of the same action: turns come up many times.
+  actions: [M ...], of the views of a bank. order: the bank's rows, nearest to the prediction first.
+  cosines: those of the rows in `order`. view: actions -> their pictures.
   """
-  given, size, found = frozen.rows(split(run), slice(count)), run.recipe.size, {}
-  _, images, sizes = given
+  same = np.all([np.reshape(a == a[1], (len(a), -1)).all(1) for a in jax.tree.leaves(actions)],
+                axis=0)
+  members = [0, 1, *order[:NEAREST]]
+  rank = 1 + same[order].argmax()
+  words = [('query',), ('requested', f'retrieved at rank {rank} of {len(order)}')]
+  for r, (m, cosine) in enumerate(zip(members[2:], cosines, strict=False), 1):
+    words.append((f'{r}. cosine {cosine:.3f}', *(('✓ the right one',) if same[m] else ())))
+  pixels = to_uint8(view(jax.tree.map(lambda a: a[np.array(members)], actions)))
+  return [Tile(p, (*lines, *describe(take(actions, m), identity)))
+          for p, lines, m in zip(pixels, words, members, strict=True)]
+
+
+def _viewer(chain: Op, size: int) -> Callable:
+  """Return a program (canvas [S S 3], true size, actions [M ...]) -> views [M size size 3]."""
+  def view(pixels: Array, true: Size, action: Action) -> Array:
+    return resize(chain.apply(action, frozen.canvas(pixels, true)), size).pixels
+  return jax.jit(jax.vmap(view, (None, None, 0)), compiler_options=sharding.ONCE)
+
+
+def _take_view(tree: Any, m: int) -> Any:
+  """Return the m-th view of each image, [N ...], from arrays [N M ...]."""
+  return jax.tree.map(lambda a: a[:, m], tree)
+
+
+def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 4
+           ) -> dict[str, list[list[Tile]]]:
+  """Return {objective: a row of tiles per image} of the objectives that predict an embedding.
+
+  A row has the query, which is un-augmented, the requested view, and the five views of the image's
+  bank that are nearest to the prediction. The images are the first `count` test images.
+
+  The requested view is the first that was drawn, not a chosen one. Every view of the same action is
+  right: quarter turns come up many times.
+  """
+  index_images_sizes = frozen.rows(split(run), slice(count))
+  _, images, sizes = index_images_sizes
+  tiles: dict[str, list[list[Tile]]] = {}
   for name in fixed.banks:
     chain = run.recipe.wirings[name].own_chains[0]
-    embeddings, actions = frozen.bank(fixed, state, name, given, batch=len(images))
-    before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
+    embeddings, actions = frozen.bank(fixed, state, name, index_images_sizes, batch=len(images))
+    pairs = Pair(*(_take_view(embeddings, m) for m in (0, 1)),
+                 *(_take_view(actions, m) for m in (0, 1)))
     predict = Partial(fixed.answer[name], frozen.variables(state))
-    predicted = answers(predict, Pair(embeddings[:, 0], embeddings[:, 1], before, after), len(images))
-    show = lambda pixels, true, action: resize(chain.apply(action, frozen.canvas(pixels, true)), size).pixels
-    show = jax.jit(jax.vmap(show, (None, None, 0)), compiler_options=sharding.ONCE)
-    found[name] = []
-    for i, (guess, bank) in enumerate(zip(predicted, embeddings, strict=True)):
-      order, cosines = nearest(guess[None], bank, len(bank))
-      found[name].append(_strip(at(actions, i), order[0], cosines[0], lambda a: show(images[i], sizes[i], a),
-                                still(chain, run.recipe.canvas)))
-  return found
+    predictions = answers(predict, pairs, len(images))
+    view, identity = _viewer(chain, run.recipe.size), host_identity(chain, run.recipe.canvas)
+    tiles[name] = []
+    for i, (prediction, bank) in enumerate(zip(predictions, embeddings, strict=True)):
+      order, cosines = nearest(prediction[None], bank, len(bank))
+      tiles[name].append(_strip(take(actions, i), order[0], cosines[0],
+                                Partial(view, images[i], sizes[i]), identity))
+  return tiles
 
 
-def neighbours(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 6, k: int = 8) -> list[list[Tile]]:
-  """A row a test image: the image, and its k nearest training images by cosine of features, nearest first, of at most
-  TRAINING; of both splits, `some`."""
-  train, tests = run.source.train, split(run)
-  asked, kept = some(len(tests.images), count), some(len(train.images), TRAINING)
-  both = Split(*(np.concatenate([a[asked], b[kept]]) for a, b in ((tests.images, train.images), (tests.sizes, train.sizes))),
-               None)
-  h = inputs.features(Partial(fixed.encode, frozen.variables(state)), both, inputs.of(run.recipe.size, both), mesh=run.mesh)
-  order, cosines = nearest(h[:len(asked)], h[len(asked):], k + 1)
-  few = len(kept) < len(train.images)
-  among = (f'among {len(kept):,} of {len(train.images):,} training images',) if few else ()
+def _class_tile(part: Split, i: Any, classes: tuple[str, ...] | None, *words: str) -> Tile:
+  """Return the picture of an image of a split; its last line is its class, where it has one."""
+  label = (classes[part.labels[i]],) if classes and part.labels is not None else ()
+  return Tile(upright(part.images[i], part.sizes[i]), (*words, *label))
 
-  def tile(part: Split, i: int, *words: str) -> Tile:
-    classes = run.source.classes if part.labels is not None else None
-    return Tile(upright(part.images[i], part.sizes[i]), (*words, *([classes[part.labels[i]]] if classes else ())))
 
-  found = []
-  for q, bank_rows, near in zip(asked, order, cosines, strict=True):
-    others = [(kept[j], c) for j, c in zip(bank_rows, near, strict=True) if tests is not train or kept[j] != q]
-    found.append([tile(tests, q, 'query', *among), *(tile(train, j, f'cosine {c:.3f}') for j, c in others[:k])])
-  return found
+def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 6, k: int = 8
+              ) -> list[list[Tile]]:
+  """Return a row of tiles per test image: the image, and its k nearest training images.
+
+  They are nearest by the cosine of features, the nearest first, among at most TRAINING training
+  images. The images of both splits are a `sample`.
+  """
+  source, tests = source_of(run), split(run)
+  train = source.train
+  queries, bank = sample(len(tests.images), count), sample(len(train.images), TRAINING)
+  images = np.concatenate([tests.images[queries], train.images[bank]])
+  sizes = np.concatenate([tests.sizes[queries], train.sizes[bank]])
+  both = Split(images, sizes, None)
+  h = inputs.features(Partial(fixed.encode, frozen.variables(state)), both,
+                      inputs.of(run.recipe.size, both), mesh=run.mesh)
+  order, cosines = nearest(h[:len(queries)], h[len(queries):], k + 1)
+  among = ((f'among {len(bank):,} of {len(train.images):,} training images',)
+           if len(bank) < len(train.images) else ())
+  tiles = []
+  for q, near, near_cosines in zip(queries, order, cosines, strict=True):
+    # Where the queries are training images, an image is no neighbor of itself.
+    others = [(bank[j], c) for j, c in zip(near, near_cosines, strict=True)
+              if tests is not train or bank[j] != q]
+    tiles.append([_class_tile(tests, q, source.classes, 'query', *among),
+                  *(_class_tile(train, j, source.classes, f'cosine {c:.3f}')
+                    for j, c in others[:k])])
+  return tiles

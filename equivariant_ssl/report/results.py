@@ -1,4 +1,7 @@
-"""Results of evaluations as blocks of a page: each number beside the untrained network's, chance and its controls."""
+"""Results of evaluations as blocks of a page.
+
+Each number stands beside that of the untrained network, chance, and its other controls.
+"""
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,170 +10,234 @@ from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
 from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Table, Text
-from equivariant_ssl.report.run_folder import Left
+from equivariant_ssl.report.run_folder import RunFolder
 
-# What kind of number it is: its last words.
+NETWORKS = ('trained', 'untrained')
+# The last words of a number's name say what kind of number it is.
 KINDS = re.compile(r' ?(mrr|h1|h5|STL error|SIE error.*|gamma|relative|pooled|averaged)$')
-MEANS = {  # (protocol, kind): how to read it
-    ('profile', ''): '1 - cosine between an image\'s features and those after the augmentation alone: 0 where they '
-                     'ignore it, near 1 where the view is a stranger.',
-    ('gains', ''): 'Absolute gain x 100: by how much (cosine) the prediction is nearer than the un-augmented '
-                   'embedding. Doing nothing is 0; shuffled is told another image\'s action, zeroed none.',
-    ('retrieval', 'mrr'): 'Mean reciprocal rank of the view asked for among 50 of its image; 1 is best.',
-    ('retrieval', 'h1'): 'How often the view asked for ranks first.',
-    ('retrieval', 'h5'): 'How often the view asked for is among the first five.',
-    ('retrieval', 'STL error'): 'Squared error of the retrieved action, in units of its encoding; 0 is best.',
-    ('care', 'gamma'): 'CARE\'s gamma: 0 where the augmentation acts as a rotation of the features, 1 at worst and '
-                       'where they ignore it.',
-    ('care', 'relative'): 'Relative error of the best rotation; 0 also where the features ignore the augmentation: '
-                          'read it beside gamma.',
+MEANS = {  # (protocol, kind): how the number is read
+    ('profile', ''): '1 - cosine between the features of an image and the features after the '
+                     'augmentation alone: 0 where the features ignore the augmentation, near 1 '
+                     'where the two have nothing in common.',
+    ('gains', ''): 'Absolute gain x 100: how much nearer (in cosine) the prediction is than the '
+                   'embedding of the un-augmented image. Doing nothing gains 0. "shuffled" '
+                   'predicts with the action of another image, "zeroed" with no action.',
+    ('retrieval', 'mrr'): 'Mean reciprocal rank of the requested view among 50 views of its image; '
+                          '1 is best.',
+    ('retrieval', 'h1'): 'How often the requested view ranks first.',
+    ('retrieval', 'h5'): 'How often the requested view is among the first five.',
+    ('retrieval', 'STL error'): 'Squared error of the retrieved action, in units of its encoding; '
+                                '0 is best.',
+    ('care', 'gamma'): 'CARE\'s gamma: 0 where the augmentation acts as a rotation of the '
+                       'features, 1 at worst and where the features ignore it.',
+    ('care', 'relative'): 'Relative error of the best rotation. It is 0 also where the features '
+                          'ignore the augmentation, so read it beside gamma.',
 }
-ZERO = 1e-8  # of the largest singular value: under it is rounding
-R2 = 'R² of the action read from frozen features; 1 is exact, chance beside it.'
+ZERO = 1e-8  # of the largest singular value: a smaller one is rounding
+R2 = 'R² of the action that is read from frozen features. 1 is exact; chance stands beside it.'
 
 
-def over(found: dict, who: str, row: str) -> float:
-  """The mean of a number over the evaluation's seeds."""
-  return mean_std([plain(one['numbers'][row]) for one in found[who]])[0]
+def network_mean(result: dict, network: str, row: str) -> float:
+  """Return the mean of a number of a network over the evaluation's seeds."""
+  return mean_std([plain(one['numbers'][row]) for one in result[network]])[0]
 
 
 def cell(values: Sequence[Any], scale: float) -> str:
-  """'46.10'; '33.31 [32.98, 33.65]' of a value with its interval; '26.93 ± 0.41' of several seeds'."""
+  """Return a number as text: '46.10', with its interval '33.31 [32.98, 33.65]', or, for several
+  seeds, '26.93 ± 0.41'."""
   if len(values) > 1:
-    centre, std = mean_std([plain(v) for v in values])
-    return f'{scale * centre:.2f} ± {scale * std:.2f}'
+    center, std = mean_std([plain(v) for v in values])
+    assert std is not None  # there are at least two values
+    return f'{scale * center:.2f} ± {scale * std:.2f}'
   value = values[0]
-  return show(Interval(**value), scale, sign=False) if isinstance(value, Mapping) else f'{scale * value:.2f}'
+  if isinstance(value, Mapping):
+    return show(Interval(**value), scale, sign=False)
+  return f'{scale * value:.2f}'
 
 
-def _scale(found: dict) -> float:
-  return 100. if PROTOCOLS[found['protocol']].percent else 1.
+def _scale(result: dict) -> float:
+  """Return 100 where the numbers of a result are shown in percent, else 1."""
+  return 100. if PROTOCOLS[result['protocol']].percent else 1.
 
 
-def _controls(found: dict, row: str, scale: float, named: bool) -> str:
-  shown = {k: f'{(1. if k.startswith("ratio") else scale) * plain(v):.2f}'
-           for k, v in found['trained'][0]['controls'].get(row, {}).items()}
-  return ', '.join(f'{k} {v}' if named else v for k, v in shown.items())
+def _controls(result: dict, row: str, scale: float, named: bool) -> str:
+  """Return the controls of a number in words, or without their names. A ratio is not scaled."""
+  controls = {k: f'{(1. if k.startswith("ratio") else scale) * plain(v):.2f}'
+              for k, v in result['trained'][0]['controls'].get(row, {}).items()}
+  return ', '.join(f'{k} {v}' if named else v for k, v in controls.items())
+
+
+def _network_cell(result: dict, network: str, row: str) -> str:
+  """Return a number of a network as text, '' where the network was not measured."""
+  if network not in result:
+    return ''
+  return cell([one['numbers'][row] for one in result[network]], _scale(result))
 
 
 def table(results: dict[str, dict], caption: str, folded: bool = False) -> Table:
-  """Every number of `results` with its interval, or over the evaluation's seeds, and of how many values that is."""
-  kinds = {c for f in results.values() for row in f['trained'][0]['controls'].values() for c in row}
-  steps = sorted({f['checkpoint'] for f in results.values()})
+  """Return a table of every number of `results`.
+
+  A number has its interval or its standard deviation over the evaluation's seeds, and n, the count
+  of values that it is the mean of. A column that would be the same in all rows is in the caption.
+  """
+  kinds = {control for result in results.values()
+           for controls in result['trained'][0]['controls'].values() for control in controls}
+  steps = sorted({result['checkpoint'] for result in results.values()})
   rows = []
-  for stem, found in results.items():
-    name = found['trained'][0]['name'] if stem == found['protocol'] else stem
-    for row in found['trained'][0]['numbers']:
-      own = [one['numbers'][row] for one in found['trained']]
-      n = len(own) if len(own) > 1 else own[0]['n'] if isinstance(own[0], Mapping) else 1
-      cells = [cell([one['numbers'][row] for one in found[who]], _scale(found)) if who in found else ''
-               for who in ('trained', 'untrained')]
+  for stem, result in results.items():
+    name = result['trained'][0]['name'] if stem == result['protocol'] else stem
+    for row in result['trained'][0]['numbers']:
+      values = [one['numbers'][row] for one in result['trained']]
+      draws = values[0]['n'] if isinstance(values[0], Mapping) else 1
+      n = len(values) if len(values) > 1 else draws
+      cells = [_network_cell(result, network, row) for network in NETWORKS]
       if kinds:
-        cells.append(_controls(found, row, _scale(found), kinds != {'chance'}))
-      rows.append((name, row, *cells, n, found['checkpoint']))
+        cells.append(_controls(result, row, _scale(result), kinds != {'chance'}))
+      rows.append((name, row, *cells, n, result['checkpoint']))
   beside = ['chance' if kinds == {'chance'} else 'controls'] if kinds else []
-  columns, left = ['protocol', 'number', 'trained', 'untrained', *beside, 'n', 'step'], 2
-  if len(steps) == 1:  # what is the same for all is said once
-    rows, columns, caption = [r[:-1] for r in rows], columns[:-1], f'{caption}; checkpoint of step {steps[0]}'
+  columns, left = ['protocol', 'number', *NETWORKS, *beside, 'n', 'step'], 2
+  if len(steps) == 1:
+    rows, columns = [r[:-1] for r in rows], columns[:-1]
+    caption = f'{caption}; checkpoint of step {steps[0]}'
   if len(results) == 1:
-    rows, columns, caption, left = [r[1:] for r in rows], columns[1:], f'{caption}; protocol {rows[0][0]}', 1
+    caption, left = f'{caption}; protocol {rows[0][0]}', 1
+    rows, columns = [r[1:] for r in rows], columns[1:]
   return Table(caption, tuple(columns), rows, left, folded)
 
 
-def accuracies(left: Left) -> dict[str, dict]:
-  """The results that are accuracies: shares of labelled images."""
-  return {k: f for k, f in left.results.items()
-          if f['trained'][0]['numbers'] and (PROTOCOLS[f['protocol']].needs == 'labels' or f['protocol'] == 'transfer')}
+def accuracies(folder: RunFolder) -> dict[str, dict]:
+  """Return the results that are accuracies, which are shares of labeled images."""
+  return {stem: result for stem, result in folder.results.items()
+          if result['trained'][0]['numbers']
+          and (PROTOCOLS[result['protocol']].needs == 'labels'
+               or result['protocol'] == 'transfer')}
 
 
-def _dot(found: dict, row: str, label: str) -> charts.Dot:
-  own = [one['numbers'][row] for one in found['trained']]
-  chance = found['trained'][0]['controls'].get(row, {}).get('chance')
-  beside = {'untrained': 100 * over(found, 'untrained', row)} if 'untrained' in found else {}
+def _dot(result: dict, row: str, label: str) -> charts.Dot:
+  """Return an accuracy in percent as a row of a dot plot."""
+  values = [one['numbers'][row] for one in result['trained']]
+  chance = result['trained'][0]['controls'].get(row, {}).get('chance')
+  beside = {}
+  if 'untrained' in result:
+    beside['untrained'] = 100 * network_mean(result, 'untrained', row)
   if chance is not None:
     beside['chance'] = 100 * plain(chance)
-  low, high = ((100 * own[0][k] for k in ('low', 'high')) if len(own) == 1 and isinstance(own[0], Mapping)
-               and own[0]['low'] is not None else (None, None))
-  return charts.Dot(label, 100 * over(found, 'trained', row), low, high, beside)
+  low, high = None, None
+  if len(values) == 1 and isinstance(values[0], Mapping) and values[0]['low'] is not None:
+    low, high = (100 * values[0][end] for end in ('low', 'high'))
+  return charts.Dot(label, 100 * network_mean(result, 'trained', row), low, high, beside)
 
 
-def accuracy(left: Left) -> list[Any]:
-  """Blocks of the accuracies: the first ones large, all as dots, all in a table."""
-  found = accuracies(left)
-  if not found:
-    return [Missing('No accuracy was evaluated yet (data without labels have none).', left.command('eval'))]
-  dots = [_dot(f, row, f'{stem} {row}') for stem, f in found.items() for row in f['trained'][0]['numbers']]
-  first = [_dot(f, row, f'{stem} {row}') for stem, f in found.items() for row in list(f['trained'][0]['numbers'])[:1]]
-  cards = tuple(Card(f'{d.label}, %', f'{d.mean:.1f}', ', '.join(f'{k} {v:.1f}' for k, v in d.beside.items()))
-                for d in first[:6])
-  note = (f'One run, seed {left.config.seed}: n = 1, so no interval over training exists. Brackets are 95 % intervals '
-          'over the n things that a protocol draws; ± is the standard deviation over n evaluation seeds. Several '
-          'runs: eqssl report DIR DIR ...')
-  if left.config.validation:
-    note += (f'. Read out on validation images, {left.config.validation:.0%} of each class, held out of training; on the '
-             'test split where the name says so.')
-  beside = Chart('Accuracy beside the untrained network and chance', charts.dots('Accuracy', dots, '%', zero=False))
-  blocks = [Cards(cards), Text(note), Charts([beside]), table(found, 'Accuracies, %')]
-  if not all('untrained' in f for f in found.values()):  # a study measures it for one arm
-    blocks.append(Missing('The untrained network was not measured beside every number.', left.command('eval')))
+def _accuracy_note(folder: RunFolder) -> str:
+  """Return the sentences that say what the accuracies' errors mean, and on what images they are."""
+  note = (f'This is one run, of seed {folder.config.seed}: n = 1, so no interval over training '
+          'exists. Brackets are 95 % intervals over the n things that a protocol draws; ± is the '
+          'standard deviation over n evaluation seeds. To compare several runs, type: '
+          'eqssl report DIR DIR ...')
+  if folder.config.validation:
+    note += (f'. The run is read out on validation images, {folder.config.validation:.0%} of each '
+             'class, which are held out of training, and on the test split where the name says '
+             'so.')
+  return note
+
+
+def accuracy_blocks(folder: RunFolder) -> list[Any]:
+  """Return the blocks of the accuracies: the first six large, all as dots, and all in a table."""
+  files = accuracies(folder)
+  if not files:
+    return [Missing('No accuracy was evaluated yet (data without labels have none).',
+                    folder.command('eval'))]
+  dots = {(stem, row): _dot(result, row, f'{stem} {row}') for stem, result in files.items()
+          for row in result['trained'][0]['numbers']}
+  first = [dots[stem, next(iter(result['trained'][0]['numbers']))]
+           for stem, result in files.items()]
+  cards = tuple(Card(f'{dot.label}, %', f'{dot.mean:.1f}',
+                     ', '.join(f'{k} {v:.1f}' for k, v in dot.beside.items()))
+                for dot in first[:6])
+  chart = Chart('Accuracy beside the untrained network and chance',
+                charts.dots('Accuracy', list(dots.values()), '%', zero=False))
+  blocks = [Cards(cards), Text(_accuracy_note(folder)), Charts([chart]),
+            table(files, 'Accuracies, %')]
+  if not all('untrained' in result for result in files.values()):
+    # A study measures the untrained network for one of its arms.
+    blocks.append(Missing('The untrained network was not measured for every number.',
+                          folder.command('eval')))
   return blocks
 
 
 def kinds(rows: Iterable[str]) -> dict[str, dict[str, str]]:
-  """{what kind of number: {its row: the row without the kind}}: 'equimod crop mrr' is 'mrr' of 'equimod crop'."""
-  found: dict[str, dict[str, str]] = {}
+  """Return {kind of number: {row: the row without its kind}}.
+
+  The kind of 'equimod crop mrr' is 'mrr', and 'equimod crop' remains.
+  """
+  labels: dict[str, dict[str, str]] = {}
   for row in rows:
     ending = KINDS.search(row)
-    found.setdefault(ending[1] if ending else '', {})[row] = row[:ending.start()] if ending else row
-  return found
+    kind, label = (ending[1], row[:ending.start()]) if ending else ('', row)
+    labels.setdefault(kind, {})[row] = label
+  return labels
 
 
 def meaning(protocol: str, kind: str) -> str:
-  """How to read a heat map of `kind` of numbers of a protocol."""
+  """Return how the numbers of one kind of a protocol are read, '' where nothing needs saying."""
   return R2 if protocol.startswith('regression') else MEANS.get((protocol, kind), '')
 
 
-def _heat(stem: str, found: dict, kind: str, rows: dict[str, str]) -> Chart:
-  scale, own = _scale(found), found['trained'][0]
-  every = dict.fromkeys(c for row in rows for c in own['controls'].get(row, ()))
-  controls = [c for c in every if not c.startswith('ratio')]  # of another scale: the table has it
-  values, networks = [], [who for who in ('trained', 'untrained') if who in found]
+def _heat(stem: str, result: dict, kind: str, rows: dict[str, str]) -> Chart:
+  """Return the heat map of one kind of number of a result. rows: {row: its label}."""
+  scale, trained = _scale(result), result['trained'][0]
+  names = dict.fromkeys(c for row in rows for c in trained['controls'].get(row, ()))
+  # A ratio has another scale, so the table alone has it.
+  controls = [c for c in names if not c.startswith('ratio')]
+  values, networks = [], [network for network in NETWORKS if network in result]
   for row in rows:
-    beside = own['controls'].get(row, {})
-    values.append([*(scale * over(found, who, row) for who in networks),
+    beside = trained['controls'].get(row, {})
+    values.append([*(scale * network_mean(result, network, row) for network in networks),
                    *(scale * plain(beside[c]) if c in beside else None for c in controls)])
   title = f'{stem}{f": {kind}" if kind else ""}'
-  # The untrained network may be far off: it does not set the colours.
+  # The numbers of the untrained network may be far from all others: they do not set the colors.
   columns = [*networks, *controls]
-  most = max(abs(v) for row in values for c, v in zip(columns, row, strict=True) if c != 'untrained' and v is not None)
-  return Chart(title, charts.heat(title, list(rows.values()), columns, values,
-                                  '.1f' if scale == 100. else '.2f', most), meaning(found['protocol'], kind))
+  most = max(abs(v) for row in values for c, v in zip(columns, row, strict=True)
+             if c != 'untrained' and v is not None)
+  chart = charts.heat(title, list(rows.values()), columns, values,
+                      '.1f' if scale == 100. else '.2f', most)
+  return Chart(title, chart, meaning(result['protocol'], kind))
 
 
-def heats(left: Left, protocols: Sequence[str]) -> list[Any]:
-  """Blocks of the equivariance results of `protocols`: a heat map a kind of number, and all of them in a table."""
-  found = {k: f for k, f in left.results.items() if f['protocol'] in protocols and f['trained'][0]['numbers']}
-  if not found:
+def heat_blocks(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
+  """Return the blocks of the results of `protocols` about actions.
+
+  They are one heat map per kind of number, and a table of all numbers.
+  """
+  files = {stem: result for stem, result in folder.results.items()
+           if result['protocol'] in protocols and result['trained'][0]['numbers']}
+  if not files:
     return []
-  made = [_heat(stem, f, kind, rows) for stem, f in found.items()
-          for kind, rows in kinds(f['trained'][0]['numbers']).items()]
-  return [Charts(made), table(found, 'The same with intervals', folded=True)]
+  maps = [_heat(stem, result, kind, rows) for stem, result in files.items()
+          for kind, rows in kinds(result['trained'][0]['numbers']).items()]
+  return [Charts(maps), table(files, 'The same with intervals', folded=True)]
 
 
-def health(left: Left) -> tuple[Chart | None, Table | Missing]:
-  """Of protocol health: both networks' spectra, and its numbers; or what to type for them."""
-  found = {k: f for k, f in left.results.items() if f['protocol'] == 'health'}
-  if not found:
-    return None, Missing('The health of the features (RankMe, LiDAR, spectrum) was not measured yet.',
-                         left.command('eval', '--protocol health'))
-  shown = {}
-  one = next(iter(found.values()))
-  for who in [who for who in ('trained', 'untrained') if who in one]:
-    values = one[who][0]['detail']['spectrum']
-    shown[who] = [*range(1, len(values) + 1)], [max(v, ZERO * values[0]) for v in values]
-  spectra = Chart('Singular values of the features', charts.lines('Spectrum', shown, 'dimension', log_y=True),
-                  'A cliff is a collapse to the dimensions before it.')
-  return spectra, table(found, 'Health of the features of held-out images')
+def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
+  """Return the chart of both networks' spectra, and the table of the protocol `health`.
+
+  Where the protocol was not run, there is no chart, and a command in place of the table.
+  """
+  files = {stem: result for stem, result in folder.results.items()
+           if result['protocol'] == 'health'}
+  if not files:
+    return None, Missing('The health of the features (RankMe, LiDAR, spectrum) was not measured '
+                         'yet.', folder.command('eval', '--protocol health'))
+  spectra: dict[str, charts.Series] = {}
+  result = next(iter(files.values()))
+  for network in NETWORKS:
+    if network in result:
+      values = result[network][0]['detail']['spectrum']
+      spectra[network] = [*range(1, len(values) + 1)], [max(v, ZERO * values[0]) for v in values]
+  chart = Chart('Singular values of the features',
+                charts.lines('Spectrum', spectra, 'dimension', log_y=True),
+                'A cliff is a collapse to the dimensions before it.')
+  return chart, table(files, 'Health of the features of held-out images')
 
 
 OF_ACTIONS = tuple(p for p in (*GROUPS['equivariance'], 'regression-mlp') if p != 'profile')

@@ -1,5 +1,10 @@
-"""The report of one run: what came of it, what ran, what its views and features look like, how to run it again."""
+"""The report of one run.
+
+It says what the run achieved, what ran, what its views and features look like, and how it is run
+again.
+"""
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,128 +17,184 @@ from equivariant_ssl.evaluate.result_files import says
 from equivariant_ssl.report import charts, maps, page, panels, pictures, results, run_folder
 from equivariant_ssl.report.gallery import block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
-from equivariant_ssl.report.run_folder import Left
+from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
 
-SIDE = 96  # of a picture in the page, pixels: a hundred of them are 3 MB
+SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
+PANELS = ('views', 'map', 'neighbours', 'strips')  # the panels that need the data
+Panels = dict[str, list[Any]]  # {panel: its blocks}
+Say = Callable[[str], None]
 
 
 def _views(run: runs.Run) -> list[Any]:
-  found = []
+  """Return one block of pictures per view group."""
+  blocks = []
   for name, rows in pictures.gallery(run).items():
     group = run.recipe.groups[name]
-    chain = ' or '.join(dict.fromkeys(c.name.replace('+', ', ') for c in group.chains)) or 'nothing'
-    found.append(block(f'Group {name}', f'A row an image: the original, then its views of {group.size} pixels with '
-                       f'what was done to each, drawn as in the first step. Chain: {chain}.', rows, SIDE))
-  return found
-
-
-def _of_features(run: runs.Run, left: Left, say) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-  """({panel: its blocks}, maps as data) of the newest checkpoint."""
-  number, state = checkpoint.load(left.workdir / 'checkpoints', runs.abstract(run), None, say)[:2]
-  fixed, at = frozen(run.recipe, run.config), f'of the checkpoint of step {number}'
-  found = maps.maps(run, fixed, state)
-  drawn = [Chart(k, charts.scatter(k, m.points, m.labels, m.names, m.about), m.about) for k, m in found.items()]
-  strips = [block(f'Objective {name}', f'A row an image, {at}: the query, the view asked for with its action, then the '
-                    'views nearest to where the predictor moves the query\'s embedding, best first.', rows, SIDE)
-            for name, rows in pictures.strips(run, fixed, state).items()]
-  near = block('Nearest training images', 'A row a test image: the query, then its neighbours by cosine of the '
-               f'features {at}.', pictures.neighbours(run, fixed, state), SIDE)
-  data = {k: {'points': np.round(np.asarray(m.points, float), 4).tolist(), 'labels': np.asarray(m.labels).tolist(),
-              'names': list(m.names)} for k, m in found.items()}
-  nothing = Missing('No objective of this run predicts where an embedding goes; train with',
-                    '--config.equivariance=equimod')
-  few = Text('Too few images, or features that are all the same, make no map.')
-  return {'map': [Charts(drawn) if drawn else few], 'neighbours': [near], 'strips': strips or [nothing]}, data
-
-
-def _pictured(left: Left, images: bool, say, asked: runs.Asked) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-  """The panels that need the images or the network, and the maps as data; a line where one cannot be."""
-  every = lambda block: {panel: [block] for panel in ('views', 'map', 'neighbours', 'strips')}
-  if not images:
-    return every(Missing('Left out as asked.', left.command('report'))), {}
-  try:
-    run = runs.reopen(left.workdir, None, say, asked)
-  except UserError as error:
-    return every(panels.why(error)), {}
-  try:
-    found, data = _of_features(run, left, say)
-  except UserError as error:
-    found, data = every(panels.why(error)), {}
-  return found | {'views': _views(run)}, data
-
-
-def _equivariance(left: Left) -> list[Any]:
-  blocks, there = results.heats(left, results.OF_ACTIONS), {f['protocol'] for f in left.results.values()}
-  if left.method == left.config.invariance.name:
-    blocks.append(Text('The run has no equivariance objective, so nothing predicts: no gain and no retrieval.'))
-  elif 'gains' not in there:  # eval leaves it out by itself where the objective predicts something else
-    blocks.append(Missing('No gain was measured yet; an objective that predicts where an embedding goes has one.',
-                          left.command('eval')))
-  wanted = [p for p in ('retrieval', 'regression', 'care') if p not in there and (p != 'retrieval' or 'gains' in there)]
-  if wanted:
-    blocks.append(Missing(f'Not evaluated yet: {", ".join(wanted)}.',
-                          left.command('eval', f'--protocol {",".join(wanted)}')))
+    chains = dict.fromkeys(c.name.replace('+', ', ') for c in group.chains)
+    about = (f'A row is an image: the original, then its views of {group.size} pixels with what '
+             'was done to each, drawn as in the first step. '
+             f'Chain: {" or ".join(chains) or "nothing"}.')
+    blocks.append(block(f'Group {name}', about, rows, SIDE))
   return blocks
 
 
-def _monitors(left: Left) -> list[Any]:
-  on = holdout.named(left.config.validation)
-  made = panels.charted(
-      panels.curve(panels.TITLES['knn_top1'], left.rows, {'knn_top1': 'kNN'}, 100.,
-                   f'On the {on} images, as a monitor' + (
-                       ': to choose a checkpoint by it is to choose on test images.' if on == 'test' else '.')),
-      panels.curve(panels.TITLES['probe_top1'], left.rows, {'probe_top1': 'probe'}, 100.),
-      panels.curve('Online probe: loss', left.rows, {'probe_loss': 'probe loss'}))
-  missing = [flag for name, flag in (('knn_top1', '--config.knn_every=1'), ('probe_top1', '--config.probe=True'))
-             if not any(name in r for r in left.rows)]
-  return made + ([Missing('Not logged while this run trained (both need labels); train with', ' '.join(missing))]
-                 if missing else [])
+def _map_data(one: maps.Map) -> dict[str, Any]:
+  """Return a map as JSON."""
+  return {'points': np.round(np.asarray(one.points, float), 4).tolist(),
+          'labels': np.asarray(one.labels).tolist(), 'names': list(one.names)}
 
 
-def sections(left: Left, pictured: dict[str, list[Any]]) -> list[Section]:
-  """The sections of a run's page, without how to run it again."""
-  profile = results.heats(left, ['profile']) or [
-      Missing('The sensitivity profile was not measured yet.', left.command('eval', '--protocol profile'))]
-  spectrum, health = results.health(left)
+def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels, dict[str, Any]]:
+  """Return the panels of the newest checkpoint's features, and the maps as JSON."""
+  number, state = checkpoint.load(folder.workdir / 'checkpoints', runs.abstract(run), None, say)[:2]
+  fixed, source = frozen(run.recipe, run.config), f'of the checkpoint of step {number}'
+  feature_maps = maps.maps(run, fixed, state)
+  drawings = [Chart(title, charts.scatter(title, m.points, m.labels, m.names, m.about), m.about)
+              for title, m in feature_maps.items()]
+  strips = [block(f'Objective {name}', f'A row is an image, with the features {source}: the query, '
+                  'the requested view with its action, then the views nearest to where the '
+                  'predictor moves the query\'s embedding, nearest first.', rows, SIDE)
+            for name, rows in pictures.strips(run, fixed, state).items()]
+  near = block('Nearest training images', 'A row is a test image: the query, then its neighbors by '
+               f'the cosine of the features {source}.', pictures.neighbors(run, fixed, state), SIDE)
+  no_prediction = Missing('No objective of this run predicts where an embedding goes. One that '
+                          'does is trained with', '--config.equivariance=equimod')
+  no_map = Text('There is no map: there are too few images, or all features are the same.')
+  data = {title: _map_data(m) for title, m in feature_maps.items()}
+  return {'map': [Charts(drawings) if drawings else no_map], 'neighbours': [near],
+          'strips': strips or [no_prediction]}, data
+
+
+def _all_panels(content: Any) -> Panels:
+  """Return every panel that needs the data with the same block in it."""
+  return {panel: [content] for panel in PANELS}
+
+
+def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.Asked
+            ) -> tuple[Panels, dict[str, Any]]:
+  """Return the panels that need the images or the network, and the maps as JSON.
+
+  A panel that cannot be made says why.
+  """
+  if not images:
+    return _all_panels(Missing('Pictures and maps were left out on request.',
+                               folder.command('report'))), {}
+  try:
+    run = runs.reopen(folder.workdir, None, say, data_request)
+  except UserError as error:
+    return _all_panels(panels.why(error)), {}
+  try:
+    blocks, data = _feature_panels(run, folder, say)
+  except UserError as error:
+    blocks, data = _all_panels(panels.why(error)), {}
+  return blocks | {'views': _views(run)}, data
+
+
+def _equivariance(folder: RunFolder) -> list[Any]:
+  """Return the blocks of the results about actions, and commands for the missing ones."""
+  blocks = results.heat_blocks(folder, results.OF_ACTIONS)
+  done = {result['protocol'] for result in folder.results.values()}
+  if folder.method == folder.config.invariance.name:
+    blocks.append(Text('The run has no equivariance objective, so nothing predicts: there is no '
+                       'gain and no retrieval.'))
+  elif 'gains' not in done:  # `eqssl eval` itself leaves gains out where an objective has none
+    blocks.append(Missing('No gain was measured yet. An objective that predicts where an embedding '
+                          'goes has one.', folder.command('eval')))
+  missing = [p for p in ('retrieval', 'regression', 'care')
+             if p not in done and (p != 'retrieval' or 'gains' in done)]
+  if missing:
+    blocks.append(Missing(f'These protocols were not evaluated yet: {", ".join(missing)}.',
+                          folder.command('eval', f'--protocol {",".join(missing)}')))
+  return blocks
+
+
+def _monitors(folder: RunFolder) -> list[Any]:
+  """Return the charts of the accuracies that were logged while the run trained."""
+  split = holdout.named(folder.config.validation)
+  warning = ('; choosing a checkpoint by it means choosing on test images.' if split == 'test'
+             else '.')
+  blocks = panels.chart_blocks(
+      panels.curve(panels.TITLES['knn_top1'], folder.log, {'knn_top1': 'kNN'}, 100.,
+                   f'A monitor on the {split} images{warning}'),
+      panels.curve(panels.TITLES['probe_top1'], folder.log, {'probe_top1': 'probe'}, 100.),
+      panels.curve('Online probe: loss', folder.log, {'probe_loss': 'probe loss'}))
+  flags = {'knn_top1': '--config.knn_every=1', 'probe_top1': '--config.probe=True'}
+  missing = [flag for name, flag in flags.items() if not any(name in row for row in folder.log)]
+  if missing:
+    blocks.append(Missing('Some monitors were not logged while this run trained (they need '
+                          'labels). They are logged with', ' '.join(missing)))
+  return blocks
+
+
+def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
+  """Return the sections of a run's page, but for how the run is run again.
+
+  blocks: those of the panels that need the data.
+  """
+  profile = results.heat_blocks(folder, ['profile']) or [
+      Missing('The sensitivity profile was not measured yet.',
+              folder.command('eval', '--protocol profile'))]
+  spectrum, health = results.health_blocks(folder)
   return [
-      Section('Results', 'results', results.accuracy(left)), panels.ran(left), panels.training(left),
-      Section('Collapse', 'collapse', [*panels.charted(panels.spread(left.rows), spectrum), health]),
-      Section('Accuracy while training', 'monitors', _monitors(left)),
-      Section('Views', 'views', pictured['views']), Section('Sensitivity', 'sensitivity', profile),
-      Section('Equivariance', 'equivariance', _equivariance(left)),
-      Section('Map of the features', 'map', pictured['map']),
-      Section('Neighbours', 'neighbours', pictured['neighbours']),
-      Section('What a prediction retrieves', 'strips', pictured['strips']), panels.throughput(left)]
+      Section('Results', 'results', results.accuracy_blocks(folder)), panels.run_section(folder),
+      panels.training_section(folder),
+      Section('Collapse', 'collapse',
+              [*panels.chart_blocks(panels.spread_chart(folder.log), spectrum), health]),
+      Section('Accuracy while training', 'monitors', _monitors(folder)),
+      Section('Views', 'views', blocks['views']), Section('Sensitivity', 'sensitivity', profile),
+      Section('Equivariance', 'equivariance', _equivariance(folder)),
+      Section('Map of the features', 'map', blocks['map']),
+      Section('Neighbors', 'neighbours', blocks['neighbours']),
+      Section('What a prediction retrieves', 'strips', blocks['strips']),
+      panels.throughput_section(folder)]
 
 
-def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None,
-          asked: runs.Asked = runs.Asked()) -> pathlib.Path:
-  """Write the page of the run in `workdir` to `out` (None: report.html in it) and return its path; what is not there
-  becomes a line that says which command makes it. images: with the panels that read the data and the newest checkpoint.
-  asked: of these data.
+def _file_notes(folder: RunFolder) -> list[Any]:
+  """Return the blocks that say which result files were not read, or come from an old version."""
+  blocks: list[Any] = []
+  if folder.unread:
+    names = ', '.join(f'eval/{name}' for name in folder.unread)
+    blocks.append(Text('These files are no result files of this version and are not shown: '
+                       f'{names}.'))
+  old = [name for name, result in folder.results.items() if not says(result)]
+  if old:
+    protocols = sorted({folder.results[name]['protocol'] for name in old})
+    blocks.append(Missing('An earlier version, which did not write down the data and the pixels '
+                          f'that it used, made these results: {", ".join(old)}. They are computed '
+                          'again by', folder.command('eval', f'--protocol {",".join(protocols)}')))
+  return blocks
 
+
+def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None,
+          out: pathlib.Path | None = None, data_request: runs.Asked = runs.Asked()
+          ) -> pathlib.Path:
+  """Write the page of the run in `workdir` and return its path.
+
+  Where something is missing, the page says the command that makes it.
+
+  out: the file; None means report.html in the run's folder.
+  images: whether the page has the panels that read the data and the newest checkpoint.
+  data_request: where the data of the run are, and whether other data are accepted.
   Raises UserError where `workdir` holds no run.
   """
-  say = console.print if console else lambda line: None
-  left = run_folder.read(pathlib.Path(workdir))
-  pictured, maps = _pictured(left, images, say, asked)
-  found = sections(left, pictured)
-  if left.unread:
-    found[0] = found[0]._replace(blocks=[*found[0].blocks, Text(
-        f'Of another form, and not shown: {", ".join(f"eval/{name}" for name in left.unread)}.')])
-  old = [name for name, one in left.results.items() if not says(one)]
-  if old:
-    found[0] = found[0]._replace(blocks=[*found[0].blocks, Missing(
-        f'Of an earlier version, which did not write down on what data and pixels: {", ".join(old)}; computed again by',
-        left.command('eval', f'--protocol {",".join(sorted({left.results[n]["protocol"] for n in old}))}'))])
-  done = sorted({f['protocol'] for f in left.results.values()})
-  evals = [left.command('eval', f'--protocol {",".join(done)}')] if done else []
-  found.append(panels.again(left.env, [*left.commands, *evals, left.command('report')],
+  def say(line: str) -> None:
+    if console:
+      console.print(line)
+
+  folder = run_folder.read(pathlib.Path(workdir))
+  blocks, map_data = _panels(folder, images, say, data_request)
+  parts = sections(folder, blocks)
+  parts[0] = parts[0]._replace(blocks=[*parts[0].blocks, *_file_notes(folder)])
+  done = sorted({result['protocol'] for result in folder.results.values()})
+  evals = [folder.command('eval', f'--protocol {",".join(done)}')] if done else []
+  parts.append(panels.again(folder.env, [*folder.commands, *evals, folder.command('report')],
                             'config, environment, log and results'))
-  about = f'{left.method} on {left.config.data.name}, started {left.env.get("time", "at an unknown time")}'
-  text = page.render(f'Run {left.name}', about, found, {'kind': 'run', **run_folder.data(left), 'maps': maps})
-  path = page.save(out or left.workdir / 'report.html', text)
+  about = (f'{folder.method} on {folder.config.data.name}, started '
+           f'{folder.env.get("time", "at an unknown time")}')
+  text = page.render(f'Run {folder.name}', about, parts,
+                     {'kind': 'run', **run_folder.data(folder), 'maps': map_data})
+  path = page.save(out or folder.workdir / 'report.html', text)
   say(f'Written to {path}')
   return path

@@ -1,31 +1,37 @@
-"""SVG as text: escaped, scaled and ticked. Colours are classes of page.html: light, dark and print have their own."""
+"""SVG as text: escaped words, lines, axis ticks and legends.
+
+A color is a CSS class of page.html, because light, dark and printed pages have different colors.
+"""
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-WIDTH = 320.      # of a chart in its own units: a phone's column, so that text is as large as it says
-TEXT = 11.        # height of text
-LETTER = 5.9      # mean width of a character of it, a little generous
-SMALL = 5.4       # the same of a tick's
-COLOURS = 8       # c0 .. c7 of page.html
-DASHES = ('', '6 3', '2 2', '8 3 2 3')  # lines are told apart without colour too
-HIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')  # what XML cannot hold
+# The width of a chart in its own units is that of a phone's column, so that text keeps its size.
+WIDTH = 320.
+TEXT = 11.    # height of text
+LETTER = 5.9  # mean width of a character of text, slightly overestimated
+SMALL = 5.4   # mean width of a character of a tick's label
+COLORS = 8    # the classes c0 .. c7 of page.html
+DASHES = ('', '6 3', '2 2', '8 3 2 3')  # dashes tell lines apart where colors cannot
+HIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')  # the characters that XML forbids
+
+Mark = Callable[[int, float, float], str]  # (index of a name, x, y) -> the SVG of its mark
 
 
 def escape(text: object) -> str:
-  """`text` for the inside of an element or a quoted attribute."""
+  """Return `text` escaped for the inside of an element or of a quoted attribute."""
   return html.escape(HIDDEN.sub('\ufffd', str(text)))
 
 
 def cut(text: str, room: float) -> str:
-  """`text`, or its beginning with an ellipsis, in `room` units."""
+  """Return `text`, or its beginning and an ellipsis where it is wider than `room` units."""
   most = max(int(room / LETTER), 4)
   return text if len(text) <= most else text[:most - 1] + '…'
 
 
 def short(value: float) -> str:
-  """A number for an axis: '0.25', '12k', '2e-5'."""
+  """Return a number for an axis: '0.25', '12k', '2e-5'."""
   size = abs(value)
   if size >= 1e6:
     return f'{value / 1e6:.4g}M'
@@ -37,24 +43,34 @@ def short(value: float) -> str:
 
 
 def text(x: float, y: float, content: object, kind: str = '', anchor: str = 'start') -> str:
-  more = (f' class="{kind}"' if kind else '') + (f' text-anchor="{anchor}"' if anchor != 'start' else '')
-  return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(content)}</text>'
+  """Return a text element. kind: its CSS class. anchor: the side of the text that is at x."""
+  attributes = f' class="{kind}"' if kind else ''
+  attributes += f' text-anchor="{anchor}"' if anchor != 'start' else ''
+  return f'<text x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(content)}</text>'
 
 
 def rule(x0: float, y0: float, x1: float, y1: float, kind: str = 'grid') -> str:
+  """Return a straight line. kind: its CSS class."""
   return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
 
 
 def figure(title: str, about: str, body: Sequence[str], height: float, width: float = WIDTH) -> str:
-  """The SVG of `body`. title, about: its text alternative. A chart of WIDTH grows and shrinks with its column; a wider
-  one keeps its size and scrolls."""
-  style = f'style="max-width:{1.4 * WIDTH:.0f}px"' if width <= WIDTH else f'class="wide" style="width:{width:.0f}px"'
-  return (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {style} viewBox="0 0 {width:.0f} {height:.0f}">'
-          f'<title>{escape(title)}</title><desc>{escape(about)}</desc>{"".join(body)}</svg>')
+  """Return the SVG element around the elements `body`. title, about: its text alternative.
+
+  A chart of WIDTH grows and shrinks with its column. A wider chart keeps its size and scrolls.
+  """
+  style = (f'style="max-width:{1.4 * WIDTH:.0f}px"' if width <= WIDTH
+           else f'class="wide" style="width:{width:.0f}px"')
+  return (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {style} '
+          f'viewBox="0 0 {width:.0f} {height:.0f}"><title>{escape(title)}</title>'
+          f'<desc>{escape(about)}</desc>{"".join(body)}</svg>')
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-  """About `count` round numbers, the first at or under `low`, the last at or over `high` > `low`."""
+  """Return about `count` round numbers, in equal steps, that enclose `low` < `high`.
+
+  The first is at or under `low`, the last at or over `high`.
+  """
   rough = (high - low) / count
   power = 10. ** math.floor(math.log10(rough))
   step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
@@ -63,23 +79,31 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-  """1, 2 and 5 of each decade between two positive numbers; the decades alone where those are many."""
+  """Return 1, 2 and 5 times each power of ten between two positive numbers.
+
+  Where these are more than six, the powers of ten alone are returned, at most about six of them.
+  """
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-  for parts in ((1, 2, 5), (1,)):
-    found = [p * 10. ** d for d in decades for p in parts if low * .999 <= p * 10. ** d <= high * 1.001]
-    if len(found) <= 6:
+  powers = [10. ** d for d in decades]
+  for factors in ((1, 2, 5), (1,)):
+    levels = [f * p for p in powers for f in factors if low * .999 <= f * p <= high * 1.001]
+    if len(levels) <= 6:
       break
-  return found[::max(len(found) // 5, 1)]
+  return levels[::max(len(levels) // 5, 1)]
 
 
-def legend(names: Sequence[str], mark, x: float, y: float, width: float = WIDTH) -> tuple[list[str], float]:
-  """(the marks `mark(i, x, y)` and `names` in rows from (x, y), the y below them)."""
-  out, at = [], x
+def legend(names: Sequence[str], mark: Mark, x: float, y: float, width: float = WIDTH
+           ) -> tuple[list[str], float]:
+  """Return the elements of a legend in rows from (x, y), and the y below them.
+
+  mark: makes the SVG of the mark that stands before a name.
+  """
+  elements, left = [], x
   for i, name in enumerate(names):
     name = cut(name, width - x - 24)
-    wide = 24 + LETTER * len(name)
-    if at > x and at + wide > width:
-      at, y = x, y + 15
-    out += [mark(i, at, y - 4), text(at + 19, y, name)]
-    at += wide + 8
-  return out, y + 15
+    room = 24 + LETTER * len(name)
+    if left > x and left + room > width:
+      left, y = x, y + 15
+    elements += [mark(i, left, y - 4), text(left + 19, y, name)]
+    left += room + 8
+  return elements, y + 15
