@@ -6,9 +6,11 @@ import pytest
 from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, evaluation
+from equivariant_ssl.evaluate import comparison
+from equivariant_ssl.evaluate.result_files import stored_result
 
-WHOLE = {'protocol': 'knn', 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
+WHOLE = {'protocol': 'knn', 'data': '', 'inputs': {}, 'definition': {},
+         'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
 
 
 @pytest.fixture
@@ -23,13 +25,13 @@ def folder(tmp_path):
                                   '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
 def test_a_damaged_result_is_named_and_computed_again(folder, text):
   path = folder / 'eval' / 'knn.json'
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) == WHOLE
+  assert stored_result(path, {'protocol': 'knn'}, ['trained'], print) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
     comparison.read(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
-  assert evaluation._cached(path, {'protocol': 'knn'}, ['trained']) is None
+  assert stored_result(path, {'protocol': 'knn'}, ['trained'], print) is None
 
 
 @pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),

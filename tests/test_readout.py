@@ -16,7 +16,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.data import holdout, source, stream
 from equivariant_ssl.errors import IN_USE, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import evaluation as evaluations
-from equivariant_ssl.evaluate import frozen, knn, transfer
+from equivariant_ssl.evaluate import frozen, knn, target_data, targets, transfer
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
 from equivariant_ssl.parallel import sharding
@@ -134,8 +134,8 @@ def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypat
   seen, whole = [], made(names=False)
   def read(split, data):
     return lambda size: seen.append(split) or (data,)
-  opened = transfer.Opened(transfer.Target('made', held=.25), 4, {
-      k: transfer.Part(k, read(k, s)) for k, s in (('train', whole.train), ('test', whole.test))})
+  opened = target_data.Opened(targets.Target('made', held=.25), 4, {
+      k: target_data.Part(k, read(k, s)) for k, s in (('train', whole.train), ('test', whole.test))})
   monkeypatch.setattr(transfer, 'find', lambda *_: opened)
   monkeypatch.setattr(transfer, 'check_targets', lambda *_: None)
   monkeypatch.setattr(transfer, 'central', lambda encode, split, size, mesh: np.eye(4)[split.labels] + 1e-3 * np.asarray(
