@@ -128,7 +128,8 @@ def test_what_else_a_number_depends_on(change, copy, monkeypatch, capsys):
   evaluated(workdir, data)
   words = change(workdir, monkeypatch, counted)
   evaluated(workdir, data)
-  assert called == ['knn', 'knn'] and f'knn.json is computed again: it was measured with other {words}.' in capsys.readouterr().out
+  assert called == ['knn', 'knn']
+  assert f'knn.json is computed again: it was measured with other {words}.' in capsys.readouterr().out
 
 
 def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(copy, capsys):

@@ -196,7 +196,7 @@ def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
   tune = lambda state=state, source=colours, **kw: finetune.finetune(recipe, state, source, key, epochs=1,
                                                                       batch=6, **kw)
   for source, match in ((colours._replace(test=None), 'no labeled test images'),
-                        (colours._replace(train=colours.train._replace(labels=None)), 'no labelled training images'),
+                        (colours._replace(train=colours.train._replace(labels=None)), 'no labeled training images'),
                         (colours._replace(classes=('r', 'g', 'b', 'none')), 'Class 3 has no training image')):
     with pytest.raises(errors.UserError, match=match):
       tune(source=source)

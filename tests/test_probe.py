@@ -65,7 +65,8 @@ def joined(heads):
 @pytest.mark.parametrize('devices,protocol', [
     (None, PLAIN._replace(end=1e-4)), (4, PLAIN._replace(end=1e-4)),
     (None, PLAIN._replace(nesterov=False, per=4)),
-    (None, PLAIN._replace(rates=(.05, .2, 1.), partial_batch=True)), (4, PLAIN._replace(rates=(.05, .2, 1.), whole=True))])
+    (None, PLAIN._replace(rates=(.05, .2, 1.), partial_batch=True)),
+    (4, PLAIN._replace(rates=(.05, .2, 1.), partial_batch=True))])
 def test_a_probe_is_torchs_sgd_on_augmented_images(key, devices, protocol):
   mesh = None if devices is None else sharding.mesh(jax.devices()[:devices])
   images, labels = plain(45, 0)  # 45 = 2 batches and 13 images: left out, or a masked batch
