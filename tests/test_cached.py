@@ -14,7 +14,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import OTHER_DATA
 from equivariant_ssl.evaluate import comparison, evaluation, finetune, inputs, knn, protocols, result_files, transfer
-from equivariant_ssl.evaluate.protocols import Found, Options
+from equivariant_ssl.evaluate.protocols import Measurement, Options
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import loop
 
@@ -52,8 +52,8 @@ def copy(ran, tmp_path, monkeypatch):
   shutil.copytree(ran[0], tmp_path / 'run')
   shutil.copytree(ran[1], tmp_path / 'data')
   called = []
-  quick = lambda name: lambda s: called.append(name) or Found(name, {'top1': .5}, {'top1': {'chance': .1}})
-  counted = {n: p._replace(find=quick(n)) for n, p in protocols.PROTOCOLS.items()}
+  quick = lambda name: lambda s: called.append(name) or Measurement(name, {'top1': .5}, {'top1': {'chance': .1}})
+  counted = {n: p._replace(measure=quick(n)) for n, p in protocols.PROTOCOLS.items()}
   monkeypatch.setattr(evaluation, 'PROTOCOLS', counted)
   monkeypatch.setattr(cli, '_cache', lambda: None)
   return tmp_path / 'run', tmp_path / 'data', called, counted
@@ -91,7 +91,7 @@ def test_other_data_other_result(change, copy, capsys):
   change(data)
   other = evaluated(workdir, data)
   assert called == ['knn', 'knn'] and other['data'] != first['data']
-  assert 'knn.json is computed again: of other data.' in capsys.readouterr().out
+  assert 'knn.json is computed again: it was measured with other data.' in capsys.readouterr().out
   assert evaluated(workdir, data) == other and called == ['knn', 'knn']
 
 
@@ -128,7 +128,8 @@ def test_what_else_a_number_depends_on(change, copy, monkeypatch, capsys):
   evaluated(workdir, data)
   words = change(workdir, monkeypatch, counted)
   evaluated(workdir, data)
-  assert called == ['knn', 'knn'] and f'knn.json is computed again: of other {words}.' in capsys.readouterr().out
+  assert called == ['knn', 'knn']
+  assert f'knn.json is computed again: it was measured with other {words}.' in capsys.readouterr().out
 
 
 def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(copy, capsys):
@@ -137,25 +138,25 @@ def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(co
   old = {k: v for k, v in found.items() if k not in result_files.NEW}
   path.write_text(json.dumps(old))
   assert not result_files.says(old) and result_files.says(found)
-  line, = comparison.doubts([workdir])
-  assert line.startswith(f'knn of {workdir}: of an earlier version') and line.endswith(f'{workdir} --protocol knn')
+  line, = comparison.caveats([workdir])
+  assert line.startswith(f'knn of {workdir}: an earlier version wrote it') and line.endswith(f'{workdir} --protocol knn')
   assert evaluated(workdir, data)['trained'] == found['trained'] and called == ['knn', 'knn']
-  assert 'computed again: of an earlier version' in capsys.readouterr().out
+  assert 'computed again: an earlier version' in capsys.readouterr().out
   path.write_text('{"torn')
   assert evaluated(workdir, data)['trained'] == found['trained']
   assert 'computed again: it is damaged' in capsys.readouterr().out
-  assert not comparison.doubts([workdir])
+  assert not comparison.caveats([workdir])
 
 
 def test_runs_of_other_data_are_not_compared_in_silence(copy, tmp_path):
   workdir, data, _, _ = copy
   evaluated(workdir, data)
   shutil.copytree(workdir, tmp_path / 'other')
-  assert not comparison.doubts([workdir, tmp_path / 'other'])
+  assert not comparison.caveats([workdir, tmp_path / 'other'])
   relabel(data)
   evaluated(tmp_path / 'other', data)
-  assert comparison.doubts([workdir, tmp_path / 'other']) == ['knn: not of the same data in all runs.']
-  assert not comparison.doubts([workdir, tmp_path / 'other'], ('health',))
+  assert comparison.caveats([workdir, tmp_path / 'other']) == ['knn: the runs were not measured with the same data.']
+  assert not comparison.caveats([workdir, tmp_path / 'other'], ('health',))
 
 
 def test_constants_are_found():
@@ -179,7 +180,7 @@ def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):
   assert called == ['transfer']
   repaint(target)
   evaluated(workdir, data, 'transfer', options)
-  assert called == ['transfer'] * 2 and 'of other data' in capsys.readouterr().out
+  assert called == ['transfer'] * 2 and 'with other data' in capsys.readouterr().out
   listed = tmp_path / 'list.txt'
   listed.write_text('r/00.png\ng/00.png\n')
   tuned = lambda: evaluated(workdir, data, 'finetune10', Options(images=str(listed)))
@@ -219,4 +220,4 @@ def test_images_removed(ran, tmp_path, monkeypatch, capsys):
   capsys.readouterr()
   assert eqssl('--accept-data') == 0
   out = capsys.readouterr().out
-  assert 'computed again: of other data' in out and 'knn k=24' in out
+  assert 'computed again: it was measured with other data' in out and 'knn k=24' in out

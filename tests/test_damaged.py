@@ -6,7 +6,8 @@ import pytest
 from equivariant_ssl import cli, report
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, result_files
+from equivariant_ssl.evaluate import comparison
+from equivariant_ssl.evaluate.result_files import stored_result
 
 ABOUT = {'protocol': 'knn', 'data': '0f', 'inputs': {'version': 1}, 'definition': {'version': 1}}
 WHOLE = {**ABOUT, 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing': []}]}
@@ -24,14 +25,14 @@ def folder(tmp_path):
                                   '{"protocol": "knn", "trained": []}', '{"protocol": "knn", "trained": null}'])
 def test_a_damaged_result_is_named_and_computed_again(folder, text):
   path = folder / 'eval' / 'knn.json'
-  assert result_files.kept(path, ABOUT, ['trained'], pytest.fail) == WHOLE
+  assert stored_result(path, ABOUT, ['trained'], pytest.fail) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
     comparison.read(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
   lines = []
-  assert result_files.kept(path, ABOUT, ['trained'], lines.append) is None and 'damaged' in lines[0]
+  assert stored_result(path, ABOUT, ['trained'], lines.append) is None and 'damaged' in lines[0]
 
 
 @pytest.mark.parametrize('by,fix', [('augment', '--group-by method or --group-by augment.'),

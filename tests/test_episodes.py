@@ -24,7 +24,7 @@ def draws(x, y, key, shots, numbers, queries=QUERIES, ways=WAYS, classes=K):
   """The images [episodes, ways, shots] and [episodes, ways, queries] of episodes, as rows of x."""
   index = np.arange(len(x), dtype=np.float32)[:, None]
   pool, _ = few._pool(index, y, classes, ways, shots)
-  most = int(pool.count.max())
+  most = int(pool.size.max())
   one = lambda number: few.draw(pool, key_for(key, 'episode', number), ways, shots, queries, most)
   rows = jax.jit(jax.vmap(one))(jnp.asarray(numbers, jnp.int32))
   return [np.asarray(pool.features)[np.asarray(r), 0].astype(int) for r in rows]
@@ -91,7 +91,7 @@ def test_small_classes_are_left_out_and_said(key):
   assert found.protocol == '5-way 2-shot centroid, 20 episodes, 2 small classes left out'
   pool, _ = few._pool(y[:, None], y, K + 3, WAYS, 2)
   np.testing.assert_array_equal(pool.features[pool.first, 0], np.arange(K + 1))
-  np.testing.assert_array_equal(pool.count, np.bincount(y)[:K + 1])
+  np.testing.assert_array_equal(pool.size, np.bincount(y)[:K + 1])
   with pytest.raises(errors.UserError, match='8 of 11 classes have more than 4 images, too few for 9 ways'):
     few.episodes(x, y, K + 3, key, ways=9, shots=4)
 

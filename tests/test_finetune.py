@@ -195,8 +195,8 @@ def test_a_run_is_fine_tuned_on_the_files_of_a_list(recipe, state, colours, key,
 def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
   tune = lambda state=state, source=colours, **kw: finetune.finetune(recipe, state, source, key, epochs=1,
                                                                       batch=6, **kw)
-  for source, match in ((colours._replace(test=None), 'no labelled test images'),
-                        (colours._replace(train=colours.train._replace(labels=None)), 'no labelled training images'),
+  for source, match in ((colours._replace(test=None), 'no labeled test images'),
+                        (colours._replace(train=colours.train._replace(labels=None)), 'no labeled training images'),
                         (colours._replace(classes=('r', 'g', 'b', 'none')), 'Class 3 has no training image')):
     with pytest.raises(errors.UserError, match=match):
       tune(source=source)

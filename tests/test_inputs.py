@@ -19,7 +19,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.demo import arms
-from equivariant_ssl.evaluate import frozen, inputs, online, protocols
+from equivariant_ssl.evaluate import frozen, inputs, online, panel_protocols, protocols
 from equivariant_ssl.evaluate.linear import held_out
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
@@ -99,7 +99,7 @@ def albums(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(frozen, 'PANEL', ('crop', 'flip'))
     patch.setattr(frozen, 'OUTSIDE', {})
-    patch.setattr(protocols, 'SHARED', 2)
+    patch.setattr(panel_protocols, 'SHARED', 2)
     for shape in {c.shape for c in CASES.values()}:
       ALBUMS[shape] = album(tmp_path_factory.mktemp('album'), shape)
     yield
@@ -167,8 +167,8 @@ def short_side(case):
 
 def subject(case, **options):
   run, fixed, state = world(case)
-  read = functools.cache(lambda: protocols.arrays(run, fixed, state))
-  moved = functools.cache(lambda: protocols.applied(run, fixed, state))
+  read = functools.cache(lambda: protocols.labeled_features(run, fixed, state))
+  moved = functools.cache(lambda: panel_protocols.panel_features(run, fixed, state))
   return Subject(run, fixed, state, read, moved, jax.random.key(0), Options(epochs=1, batch=6, **options))
 
 
@@ -189,12 +189,12 @@ def test_frozen_features_and_the_online_knn(name):
   run, fixed, state = world(case)
   want = np.concatenate([wanted(split, short_side(case)) for split in (run.source.train, run.source.test)])
   for protocol in READ:
-    every(seen(lambda protocol=protocol: PROTOCOLS[protocol].find(subject(case))), want)
+    every(seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case))), want)
   every(seen(lambda: online.monitor(run)(state)), want)
   if name.startswith('stored'):  # to the bit
     raw = np.concatenate([np.asarray(s.images) for s in (run.source.train, run.source.test)])
     raw = np.asarray(jax.jit(lambda images: images.astype(jnp.float32) / 255.)(raw))
-    found = seen(lambda: protocols.arrays(run, fixed, state))
+    found = seen(lambda: protocols.labeled_features(run, fixed, state))
     assert {x.tobytes() for x in found} == {x.tobytes() for x in raw}
 
 
@@ -211,7 +211,7 @@ def test_probes_and_fine_tuning(name):
   for protocol in few if name not in SLOW else (*PROBES, *TUNED):
     short = short_side(case) if protocol == 'simclr' else centred(case)
     want = wanted(tests, short)
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].find(subject(case)))
+    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     if protocol in ('byol', 'linear'):  # the rate is chosen on two of the training images
       out = held_out(run.source.train.labels, .1)
       want = np.concatenate([want, wanted(run.source.train, short)[out]])
@@ -226,7 +226,7 @@ def test_the_panel(name):
   run, fixed, state = world(case)
   tests, trains = (wanted(s, short_side(case)) for s in (run.source.test, run.source.train))
   for protocol in PANELS if name in SLOW else ('profile', 'care', 'regression'):
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].find(subject(case)))
+    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     want = np.concatenate([tests, trains]) if protocol.startswith('regression') else tests
     whole = np.concatenate([want, want[:, :, ::-1]])  # a flip, and what it flips
     found = among(images, whole)
@@ -242,7 +242,7 @@ def test_pairs_and_banks(name):
   canvases = np.asarray(run.source.test.images)
   reference = np.stack([np.asarray(Pillow.fromarray(c).resize((SIZE, SIZE), Pillow.Resampling.BICUBIC)) for c in canvases])
   for protocol in PAIRS:
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].find(subject(case)))
+    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     found = among(images, reference.astype(np.float32) / 255)  # EquiMod's reference: the whole canvas, as in training
     assert set(found) == {-1, *range(N)}
     crops(images[found < 0], case)
@@ -276,7 +276,7 @@ def test_transfer_and_embed_show_the_whole_central_square(tmp_path):
   photographs = album(tmp_path / 'photographs', (36, 48))
   for case in (CASES['stored'], CASES['larger, 4:3']):  # whatever the run's own data are
     run, fixed, state = world(case)
-    images = seen(lambda case=case: PROTOCOLS['transfer'].find(subject(case, targets=(str(photographs),))))
+    images = seen(lambda case=case: PROTOCOLS['transfer'].measure(subject(case, targets=(str(photographs),))))
     files = sorted((photographs / 'train').rglob('*.png')) + sorted((photographs / 'test').rglob('*.png'))
     canvases = [decode(f.read_bytes(), SIZE) for f in files]
     want = np.stack([pillow(c, t, SIZE) for c, t in canvases])
@@ -319,7 +319,7 @@ def test_imagenets_crop_is_torchvisions(shape):
   the canvas holds all of it (bicubic, and torchvision's default bilinear), and of the unsquashed canvas for noise."""
   shows = inputs.at(224, 256)
   assert shows.short == 256
-  of = jax.jit(lambda pixels, true: inputs.one(shows, Image(pixels, true)))
+  of = jax.jit(lambda pixels, true: inputs.input_pixels(shows, Image(pixels, true)))
   def ours(canvas):
     return np.asarray(of(jnp.asarray(canvas, jnp.float32) / 255, jnp.array(shape, jnp.float32))) * 255
 
@@ -341,7 +341,7 @@ def test_imagenets_crop_is_torchvisions(shape):
 def test_what_is_decided_by_size_and_canvas():
   assert inputs.at(224, 256) == (224, 256, 256, False) and inputs.at(16, 32).short == 18  # CIFAR-10 at 16 pixels
   assert inputs.at(32, 32).short == 32 and inputs.at(32, 16).short == 32
-  assert inputs.centred(inputs.at(32, 32)).short == 36 and inputs.centred(inputs.at(224, 256)).short == 256
+  assert inputs.with_center_crop(inputs.at(32, 32)).short == 36 and inputs.with_center_crop(inputs.at(224, 256)).short == 256
   square = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([[8, 8], [5, 5]], np.float32), None)
   assert inputs.of(8, square).square and not inputs.of(6, square).square
   assert not inputs.of(8, square._replace(sizes=np.array([[8, 8], [5, 6]], np.float32))).square

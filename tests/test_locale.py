@@ -16,7 +16,7 @@ from PIL import Image
 from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import tfds
-from equivariant_ssl.evaluate import targets, transfer
+from equivariant_ssl.evaluate import target_data, targets, transfer
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import loop
 
@@ -135,7 +135,7 @@ def test_hints_can_be_typed(here, capsys):
 @pytest.mark.parametrize('name', transfer.DATASETS)
 def test_what_prepares_a_target_can_be_typed(name, tmp_path):
   root = tmp_path / "two  spaces it's"
-  command = transfer._to_make(transfer.DATASETS[name], root)
+  command = target_data.command_for(transfer.DATASETS[name], root)
   assert shlex.quote(str(root)) in command
   if command.startswith('bash'):  # with a curl and a tar that do nothing
     for tool in ('curl', 'tar'):

@@ -38,7 +38,7 @@ ENCODE = Partial(colour, jnp.float32(2.))
 def reference(protocol, features, labels, key):
   """Torch's SGD with momentum and CosineAnnealingLR in float64, on features that no augmentation moves; [R D+1 K]."""
   key, N, B = key_for(key, 'probe'), len(labels), protocol.batch
-  per_epoch = -(-N // B) if protocol.whole else N // B
+  per_epoch = -(-N // B) if protocol.partial_batch else N // B
   head = probe.torch_linear(key_for(key, 'init'), features.shape[1], 3)
   found = []
   for rate in protocol.rates:
@@ -65,7 +65,8 @@ def joined(heads):
 @pytest.mark.parametrize('devices,protocol', [
     (None, PLAIN._replace(end=1e-4)), (4, PLAIN._replace(end=1e-4)),
     (None, PLAIN._replace(nesterov=False, per=4)),
-    (None, PLAIN._replace(rates=(.05, .2, 1.), whole=True)), (4, PLAIN._replace(rates=(.05, .2, 1.), whole=True))])
+    (None, PLAIN._replace(rates=(.05, .2, 1.), partial_batch=True)),
+    (4, PLAIN._replace(rates=(.05, .2, 1.), partial_batch=True))])
 def test_a_probe_is_torchs_sgd_on_augmented_images(key, devices, protocol):
   mesh = None if devices is None else sharding.mesh(jax.devices()[:devices])
   images, labels = plain(45, 0)  # 45 = 2 batches and 13 images: left out, or a masked batch
@@ -114,5 +115,5 @@ def test_a_probe_that_diverges_says_so(key, monkeypatch):
 def test_centre_is_pillows():
   image = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
   want = np.asarray(Pillow.fromarray(image).resize((36, 36), Pillow.Resampling.BICUBIC))[2:34, 2:34]
-  found = np.asarray(jax.jit(lambda pixels: inputs.centre(pixels, 36))(jnp.asarray(image, jnp.float32) / 255))
+  found = np.asarray(jax.jit(lambda pixels: inputs.resized_center(pixels, 36))(jnp.asarray(image, jnp.float32) / 255))
   assert np.abs(np.round(found * 255) - want).max() <= 1

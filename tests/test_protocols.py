@@ -14,7 +14,7 @@ from rich.console import Console
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, evaluation, frozen, protocols, statistics, transfer
+from equivariant_ssl.evaluate import comparison, evaluation, frozen, panel_protocols, protocols, statistics, transfer
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import loop, runs
@@ -35,8 +35,9 @@ def small():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(frozen, 'PANEL', ('crop', 'flip'))
     patch.setattr(frozen, 'OUTSIDE', {})
-    for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('BANK', 16), ('SHARED', 2)):
-      patch.setattr(protocols, name, value)
+    patch.setattr(protocols, 'BANK', 16)
+    for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('SHARED', 2)):
+      patch.setattr(panel_protocols, name, value)
     yield
 
 
@@ -104,7 +105,9 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
   folder, found, before = evaluated
   assert {p: p.read_bytes() for p in (folder / 'checkpoints').rglob('*') if p.is_file()} == before
   called = []
-  counted = {n: p._replace(find=lambda s, n=n, p=p: called.append(n) or p.find(s)) for n, p in protocols.PROTOCOLS.items()}
+  def counting(name, protocol):
+    return protocol._replace(measure=lambda s: called.append(name) or protocol.measure(s))
+  counted = {n: counting(n, p) for n, p in protocols.PROTOCOLS.items()}
   monkeypatch.setattr(evaluation, 'PROTOCOLS', counted)
   assert evaluation.evaluate(folder, ['knn', 'profile']) == {n: found[n] for n in ('knn', 'profile')} and not called
   (folder / 'eval' / 'knn.json').write_text('{"torn')

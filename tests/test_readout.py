@@ -17,7 +17,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.data import holdout, source, stream
 from equivariant_ssl.errors import IN_USE, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import evaluation as evaluations
-from equivariant_ssl.evaluate import frozen, knn, transfer
+from equivariant_ssl.evaluate import frozen, knn, target_data, targets, transfer
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
 from equivariant_ssl.parallel import sharding
@@ -210,10 +210,10 @@ def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypat
   def read(split, data):
     return lambda size: seen.append(split) or (data,)
 
-  opened = transfer.Opened(
-    transfer.Target('made', held=0.25),
+  opened = target_data.Opened(
+    targets.Target('made', held=0.25),
     4,
-    {k: transfer.Part(k, read(k, s)) for k, s in (('train', whole.train), ('test', whole.test))},
+    {k: target_data.Part(k, read(k, s)) for k, s in (('train', whole.train), ('test', whole.test))},
   )
   monkeypatch.setattr(transfer, 'find', lambda *_: opened)
   monkeypatch.setattr(transfer, 'check_targets', lambda *_: None)

@@ -8,7 +8,7 @@ import pytest
 import reports
 
 from equivariant_ssl import config as configs
-from equivariant_ssl.evaluate import evaluation, frozen, protocols
+from equivariant_ssl.evaluate import evaluation, frozen, panel_protocols, protocols
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import report
 from equivariant_ssl.training import loop
@@ -41,8 +41,9 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
   with pytest.MonkeyPatch.context() as patch:
     for name, value in (('PANEL', ('crop', 'rotate')), ('OUTSIDE', {})):
       patch.setattr(frozen, name, value)
-    for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('BANK', 16), ('SHARED', 2)):
-      patch.setattr(protocols, name, value)
+    patch.setattr(protocols, 'BANK', 16)
+    for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('SHARED', 2)):
+      patch.setattr(panel_protocols, name, value)
     # A batch that 8 devices do not divide: one device, whose programs compile sooner.
     config = configs.load('smoke', {'steps': '4', 'batch': '15', 'knn_every': '.05', 'probe': 'True'})
     loop.train(config, root / 'trained', 'eqssl train --config smoke', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)

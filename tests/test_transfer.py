@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from equivariant_ssl import errors
 from equivariant_ssl.data import digits, tfds
 from equivariant_ssl.data.source import Records
-from equivariant_ssl.evaluate import inputs, transfer
+from equivariant_ssl.evaluate import inputs, target_data, targets, transfer
 from equivariant_ssl.evaluate.logistic import logistic, mean_per_class
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Image
@@ -26,7 +26,7 @@ def colour(weight, images):
 
 def square(images, sizes, size):
   shows = inputs.Inputs(size, images.shape[1], size)
-  return jax.vmap(lambda pixels, true: inputs.one(shows, Image(pixels, true)))(images, sizes)
+  return jax.vmap(lambda pixels, true: inputs.input_pixels(shows, Image(pixels, true)))(images, sizes)
 
 
 SQUARE = jax.jit(square, static_argnums=2)
@@ -134,7 +134,7 @@ def test_the_table_has_the_published_metrics():
 
 
 def test_a_mean_per_class_is_chosen_and_reported(albums, monkeypatch):
-  target = transfer.Target('', valid='val', metric='per_class')
+  target = targets.Target('', valid='val', metric='per_class')
   monkeypatch.setitem(transfer.DATASETS, 'rare', target)
   seen, real = {}, transfer.logistic
   monkeypatch.setattr(transfer, 'logistic', lambda *a, **kw: seen.setdefault('found', real(*a, **kw)))
@@ -188,7 +188,7 @@ def test_what_cannot_be_classified_is_said_in_a_line(albums, tmp_path):
 
 
 def test_records_are_decoded_in_pieces_and_few_may_be_broken(monkeypatch):
-  monkeypatch.setattr(transfer, 'CHUNK', 30)
+  monkeypatch.setattr(target_data, 'CHUNK', 30)
 
   def png(i):
     file = io.BytesIO()
@@ -198,7 +198,7 @@ def test_records_are_decoded_in_pieces_and_few_may_be_broken(monkeypatch):
   def pieces(bad):
     records = Records(lambda i: f'record {i}', lambda rows: [b'no' if i in bad else png(i) for i in rows],
                       np.arange(70, dtype=np.int32), 70)
-    return list(transfer._decoded(records, SIZE, pathlib.Path('my photographs')))
+    return list(target_data._decoded(records, SIZE, pathlib.Path('my photographs')))
   found = pieces({31})
   assert [len(s.images) for s in found] == [30, 30, 10]
   images, labels = (np.concatenate([getattr(s, k) for s in found]) for k in ('images', 'labels'))

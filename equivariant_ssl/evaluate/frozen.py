@@ -1,4 +1,5 @@
-"""A network in eval mode as pure functions of its variables, and what they answer on held-out images."""
+"""A network in eval mode as pure functions of its variables, and what they return for held-out
+images."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from jax.tree_util import Partial
 from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.algebra import resize, select
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.evaluate import gains, inputs
+from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.evaluate.gains import Measured, measure
 from equivariant_ssl.evaluate.inputs import Inputs
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.training.recipe import Recipe
@@ -19,25 +21,30 @@ from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Pair, Size
 
 SEED = 0  # of the held-out views: the same for every run and checkpoint
-PANEL = ('crop', 'flip', 'vflip', 'rotate', 'turn', 'jitter', 'gray', 'blur', 'solarize', 'invert')  # of any network
-OUTSIDE = {  # what an op draws beyond its own range, from its configured fields
+PANEL = ('crop', 'flip', 'vflip', 'rotate', 'turn', 'jitter', 'gray', 'blur', 'solarize', 'invert')
+JITTER = ('brightness', 'contrast', 'saturation', 'hue')
+# {op: its config section -> the fields with which it draws beyond the range it was trained on}
+OUTSIDE = {
     'crop': lambda crop: {'scale': (crop.scale[0] / 4, crop.scale[0])},
-    'jitter': lambda jitter: {k: min(2 * jitter[k], .5 if k == 'hue' else 1.)
-                              for k in ('brightness', 'contrast', 'saturation', 'hue')},
+    'jitter': lambda jitter: {k: min(2 * jitter[k], .5 if k == 'hue' else 1.) for k in JITTER},
     'blur': lambda blur: {'sigma': (blur.sigma[1], 2 * blur.sigma[1])},
     'turn': lambda turn: {'degrees': min(2 * turn.degrees, 180.)},
 }
 
+Rows = tuple[Array, Array, Array]  # (index [B] int32, canvases uint8 [B S S C], sizes [B 2])
+Mask = dict[str, Any]  # {op: whether it draws}; an argument, so that one program serves every op
+
 
 class Frozen(NamedTuple):
-  """Functions that compile once for all checkpoints.
+  """Evaluation functions of a network, which compile once for all checkpoints.
 
   encode: (variables, images [B S S C] in [0, 1]) -> features [B D].
-  pairs: {objective: {what was done: ((variables, (index [B], images uint8 [B S S C], sizes [B 2])) -> Pair [B V ...])}}, for
-  'all' the objective's own chain, for each op that it is told that op alone, and 'OP beyond': the op outside of the range it
-  was trained on; of the objectives that predict where an embedding goes.
-  banks: the same keys: (variables, (index, images, sizes)) -> (embeddings [B M E], actions [B M ...]) of M views of each
-  image, the first the reference.
+  pairs: {objective: {change: ((variables, (index [B], images uint8 [B S S C], sizes [B 2])) -> Pair
+  [B V ...])}}, for the objectives that predict a target embedding. The change 'all' draws the
+  objective's own chain; the name of an op that the objective is conditioned on draws that op alone;
+  'OP beyond' draws the op outside of the range that it was trained on.
+  banks: the same keys: (variables, (index, images, sizes)) -> (embeddings [B M E], actions
+  [B M ...]) of M views of each image; the first view is the reference.
   answer: {objective: ((variables, Pair [N ...]) -> [N E])}.
   """
   encode: Any
@@ -47,173 +54,234 @@ class Frozen(NamedTuple):
 
 
 def variables(state: TrainState) -> dict:
-  """What a frozen network needs of a state."""
+  """Return what a frozen network needs of a state: its weights and its BatchNorm statistics."""
   return {'params': state.params, 'batch_stats': state.stats}
 
 
 def told(recipe: Recipe, name: str) -> list[str]:
-  """The names of the ops that objective `name` is told."""
+  """Return the names of the augmentations of objective `name`, which its head is conditioned on."""
   return recipe.wirings[name].conditioning.name.split('+')
 
 
 def canvas(pixels: Array, size: Size) -> Image:
-  """A uint8 canvas [S S C] as an image in [0, 1] of true `size`."""
+  """Return a uint8 canvas [S S C] as an image in [0, 1] of true `size`."""
   return Image(pixels.astype(jnp.float32) / 255., size)
 
 
 def rows(split: Split, part: slice | None = None) -> tuple[np.ndarray, Any, Any]:
-  """(index, images, sizes) of a split, or of a part of it: what the programs here read. The index counts from 0."""
-  images, sizes = (split.images, split.sizes) if part is None else (split.images[part], split.sizes[part])
+  """Return (index, images, sizes) of a split, or of a part of it, as the evaluation functions read
+  them. The index counts from 0."""
+  images, sizes = split.images, split.sizes
+  if part is not None:
+    images, sizes = images[part], sizes[part]
   return np.arange(len(images), dtype=np.int32), images, sizes
 
 
-Mask = dict[str, Array]  # {op: whether it draws}; an argument, so that one program serves every op alone
+def _apply(recipe: Recipe, *arguments: Any, method: str) -> Any:
+  """Call a method of the network in eval mode, where flax returns its result alone."""
+  return recipe.network.apply(*arguments, method=method)
 
 
-def _still(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
-  """The action of `chain` whose view is the source of objective `name`: its reference's where it has one, else that of what
-  an evaluation shows. (Where images are square and stored at their size: the identity.)"""
-  if 'reference' in recipe.equivariances[name].uses:  # its own chain may know more ops
-    found = recipe.groups['reference'].chains[0].sample(jax.random.key(SEED), size)
-    return {op: found[op] for op in chain.identity(size)}
+def _source_action(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
+  """Return the action of `chain` whose view is the source of objective `name`.
+
+  It is that of the objective's reference; without a reference, that of the pixels that an
+  evaluation gives a network. (Where images are square and stored at their size: the identity.)
+  """
+  if 'reference' in recipe.equivariances[name].uses:  # the reference's chain may have more ops
+    action = recipe.groups['reference'].chains[0].sample(jax.random.key(SEED), size)
+    return {op: action[op] for op in chain.identity(size)}
   return inputs.still(inputs.at(recipe.size, recipe.canvas), chain, size)
 
 
 def _masked(recipe: Recipe, name: str, chain: Op, mask: Mask) -> Op:
-  """`chain` of which the ops of `mask` alone draw; the others keep the action of the source."""
+  """Return `chain` in which only the ops of `mask` draw; the others keep the source's action."""
   def sample(key: Key, size: Size) -> Action:
-    drawn, still = chain.sample(key, size), _still(recipe, name, chain, size)
-    return {n: select(mask[n], drawn[n], still[n]) for n in drawn}
+    action, source = chain.sample(key, size), _source_action(recipe, name, chain, size)
+    return {n: select(mask[n], action[n], source[n]) for n in action}
   return chain._replace(sample=sample)
 
 
-def _pairs(recipe: Recipe, name: str, own: tuple[Op, ...]):
-  """The objective's own pairs of each image, its views drawn from the chains `own`."""
+def _pairs(recipe: Recipe, name: str, chains: tuple[Op, ...]):
+  """Return the function of Frozen.pairs that draws objective `name`'s views from `chains`."""
   objective = recipe.equivariances[name]
   groups = {g: recipe.groups[g] for g in objective.uses}
 
-  def pairs(mask: Mask, values: dict, rows: tuple[Array, Array, Array]) -> Pair:
-    masked = {id(c): _masked(recipe, name, c, mask) for c in own}
-    drawn = {g: group if g == 'reference' else group._replace(chains=tuple(masked[id(c)] for c in own))
-             for g, group in groups.items()}
+  def pairs(mask: Mask, values: dict, rows: Rows) -> Pair:
+    masked = {id(c): _masked(recipe, name, c, mask) for c in chains}
+    masked_chains = tuple(masked[id(c)] for c in chains)
+    masked_groups = {g: group if g == 'reference' else group._replace(chains=masked_chains)
+                     for g, group in groups.items()}
 
-    def of_one(index: Array, pixels: Array, size: Size):
+    def views_of_image(index: Array, pixels: Array, size: Size):
       image = jax.tree.map(lambda a: a[None], canvas(pixels, size))
-      shown = augment.views(drawn, key_for(jax.random.key(SEED), 'held out', index), image)
-      return jax.tree.map(lambda a: a[0], shown)
-    shown = jax.vmap(of_one)(*rows)
-    found = {g: recipe.network.apply(values, v.images, False, objective.tap, method='encode') for g, v in shown.items()}
-    actions = {g: v.actions for g, v in shown.items()}
-    pair = recipe.network.apply(values, name, recipe.equivariances, found, actions, False, method='pair')
+      key = key_for(jax.random.key(SEED), 'held out', index)
+      return jax.tree.map(lambda a: a[0], augment.views(masked_groups, key, image))
+    views = jax.vmap(views_of_image)(*rows)
+    features = {g: _apply(recipe, values, v.images, False, objective.tap, method='encode')
+                for g, v in views.items()}
+    actions = {g: v.actions for g, v in views.items()}
+    pair = _apply(recipe, values, name, recipe.equivariances, features, actions, False,
+                  method='pair')
     return jax.tree.map(lambda a: a.reshape(rows[0].shape[0], -1, *a.shape[1:]), pair)
   return pairs
 
 
+def _prepend(first: Array, others: Array) -> Array:
+  return jnp.concatenate([first[None].astype(others.dtype), others])
+
+
 def _bank(recipe: Recipe, name: str, chain: Op, M: int):
-  """M views of each image, embedded as the objective embeds; the first is its reference."""
-  objective, shows = recipe.equivariances[name], inputs.at(recipe.size, recipe.canvas)
+  """Return the function of Frozen.banks that draws M views of each image from `chain`."""
+  objective = recipe.equivariances[name]
+  shown_inputs = inputs.at(recipe.size, recipe.canvas)
 
-  def source(image: Image, still: Action) -> Array:
+  def source(image: Image, action: Action) -> Array:
     if 'reference' in objective.uses:
-      return resize(recipe.groups['reference'].chains[0].apply(still, image), recipe.size).pixels
-    # Without a crop every view is the whole canvas, and so is the source.
-    return inputs.one(shows, image) if 'crop' in still else resize(image, recipe.size).pixels
+      return resize(recipe.groups['reference'].chains[0].apply(action, image), recipe.size).pixels
+    if 'crop' in action:
+      return inputs.input_pixels(shown_inputs, image)
+    return resize(image, recipe.size).pixels  # without a crop every view is the whole canvas
 
-  def bank(mask: Mask, values: dict, rows: tuple[Array, Array, Array]) -> tuple[Array, Action]:
+  def bank(mask: Mask, values: dict, rows: Rows) -> tuple[Array, Action]:
     masked = _masked(recipe, name, chain, mask)
 
-    def of_one(index: Array, pixels: Array, size: Size):
+    def views_of_image(index: Array, pixels: Array, size: Size):
       image = canvas(pixels, size)
-      keys = jax.vmap(lambda m: key_for(jax.random.key(SEED), 'bank', index, m))(jnp.arange(1, M))
-      shown, actions = jax.vmap(lambda k: augment.augment(masked, k, image))(keys)
-      still = _still(recipe, name, chain, size)
-      join = lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b])
-      shown = jax.vmap(lambda p, s: resize(Image(p, s), recipe.size).pixels)(*shown)
-      return join(source(image, still), shown), jax.tree.map(join, {k: still[k] for k in actions}, actions)
-    images, actions = jax.vmap(of_one)(*rows)
-    h = recipe.network.apply(values, images, False, objective.tap, method='encode')
-    return recipe.network.apply(values, name, recipe.equivariances, h, False, method='embed'), actions
+      numbers = jnp.arange(1, M)
+      keys = jax.vmap(lambda m: key_for(jax.random.key(SEED), 'bank', index, m))(numbers)
+      augmented, actions = jax.vmap(lambda k: augment.augment(masked, k, image))(keys)
+      first = _source_action(recipe, name, chain, size)
+      views = jax.vmap(lambda p, s: resize(Image(p, s), recipe.size).pixels)(*augmented)
+      first_actions = {k: first[k] for k in actions}
+      return (_prepend(source(image, first), views),
+              jax.tree.map(_prepend, first_actions, actions))
+    images, actions = jax.vmap(views_of_image)(*rows)
+    h = _apply(recipe, values, images, False, objective.tap, method='encode')
+    z = _apply(recipe, values, name, recipe.equivariances, h, False, method='embed')
+    return z, actions
   return bank
 
 
-def frozen(recipe: Recipe, config: Any = None, views: int = 50) -> Frozen:
-  """The evaluation functions of a recipe; build them once, for the programs are cached by them. config: the run's, for
-  what lies beyond an op's range (None: left out). views: of each image's bank."""
-  def encode(values: dict, images: Array) -> Array:
-    return recipe.network.apply(values, images, method='encode')
+def _changes(recipe: Recipe, sections: Any, name: str, views: int) -> dict[str, tuple]:
+  """Return {change: (a function for Frozen.pairs, one for Frozen.banks)} of objective `name`.
 
-  def answer_of(name: str):
-    return lambda values, pair: recipe.network.apply(values, name, pair, method='answer')
+  sections: {op: its config section}, from which the range beyond an op's own is computed.
+  """
+  wiring = recipe.wirings[name]
+  names, ops = wiring.own_chains[0].name.split('+'), told(recipe, name)
+
+  def mask(change: str) -> Mask:
+    return {op: np.array(change in ('all', op)) for op in names}
+
+  def programs(chains: tuple[Op, ...]) -> tuple[Callable, Callable]:
+    return _pairs(recipe, name, chains), _bank(recipe, name, chains[0], views)
+  shared = programs(wiring.own_chains)  # one program serves all changes: they differ in the mask alone
+  changes = {change: (shared, mask(change)) for change in ('all', *ops)}
+  for op in [op for op in ops if op in OUTSIDE and op in sections]:
+    fields = OUTSIDE[op](sections[op])
+    changes[f'{op} beyond'] = programs(wiring.build_own_chains(wiring.size, {op: fields})), mask(op)
+  return {change: (Partial(pairs, drawing), Partial(bank, drawing))
+          for change, ((pairs, bank), drawing) in changes.items()}
+
+
+def frozen(recipe: Recipe, config: Any = None, views: int = 50) -> Frozen:
+  """Return the evaluation functions of a recipe; build them once, since they key the programs.
+
+  config: the run's config, from which what lies beyond an op's range is computed (None leaves that
+  out). views: the number of views of each image in a bank.
+  """
+  def encode(values: dict, images: Array) -> Any:
+    return _apply(recipe, values, images, method='encode')
+
+  def answer_of(name: str) -> Callable[[dict, Pair], Any]:
+    def answer(values: dict, pair: Pair) -> Any:
+      return _apply(recipe, values, name, pair, method='answer')
+    return answer
 
   names = [n for n, e in recipe.equivariances.items() if e.predicts == 'target']
-  pairs, banks = {}, {}
-  for name in names:
-    wiring, first = recipe.wirings[name], recipe.wirings[name].own_chains
-    ops = first[0].name.split('+')
-    mask = lambda drawing, ops=ops: {op: np.array(drawing in ('all', op)) for op in ops}
-    both = lambda own, name=name: (_pairs(recipe, name, own), _bank(recipe, name, own[0], views))
-    shared = both(first)
-    found = {what: (shared, mask(what)) for what in ('all', *told(recipe, name))}
-    beyond = [op for op in told(recipe, name) if config is not None and op in OUTSIDE]
-    found |= {f'{op} beyond': (both(wiring.build_own_chains(wiring.size, {op: OUTSIDE[op](config.augment[op])})), mask(op))
-              for op in beyond}
-    pairs[name], banks[name] = ({what: Partial(of[i], drawing) for what, (of, drawing) in found.items()} for i in range(2))
-  return Frozen(encode, pairs, banks, {n: answer_of(n) for n in names})
+  sections = {} if config is None else config.augment
+  changes = {name: _changes(recipe, sections, name, views) for name in names}
+  return Frozen(encode, {n: {k: pairs for k, (pairs, _) in c.items()} for n, c in changes.items()},
+                {n: {k: bank for k, (_, bank) in c.items()} for n, c in changes.items()},
+                {n: answer_of(n) for n in names})
 
 
 def identity(recipe: Recipe, name: str) -> Action:
-  """The action of objective `name` that does nothing."""
+  """Return the action of objective `name` that does nothing."""
   return recipe.wirings[name].own_chains[0].identity(jnp.full(2, recipe.canvas, jnp.float32))
 
 
-def gains(recipe: Recipe, fixed: Frozen, state: TrainState, name: str, split: Split, what: str = 'all',
-          batch: int = 256) -> gains.Measured:
-  """EquiMod's gains and their controls for objective `name` on the held-out images of `split`, under action `what`."""
-  given, values = rows(split), variables(state)
-  pair = in_batches(Partial(fixed.pairs[name][what], values), given, batch)
+def gains(recipe: Recipe, functions: Frozen, state: TrainState, name: str, split: Split,
+          change: str = 'all', batch: int = 256) -> Measured:
+  """Return EquiMod's gains and their controls for objective `name` on the images of `split`.
+
+  change: 'all', the name of an op, or 'OP beyond'; see Frozen.
+  """
+  images, values = rows(split), variables(state)
+  pair = in_batches(Partial(functions.pairs[name][change], values), images, batch)
   V = pair.target.shape[1]
   pair = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), pair)
-  return gains.measure(Partial(fixed.answer[name], values), pair, identity(recipe, name), jax.random.key(SEED),
-                              np.repeat(given[0], V), batch * V)
+  predict = Partial(functions.answer[name], values)
+  return measure(predict, pair, identity(recipe, name), jax.random.key(SEED),
+                 np.repeat(images[0], V), batch * V)
 
 
-def bank(fixed: Frozen, state: TrainState, name: str, given: tuple, what: str = 'all', batch: int = 16
-         ) -> tuple[np.ndarray, Action]:
-  """(embeddings [N M E], actions [N M ...]) of M views of each image, the first un-augmented; given: `rows`."""
-  return in_batches(Partial(fixed.banks[name][what], variables(state)), given, batch)
+def bank(functions: Frozen, state: TrainState, name: str, images: tuple, change: str = 'all',
+         batch: int = 16) -> tuple[np.ndarray, Action]:
+  """Return (embeddings [N M E], actions [N M ...]) of M views of each image, for objective `name`.
+
+  The first view is not augmented. images: what `rows` returns. change: see Frozen.
+  """
+  return in_batches(Partial(functions.banks[name][change], variables(state)), images, batch)
 
 
 def panel(side: int, p: float) -> dict[str, Op]:
-  """The ops of PANEL at their default strengths, for views of `side`, applied with chance `p` where they have one."""
-  found = {}
+  """Return the ops of PANEL at their default strengths, for views of `side` pixels.
+
+  p: the probability of each op that has one.
+  """
+  ops = {}
   for name in PANEL:
     schema = registry.schema(augment, name)
-    found[name] = registry.make(augment, name, **{k: v for k, v in (('size', side), ('p', p)) if k in schema})
-  return found
+    fields = {k: v for k, v in (('size', side), ('p', p)) if k in schema}
+    ops[name] = registry.make(augment, name, **fields)
+  return ops
 
 
-def panel_views(encode: Callable, ops: dict[str, Op], shows: Inputs, views: int, shared: int = 0):
-  """(variables, (index [B], uint8 images [B S S C], sizes [B 2])) -> (features [B P 1 + V D], {op: actions [B V ...]}): each
-  image, as it is shown, after each op alone, `views` draws of it; before them its identity action, which has the op's
-  treatment. A crop is cut from the whole image. shared > 0: all images get the same draws, of what is shown."""
-  def of(values: dict, rows: tuple[Array, Array, Array]) -> tuple[Array, Action]:
-    def of_one(index: Array, pixels: Array, size: Size):
-      whole, pictures, drawn = canvas(pixels, size), [], {}
-      image = inputs.shown(shows, whole)
-      for name, op in ops.items():
-        source = whole if name == 'crop' and not shared else image
-        who = jnp.zeros((), jnp.int32) if shared else index
-        key = key_for(jax.random.key(SEED), 'panel', name, who)
-        keys = jax.vmap(lambda v, key=key: key_for(key, v))(jnp.arange(views))
-        drawn[name] = jax.vmap(lambda k, op=op, source=source: op.sample(k, source.size))(keys)
-        still = op.identity(source.size)
-        actions = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), still, drawn[name])
-        found = jax.vmap(lambda a, op=op, source=source: op.apply(a, source).pixels)(actions)
-        if source is whole:  # before it is what is shown
-          found = jnp.concatenate([image.pixels[None], found[1:]])
-        pictures.append(found)
-      return jnp.stack(pictures), drawn
-    images, drawn = jax.vmap(of_one)(*rows)
+def panel_views(encode: Callable, ops: dict[str, Op], shown_inputs: Inputs, views: int,
+                shared: int = 0):
+  """Return the function (variables, (index [B], uint8 images [B S S C], sizes [B 2])) -> (features
+  [B P 1 + V D], {op: actions [B V ...]}).
+
+  Each image is changed by each of the P ops alone, in `views` draws; before these stands the op's
+  identity action, so that all have the op's treatment. Ops change the image as a network is given
+  it, but a crop is cut from the whole image. shared > 0: all images get the same draws, and a crop
+  too is cut from what a network is given.
+  """
+  def views_of_op(name: str, op: Op, source: Image, number: Array) -> tuple[Array, Action]:
+    key = key_for(jax.random.key(SEED), 'panel', name, number)
+    keys = jax.vmap(lambda v: key_for(key, v))(jnp.arange(views))
+    drawn_actions = jax.vmap(lambda k: op.sample(k, source.size))(keys)
+    actions = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]),
+                           op.identity(source.size), drawn_actions)
+    return jax.vmap(lambda a: op.apply(a, source).pixels)(actions), drawn_actions
+
+  def views_of_image(index: Array, pixels: Array, size: Size):
+    image, pictures, actions = canvas(pixels, size), [], {}
+    input_image = inputs.input_image(shown_inputs, image)
+    for name, op in ops.items():
+      from_canvas = name == 'crop' and not shared
+      number = jnp.zeros((), jnp.int32) if shared else index
+      source = image if from_canvas else input_image
+      changed, actions[name] = views_of_op(name, op, source, number)
+      if from_canvas:  # the first view is what a network is given, as for the other ops
+        changed = jnp.concatenate([input_image.pixels[None], changed[1:]])
+      pictures.append(changed)
+    return jnp.stack(pictures), actions
+
+  def features(values: dict, rows: Rows) -> tuple[Array, Action]:
+    images, actions = jax.vmap(views_of_image)(*rows)
     h = encode(values, images.reshape(-1, *images.shape[3:]))
-    return h.reshape(*images.shape[:3], -1), drawn
-  return of
+    return h.reshape(*images.shape[:3], -1), actions
+  return features

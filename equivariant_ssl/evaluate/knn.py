@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification, on the device, in bounded memory."""
+"""Weighted k-nearest-neighbor classification, on the device, in bounded memory."""
 import functools
 
 import jax
@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl.evaluate.features import check_finite, check_labelled, check_labels, in_batches
+from equivariant_ssl.evaluate.features import (
+  check_finite,
+  check_labeled,
+  check_labels,
+  in_batches,
+)
 from equivariant_ssl.evaluate.statistics import Result, result
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Array
@@ -16,58 +21,79 @@ QUERIES, BANK = 1024, 8192  # the largest array of similarities is QUERIES x BAN
 
 @functools.lru_cache
 def _voter(classes: int, k: int):
-  def nearest(best: tuple[Array, Array], part: tuple[Array, Array, Array], queries: Array):
-    """The k best of `best` (similarity, label, each [Q k]) and one chunk of the bank."""
-    bank, labels, real = part
+  def nearest(best: tuple[Array, Array], chunk: tuple[Array, Array, Array], queries: Array):
+    """Return the k best of `best` (similarity, label, each [Q k]) and of one chunk of the bank."""
+    bank, labels, real = chunk
     s = jnp.einsum('qd,cd->qc', queries, bank, precision='highest')
     s = jnp.concatenate([best[0], jnp.where(real[None, :], s, -jnp.inf)], axis=1)
-    s, i = jax.lax.top_k(s, k)  # of equal ones the first: earlier in the bank, as a stable sort has it
+    # Of equal similarities top_k takes the first: earlier in the bank, as a stable sort has it.
+    s, i = jax.lax.top_k(s, k)
     old = jnp.take_along_axis(best[1], jnp.minimum(i, k - 1), axis=1)
     return (s, jnp.where(i < k, old, labels[jnp.maximum(i - k, 0)])), None
 
   def votes(bank: Array, labels: Array, real: Array, temperature: Array, queries: Array) -> Array:
-    """[Q K]. bank [P C D] unit, labels and real [P C]: P chunks; real is False at the filling."""
+    """Return the votes [Q K] of queries [Q D].
+
+    bank: unit vectors [P C D] in P chunks. labels, real: [P C]; real is False at the filling.
+    """
     queries = unit(queries)
-    none = jnp.full((queries.shape[0], k), -jnp.inf), jnp.zeros((queries.shape[0], k), jnp.int32)
-    (s, found), _ = jax.lax.scan(lambda b, p: nearest(b, p, queries), none, (bank, labels, real))
-    weights = jnp.exp((s - s[:, :1]) / temperature)  # relative to the nearest: no overflow at a small T
-    # A scan over the k, not a scatter: the same sum on every device, and no [Q k K].
-    def add(total: Array, one: tuple[Array, Array]):
-      weight, label = one
-      return total + jnp.where(label[:, None] == jnp.arange(classes)[None, :], weight[:, None], 0.), None
-    return jax.lax.scan(add, jnp.zeros((queries.shape[0], classes)), (weights.T, found.T))[0]
+    none = (jnp.full((queries.shape[0], k), -jnp.inf),
+            jnp.zeros((queries.shape[0], k), jnp.int32))
+    (s, neighbors), _ = jax.lax.scan(lambda b, c: nearest(b, c, queries), none,
+                                     (bank, labels, real))
+    weights = jnp.exp((s - s[:, :1]) / temperature)  # relative to the nearest: no overflow
+
+    # A scan over the k neighbors, not a scatter: the same sum on every device, and no [Q k K].
+    def add(total: Array, neighbor: tuple[Array, Array]):
+      weight, label = neighbor
+      votes_of_class = label[:, None] == jnp.arange(classes)[None, :]
+      return total + jnp.where(votes_of_class, weight[:, None], 0.), None
+    zero = jnp.zeros((queries.shape[0], classes))
+    return jax.lax.scan(add, zero, (weights.T, neighbors.T))[0]
 
   return votes
 
 
-def _votes(train_features, train_labels, test_features, classes: int, k: int, temperature: float) -> np.ndarray:
-  check_labelled(train_features, train_labels, classes, 'training')
+def _votes(train_features, train_labels, test_features, classes: int, k: int, temperature: float
+           ) -> np.ndarray:
+  check_labeled(train_features, train_labels, classes, 'training')
   check_finite(test_features)
   N = len(train_features)
   C = min(BANK, N)
   fill = -N % C
-  chunks = lambda a: np.pad(a, [(0, fill)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, C, *a.shape[1:])
+
+  def chunks(a: np.ndarray) -> np.ndarray:
+    padded = np.pad(a, [(0, fill)] + [(0, 0)] * (a.ndim - 1))
+    return padded.reshape(-1, C, *a.shape[1:])
   bank = unit(jnp.asarray(chunks(np.asarray(train_features, np.float32))))
-  f = Partial(_voter(classes, min(k, N)), bank, jnp.asarray(chunks(train_labels.astype(np.int32))),
+  f = Partial(_voter(classes, min(k, N)), bank,
+              jnp.asarray(chunks(train_labels.astype(np.int32))),
               jnp.asarray(chunks(np.ones(N, bool))), jnp.float32(temperature))
   return in_batches(f, np.asarray(test_features, np.float32), min(QUERIES, len(test_features)))
 
 
-def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, classes: int,
-        k: int = 200, temperature: float = .1) -> np.ndarray:
-  """Predictions int [M] of test features [M D] from training features [N D] and labels [N] (Wu et al. 2018):
+def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
+        classes: int, k: int = 200, temperature: float = .1) -> np.ndarray:
+  """Return predictions int [M] for test features [M D] from training features [N D] and labels [N]
+  (Wu et al. 2018).
 
-    the class of the largest  sum over the k nearest by cosine s, of that class, of exp(s / T).
-
-  Of equally near neighbours the earlier counts, of equal sums the lower class. k larger than N is N.
+  The prediction is the class with the largest sum of exp(s / T) over those of the k nearest
+  training images that have this class; s is the cosine. Of equally near neighbors the earlier one
+  counts, of equal sums the lower class. A k larger than N is N.
   """
-  return _votes(train_features, train_labels, test_features, classes, k, temperature).argmax(1).astype(np.int32)
+  votes = _votes(train_features, train_labels, test_features, classes, k, temperature)
+  return votes.argmax(1).astype(np.int32)
 
 
 def evaluate(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
-             test_labels: np.ndarray, classes: int, k: int = 200, temperature: float = .1) -> Result:
-  """`knn` against the test labels [M]. The protocol is named with the k that was used, which is N where k > N."""
+             test_labels: np.ndarray, classes: int, k: int = 200, temperature: float = .1
+             ) -> Result:
+  """Return the accuracy of `knn` against the test labels [M].
+
+  The protocol's name has the k that was used, which is N where k > N.
+  """
   check_labels(test_labels, len(test_features), classes, 'test')
   votes = _votes(train_features, train_labels, test_features, classes, k, temperature)
-  used = min(k, len(train_features))
-  return result(f'knn k={used} T={temperature:g}', votes, test_labels, {'k': used, 'temperature': temperature})
+  k_used = min(k, len(train_features))
+  return result(f'knn k={k_used} T={temperature:g}', votes, test_labels,
+                {'k': k_used, 'temperature': temperature})

@@ -1,6 +1,6 @@
 """Protocol 'cached': logistic regression on the features of un-augmented images."""
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from equivariant_ssl.data.holdout import HELD_OUT, held_out
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.features import check_labelled
+from equivariant_ssl.evaluate.features import check_labeled
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 
 PENALTIES = (1., .1, .01, 1e-3, 1e-4, 1e-5)  # of |w|^2 / 2, beside the mean cross-entropy
@@ -17,20 +17,27 @@ ITERATIONS = 300
 
 
 def one_thread():
-  """A context in which BLAS uses one thread: the same bits on any number of cores, and no threads that wait for
-  one another (`cached` of 1000 x 128 on 2 busy cores: 16.4 s with two threads, .5 with one)."""
+  """Return a context in which BLAS uses one thread.
+
+  Results have the same bits on any number of cores, and no threads wait for one another (`cached`
+  of 1000 x 128 on 2 busy cores: 16.4 s with two threads, .5 with one).
+  """
   return threadpool_limits(1, user_api='blas')
 
 
-def standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-  """features [N D] -> (features - mean) / std, float64, by the statistics of `train`; dead dimensions become 0."""
+def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """Return the function features [N D] -> (features - mean) / std, float64.
+
+  The mean and the std are those of the features `train`; dead dimensions become 0.
+  """
   mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
   alive = std > 1e-5 * max(std.max(), 1e-30)
   scale = np.where(alive, 1. / np.where(alive, std, 1.), 0.)
   return lambda values: (values - mean) * scale
 
 
-def _fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]):
+def _fits(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]
+          ) -> Iterator[tuple[float, LogisticRegression]]:
   """Yield (penalty, model) of multinomial logistic regressions, each started at the one before."""
   model = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
   for penalty in penalties:
@@ -41,29 +48,34 @@ def _fit(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]):
 
 
 def cached(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
-           test_labels: np.ndarray, classes: int, penalties: tuple[float, ...] = PENALTIES) -> Result:
-  """Protocol 'cached': logistic regression on features [N D], [M D] of un-augmented images.
+           test_labels: np.ndarray, classes: int, penalties: tuple[float, ...] = PENALTIES
+           ) -> Result:
+  """Return the accuracy of protocol 'cached': logistic regression on features [N D], [M D] of
+  un-augmented images.
 
-  Standardised with training statistics; the L2 penalty is chosen by accuracy on a fifth of the training set (of
-  equal ones the largest), then fitted to all of it by L-BFGS and tested once. Convex, with one optimum: no
-  learning rate, no key. Raises UserError where the training labels are of one class.
+  Features are standardized with training statistics. The L2 penalty is chosen by accuracy on a
+  fifth of the training set (of equal accuracies, the largest penalty); then the model is fitted to
+  all of the training set by L-BFGS and tested once. The problem is convex, with one optimum: there
+  is no learning rate and no key. Raises UserError where the training labels are all of one class.
   """
-  check_labelled(train_features, train_labels, classes, 'training')
-  check_labelled(test_features, test_labels, classes, 'test')
+  check_labeled(train_features, train_labels, classes, 'training')
+  check_labeled(test_features, test_labels, classes, 'test')
   out = held_out(train_labels, HELD_OUT)
   if len(np.unique(train_labels[~out])) < 2:
-    raise UserError('All training images are of one class.', 'A linear probe needs two classes or more.')
-  standard = standardiser(train_features)
-  train, test = standard(train_features), standard(test_features)
+    raise UserError('All training images are of one class.',
+                    'A linear probe needs two classes or more.')
+  standardize = standardizer(train_features)
+  train, test = standardize(train_features), standardize(test_features)
   penalties = tuple(sorted(penalties, reverse=True))
-  best, held = penalties[0], None
+  best, held_out_top1 = penalties[0], None
   with one_thread():
     if out.any():
-      tried = [(accuracy(model.predict(train[out]), train_labels[out]), penalty)
-               for penalty, model in _fit(train[~out], train_labels[~out], penalties)]
-      held, best = max(tried)
-    (_, model), = _fit(train, train_labels, (best,))
+      candidates = [(accuracy(model.predict(train[out]), train_labels[out]), penalty)
+                    for penalty, model in _fits(train[~out], train_labels[~out], penalties)]
+      held_out_top1, best = max(candidates)
+    (_, model), = _fits(train, train_labels, (best,))
     scores = np.full((len(test), classes), -np.inf)
     scores[:, model.classes_] = model.predict_log_proba(test)
-  return result('cached', scores, test_labels, {'penalty': best, 'held_out_top1': held,
-                                                'converged': bool(model.n_iter_[0] < ITERATIONS)})
+  converged = bool(model.n_iter_[0] < ITERATIONS)
+  return result('cached', scores, test_labels,
+                {'penalty': best, 'held_out_top1': held_out_top1, 'converged': converged})

@@ -1,4 +1,5 @@
-"""The named protocols: what each measures of one network, and the controls that stand beside its numbers."""
+"""The named protocols: what each measures of one network, and the controls that stand beside its
+numbers."""
 import functools
 import hashlib
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import augment, registry
 from equivariant_ssl.data import card
-from equivariant_ssl.data.source import Source
-from equivariant_ssl.evaluate import care_measure as cares
+from equivariant_ssl.data.source import Split
 from equivariant_ssl.evaluate import (
+  care_measure,
   episodes,
   fewshot,
   finetune,
@@ -23,239 +24,240 @@ from equivariant_ssl.evaluate import (
   knn,
   linear,
   logistic,
+  panel_protocols,
   probe,
   profile,
   regression,
   retrieval,
+  transfer,
 )
-from equivariant_ssl.evaluate import transfer as transfers
-from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.evaluate.features import labels_of
 from equivariant_ssl.evaluate.statistics import Interval, Result, counted
-from equivariant_ssl.evaluate.subject import Found, Options, Protocol, Subject, held_out
-from equivariant_ssl.training import runs
+from equivariant_ssl.evaluate.subject import (
+  Measurement,
+  Options,
+  Protocol,
+  Subject,
+  config_of,
+  source_of,
+)
+from equivariant_ssl.training.runs import Run
 from equivariant_ssl.training.state import TrainState
 
-PANEL_TRAIN, PANEL_TEST, BANK, CARE, SHARED = 2000, 1000, 200, 256, 8  # images, at most; actions that all images share
+BANK = 200  # images whose views are retrieved, at most
 
 
-def arrays(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> tuple:
-  """(training features, labels, test features, labels, classes): what a classifier of frozen features reads."""
-  source, encode = run.source, Partial(fixed.encode, frozen.variables(state))
-  of = lambda split: inputs.features(encode, split, inputs.of(run.recipe.size, split), mesh=run.mesh)
-  return of(source.bank), source.bank.labels, of(source.test), source.test.labels, len(source.classes)
+def labeled_features(run: Run, functions: frozen.Frozen, state: TrainState) -> tuple:
+  """Return (training features, labels, test features, labels, classes), as a classifier of frozen
+  features reads them."""
+  source, encode = source_of(run), Partial(functions.encode, frozen.variables(state))
+
+  def features(split: Split | None) -> np.ndarray:
+    assert split is not None  # `evaluation.lacks` has seen to it
+    return inputs.features(encode, split, inputs.of(run.recipe.size, split), mesh=run.mesh)
+  return (features(source.bank), source.bank.labels, features(source.test), labels_of(source.test),
+          len(source.classes or ()))
 
 
-def _accuracy(found: Result, labels: np.ndarray) -> Found:
-  """Of a Result: chance is the share of the commonest class (of the five commonest)."""
+def _accuracy(s: Subject, result: Result) -> Measurement:
+  """Return the accuracies of a Result on the run's test images.
+
+  Chance is the share of the most common class (for top5, of the five most common classes).
+  """
+  labels = labels_of(source_of(s.run).test)
   share = np.sort(np.bincount(labels) / len(labels))[::-1]
-  numbers = {k: v for k, v in (('top1', found.top1), ('top5', found.top5)) if v is not None}
+  numbers = {k: v for k, v in (('top1', result.top1), ('top5', result.top5)) if v is not None}
   chance = {k: float(share[:5 if k == 'top5' else 1].sum()) for k in numbers}
-  return Found(found.protocol, numbers, {k: {'chance': v} for k, v in chance.items()}, found)
+  controls = {k: {'chance': v} for k, v in chance.items()}
+  return Measurement(result.protocol, numbers, controls, result)
 
 
-def _of_arrays(f: Callable[..., Result]) -> Callable[[Subject], Found]:
-  return lambda s: _accuracy(f(*s.arrays()), s.run.source.test.labels)
+def _of_features(classify: Callable[..., Result]) -> Callable[[Subject], Measurement]:
+  """Return the measure of a protocol that classifies frozen features."""
+  return lambda s: _accuracy(s, classify(*s.labeled_features()))
 
 
-def _of_images(name: str) -> Callable[[Subject], Found]:
-  def find(s: Subject) -> Found:
-    a, b, size = s.run.source.bank, s.run.source.test, s.run.recipe.size
-    return _accuracy(probe.evaluate(name, s.encode, a, b, size, len(s.run.source.classes), s.key, s.options.epochs,
-                                    s.options.batch, s.run.mesh), b.labels)
-  return find
+def _measure_probe(s: Subject, name: str) -> Measurement:
+  source = source_of(s.run)
+  assert source.test is not None  # `evaluation.lacks` has seen to it
+  return _accuracy(s, probe.evaluate(
+      name, s.encode, source.bank, source.test, s.run.recipe.size, len(source.classes or ()), s.key,
+      s.options.epochs, s.options.batch, s.run.mesh))
 
 
-def _few_labels(s: Subject) -> Found:
-  found = fewshot.few_labels(*s.arrays(), s.key)
-  return Found(found.protocol, {'top1': found.mean}, {'top1': {'chance': 1. / found.classes}}, found)
+def _measure_few_labels(s: Subject) -> Measurement:
+  few = fewshot.few_labels(*s.labeled_features(), key=s.key)
+  return Measurement(few.protocol, {'top1': few.mean}, {'top1': {'chance': 1. / few.classes}}, few)
 
 
-def _episodes(s: Subject) -> Found:
-  *_, h, labels, K = s.arrays()
-  found = {}
+def _measure_episodes(s: Subject) -> Measurement:
+  *_, h, labels, K = s.labeled_features()
+  by_row = {}
   for shots in (1, 5):
-    ways = max(min(5, int((np.bincount(labels, minlength=K) > shots).sum())), 2)  # of classes that are large enough
-    found[f'{ways}-way {shots}-shot'] = episodes.episodes(h, labels, K, s.key, ways, shots)
-  left = [f'{row}: {e.protocol.split(", ")[-1]}' for row, e in found.items() if e.protocol.endswith('left out')]
-  numbers = {k: Interval(e.mean, e.low, e.high, len(e.accuracies)) for k, e in found.items()}
-  return Found('; '.join(['episodes', *left]), numbers, {k: {'chance': 1. / int(k.partition('-')[0])} for k in found}, found)
+    large = int((np.bincount(labels, minlength=K) > shots).sum())  # classes that can be drawn
+    ways = max(min(5, large), 2)
+    by_row[f'{ways}-way {shots}-shot'] = episodes.episodes(h, labels, K, s.key, ways, shots)
+  left_out = [f'{row}: {e.protocol.split(", ")[-1]}' for row, e in by_row.items()
+              if e.protocol.endswith('left out')]
+  numbers = {row: Interval(e.mean, e.low, e.high, len(e.accuracies)) for row, e in by_row.items()}
+  controls = {row: {'chance': 1. / int(row.partition('-')[0])} for row in by_row}
+  return Measurement('; '.join(['episodes', *left_out]), numbers, controls, by_row)
 
 
-def _finetune(fraction: float) -> Callable[[Subject], Found]:
-  def find(s: Subject) -> Found:
-    return _accuracy(finetune.evaluate(s.run, s.state, fraction, s.key, s.options.epochs, s.options.batch,
-                                       s.options.images), s.run.source.test.labels)
-  return find
+def _measure_finetune(s: Subject, fraction: float) -> Measurement:
+  return _accuracy(s, finetune.evaluate(s.run, s.state, fraction, s.key, s.options.epochs,
+                                        s.options.batch, s.options.images))
 
 
-def _gains(s: Subject) -> Found:
+def _measure_gains(s: Subject) -> Measurement:
   numbers, controls, detail = {}, {}, {}
-  for name, by_op in s.fixed.pairs.items():
-    for op in by_op:
-      m = detail[f'{name} {op}'] = frozen.gains(s.run.recipe, s.fixed, s.state, name, s.held_out, op)
-      numbers[f'{name} {op}'] = m.true.absolute
-      controls[f'{name} {op}'] = {'shuffled': m.shuffled.absolute, 'zeroed': m.zeroed.absolute, 'identity': 0.,
-                                  'true - shuffled': m.over_shuffled, 'ratio of means': m.true.ratio}
-  return Found('gains', numbers, controls, detail)
+  for name, pairs in s.functions.pairs.items():
+    for change in pairs:
+      row = f'{name} {change}'
+      m = frozen.gains(s.run.recipe, s.functions, s.state, name, s.held_out, change)
+      detail[row], numbers[row] = m, m.true.absolute
+      controls[row] = {'shuffled': m.shuffled.absolute, 'zeroed': m.zeroed.absolute, 'identity': 0.,
+                       'true - shuffled': m.over_shuffled, 'ratio of means': m.true.ratio}
+  return Measurement('gains', numbers, controls, detail)
 
 
-def _retrieval(s: Subject) -> Found:
-  numbers, controls, detail, rows = {}, {}, {}, frozen.rows(s.held_out, slice(BANK))
-  for name, by_op in s.fixed.banks.items():
-    for op in by_op:
-      embeddings, actions = frozen.bank(s.fixed, s.state, name, rows, op)
-      predict = Partial(s.fixed.answer[name], frozen.variables(s.state))
-      found = retrieval.measure(predict, embeddings[:, 0], embeddings, actions, frozen.identity(s.run.recipe, name),
-                                jax.random.key(frozen.SEED))
-      detail[f'{name} {op}'] = found._replace(picked={})
-      for k, chance in zip(('mrr', 'h1', 'h5'), found.chance, strict=True):
-        row = f'{name} {op} {k}'
-        numbers[row] = getattr(found.true, k)
-        controls[row] = {c: getattr(getattr(found, c), k) for c in ('shuffled', 'zeroed', 'identity')} | {'chance': chance}
-      for k, error in _errors(s, name, actions, found.picked).items():
-        numbers[f'{name} {op} {k}'], controls[f'{name} {op} {k}'] = error.pop('true'), error
-  return Found(f'retrieval of {counted(len(rows[0]), "image")}', numbers, controls, detail)
+def _measure_retrieval(s: Subject) -> Measurement:
+  numbers, controls, detail = {}, {}, {}
+  images = frozen.rows(s.held_out, slice(BANK))
+  for name, banks in s.functions.banks.items():
+    for change in banks:
+      embeddings, actions = frozen.bank(s.functions, s.state, name, images, change)
+      predict = Partial(s.functions.answer[name], frozen.variables(s.state))
+      retrieved = retrieval.measure(predict, embeddings[:, 0], embeddings, actions,
+                                    frozen.identity(s.run.recipe, name),
+                                    jax.random.key(frozen.SEED))
+      detail[f'{name} {change}'] = retrieved._replace(picked={})
+      for k, chance in zip(('mrr', 'h1', 'h5'), retrieved.chance, strict=True):
+        row = f'{name} {change} {k}'
+        numbers[row] = getattr(retrieved.true, k)
+        controls[row] = {control: getattr(getattr(retrieved, control), k)
+                         for control in ('shuffled', 'zeroed', 'identity')} | {'chance': chance}
+      for k, errors in _errors(s, name, actions, retrieved.picked).items():
+        row = f'{name} {change} {k}'
+        numbers[row], controls[row] = errors.pop('true'), errors
+  return Measurement(f'retrieval of {counted(len(images[0]), "image")}', numbers, controls, detail)
 
 
-def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-  """{'STL error', and 'SIE error' where a turn is told and drawn: {'true' or a control: the value}}."""
-  told = frozen.told(s.run.recipe, name)
-  encoded = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].conditioning.encode)))({n: actions[n] for n in told})
-  found = {'STL error': retrieval.errors(retrieval.stl_error, np.asarray(encoded), picked)}
-  angles = {'turn': lambda a: a.angle, 'rotate': lambda a: 90. * a.turns}
-  for n in angles:
-    if n in told and np.ptp(degrees := np.asarray(angles[n](actions[n]))):
-      found[f'SIE error of {n}'] = retrieval.errors(retrieval.sie_error, retrieval.quaternion(degrees), picked)
-  return found
+# {op that rotates: action -> its angle in degrees}
+ANGLES = {'turn': lambda action: action.angle, 'rotate': lambda action: 90. * action.turns}
 
 
-def _panel(run: runs.Run, fixed: frozen.Frozen, state: TrainState, rows: tuple, p: float, views: int, shared: int = 0,
-           batch: int = 16) -> tuple[np.ndarray, Any]:
-  """(features [N P 1 + V D], {op: actions [N V ...]}) of the ops of frozen.PANEL; rows: see `frozen.rows`."""
-  shows = inputs.at(run.recipe.size, run.recipe.canvas)
-  return in_batches(Partial(_panel_program(fixed.encode, shows, p, views, shared), frozen.variables(state)), rows, batch)
+def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]
+            ) -> dict[str, dict[str, float]]:
+  """Return {'STL error', 'SIE error of OP': {'true' or a control: the value}}.
+
+  The SIE error is given where the objective is conditioned on a rotation and one was drawn.
+  """
+  ops = frozen.told(s.run.recipe, name)
+  encode = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].conditioning.encode)))
+  encoded = np.asarray(encode({op: actions[op] for op in ops}))
+  errors = {'STL error': retrieval.errors(retrieval.stl_error, encoded, picked)}
+  for op, angle in ANGLES.items():
+    if op in ops and np.ptp(degrees := np.asarray(angle(actions[op]))):
+      quaternions = retrieval.quaternion(degrees)
+      errors[f'SIE error of {op}'] = retrieval.errors(retrieval.sie_error, quaternions, picked)
+  return errors
 
 
-def applied(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> np.ndarray:
-  """Features [N P 2 D] of held-out images before and after each op of frozen.PANEL alone, always applied."""
-  return _panel(run, fixed, state, frozen.rows(held_out(run), slice(PANEL_TEST)), 1., 1)[0]
+def _measure_transfer(s: Subject) -> Measurement:
+  validation = 0. if s.options.readout == 'test' else config_of(s.run).validation
+  rows, missing = transfer.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh,
+                                    s.options.root, s.options.cache, validation)
+  lines = tuple(f'transfer to {m.name} left out: it is not on disk. {m.command}' for m in missing)
+  return Measurement('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, rows, lines)
 
 
-@functools.lru_cache  # a jitted program is found by its function: the same function for every checkpoint
-def _panel_program(encode: Callable, shows: inputs.Inputs, p: float, views: int, shared: int) -> Callable:
-  return frozen.panel_views(encode, frozen.panel(shows.size, p), shows, views, shared)
+def _finetune_marks(run: Run, options: Options) -> tuple[str, str]:
+  """Return the marks of what fine-tuning reads: the data, and the list of images."""
+  names = ' '.join(finetune.read_list(options.images)) if options.images else ''
+  return card.mark(run.card), hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
-def _profile(s: Subject) -> Found:
-  h = s.alone()
-  found = {op: profile.drift(h[:, i, 0], h[:, i, 1:], jax.random.key(frozen.SEED)) for i, op in enumerate(frozen.PANEL)}
-  return Found('profile', {op: d.view for op, d in found.items()},
-               {op: {'to another image': d.other, 'ratio': d.ratio} for op, d in found.items()}, found)
+def _transfer_marks(run: Run, options: Options) -> dict[str, Any]:
+  """Return the marks of the data sets that transfer reads."""
+  return transfer.marks(options.targets, options.root)
 
 
-def _apart(source: Source) -> tuple[tuple, tuple]:
-  """(rows to fit on, rows of other images to test on): of the training split a third, where there is no test split."""
-  if source.test is not None:
-    return frozen.rows(source.train, slice(PANEL_TRAIN)), frozen.rows(source.test, slice(PANEL_TEST))
-  N = len(source.train.images)
-  first = N - min(PANEL_TEST, N // 3)
-  return frozen.rows(source.train, slice(min(PANEL_TRAIN, first))), frozen.rows(source.train, slice(first, None))
+def _panel_depends_on(*more: Any) -> tuple:
+  """Return what the numbers of a protocol that reads the panel depend on."""
+  schemas = {name: registry.schema(augment, name) for name in frozen.PANEL}
+  return (frozen.SEED, schemas, panel_protocols.PANEL_TRAIN, panel_protocols.PANEL_TEST,
+          panel_protocols.CARE, panel_protocols.SHARED, *more)
 
 
-def _regression(kind: str) -> Callable[[Subject], Found]:
-  def find(s: Subject) -> Found:
-    (h, a), (ht, at) = (_panel(s.run, s.fixed, s.state, rows, .5, 2) for rows in _apart(s.run.source))
-    numbers, controls, detail = {}, {}, {}
-    for i, (name, op) in enumerate(frozen.panel(s.run.recipe.size, .5).items()):
-      x, y = _targets(op, h[:, i], a[name])
-      xt, yt = _targets(op, ht[:, i], at[name])
-      for form in x:
-        found = regression.with_controls(x[form], y[form], xt[form], yt[form], kind, s.key)
-        detail[f'{name} {form}'] = found
-        for how in ('pooled', 'averaged'):
-          numbers[f'{name} {form} {how}'] = getattr(found['true'], how)
-          chance = found['true'].pooled_chance if how == 'pooled' else 0.
-          controls[f'{name} {form} {how}'] = {'shuffled': getattr(found['shuffled'], how), 'chance': chance}
-    return Found(f'regression {kind}: {len(h):,} and {counted(len(ht), "image")}', numbers, controls, detail)
-  return find
+def _pairs_depend_on(*more: Any) -> tuple:
+  """Return what the numbers of a protocol that reads pairs or banks depend on."""
+  return frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, gains, *more
 
 
-def _targets(op, h: np.ndarray, actions: Any) -> tuple[dict, dict]:
-  """({form: inputs [N ...]}, {form: what to read off them [N A]}): the action of one view, and that between two."""
-  first, second = (jax.tree.map(lambda a, v=v: a[:, v], actions) for v in (0, 1))
-  alone = np.asarray(jax.jit(jax.vmap(op.encode))(second))
-  between = np.asarray(jax.jit(jax.vmap(lambda a, b: augment.relative(op, a, b)))(first, second))
-  return ({'absolute': h[:, 2], 'relative': h[:, 1:].reshape(len(h), -1)}, {'absolute': alone, 'relative': between})
+def _probe_protocol(name: str) -> Protocol:
+  return Protocol(
+      functools.partial(_measure_probe, name=name),
+      f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
+      depends_on=lambda: (probe.definition(probe.PROTOCOLS[name]), probe.HELD_OUT, inputs.CENTRE))
 
 
-def _care(s: Subject) -> Found:
-  h, _ = _panel(s.run, s.fixed, s.state, frozen.rows(s.held_out, slice(CARE)), 1., SHARED, shared=1)
-  found = {op: cares.over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2)) for i, op in enumerate(frozen.PANEL)}
-  numbers = {f'{op} {k}': getattr(f, k) for op, f in found.items() for k in ('gamma', 'relative')}
-  worst = {k: {'ignores it': 1.} for k in numbers if k.endswith('gamma')}
-  return Found(f'care: {SHARED} actions, {counted(len(h), "image")}', numbers, worst, found)
-
-
-def _health(s: Subject) -> Found:
-  crops = s.alone()[:, frozen.PANEL.index('crop')]
-  found = health.health(crops[:, 0], crops)
-  return Found('health', {k: v for k, v in found._asdict().items() if np.ndim(v) == 0 and v is not None}, {}, found)
-
-
-def _transfer(s: Subject) -> Found:
-  rows, missing = transfers.transfer(s.encode, s.options.targets, s.run.recipe.size, s.run.mesh, s.options.root,
-                                     s.options.cache, 0. if s.options.readout == 'test' else s.run.config.validation)
-  return Found('transfer', {f'{r.name} ({r.metric})': r.value for r in rows}, {}, rows,
-               tuple(f'transfer to {m.name} left out: it is not on disk. {m.command}' for m in missing))
-
-
-def _tuned_on(run: runs.Run, options: Options) -> tuple[str, str]:
-  """The marks of what fine-tuning reads: the data, and the list of images."""
-  listed = ' '.join(finetune.read_list(options.images)) if options.images else ''
-  return card.mark(run.card), hashlib.sha256(listed.encode()).hexdigest()[:16]
-
-
-def _transferred_to(run: runs.Run, options: Options) -> dict[str, Any]:
-  return transfers.marks(options.targets, options.root)
+def _finetune_protocol(fraction: float) -> Protocol:
+  return Protocol(
+      functools.partial(_measure_finetune, fraction=fraction),
+      f'fine-tuning on {fraction:.0%} of the labels', 'labels', seeded=True, data=_finetune_marks,
+      depends_on=lambda: (finetune.EPOCHS, finetune.BATCH, [*finetune.RATES.items()], fraction))
 
 
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
-PANEL_OF = lambda *more: (frozen.SEED, {name: registry.schema(augment, name) for name in frozen.PANEL}, PANEL_TRAIN,
-                          PANEL_TEST, CARE, SHARED, *more)
-PAIRS_OF = lambda *more: (frozen.SEED, sorted(frozen.OUTSIDE), frozen.frozen, gains, *more)
 PROTOCOLS = {
-    'knn': Protocol(_of_arrays(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
-                    of=lambda: (knn, knn.evaluate)),
-    'cached': Protocol(_of_arrays(linear.cached), 'logistic regression on un-augmented features', 'labels',
-                       of=lambda: (linear, linear.cached), packages=SKLEARN),
-    **{name: Protocol(_of_images(name), f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
-                      of=lambda name=name: (probe.PROTOCOLS[name], probe.HELD_OUT, inputs.CENTRE))
-       for name in probe.PROTOCOLS},
-    'logistic': Protocol(_of_arrays(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',
-                         of=lambda: (logistic, logistic.logistic), packages=SCIPY),
-    'few_labels': Protocol(_few_labels, 'ridge on five labels a class', 'labels', seeded=True,
-                           of=lambda: (fewshot, fewshot.few_labels), packages=SKLEARN),
-    'episodes': Protocol(_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
-                         of=lambda: (episodes, episodes.episodes)),
-    **{f'finetune{round(100 * f)}': Protocol(_finetune(f), f'fine-tuning on {f:.0%} of the labels', 'labels', seeded=True,
-                                             data=_tuned_on,
-                                             of=lambda f=f: (finetune.EPOCHS, finetune.BATCH, [*finetune.RATES.items()], f))
-       for f in (.01, .1, 1.)},
-    'gains': Protocol(_gains, 'EquiMod\'s absolute gain on held-out images', 'target', of=lambda: PAIRS_OF()),
-    'retrieval': Protocol(_retrieval, 'which of 50 views of an image was asked for', 'target', percent=False,
-                          of=lambda: PAIRS_OF(retrieval, BANK)),
-    'regression': Protocol(_regression('linear'), 'R^2 of actions read from features, linear', percent=False,
-                           of=lambda: PANEL_OF(regression, regression.r2), packages=SCIPY),
-    'regression-mlp': Protocol(_regression('mlp'), 'R^2 of actions read from features, MLP', percent=False,
-                               of=lambda: PANEL_OF(regression, regression.r2)),
-    'care': Protocol(_care, 'CARE\'s gamma and Wahba error, no predictor needed', percent=False,
-                     of=lambda: PANEL_OF(cares.gamma, cares.over_actions)),
-    'profile': Protocol(_profile, '1 - cosine between an image and itself after one augmentation', percent=False,
-                        of=lambda: PANEL_OF(profile, profile.drift)),
-    'health': Protocol(_health, 'RankMe, LiDAR, alignment, uniformity, spread of features', percent=False,
-                       of=lambda: PANEL_OF(health, health.lidar)),
-    'transfer': Protocol(_transfer, 'logistic regression on other data sets', packages=SCIPY, data=_transferred_to,
-                         of=lambda: (transfers.VERSION, transfers.DATASETS, logistic, logistic.logistic)),
+    'knn': Protocol(
+        _of_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
+        depends_on=lambda: (knn, knn.evaluate)),
+    'cached': Protocol(
+        _of_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
+        depends_on=lambda: (linear, linear.cached), packages=SKLEARN),
+    **{name: _probe_protocol(name) for name in probe.PROTOCOLS},
+    'logistic': Protocol(
+        _of_features(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',
+        depends_on=lambda: (logistic, logistic.logistic), packages=SCIPY),
+    'few_labels': Protocol(
+        _measure_few_labels, 'ridge on five labels a class', 'labels', seeded=True,
+        depends_on=lambda: (fewshot, fewshot.few_labels), packages=SKLEARN),
+    'episodes': Protocol(
+        _measure_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
+        depends_on=lambda: (episodes, episodes.episodes)),
+    **{f'finetune{round(100 * f)}': _finetune_protocol(f) for f in (.01, .1, 1.)},
+    'gains': Protocol(
+        _measure_gains, 'EquiMod\'s absolute gain on held-out images', 'target',
+        depends_on=_pairs_depend_on),
+    'retrieval': Protocol(
+        _measure_retrieval, 'which of 50 views of an image is the predicted one', 'target',
+        percent=False, depends_on=lambda: _pairs_depend_on(retrieval, BANK)),
+    'regression': Protocol(
+        functools.partial(panel_protocols.measure_regression, kind='linear'),
+        'R^2 of actions read from features, linear', percent=False,
+        depends_on=lambda: _panel_depends_on(regression, regression.r2), packages=SCIPY),
+    'regression-mlp': Protocol(
+        functools.partial(panel_protocols.measure_regression, kind='mlp'),
+        'R^2 of actions read from features, MLP', percent=False,
+        depends_on=lambda: _panel_depends_on(regression, regression.r2)),
+    'care': Protocol(
+        panel_protocols.measure_care, 'CARE\'s gamma and Wahba error, no predictor needed',
+        percent=False,
+        depends_on=lambda: _panel_depends_on(care_measure.gamma, care_measure.over_actions)),
+    'profile': Protocol(
+        panel_protocols.measure_profile,
+        '1 - cosine between an image and itself after one augmentation', percent=False,
+        depends_on=lambda: _panel_depends_on(profile, profile.drift)),
+    'health': Protocol(
+        panel_protocols.measure_health,
+        'RankMe, LiDAR, alignment, uniformity, spread of features', percent=False,
+        depends_on=lambda: _panel_depends_on(health, health.lidar)),
+    'transfer': Protocol(
+        _measure_transfer, 'logistic regression on other data sets', packages=SCIPY,
+        data=_transfer_marks,
+        depends_on=lambda: (transfer.VERSION, transfer.DATASETS, logistic, logistic.logistic)),
 }
 GROUPS = {'equivariance': ('gains', 'retrieval', 'regression', 'care', 'profile')}
 DEFAULT = ('knn', 'cached', 'few_labels', 'gains', 'profile', 'health')

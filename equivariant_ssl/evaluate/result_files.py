@@ -1,4 +1,4 @@
-"""Result files: what a number is of, and whether the one on disk is of what is asked for."""
+"""Result files: what a number was measured on, and whether the result on disk answers a request."""
 import hashlib
 import importlib.metadata
 import inspect
@@ -16,15 +16,15 @@ from equivariant_ssl.evaluate.frozen import variables
 from equivariant_ssl.storage import fingerprint, record
 from equivariant_ssl.training.state import TrainState
 
-# The fields of a result file that say what it is of, and the words for one that is another's.
-WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network', 'checkpoint': 'checkpoint',
-         'definition': 'constants or version of the protocol', 'options': 'options', 'seeds': 'seeds',
-         'protocol': 'protocol'}
-NEW = ('data', 'inputs', 'definition')  # that results of before have not
+# The fields of a result file that say what its numbers depend on, and the words for each.
+WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network',
+         'checkpoint': 'checkpoint', 'definition': 'constants or version of the protocol',
+         'options': 'options', 'seeds': 'seeds', 'protocol': 'protocol'}
+NEW = ('data', 'inputs', 'definition')  # the fields that results of earlier versions do not have
 
 
 def as_json(value: Any) -> Any:
-  """NamedTuples as objects, arrays as lists, for a result file."""
+  """Return `value` for a result file: NamedTuples become objects, arrays become lists."""
   if hasattr(value, '_asdict'):
     return {k: as_json(v) for k, v in value._asdict().items()}
   if isinstance(value, dict):
@@ -39,77 +39,104 @@ def as_json(value: Any) -> Any:
 
 
 def digest(state: TrainState) -> str:
-  """A fingerprint of the weights and statistics of a state: what a result is valid for."""
+  """Return a fingerprint of the weights and statistics of a state, which a result is valid for."""
   leaves = fingerprint.of(variables(state))
   return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> bool:
-  """Whether a constant is numbers and words alone."""
+def _is_plain(value: Any) -> bool:
+  """Whether a constant consists of numbers and words alone."""
   if isinstance(value, dict):
-    return all(isinstance(k, str) for k in value) and all(map(_plain, value.values()))
+    return all(isinstance(k, str) for k in value) and all(map(_is_plain, value.values()))
   if isinstance(value, (list, tuple)):
-    return all(map(_plain, value))
+    return all(map(_is_plain, value))
   return value is None or isinstance(value, (str, int, float))
 
 
-def constants(of: Iterable[Any]) -> dict[str, Any]:
-  """The constants among `of`: of a module its own in capitals, of a function its defaults, and whatever else as it is."""
-  found = {}
-  for i, one in enumerate(of):
-    if isinstance(one, types.ModuleType):
-      name = one.__name__.rpartition('.')[2]
-      found |= {f'{name}.{k}': v for k, v in vars(one).items() if k.isupper() and _plain(v)}
-    elif callable(one):
-      defaults = {k: p.default for k, p in inspect.signature(one).parameters.items() if p.default is not p.empty}
-      found[f'{one.__module__.rpartition(".")[2]}.{one.__name__}'] = {k: v for k, v in defaults.items() if _plain(v)}
+def _module_constants(module: types.ModuleType) -> dict[str, Any]:
+  """Return {'module.NAME': value} of the plain constants in capitals of a module."""
+  name = module.__name__.rpartition('.')[2]
+  return {f'{name}.{k}': v for k, v in vars(module).items() if k.isupper() and _is_plain(v)}
+
+
+def _function_defaults(function: Callable) -> dict[str, Any]:
+  """Return {'module.function': {argument: its default}} of the plain defaults of a function."""
+  parameters = inspect.signature(function).parameters.items()
+  defaults = {k: p.default for k, p in parameters if p.default is not p.empty}
+  name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'
+  return {name: {k: v for k, v in defaults.items() if _is_plain(v)}}
+
+
+def constants(sources: Iterable[Any]) -> dict[str, Any]:
+  """Return the constants that `sources` hold.
+
+  A module holds its constants in capitals, a function its defaults; any other value is a constant
+  itself, under its place in `sources`.
+  """
+  constants = {}
+  for i, source in enumerate(sources):
+    if isinstance(source, types.ModuleType):
+      constants |= _module_constants(source)
+    elif callable(source):
+      constants |= _function_defaults(source)
     else:
-      found[str(i)] = one
-  return as_json(found)
+      constants[str(i)] = source
+  return as_json(constants)
 
 
 def definition(protocol: Any) -> dict[str, Any]:
-  """What a protocol is, for the key of its results: its version, its constants, and the versions of its packages."""
-  return {'version': protocol.version, 'constants': constants(protocol.of()),
+  """Return what defines a protocol: its version, its constants, the versions of its packages.
+
+  A result is read again only where its definition is still the same.
+  """
+  return {'version': protocol.version, 'constants': constants(protocol.depends_on()),
           'packages': {name: importlib.metadata.version(name) for name in protocol.packages}}
 
 
-def result(path: pathlib.Path) -> dict[str, Any]:
-  """What an evaluation left in a file; UserError where it is damaged."""
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+  """Return the content of a result file; raise UserError where it is damaged."""
   fix = f'Delete it, or evaluate again: eqssl eval {shlex.quote(str(path.parent.parent))}'
-  found = record.read_object(path, fix)
-  for seeds in (found[who] for who in ('trained', 'untrained') if who in found):
-    whole = isinstance(seeds, list) and all(isinstance(f, dict) and isinstance(f.get('numbers'), dict) for f in seeds)
-    if not seeds or not whole:
+  result = record.read_object(path, fix)
+  for seeds in (result[network] for network in ('trained', 'untrained') if network in result):
+    complete = isinstance(seeds, list) and all(
+        isinstance(seed, dict) and isinstance(seed.get('numbers'), dict) for seed in seeds)
+    if not seeds or not complete:
       raise UserError(f'{path} is damaged, numbers are missing.', fix)
-  return found
+  return result
 
 
-def says(found: dict[str, Any]) -> bool:
-  """Whether a result says what it is of: those written before did not say the data, the pixels and the protocol."""
-  return all(k in found for k in NEW)
+def says(result: dict[str, Any]) -> bool:
+  """Whether a result states its data, its pixels and its protocol; results of earlier versions do
+  not."""
+  return all(k in result for k in NEW)
 
 
-def _differs(found: dict[str, Any], about: dict[str, Any]) -> list[str]:
-  """Words for each of `about` in which a result is another's."""
-  return [WORDS[k] for k in WORDS if k in about and found.get(k) != about[k]]
+def _differences(result: dict[str, Any], request: dict[str, Any]) -> list[str]:
+  """Return words for each field of `request` in which a result differs."""
+  return [WORDS[k] for k in WORDS if k in request and result.get(k) != request[k]]
 
 
-def kept(path: pathlib.Path, about: dict[str, Any], who: Iterable[str], say: Callable[[str], None]) -> dict | None:
-  """The result in `path` where it is complete, of `who`, and of all that `about` says; else None, and a line says why a
-  result that is there is not used."""
+def stored_result(path: pathlib.Path, request: dict[str, Any], networks: Iterable[str],
+                  say: Callable[[str], None]) -> dict | None:
+  """Return the result in `path` where it answers a request, else None.
+
+  It answers the request where it is complete, has the `networks` ('trained', 'untrained'), and
+  agrees with every field of `request`. Where a result exists but does not answer, `say` is given a
+  line with the reason.
+  """
   if not path.exists():
     return None
   again = f'{path.name} is computed again: '
   try:
-    found = result(path)
+    result = read_result(path)
   except (OSError, UserError):
     say(f'{again}it is damaged.')
     return None
-  if not says(found):
-    say(f'{again}of an earlier version, which did not write down what its numbers are of.')
-  elif other := _differs(found, about):
-    say(f'{again}of other {", other ".join(other)}.')
-  elif set(who) <= found.keys() and not any(f.get('missing') for f in found.get('trained', ())):
-    return found
+  if not says(result):
+    say(f'{again}an earlier version wrote it, which did not record what its numbers depend on.')
+  elif differences := _differences(result, request):
+    say(f'{again}it was measured with other {", other ".join(differences)}.')
+  elif set(networks) <= result.keys() and not any(
+      seed.get('missing') for seed in result.get('trained', ())):
+    return result
   return None

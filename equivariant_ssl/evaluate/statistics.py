@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty, and the result that every labelled protocol returns."""
+"""Numbers with their uncertainty, and the result that every labeled protocol returns."""
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ CONFIDENCE = .95
 
 
 class Interval(NamedTuple):
-  """A mean of `n` independent values and its 95 % t-interval; low and high are None where n is 1."""
+  """A mean of `n` independent values and its 95 % t-interval (low and high are None at n = 1)."""
   mean: float
   low: float | None
   high: float | None
@@ -17,12 +17,15 @@ class Interval(NamedTuple):
   @property
   def excludes_zero(self) -> bool:
     """Whether there is an interval and 0 lies outside it."""
-    return self.low is not None and (self.low > 0 or self.high < 0)
+    return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 class Result(NamedTuple):
-  """A labelled evaluation: `protocol` is the name to print beside the number; top1 and top5 (None at five classes
-  or fewer) are fractions; predictions int [M]; chosen: the hyper-parameters that were used."""
+  """The result of a labeled evaluation.
+
+  protocol: the name to print beside the numbers. top1, top5: accuracies, as fractions (top5 is None
+  at five classes or fewer). predictions: int [M]. chosen: the hyper-parameters that were used.
+  """
   protocol: str
   top1: float
   top5: float | None
@@ -31,12 +34,15 @@ class Result(NamedTuple):
 
 
 def plain(value) -> float:
-  """A number of a result file without its interval."""
+  """Return a number of a result file without its interval."""
   return value['mean'] if isinstance(value, dict) else value
 
 
 def mean_std(values) -> tuple[float, float | None]:
-  """The mean and the sample standard deviation (n - 1; None where n is 1) of `values` [n]."""
+  """Return the mean and the sample standard deviation of `values` [n].
+
+  The deviation divides by n - 1; it is None where n is 1.
+  """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size:
     raise ValueError(f'expected values [n >= 1], got {values.shape}')
@@ -44,7 +50,7 @@ def mean_std(values) -> tuple[float, float | None]:
 
 
 def interval(values) -> Interval:
-  """The mean of `values` [n] with its two-sided 95 % t-interval."""
+  """Return the mean of `values` [n] with its two-sided 95 % t-interval."""
   mean, std = mean_std(values)
   n = len(values)
   if std is None:
@@ -54,15 +60,19 @@ def interval(values) -> Interval:
 
 
 def paired(a, b) -> Interval:
-  """The interval of a - b, paired: `a` and `b` [n] of the same seeds in the same order."""
+  """Return the interval of the differences a - b; `a` and `b` [n] are pairs, such as the values of
+  two methods at the same seeds in the same order."""
   if np.shape(a) != np.shape(b):
     raise ValueError(f'pairs need two equal lengths, got {np.shape(a)} and {np.shape(b)}')
   return interval(np.asarray(a, np.float64) - np.asarray(b, np.float64))
 
 
 def ratio_of_means(a, b) -> Interval:
-  """mean(a) / mean(b) over n independent (a, b), with its 95 % interval by linearisation (the delta method):
-  the interval of (a - R b) / mean(b), around R."""
+  """Return mean(a) / mean(b) over n independent (a, b), with its 95 % interval.
+
+  The interval is by linearization (the delta method): the interval of (a - R b) / mean(b), around
+  the ratio R.
+  """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   ratio = float(a.mean() / b.mean())
   around = interval(ratio + (a - ratio * b) / b.mean())
@@ -70,10 +80,11 @@ def ratio_of_means(a, b) -> Interval:
 
 
 def over_images(values, image=None) -> np.ndarray:
-  """Means of `values` [N] over the pairs of each image, [number of images] by rising `image` number.
+  """Return the means of `values` [N] over the pairs of each image, [number of images] by rising
+  `image` number.
 
-  image: int [N], the image of each pair; None: each pair is an image of its own. Pairs of one image are not
-  independent: an interval over all pairs would be too narrow.
+  image: int [N], the image of each pair; None: each pair has an image of its own. Pairs of one
+  image are not independent: an interval over all pairs would be too narrow.
   """
   values = np.asarray(values, np.float64)
   if image is None:
@@ -82,23 +93,29 @@ def over_images(values, image=None) -> np.ndarray:
   return np.bincount(index, values) / np.bincount(index)
 
 
-def show(of: Interval, scale: float = 1., digits: int = 2, sign: bool = True) -> str:
-  """'+1.23 [0.80, 1.66]', times `scale` (100 for per cent); '+1.23 (n=1)' where there is no interval."""
+def show(interval: Interval, scale: float = 1., digits: int = 2, sign: bool = True) -> str:
+  """Return an interval as text: '+1.23 [0.80, 1.66]', or '+1.23 (n=1)' where there are no bounds.
+
+  Values are multiplied by `scale` (100 for percent).
+  """
   plus = '+' if sign else ''
-  mean = f'{of.mean * scale:{plus}.{digits}f}'
-  if of.low is None:
-    return f'{mean} (n={of.n})'
-  return f'{mean} [{of.low * scale:.{digits}f}, {of.high * scale:.{digits}f}]'
+  mean = f'{interval.mean * scale:{plus}.{digits}f}'
+  if interval.low is None or interval.high is None:
+    return f'{mean} (n={interval.n})'
+  return f'{mean} [{interval.low * scale:.{digits}f}, {interval.high * scale:.{digits}f}]'
 
 
-def counted(n: float | str, what: str, form: str = ',', plural: str = '') -> str:
-  """'1 image', '2,048 images'; form: of the number. plural: where it does not end in an s alone."""
+def counted(n: float | str, noun: str, form: str = ',', plural: str = '') -> str:
+  """Return a count with its noun: '1 image', '2,048 images'.
+
+  form: the format of the number. plural: the plural of the noun where it is not `noun` + 's'.
+  """
   number = f'{n:{form}}'
-  return f'{number} {what if number == "1" else plural or what + "s"}'
+  return f'{number} {noun if number == "1" else plural or noun + "s"}'
 
 
 def accuracy(predictions, labels) -> float:
-  """The fraction of `predictions` [M] that are the `labels` [M]."""
+  """Return the fraction of `predictions` [M] that equal the `labels` [M]."""
   predictions, labels = np.asarray(predictions), np.asarray(labels)
   if predictions.shape != labels.shape or not labels.size:
     raise ValueError(f'expected two equal lengths >= 1, got {predictions.shape} and {labels.shape}')
@@ -106,8 +123,13 @@ def accuracy(predictions, labels) -> float:
 
 
 def result(protocol: str, scores, labels, chosen: dict[str, Any]) -> Result:
-  """The Result of class `scores` [M K] against `labels` [M]; equal scores rank by class number."""
+  """Return the Result of class `scores` [M K] against `labels` [M].
+
+  Equal scores rank by class number.
+  """
   scores, labels = np.asarray(scores), np.asarray(labels)
   best = np.argsort(-scores, axis=1, kind='stable')[:, :5].astype(np.int32)
-  top5 = float(np.mean((best == labels[:, None]).any(1))) if scores.shape[1] > 5 else None
+  top5 = None
+  if scores.shape[1] > 5:
+    top5 = float(np.mean((best == labels[:, None]).any(1)))
   return Result(protocol, accuracy(best[:, 0], labels), top5, best[:, 0], chosen)

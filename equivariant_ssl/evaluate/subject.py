@@ -1,4 +1,4 @@
-"""What an evaluation is given and what it finds: the nouns of the protocols."""
+"""What a protocol is given and what it returns: the types that all protocols share."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -6,22 +6,39 @@ import numpy as np
 from jax.tree_util import Partial
 
 from equivariant_ssl.data import card
-from equivariant_ssl.data.source import Split
-from equivariant_ssl.evaluate import frozen
-from equivariant_ssl.training import runs
+from equivariant_ssl.data.source import Source, Split
+from equivariant_ssl.evaluate.frozen import Frozen, variables
+from equivariant_ssl.training.runs import Run
 from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Key
 
 
-def held_out(run: runs.Run) -> Split:
-  """The images to measure equivariance on: the test split, or the training split where there is none."""
-  return run.source.test or run.source.train
+def source_of(run: Run) -> Source:
+  """Return the data of a run that was opened with them, as every run in an evaluation is."""
+  assert run.source is not None
+  return run.source
+
+
+def config_of(run: Run) -> Any:
+  """Return the resolved config of a run, whose sections are read as attributes."""
+  return run.config
+
+
+def held_out(run: Run) -> Split:
+  """Return the images to measure equivariance on: the test split, or, without one, the training
+  split."""
+  source = source_of(run)
+  return source.test or source.train
 
 
 class Options(NamedTuple):
-  """epochs, batch: of the probes and of fine-tuning, 0: the protocol's own. images: a file, the list of those to fine-tune
-  on. targets: data sets of transfer, () all. root: TFDS's folder. cache: where transfer's features are kept.
-  readout: 'test': on the test split, of a run that holds images out of its training to be read out on."""
+  """The options of an evaluation, as the command line gives them.
+
+  epochs, batch: of the probes and of fine-tuning; 0 means the protocol's own. images: a file that
+  lists the images to fine-tune on. targets: the data sets of transfer, () for all. root: the folder
+  of TFDS. cache: the folder in which transfer keeps its features. readout: 'test' reads out on the
+  test split, although the run holds images out of its training to be read out on.
+  """
   epochs: int = 0
   batch: int = 0
   images: str = ''
@@ -32,29 +49,40 @@ class Options(NamedTuple):
 
 
 class Subject(NamedTuple):
-  """A network to evaluate. arrays: its (training features, labels, test features, labels, classes); alone: its `applied`;
-  each computed once. key: of the evaluation's own draws."""
-  run: runs.Run
-  fixed: frozen.Frozen
+  """A network to evaluate.
+
+  functions: the network's evaluation functions. state: its weights. labeled_features: () ->
+  (training features, labels, test features, labels, classes). panel_features: () -> features
+  before and after each op of the panel (`panel_protocols.panel_features`). Both are computed once.
+  key: the key of the evaluation's own draws.
+  """
+  run: Run
+  functions: Frozen
   state: TrainState
-  arrays: Callable[[], tuple]
-  alone: Callable[[], np.ndarray]
+  labeled_features: Callable[[], tuple]
+  panel_features: Callable[[], np.ndarray]
   key: Key
   options: Options
 
   @property
   def encode(self) -> Partial:
-    return Partial(self.fixed.encode, frozen.variables(self.state))
+    """The frozen encoder: images [B S S C] in [0, 1] -> features [B D]."""
+    return Partial(self.functions.encode, variables(self.state))
 
   @property
   def held_out(self) -> Split:
+    """The images to measure equivariance on."""
     return held_out(self.run)
 
 
-class Found(NamedTuple):
-  """numbers: {row: a value, or an Interval}. controls: {row: {control: value or Interval}}. detail: the rest, for the
-  result file. name: the protocol, with what was used where it is not the default. complete: whether nothing that was asked
-  for was missing; else the result is not read again, but sought anew."""
+class Measurement(NamedTuple):
+  """What a protocol measured of one network.
+
+  name: the protocol, with the settings that were used where they are not the default. numbers:
+  {row: a value, or an Interval}. controls: {row: {control: a value, or an Interval}}. detail: the
+  rest, for the result file. missing: a line for each thing that was asked for and is not on disk; a
+  result with missing things is not read again, but computed anew.
+  """
   name: str
   numbers: dict[str, Any]
   controls: dict[str, dict[str, Any]]
@@ -62,17 +90,26 @@ class Found(NamedTuple):
   missing: tuple[str, ...] = ()
 
 
+def _card_mark(run: Run, options: Options) -> Any:
+  return card.mark(run.card)
+
+
 class Protocol(NamedTuple):
-  """find: Subject -> Found. needs: 'labels', 'target' (an objective that predicts where an embedding goes) or ''.
-  percent: whether its numbers are shown times 100. seeded: whether it draws anything of its own. of: () -> the modules,
-  functions and constants that a number of it depends on (see `evaluate.cached`). packages: those of others that it computes
-  with. version: to be raised when the same constants give other numbers. data: (run, options) -> marks of what it reads."""
-  find: Callable[[Subject], Found]
+  """A named way to measure a frozen network.
+
+  measure: Subject -> Measurement. about: one line that describes it. needs: 'labels', 'target' (an
+  objective that predicts a target embedding) or ''. percent: whether its numbers are shown times
+  100. seeded: whether it makes random draws of its own. depends_on: () -> the modules, functions
+  and constants that its numbers depend on (see `result_files.constants`). packages: the installed
+  packages that compute its numbers. version: to be raised when the same constants give other
+  numbers. data: (run, options) -> marks of the data that it reads.
+  """
+  measure: Callable[[Subject], Measurement]
   about: str
   needs: str = ''
   percent: bool = True
   seeded: bool = False
-  of: Callable[[], tuple] = tuple
+  depends_on: Callable[[], tuple] = tuple
   packages: tuple[str, ...] = ()
   version: int = 1
-  data: Callable[[runs.Run, Options], Any] = lambda run, options: card.mark(run.card)
+  data: Callable[[Run, Options], Any] = _card_mark
