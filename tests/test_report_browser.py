@@ -55,7 +55,7 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
            for name in ('none', 'equimod', 'essl') for seed in range(2)]
   found['comparison'] = report(seeds, root / 'comparison.html')
   found['study'] = report([reports.study(root / 'study')])
-  found['bare'] = report([reports.run(root / 'bare', found={}, rows=0)], images=False)
+  found['bare'] = report([reports.run(root / 'bare', result_files={}, rows=0)], images=False)
   return found
 
 

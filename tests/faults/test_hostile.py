@@ -189,7 +189,7 @@ def harmless(page: str) -> str:
 def test_names_in_a_report(row, trap, tmp_path):
   one = row('hostile names in a report', len(HTML))
   for i, text in enumerate(HTML):
-    run = reports.run(tmp_path / str(i) / text.replace('/', ' '), found={
+    run = reports.run(tmp_path / str(i) / text.replace('/', ' '), result_files={
         'knn': reports.result('knn', {text: .5, 'top1': .4}, {text: {text: .1}, 'top1': {'chance': .1}})})
     (run / 'command.txt').write_text(f'eqssl train --config smoke --workdir {text}\n{text}\n')
     (run / 'env.json').write_text(json.dumps({**reports.ENV, 'cpu': text, text: text}))
