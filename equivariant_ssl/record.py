@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from equivariant_ssl import disk, shard, stop
-from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
+from equivariant_ssl.errors import IN_USE, INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 
 Path = str | pathlib.Path
 # Lustre without -o flock, some NFS; NFS of a folder, which cannot be open for writing.
@@ -194,11 +194,15 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
     raise UserError(f'{workdir} holds no run.',
                     f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
-  with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
+  try:
     before = read_object(workdir / 'env.json', '')
+  except (FileNotFoundError, UserError) as error:
+    if getattr(error, 'code', 0) == INPUT_OUTPUT:  # a damaged one is written anew
+      raise
   with contextlib.suppress(FileNotFoundError):
     commands = (workdir / 'command.txt').read_text(encoding='utf-8', errors='surrogateescape')
   earlier = before.pop('earlier', [])
+  earlier = earlier if isinstance(earlier, list) else []
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
   write_whole(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')

@@ -80,7 +80,7 @@ def test_bad_workdirs_are_said_in_a_line(tmp_path):
     assert code == errors.OTHER_CONFIG and f'{tmp_path}/config.json is damaged' in said and '--workdir' in said
 
 
-@pytest.mark.parametrize('text', ['{"python": ', '[]', '3'])
+@pytest.mark.parametrize('text', ['{"python": ', '[]', '3', '{"earlier": 3, "python": 1}'])
 def test_a_damaged_environment_is_written_anew(text, tmp_path):
   record.start(tmp_path, CONFIG, 'x')
   (tmp_path / 'env.json').write_text(text)
