@@ -13,7 +13,7 @@ import matrix
 import pytest
 from matrix import many
 
-STEPS = {'steps': 40, 'checkpoint_every': 1, 'keep': 1, 'log_every': 1}
+STEPS = {'steps': 40 if matrix.FULL else 20, 'checkpoint_every': 1, 'keep': 1, 'log_every': 1}
 FEW = {**STEPS, 'steps': 4}
 
 
