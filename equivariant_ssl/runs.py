@@ -20,7 +20,7 @@ from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import holdout
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
-from equivariant_ssl.errors import OTHER_DATA, USAGE, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, OTHER_DATA, USAGE, UserError
 
 Say = Callable[[str], None]
 PLACE = re.compile(r'--config\.data\.(path|root)=\S+')  # in the advice on data that are not found
@@ -72,7 +72,8 @@ def free(config: ConfigDict) -> tuple[str, ...]:
   """The fields in which a config may differ from that of its run: where its data lie among them, since their card says
   whether they are others, and how they are read."""
   named, always = config.data.get('dataset'), (*configs.FREE, 'data.path', 'data.root', 'data.stream')
-  return (*always, 'data.dataset') if named and pathlib.Path(named, 'dataset_info.json').is_file() else always
+  path = pathlib.Path(named or '', 'dataset_info.json').expanduser()
+  return (*always, 'data.dataset') if named and path.is_file() else always
 
 
 def since(config: ConfigDict, workdir: pathlib.Path) -> tuple[str, ...]:
@@ -94,9 +95,12 @@ def moved(config: ConfigDict, path: str) -> ConfigDict:
   field = _field(config)
   if field is None:
     raise UserError(f'{MOVED.replace("DIR", path)}: the data set {config.data.name} is in no folder.', 'Leave it out.')
-  if 'dataset' in config.data and pathlib.Path(path, 'dataset_info.json').is_file():
-    field = 'dataset'
-  return changed(config, {'data': {field: os.path.abspath(os.path.expanduser(path))}})
+  here = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+  if 'dataset' in config.data:  # of a data set named by the folder of a version: that, or one that it is somewhere in
+    tails = (pathlib.Path(config.data.dataset).parts[-n:] for n in (1, 2, 3))
+    versions = (p for p in (here, *(here.joinpath(*t) for t in tails)) if (p / 'dataset_info.json').is_file())
+    field, here = next((('dataset', p) for p in versions), (field, here))
+  return changed(config, {'data': {field: str(here)}})
 
 
 def _source(config: ConfigDict, advice: str) -> Source:
@@ -145,6 +149,9 @@ def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
   place = {k: v for k, v in source.place if config.data.get(k, v) != v}
   config = changed(config, {'data': place}) if place else config
+  if known and config.mean and (tuple(config.mean), tuple(config.std)) != (known.mean, known.std):
+    raise UserError(f'config.mean is {config.mean} and config.std {config.std}; the run knows {known.mean} and {known.std}.',
+                    'A network sees what it was trained on: leave them out.', OTHER_CONFIG)
   now = cards.of(source, config)  # of all that is there, whatever part is read out on
   source = holdout.split(source, config.validation, readout)
   now = now._replace(images=len(source.train.images))

@@ -22,7 +22,7 @@ from equivariant_ssl.data import card as cards
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.errors import NO_CHECKPOINT, NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
+from equivariant_ssl.errors import NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.progress import progress
 from equivariant_ssl.recipe import slow_start
@@ -157,46 +157,46 @@ def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None
       images=0, since=0, start={'run': str(begin), 'data': cards.mark(old)}), begin)
 
 
-def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool) -> Run:
-  """The run, its data loaded, the same in all processes; UserError where a longer one has nothing to train."""
+def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool
+            ) -> tuple[Run, checkpoint.Found | None]:
+  """(the run, its data loaded, the same in all processes; of a longer training that has no checkpoint yet, that of the run
+  which it starts from). UserError where this does not fit, or leaves nothing to train; nothing has been written then."""
   workdir, card, begin = start
   here = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if (workdir / 'config.json').is_file() else ''
   run = prepare(config, mesh, say, card, accept, here or begin and where(config) or '')
   if not card:
     run = first_card(begin or workdir, run, say)
-  if begin and not checkpoint.steps(workdir / 'checkpoints'):
-    step = next(iter(checkpoint.steps(begin / 'checkpoints')), None)
-    if step is None:
-      raise UserError(f'{begin} has no checkpoint to start from.', 'Train it first.', NO_CHECKPOINT)
-    if step >= run.recipe.steps:
-      raise UserError(f'{begin} is at step {step}, and {run.recipe.steps} steps are asked for: nothing to train.',
-                      f'Ask for more, e.g. --config.epochs={2 * config.epochs:g}' if not config.steps else
-                      f'Ask for more, e.g. --config.steps={2 * config.steps}')
   distributed.agree("the data's", cards.facts(run.card))
-  return run
+  begin, first = run.card.start or start.begin and {'run': str(start.begin)}, None
+  if begin and not distributed.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
+    where_from = pathlib.Path(begin['run'], 'checkpoints')
+    first = checkpoint.load(where_from, abstract(run, config.sharding), begin.get('step'), say)
+    if first[0] >= run.recipe.steps:
+      more = f'--config.steps={2 * config.steps}' if config.steps else f'--config.epochs={2 * config.epochs:g}'
+      raise UserError(f'{begin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are asked for: nothing to train.',
+                      f'Ask for more, e.g. {more}')
+    run = run._replace(card=run.card._replace(start={**begin, 'step': first[0]}))
+  return run, first
 
 
-def _begun(run: Run, start: _Start, saved: checkpoint.Checkpoints, say: Callable) -> tuple[Run, states.TrainState]:
+def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: checkpoint.Checkpoints, say: Callable
+           ) -> tuple[Run, states.TrainState]:
   """The run, with its card as it is from now on in its data.json, and its state: of its newest valid checkpoint, else of
-  that of the run that its card says it starts from, else the initial one."""
+  that of the run that it starts from, `first`, which is saved as its own at once, else the initial one."""
   card, rule = run.card, run.config.sharding
   found = saved.restore(abstract(run, rule))
-  state = found[1] if found else None
-  begin = card.start or start.begin and {'run': str(start.begin)}
-  if not found and begin:
-    step, state, _ = checkpoint.load(pathlib.Path(begin['run'], 'checkpoints'), abstract(run, rule), begin.get('step'), say)
-    card = card._replace(start={**begin, 'step': step})
-  state = initial(run, rule) if state is None else state
+  held = found or first
+  state = held[1] if held else initial(run, rule)
   other = cards.differences(start.known, card) if start.known else ()
   if other:
     card = card._replace(changes=(*card.changes, f'from step {int(state.step)}: {"; ".join(other)}'))
   if distributed.main():
     cards.write(start.workdir, card)
   run, total = run._replace(card=card), run.recipe.steps
-  if not found and begin:
+  if first:
     saved.save(int(state.step), state, meta(run), wait=True)
   say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
-      (f' from step {int(state.step)} of {begin["run"]}' if begin and not found else '') +
+      (f' from step {int(state.step)} of {card.start["run"]}' if first else '') +
       f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
   if line := slow_start(run.config, run.recipe):
     say(line)
@@ -223,7 +223,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
   with contextlib.ExitStack() as stack:
     flag, begun = map(stack.enter_context, (stop.heard(), stop.saving()))  # until the last save is done
     place = _start(config, workdir, begin, say)
-    run = _opened(config, place, mesh, say, accept)
+    run, first = _opened(config, place, mesh, say, accept)
     stop.check()
     check = write = show = lambda *args: None
     if distributed.main():
@@ -233,7 +233,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', ho
                    (*free(config), *since(config, workdir)), configs.TOP)
     distributed.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
-    run, state = _begun(run, place, saved, say)
+    run, state = _begun(run, first, place, saved, say)
     stop.check()
     start, total = int(state.step), run.recipe.steps
     if distributed.main():

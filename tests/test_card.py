@@ -12,6 +12,7 @@ from PIL import Image
 from equivariant_ssl import checkpoint, cli, record, runs, shard
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card as cards
+from equivariant_ssl.data import tfds
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
 from equivariant_ssl.report import embeddings
 
@@ -337,9 +338,11 @@ def test_what_a_longer_training_is_not(world, capsys):
       (('train', '--from', run, '--workdir', run, '--config.epochs=4'), 'another config', OTHER_CONFIG),
       (('train', '--from', run, '--workdir', run), 'did not start from', OTHER_CONFIG),
       (('train', '--from', run, '--workdir', world / 'x', '--config.epochs=4', '--config.encoder.width=8'),
-       'tensors match', OTHER_CONFIG)):
+       'tensors match', OTHER_CONFIG),
+      (('train', '--from', run, '--workdir', world / 'x', '--config.mean=.5,.5,.5', '--config.std=1,1,1'),
+       'the run knows', OTHER_CONFIG)):
     code, said = eqssl(capsys, *argv)
-    assert code == wanted and words in said, said
+    assert code == wanted and words in said and not (world / 'x').exists(), said
   photos(world / 'photos', 200, 230)
   code, said = eqssl(capsys, 'train', '--from', run, '--workdir', world / 'y', '--config.epochs=4', '--quiet')
   assert code == OTHER_DATA and 'training images in place of' in said and not (world / 'y').exists()
@@ -367,9 +370,14 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(tmp_p
   version = next((tmp_path / 'moved' / 'tiny_photos').iterdir())
   for place in (tmp_path / 'moved', version):
     assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', place)[0] == 0
-  assert cards.read(run) == card
+  assert cards.read(run) == card and json.loads((run / 'config.json').read_text())['data']['dataset'] == str(version)
+  shutil.move(tmp_path / 'moved', tmp_path / 'again')  # now it is named by the folder of its version
+  assert eqssl(capsys, 'resume', run, '--quiet')[0] == 2
+  assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', tmp_path / 'again')[0] == 0
   code, said = eqssl(capsys, 'resume', run, '--quiet')
-  assert code == 0, said
+  assert code == 0 and cards.read(run) == card, said
+  assert tfds.contents(tfds.open_directory(tmp_path / 'again' / 'tiny_photos' / version.name), 'train+test[:3]') not in (
+      '', card.train.files)
 
 
 def test_data_in_no_folder_have_no_path(tmp_path, capsys):

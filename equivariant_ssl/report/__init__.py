@@ -31,5 +31,5 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   if len(folders) > 1:
     return comparison.write(folders, out or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
-    return study.write(folders[0], images, console, out)
+    return study.write(folders[0], images, console, out, asked.path)
   return run.write(folders[0], images, console, out, asked)

@@ -115,15 +115,16 @@ def _training(folder: pathlib.Path, study: dict, found: dict) -> Section:
       Charts(made)] if made else [Text('Nothing was logged yet.')])
 
 
-def _views(study: dict) -> Section:
-  """What each augmentation does alone, as its settings have it."""
+def _views(study: dict, place: str) -> Section:
+  """What each augmentation does alone, as its settings have it. place: where the data are now."""
   given = study['made'][0]['config']
 
   def alone(aug: str) -> Group:
     ops = {op: {**given['augment'][op], 'role': 'invariant' if op == aug else 'off'} for op in given['augment']['order']}
     return Group(seen(configs.resolve(ConfigDict({**given, 'augment': {**given['augment'], **ops}}))), given['size'])
   try:
-    run = runs.prepare(configs.resolve(ConfigDict(given)), shard.mesh(jax.devices()[:1]), lambda line: None)
+    run = runs.prepare(runs.moved(configs.resolve(ConfigDict(given)), place), shard.mesh(jax.devices()[:1]),
+                       advice=runs.MOVED)
     images, sizes, _ = pictures.split(run)
     found = pictures.rows(run.recipe._replace(groups={aug: alone(aug) for aug in study['augs']}), run.key,
                           Batch(images[:IMAGES], sizes[:IMAGES]))
@@ -167,8 +168,8 @@ def _commits(env: dict, found: dict) -> str:
   return panels.commit(env) if len(of) < 2 else f'the runs are of {len(of)}: {every}'
 
 
-def write(folder: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None
-          ) -> pathlib.Path:
+def write(folder: pathlib.Path, images: bool = True, console: Console | None = None, out: pathlib.Path | None = None,
+          place: str = '') -> pathlib.Path:
   """Write the page of the study in `folder` (study.json, results.json) to `out` (None: report.html in it); its path.
 
   Raises UserError where either is missing or is not JSON.
@@ -186,7 +187,7 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
               ('commit', _commits(env, found)), ('started', env.get('time', 'unknown'))]
   ran = Section('What ran', 'ran', [Table('The study', ('what', 'value'), settings, 2), panels.environment(env)])
   again = panels.again(env, [study['command'], command], 'the study and its results')
-  views = _views(study) if images else Section('Views', 'views', [Missing('Left out as asked.', command)])
+  views = _views(study, place) if images else Section('Views', 'views', [Missing('Left out as asked.', command)])
   parts = [numbers.answer(study, found), numbers.effects(study, found), numbers.arms(study, found), *_actions(found),
            numbers.proxies(study, found), _training(folder, study, found), views, _state(folder, study, found), ran, again]
   title = f'Study of {", ".join(study["augs"])}'
