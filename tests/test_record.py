@@ -81,7 +81,7 @@ def test_bad_workdirs_are_said_in_a_line(tmp_path):
     assert code == errors.OTHER_CONFIG and f'{tmp_path}/config.json is damaged' in said and '--workdir' in said
 
 
-@pytest.mark.parametrize('text', ['{"python": ', '[]', '3'])
+@pytest.mark.parametrize('text', ['{"python": ', '[]', '3', '{"earlier": 3, "python": 1}'])
 def test_a_damaged_environment_is_written_anew(text, tmp_path):
   record.start(tmp_path, CONFIG, 'x')
   (tmp_path / 'env.json').write_text(text)
@@ -129,7 +129,7 @@ def test_a_lock_file_that_was_deleted_lets_nobody_in(tmp_path, how):
     pass
 
 
-@pytest.mark.parametrize('number', [errno.EBADF, errno.ENOTSUP])
+@pytest.mark.parametrize('number', [errno.EBADF, errno.ENOTSUP, errno.EINVAL])
 def test_without_locks_of_folders_the_file_is_watched(tmp_path, number, monkeypatch):
   """NFS: a folder cannot be locked."""
   real = fcntl.flock
@@ -143,9 +143,9 @@ def test_without_locks_of_folders_the_file_is_watched(tmp_path, number, monkeypa
     check()
     assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
     (tmp_path / 'run.lock').unlink()
-    with record.lock(tmp_path):
-      pass
-    assert 'removed or replaced' in code_of(check)[1]
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    with record.lock(tmp_path):  # another process got in, and the first one sees it
+      assert 'removed or replaced' in code_of(check)[1]
 
 
 @pytest.mark.parametrize('how', ['removed', 'moved', 'replaced'])
@@ -161,6 +161,14 @@ def test_a_folder_that_goes_away_under_its_holder_is_an_error(tmp_path, how):
       code, text = code_of(say)
       assert code == errors.USAGE and 'removed or replaced' in text
     assert how == 'replaced' or not run.exists(), 'nothing is made anew'
+
+
+def test_a_file_system_that_numbers_files_anew_is_no_error(tmp_path, monkeypatch):
+  """As some of the user's space do, of buckets."""
+  with record.lock(tmp_path) as check, record.open_metrics(tmp_path) as write:
+    monkeypatch.setattr(os.path, 'samestat', lambda a, b: False)
+    check()
+    write(1, {'loss': 1})
 
 
 def test_a_log_that_goes_away_is_an_error(tmp_path):

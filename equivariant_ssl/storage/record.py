@@ -21,14 +21,14 @@ from typing import Any
 import jax
 
 from equivariant_ssl import renamed
-from equivariant_ssl.errors import IN_USE, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
+from equivariant_ssl.errors import IN_USE, INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import disk
 from equivariant_ssl.training import stop
 
 Path = str | pathlib.Path
 # Lustre without -o flock, some NFS; NFS of a folder, which cannot be open for writing.
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
 LARGEST = 1e300  # of a metric: what is larger was not written here
 PACKAGES = ('equivariant-ssl', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -116,12 +116,14 @@ def _locked(descriptor: int) -> bool:
   return True
 
 
-def same(path: Path, descriptor: int) -> bool:
-  """Whether the open file is still the one at `path`."""
+def _still(path: Path, descriptor: int, linked: bool = False) -> bool:
+  """Whether the open file is still the one at `path`. linked: if it has a name anywhere, the one that is there will do: some
+  file systems of the user's space number their files anew."""
   try:
-    return os.path.samestat(disk.again(lambda: os.stat(path), str(path)), os.fstat(descriptor))
+    there, own = disk.again(lambda: os.stat(path), path), os.fstat(descriptor)
   except (FileNotFoundError, NotADirectoryError):
     return False
+  return os.path.samestat(there, own) or linked and own.st_nlink > 0
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
   """Hold `workdir` for this process; UserError IN_USE where another has it. The kernel lets go of a dead one's.
 
   Both the folder and run.lock in it are locked: the one cannot be deleted, the other works on NFS. `check()` is a UserError
-  where the folder was removed or replaced meanwhile.
+  where the folder, or what keeps it, was removed or replaced meanwhile.
   """
   workdir = _folder(workdir)
   path, folder = workdir / 'run.lock', os.open(workdir, os.O_RDONLY)
@@ -143,12 +145,16 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
                         'Wait for it or stop it, or use another folder.', IN_USE) from None
       if not any(held):
         stop.say(f'{workdir}: this file system has no locks: take care that one process at a time works there')
+      line = f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'
       file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+      file.write(line)
       file.flush()
 
       def check() -> None:
-        if not same(workdir, folder) or held == (False, True) and not same(path, file.fileno()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+          if disk.again(lambda: path.read_text(encoding='utf-8', errors='replace'), path) == line:
+            return
+        if not (held[0] and _still(workdir, folder)):
           raise UserError(f'{workdir} was removed or replaced while this process worked in it.',
                           'Train again in a new --workdir, or resume a copy of what was there.')
       yield check
@@ -194,11 +200,15 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False, free:
     raise UserError(f'{workdir} holds no run.',
                     f'Start one: eqssl train --config FILE --workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
-  with contextlib.suppress(FileNotFoundError, UserError):  # a damaged one is written anew
+  try:
     before = read_object(workdir / 'env.json', '')
+  except (FileNotFoundError, UserError) as error:
+    if getattr(error, 'code', 0) == INPUT_OUTPUT:  # a damaged one is written anew
+      raise
   with contextlib.suppress(FileNotFoundError):
     commands = (workdir / 'command.txt').read_text(encoding='utf-8', errors='surrogateescape')
   earlier = before.pop('earlier', [])
+  earlier = earlier if isinstance(earlier, list) else []
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
   write_whole(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')
@@ -262,7 +272,7 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
     write_whole(path, kept)
   with path.open('a', encoding='utf-8') as file:
     def write(step: int, values: dict[str, Any]) -> None:
-      if not same(path, file.fileno()):
+      if not _still(path, file.fileno(), linked=True):
         raise UserError(f'{path} was removed or replaced while the run was going.',
                         f'Go on from the newest checkpoint, if it is there: eqssl resume {shlex.quote(str(workdir))}')
       numbers = {k: float(v) for k, v in values.items()}

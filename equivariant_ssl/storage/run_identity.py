@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
-from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, UserError
+from equivariant_ssl.errors import INPUT_OUTPUT, NO_CHECKPOINT, OTHER_CONFIG, UserError
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import record
 
@@ -26,7 +26,11 @@ def read(workdir: pathlib.Path) -> Identity:
   try:
     found = record.read_object(workdir / FILE, '')
     return Identity(**{k: type(v)(found[k]) for k, v in Identity()._asdict().items() if k in found})
-  except (FileNotFoundError, UserError, ValueError, TypeError):
+  except (FileNotFoundError, ValueError, TypeError):
+    return Identity()
+  except UserError as error:
+    if error.code == INPUT_OUTPUT:  # which says nothing about what is in it
+      raise
     return Identity()
 
 

@@ -45,7 +45,7 @@ def lighten() -> None:
   """All that a training does with files, and nothing that is learnt: no program is compiled."""
   def opened(config, start, mesh, say, accept):
     recipe = types.SimpleNamespace(steps=config.steps, steps_per_epoch=10, batch=config.batch, equivariances={})
-    return loop.Run(config, None, recipe, sharding.mesh(), None, start.known or CARD)
+    return loop.Run(config, None, recipe, sharding.mesh(), None, start.known or CARD), None
 
   def fit(run, now, on_step):
     for n in range(int(now.step) + 1, run.recipe.steps + 1):
