@@ -120,8 +120,8 @@ def test_a_taken_port_is_said(monkeypatch):
 
 
 def test_an_abort_ends_with_a_line_and_a_code():
-  code = ('import os\nfrom equivariant_ssl import distributed\nfrom equivariant_ssl.errors import UserError\n'
-          'distributed._explain_aborts(UserError(*distributed.LOST))\nos.abort()')
+  code = ('import os\nfrom equivariant_ssl.parallel import processes\nfrom equivariant_ssl.errors import UserError\n'
+          'processes._explain_aborts(UserError(*processes.LOST))\nos.abort()')
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert done.returncode == WATCHDOG and done.stderr.startswith('eqssl: another process of this job was lost')
 

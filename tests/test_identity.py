@@ -85,7 +85,7 @@ def test_a_copy_of_a_run_is_the_same_run_and_a_lost_id_is_that_of_its_checkpoint
 
 
 def test_an_id_that_cannot_be_read_is_not_a_lost_one(run, monkeypatch):
-  real = identity.record.pathlib.Path.read_text
+  real = run_identity.record.pathlib.Path.read_text
   before, calls = everything(run), []
 
   def broken(self, *args, **kw):
@@ -93,7 +93,7 @@ def test_an_id_that_cannot_be_read_is_not_a_lost_one(run, monkeypatch):
       calls.append(self)
       raise OSError(errno.EIO, 'Input/output error', str(self))
     return real(self, *args, **kw)
-  monkeypatch.setattr(identity.record.pathlib.Path, 'read_text', broken)
+  monkeypatch.setattr(run_identity.record.pathlib.Path, 'read_text', broken)
   for read in (lambda: restore(run), lambda: checkpoint.load(run / 'checkpoints', LIKE)):
     assert code_of(read, match='run.json could not be read in 4 tries') == errors.INPUT_OUTPUT
   assert len(calls) == 8 and everything(run) == before
