@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reports
 import tiny
+from ml_collections import ConfigDict
 from scipy import stats
 
 from equivariant_ssl import config as configs
@@ -24,7 +25,7 @@ from equivariant_ssl.report import report
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.study import effects, recommend, study_plan, worker
 from equivariant_ssl.study import runner as study
-from equivariant_ssl.training import loop, runs
+from equivariant_ssl.training import loop, run_config, runs
 
 # -- what is held out
 
@@ -93,7 +94,10 @@ def test_a_run_trains_on_the_rest_and_knows_all_of_its_data():
 def test_a_run_of_an_older_version_held_nothing_out(tmp_path):
   config = configs.as_json(configs.load('smoke'))
   old = {k: v for k, v in config.items() if k != 'validation'}
-  start = lambda new: record.start(tmp_path, new, 'eqssl resume', False, configs.FREE, configs.TOP)
+
+  def start(new):
+    free = (*run_config.FREE, *run_config.added_fields(configs.resolve(ConfigDict(new)), tmp_path))
+    record.start(tmp_path, new, 'eqssl resume', free=free)
   record.start(tmp_path, old, 'eqssl train')
   with pytest.raises(UserError, match='validation: 0.0 -> 0.2') as e:
     start({**config, 'validation': .2})

@@ -183,7 +183,7 @@ def test_odd_rows_are_left_out_with_a_line(tmp_path, capsys):
   with record.open_metrics(tmp_path, 3) as write:
     write(4, {'loss': 1})
   err = capsys.readouterr().err
-  assert err.count('\n') == 1 and f'{len(ODD) + 1} lines are not' in err
+  assert err.count('\n') == 1 and f'{len(ODD) + 1} lines have something else than' in err
   assert [json.loads(line) for line in path.read_text().splitlines()] == [*want, {'step': 4, 'loss': 1.}]
   with record.open_metrics(tmp_path, 4):
     pass

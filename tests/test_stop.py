@@ -13,6 +13,8 @@ import tiny
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint_writer
 from equivariant_ssl.training import loop, stop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -79,7 +81,7 @@ def test_outside_the_main_thread_nothing_is_asked():
 
 BUSY = """if True:
   import hashlib, sys
-  from equivariant_ssl import stop
+  from equivariant_ssl.training import stop
   stop.GRACE = .3
   with stop.heard(), stop.saving() as begun:
     if sys.argv[1] == 'saving':
@@ -101,7 +103,7 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
   assert ('over' in out) == (what == 'saving') and ('nothing is lost' in err) == (what == 'idle')
 
 
-@pytest.mark.parametrize('phase', ['known', 'prepare', 'restore', 'initial', 'resident'])
+@pytest.mark.parametrize('phase', ['known_card', 'prepare', 'restore', 'initial', 'resident'])
 def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
   """Data, restoring, initialisation: the run has nothing to save yet, and the same command goes on."""
   place = loop.checkpoint if phase == 'restore' else loop
@@ -112,7 +114,7 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), loop.shard.mesh(jax.devices()[:1])
+  config, mesh = configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
     loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
@@ -123,15 +125,15 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
 
 
 def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypatch):
-  real = loop.checkpoint._manager
+  real = checkpoint_writer._manager
 
   def late(*args):
     manager = real(*args)
     signal.raise_signal(signal.SIGTERM)
     return manager
-  monkeypatch.setattr(loop.checkpoint, '_manager', late)
+  monkeypatch.setattr(checkpoint_writer, '_manager', late)
   config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
-  loop.train(config, tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
 
 
@@ -183,6 +185,6 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
     return real(run, state, each)
   monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.shard.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(configs.load(tiny.NAME), tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]
