@@ -4,8 +4,8 @@
 # The same command resumes the run. DRY_RUN=1 prints the commands only.
 # The run is in gs://$BUCKET/$NAME. Each worker mounts the bucket (gcsfuse), since all must see the
 # run. Data sets are looked for in gs://$BUCKET/tensorflow_datasets. TYPE names the slice, RUNTIME
-# its software, SOURCE what pip installs there. SPOT=1 requests a cheaper slice that can be taken away.
-# The slice costs money until it is deleted:
+# its software, SOURCE what pip installs there. SPOT=1 requests a cheaper slice, which can be taken
+# away. The slice costs money until it is deleted:
 #   gcloud compute tpus queued-resources delete NAME --zone ZONE --force
 set -euo pipefail
 if [ $# -lt 1 ] || [[ "$1" == -* ]] ||
@@ -57,8 +57,8 @@ else
     sleep "${WAIT:-30}"
   done
 fi
-# Orbax commits a checkpoint by renaming its folder, and all workers must see at once what one wrote:
-# hence the options of gcsfuse. The image's own Python is too old, so uv installs another.
+# Orbax commits a checkpoint by renaming its folder, and all workers must see at once what one
+# wrote: hence the options of gcsfuse. The image's own Python is too old, so uv installs another.
 on_all "command -v gcsfuse >/dev/null || { \
 echo deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main | sudo tee /etc/apt/sources.list.d/gcsfuse.list && \
 curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add - && \
