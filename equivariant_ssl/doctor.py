@@ -60,8 +60,8 @@ def _machine_lines() -> list[Line]:
   seconds = time.perf_counter() - start
   lines.append(_line(True, f'a matrix product compiled and ran in {seconds:.2f} s'))
   root = tfds.default_root('')
-  prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-  names = ', '.join(prepared) or 'none (digits needs none; eqssl data prepare cifar10)'
+  data_sets = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+  names = ', '.join(data_sets) or 'none (digits needs none; eqssl data prepare cifar10)'
   lines.append(_line(True, f'data sets in {root}: {names}'))
   folders = shipped.folders()
   lines.append(_line(bool(folders), f'configs in {", ".join(map(str, folders)) or "no folder"}',

@@ -210,8 +210,8 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
   """
   devices = sum(n for _, n, _ in rows)
   machines = len({h for h, _, _ in rows})
-  plural = 's' * (machines > 1)
-  lines = [f'{len(rows)} processes on {machines} machine{plural}, {devices} devices']
+  ending = 's' * (machines > 1)
+  lines = [f'{len(rows)} processes on {machines} machine{ending}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
     alone = len(numbers) == 1

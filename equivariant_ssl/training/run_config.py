@@ -44,8 +44,8 @@ def free_fields(config: Any) -> tuple[str, ...]:
   """
   free = (*FREE, 'data.path', 'data.root', 'data.stream')
   dataset = config.data.get('dataset')
-  prepared = pathlib.Path(dataset or '', 'dataset_info.json').expanduser()
-  return (*free, 'data.dataset') if dataset and prepared.is_file() else free
+  info_file = pathlib.Path(dataset or '', 'dataset_info.json').expanduser()
+  return (*free, 'data.dataset') if dataset and info_file.is_file() else free
 
 
 def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
