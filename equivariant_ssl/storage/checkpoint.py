@@ -141,7 +141,8 @@ def _read(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: Id
         disk.read_through(path)
       except OSError as error:
         failure = error
-    outcome, code = max(processes.gather([_outcome(failure), told(failure)[1] if failure else 0]))
+    code = told(failure)[1] if failure else 0
+    outcome, code = max(processes.gather([_outcome(failure), code]))
     if outcome == MAY_PASS and pauses:
       time.sleep(pauses.pop(0))
     elif outcome == MAY_PASS:
