@@ -163,7 +163,7 @@ def _invariance(fields: Any) -> Any:
 def _equivariance(fields: Any, path: str = 'config.equivariance') -> Any:
   """Return the complete section of an equivariance objective, or a tuple of several.
 
-  Its field `told` names the augmentations of the objective; () stands for all with the role
+  Its field `told` names the objective's augmentations. () stands for all that have the role
   sensitive or both.
   """
   if isinstance(fields, (list, tuple)):
