@@ -163,8 +163,8 @@ def _invariance(fields: Any) -> Any:
 def _equivariance(fields: Any, path: str = 'config.equivariance') -> Any:
   """Return the complete section of an equivariance objective, or a tuple of several.
 
-  Its field `told` names the objective's augmentations. () stands for all that have the role
-  sensitive or both.
+  Its field `told` names the objective's augmentations. () stands for all that have the
+  role sensitive or both.
   """
   if isinstance(fields, (list, tuple)):
     return tuple(_equivariance(f, f'{path}.{i}') for i, f in enumerate(fields))
