@@ -99,7 +99,7 @@ def test_a_run_of_an_older_version_held_nothing_out(tmp_path):
     free = (*run_config.FREE, *run_config.added_fields(configs.resolve(ConfigDict(new)), tmp_path))
     record.start(tmp_path, new, 'eqssl resume', free=free)
   record.start(tmp_path, old, 'eqssl train')
-  with pytest.raises(UserError, match='validation: 0.0 -> 0.2') as e:
+  with pytest.raises(UserError, match='validation: absent -> 0.2') as e:
     start({**config, 'validation': .2})
   assert e.value.code == OTHER_CONFIG
   start(config)
