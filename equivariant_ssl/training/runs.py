@@ -181,7 +181,7 @@ def known_card(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | No
     step, _, meta = checkpoint.load(workdir / 'checkpoints', like, None, lambda line: None)
     if 'data' in meta:
       log(f'{workdir / card.FILE} is {"damaged" if broken else "missing"}: '
-          f'it is taken from the checkpoint of step {step}')
+          f'taken from the checkpoint of step {step}')
       return card.from_json(meta['data'])
   if broken:
     raise damage or UserError(broken)
@@ -203,7 +203,7 @@ def add_first_card(workdir: pathlib.Path, run: Run, log: Say) -> Run:
   images, batch = run.card.images, run.config.batch
   if logged and logged[-1] != images // batch:
     images = logged[-1] * batch
-    log(f'its log counts {logged[-1]} steps in an epoch, while {run.card.images:,} images make '
+    log(f'its log counts {logged[-1]} steps an epoch, while {run.card.images:,} images make '
         f'{run.card.images // batch}: the log is believed')
   data_card = run.card._replace(since=saved_steps[0], images=images)
   return run._replace(card=data_card, recipe=_recipe(run.config, data_card))
