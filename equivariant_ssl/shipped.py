@@ -1,4 +1,7 @@
-"""Where configs and launch files are: the package's own, and those of a user's folder. Files that are run as programs."""
+"""The folders of configs and launch files: the package's own, and those of the current folder.
+
+A config file is a program; only a config that the user names is run from the current folder.
+"""
 import pathlib
 import re
 import sys
@@ -7,25 +10,36 @@ from equivariant_ssl.errors import UserError
 
 
 def folders(name: str = 'configs') -> list[pathlib.Path]:
-  """Where a config named without its path is looked for; or a file of `name`: here, in the clone, where it is installed."""
-  return [p for p in (pathlib.Path(name), pathlib.Path(__file__).parent.parent / name,
-                      pathlib.Path(sys.prefix, 'share/equivariant_ssl', name)) if p.is_dir()]
+  """Return the folders that are searched for a config without a path, or for a file of `name`.
+
+  These are the current folder, the clone, and the place where the package is installed.
+  """
+  candidates = (pathlib.Path(name), pathlib.Path(__file__).parent.parent / name,
+                pathlib.Path(sys.prefix, 'share/equivariant_ssl', name))
+  return [p for p in candidates if p.is_dir()]
 
 
 def config(name: str) -> pathlib.Path | None:
-  """The package's own config of that name: nothing that a run, an archive or the folder one is in says is looked up."""
+  """Return the package's own config of that name, or None.
+
+  A run, an archive or the current folder cannot put another file in its place.
+  """
   paths = [f / f'{name}.py' for f in folders() if f.is_absolute()]
   return next((p for p in paths if p.is_file()), None) if re.fullmatch(r'\w+', name) else None
 
 
 def find(name: str) -> pathlib.Path:
-  """The config file that a user names; UserError where there is none, or two."""
-  here, own = pathlib.Path('configs', f'{name}.py'), config(name)
+  """Return the config file that a user names. Raise UserError if there is none, or two."""
+  local, packaged = pathlib.Path('configs', f'{name}.py'), config(name)
   if pathlib.Path(name).is_file():
     return pathlib.Path(name)
-  if here.is_file() and own and here.read_bytes() != own.read_bytes():
-    raise UserError(f'config {name!r} is two: {here} of this folder is not {own}.', f'Say which: --config {here}')
-  if not here.is_file() and not own:
-    there = sorted({p.stem for f in folders() for p in f.glob('*.py')})
-    raise UserError(f'config file {name!r} not found.', f'Available: {", ".join(there) or "none here"}.')
-  return own or here
+  if local.is_file() and packaged and local.read_bytes() != packaged.read_bytes():
+    raise UserError(f'config {name!r} is two: {local} of this folder is not {packaged}.',
+                    f'Say which: --config {local}')
+  if packaged:
+    return packaged
+  if local.is_file():
+    return local
+  available = sorted({p.stem for f in folders() for p in f.glob('*.py')})
+  raise UserError(f'config file {name!r} not found.',
+                  f'Available: {", ".join(available) or "none here"}.')

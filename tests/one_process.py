@@ -39,7 +39,7 @@ def train_with_views(config, workdir, *args, **kw):
       rows = epoch_order(run.key, 0, len(data.images))[:run.recipe.batch]
       batch = sharding.place(steps.Batch(data.images[rows], data.sizes[rows]), sharding.batch_sharding(run.mesh))
       prints = fingerprint.of(jax.jit(functools.partial(steps.views, run.recipe))(run.key, jnp.int32(0), batch))
-      if processes.main():
+      if processes.is_main():
         (pathlib.Path(workdir) / 'views.json').write_text(json.dumps(prints))
   return TRAIN(config, workdir, *args, hooks=(keep,), **kw)
 

@@ -285,7 +285,8 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
   code = """if True:
     import resource, signal, sys
     import numpy as np
-    from equivariant_ssl import checkpoint, errors
+    from equivariant_ssl import errors
+    from equivariant_ssl.storage import checkpoint
     state = lambda: {'w': np.random.default_rng(0).normal(size=99999).astype('f4')}
     lines = []
     with checkpoint.open(sys.argv[1], log=lines.append) as saved:
@@ -335,7 +336,7 @@ def test_a_fingerprint_sees_values_places_and_types():
 WRITER = """if True:
   import sys
   import numpy as np
-  from equivariant_ssl import checkpoint
+  from equivariant_ssl.storage import checkpoint
   with checkpoint.open(sys.argv[1], keep=2) as saved:
     last = saved.restore({'step': np.int32(0), 'w': np.zeros((50, 50), 'f4')})
     for step in range(last[0] + 1 if last else 1, 10 ** 6):
@@ -383,9 +384,10 @@ JOB = """if True:
   jax.config.update('jax_num_cpu_devices', 2)
   jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), coordinator_bind_address=sys.argv[2],
                              cluster_detection_method='deactivate')
-  from equivariant_ssl import checkpoint, fingerprint, shard
-  where = shard.replicated_sharding(shard.mesh())
-  state = lambda n: shard.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
+  from equivariant_ssl.parallel import sharding
+  from equivariant_ssl.storage import checkpoint, fingerprint
+  where = sharding.replicated_sharding(sharding.mesh())
+  state = lambda n: sharding.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
   with checkpoint.open(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
     assert saved.restore(like) is None

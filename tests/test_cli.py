@@ -18,7 +18,7 @@ from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import loop
+from equivariant_ssl.training import loop, step_log
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -214,9 +214,11 @@ def test_a_run_that_explodes_keeps_nothing_of_it(tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite():
   run = loop.prepare(configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1]))
-  log = loop._Log([(3, {'loss': np.float32(np.nan)})], [time.perf_counter(), 0, 0., False])
+  window = step_log.start_window(0)
+  window.pending.append((3, {'loss': np.float32(np.nan)}))
+  outputs = step_log.LogOutputs(None, None, None, lambda: 2)
   with pytest.raises(UserError, match='step 3: loss not finite. Last good checkpoint: step 2') as error:
-    loop._flush(run, log, None, None, None, lambda: 2, {})
+    step_log.flush_log(run, window, outputs, {})
   assert error.value.code == 6
 
 
@@ -224,12 +226,14 @@ def test_a_loss_that_is_not_finite():
 def test_a_collapse_is_said_once_or_stops(what):
   config = configs.load(tiny.NAME, {'on_collapse': what})
   run = loop.prepare(config, sharding.mesh(jax.devices()[:1]))
-  log, said = loop._Log([], [time.perf_counter(), 0, 0., False]), []
+  window, said = step_log.start_window(0), []
+  outputs = step_log.LogOutputs(lambda *a: None, lambda *a: None, said.append, lambda: None)
   metrics = {k: np.float32(1.) for k in ('loss', 'invariance', 'equimod')}
 
   def flush(n, std):
-    log.pending.append((n, {**metrics, 'std': np.float32(std)}))
-    loop._flush(run, log, lambda *a: None, lambda *a: None, said.append, lambda: None, {})
+    nonlocal window
+    window.pending.append((n, {**metrics, 'std': np.float32(std)}))
+    window = step_log.flush_log(run, window, outputs, {})
   flush(20, .9)
   assert not said
   if what == 'stop':

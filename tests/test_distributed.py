@@ -89,10 +89,10 @@ def test_what_a_file_system_shows_late_is_waited_for(monkeypatch):
   shown = [[[3], []], [[3], []], [[3], [3]]]
   monkeypatch.setattr(processes, 'gather', lambda value: shown.pop(0))
   monkeypatch.setattr(processes.time, 'sleep', lambda s: None)
-  assert processes.seen('checkpoints', lambda: [3]) == [3] and not shown
+  assert processes.wait_until_same('checkpoints', lambda: [3]) == [3] and not shown
   monkeypatch.setattr(processes, 'gather', lambda value: [[3], [3], [2]])
   with pytest.raises(UserError, match=r'(?s)processes 0 and 2 do not see the same checkpoints: \[3\] and \[2\].*share'):
-    processes.seen('checkpoints', lambda: [3])
+    processes.wait_until_same('checkpoints', lambda: [3])
 
 
 def test_who_is_there():
@@ -105,7 +105,7 @@ def test_who_is_there():
                                        ('RESOURCE_EXHAUSTED: Out of memory', False)])
 def test_an_error_of_a_lost_peer_is_told_from_others(monkeypatch, text, lost):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(UserError if lost else jax.errors.JaxRuntimeError, match=text), processes.watched():
+  with pytest.raises(UserError if lost else jax.errors.JaxRuntimeError, match=text), processes.explain_lost_process():
     raise jax.errors.JaxRuntimeError(text)
 
 

@@ -75,7 +75,8 @@ def test_any_subset_is_a_place_nothing_or_a_line():
       except UserError as e:
         assert len(str(e).splitlines()) == 2
       else:
-        assert place is None or 0 <= place.index < place.count and 0 <= place.local < place.here
+        assert place is None or (
+            0 <= place.process_index < place.process_count and 0 <= place.local_index < place.local_count)
 
 
 def test_mpirun_without_its_machine_is_said(command):

@@ -14,7 +14,7 @@ from PIL import Image
 from equivariant_ssl import errors
 from equivariant_ssl.data import decode
 from equivariant_ssl.parallel import processes
-from equivariant_ssl.storage import checkpoint, disk, orbax_log, record, run_identity
+from equivariant_ssl.storage import checkpoint, checkpoint_writer, disk, orbax_log, record, run_identity
 
 LIKE = {'step': np.int32(0), 'w': np.zeros((4, 8), np.float32)}
 
@@ -218,7 +218,7 @@ def test_an_unknown_format_is_a_version(run, form):
 
 
 def test_what_a_newer_orbax_wrote_is_a_version_where_this_one_fails(run, monkeypatch):
-  monkeypatch.setattr(checkpoint, 'ORBAX', '99.1.0')
+  monkeypatch.setattr(checkpoint_writer, 'ORBAX', '99.1.0')
   make(run, 3)
   monkeypatch.undo()
   monkeypatch.setattr(disk, 'PAUSES', ())
@@ -241,7 +241,7 @@ def test_no_advice_deletes_weights(run):
 
 
 def test_a_dead_peer_during_a_save_is_told_as_one(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, '_manager', lambda *a: (_ for _ in ()).throw(
+  monkeypatch.setattr(checkpoint_writer, '_manager', lambda *a: (_ for _ in ()).throw(
       ValueError('save failed').with_traceback(None)))
   gone = JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Some tasks: 1')
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
@@ -251,14 +251,15 @@ def test_a_dead_peer_during_a_save_is_told_as_one(tmp_path, monkeypatch):
 
     def lost(*args):
       raise ValueError('save failed') from gone
-    monkeypatch.setattr(checkpoint, '_manager', lost)
+    monkeypatch.setattr(checkpoint_writer, '_manager', lost)
     code = code_of(saved.save, 1, state(1), {}, match='another process of this job was lost.*Barrier timed out')
     monkeypatch.undo()
   assert code == errors.WATCHDOG
 
 
 def test_an_error_of_the_disk_in_a_save_has_its_code(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, '_manager', lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, 'Input/output error')))
+  failure = OSError(errno.EIO, 'Input/output error')
+  monkeypatch.setattr(checkpoint_writer, '_manager', lambda *a: (_ for _ in ()).throw(failure))
   with checkpoint.open(tmp_path / 'checkpoints') as saved:
     assert code_of(saved.save, 1, state(1), {}) == errors.INPUT_OUTPUT
 
@@ -279,7 +280,7 @@ def test_a_flush_that_fails_is_said_and_one_that_is_not_to_be_had_is_not(tmp_pat
 
 def test_what_orbax_says_of_an_abandoned_read_is_not_heard(capsys):
   import sys
-  with orbax_log.unheard():
+  with orbax_log.silenced():
     sys.unraisablehook(None)
   assert capsys.readouterr().err == ''
 

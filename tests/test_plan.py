@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec
 from equivariant_ssl import cli, nets, registry, shipped
 from equivariant_ssl import config as configs
 from equivariant_ssl.nets.conv import conv2d
-from equivariant_ssl.parallel import sharding, step_plan
+from equivariant_ssl.parallel import sharding, step_cost, step_plan
 
 
 def count(f, *shapes: tuple[int, ...]) -> float:
-  return step_plan.flops(jax.make_jaxpr(f)(*(jnp.zeros(s) for s in shapes)).jaxpr)
+  return step_cost.flops(jax.make_jaxpr(f)(*(jnp.zeros(s) for s in shapes)).jaxpr)
 
 
 def by_hand(size: int, k: int, stride: int, padding: int) -> int:
@@ -45,7 +45,7 @@ def test_products_loops_and_dead_code():
   assert count(lambda a, b: jax.lax.scan(lambda c, _: (c + a @ b, None), jnp.zeros((4, 3)), length=5)[0],
                (4, 8), (8, 3)) == 5 * product
   dead = jax.make_jaxpr(lambda a, b: (a @ b, a.sum())[1])(jnp.zeros((4, 8)), jnp.zeros((8, 3)))
-  assert dead.eqns[0].primitive.name == 'dot_general' and step_plan.flops(dead.jaxpr) == 0
+  assert dead.eqns[0].primitive.name == 'dot_general' and step_cost.flops(dead.jaxpr) == 0
   assert count(jax.jit(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((4, 3)))),
                (4, 8), (8, 3)) == product
 
@@ -55,7 +55,7 @@ def test_a_resnet_50_is_as_dear_as_published():
   net = registry.make(nets, 'resnet', depth=50, stem='imagenet', width=64)
   x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, False), x)
-  found = step_plan.flops(jax.make_jaxpr(lambda v, x: net.apply(v, x, False))(variables, x).jaxpr)
+  found = step_cost.flops(jax.make_jaxpr(lambda v, x: net.apply(v, x, False))(variables, x).jaxpr)
   assert .95 < found / (2 * (4.09e9 - 2048e3)) < 1
 
 
@@ -67,10 +67,10 @@ def test_a_loops_collectives_count_every_round():
       one = lambda total, part: (total + jax.lax.with_sharding_constraint(part.sum(0), jax.P()), None)
       return jax.lax.scan(one, x[0].sum(0), x)[0]
   x = jax.ShapeDtypeStruct((5, 4, 3), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, 'data')))
-  found = step_plan.collectives(jax.jit(f).lower(x).compile().as_text())
+  found = step_cost.collectives(jax.jit(f).lower(x).compile().as_text())
   assert sum(n for n, _ in found.values()) in (5, 6), found  # and the first sum's, where it is not one with them
   start = '  %s = (f32[4], f32[8]) all-gather-start(f32[4] %x), dimensions={0}'
-  assert step_plan.collectives(start) == {'all-gather': (1, 32)}
+  assert step_cost.collectives(start) == {'all-gather': (1, 32)}
 
 
 def test_collectives_of_a_program():
@@ -78,10 +78,10 @@ def test_collectives_of_a_program():
   x = jax.device_put(jnp.zeros((16, 8)), sharding.batch_sharding(mesh))
   f = jax.shard_map(lambda x: (jax.lax.psum(x.sum(0, keepdims=True), 'data'), jax.lax.all_gather(x, 'data', tiled=True)),
                     mesh=mesh, in_specs=PartitionSpec('data'), out_specs=PartitionSpec(), check_vma=False)
-  found = step_plan.collectives(jax.jit(f).lower(x).compile().as_text())
+  found = step_cost.collectives(jax.jit(f).lower(x).compile().as_text())
   assert found == {'all-reduce': (1, 8 * 4), 'all-gather': (1, 16 * 8 * 4)}
   text = '%a = (bf16[4,2]{1,0}, f32[]) all-reduce-start(%x, %y), replica_groups={}\n%b = s32[3] add(%all-reduce.1, %c)'
-  assert step_plan.collectives(text) == {'all-reduce': (1, 4 * 2 * 2 + 4)}
+  assert step_cost.collectives(text) == {'all-reduce': (1, 4 * 2 * 2 + 4)}
 
 
 def test_the_plan_of_a_config_in_words_and_bytes(capsys):
@@ -90,8 +90,8 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
   assert said['devices'] == '8 x cpu, batch 16 = 8 x 2' and said['fits'].startswith('may fit on devices of 16 GiB')
   assert said['steps'].startswith('8 = ') and said['collectives'].count('all-') >= 1
   assert found.params == 4 * found.parameters and (found.images, found.views, found.steps) == (16, 3, 8)
-  assert found.kept > 16 * 3 * math.prod((8, 8)) * 4 / 8  # at the least some map of each view, an eighth on a device
-  assert found.arguments > found.params + found.optimizer and found.need >= found.arguments + found.kept
+  assert found.activations > 16 * 3 * math.prod((8, 8)) * 4 / 8  # at the least some map of each view, an eighth on a device
+  assert found.arguments > found.params + found.optimizer and found.need >= found.arguments + found.activations
 
 
 @pytest.mark.parametrize(('dataset', 'train', 'found'), [
@@ -100,14 +100,14 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
     ('cifar10', 'train[:80%]', None), ('mine', 'train', None)])
 def test_what_is_known_of_data_that_are_not_prepared(dataset, train, found):
   config = configs.load('smoke', {'data.name': 'tfds', 'data.dataset': dataset, 'data.train': train})
-  assert step_plan.known(config) == found
+  assert step_plan.known_data(config) == found
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_the_training_images_of_every_shipped_config_are_known(name):
   """Or they are the digits, which come with scikit-learn."""
   config = configs.load(name)
-  assert config.data.name == 'digits' or step_plan.known(config), f'the split of {name} is not in plan.KNOWN'
+  assert config.data.name == 'digits' or step_plan.known_data(config), f'the split of {name} is not in plan.KNOWN'
 
 
 @pytest.mark.parametrize('name', ['stl10_simclr_stl', 'stl10_simclr_augself'])

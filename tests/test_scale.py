@@ -13,7 +13,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets.network import actions, tapped_stages
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import loop, runs, step
+from equivariant_ssl.training import feeds, runs, step
 from equivariant_ssl.types import Views
 
 LOSSES = {'nt_xent': lambda a, b: losses.nt_xent(a, b, .1), 'siblings': lambda a, b: losses.nt_xent(a, b, .2, 2),
@@ -143,7 +143,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
   losses_, text = [], ''
   for devices in (1, 8):
     run = made(2, devices)
-    state, (program, data) = runs.initial(run), loop.compiled(run)
+    state, (program, data) = runs.initial(run), feeds.compiled(run)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
     program = program.lower(run.key, state, data, order).compile()
     losses_.append(float(program(run.key, state, data, order)[1]['loss']))
@@ -189,7 +189,7 @@ def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devic
   losses_ = []
   for n, by in ((devices, rule), (1, 'replicate')):
     there = made(1, n)
-    program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), loop.compiled(there)
+    program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), feeds.compiled(there)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(there.mesh))
     state = checkpoint.load(folder / was, runs.abstract(there, by))[1]
     placement = jax.tree.map(lambda x: x.sharding, state)

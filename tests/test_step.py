@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from equivariant_ssl import config as configs
-from equivariant_ssl.parallel import sharding, step_plan
-from equivariant_ssl.training import loop, step
+from equivariant_ssl.parallel import sharding, step_cost
+from equivariant_ssl.training import feeds, loop, step
 from equivariant_ssl.training.recipe import Recipe
 
 DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
@@ -24,7 +24,7 @@ def run(devices: int) -> loop.Run:
 def trained(devices: int) -> dict:
   """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
   r = run(devices)
-  state, (program, data) = loop.initial(r), loop.compiled(r)
+  state, (program, data) = loop.initial(r), feeds.compiled(r)
   order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(r.mesh))
   text = program.lower(r.key, state, data, order).compile().as_text()
   losses, gradient = [], None
@@ -71,7 +71,7 @@ def test_one_compilation(devices):
 
 def crossing(text: str) -> list[tuple[str, list[tuple[int, ...]]]]:
   """(collective, shapes of its result) for every collective of a compiled program."""
-  return [(kind, [shape for _, shape in arrays]) for kind, arrays in step_plan.crossing(text)]
+  return [(kind, [shape for _, shape in arrays]) for kind, arrays in step_cost.list_collectives(text)]
 
 
 @pytest.mark.parametrize('devices', DEVICES[1:])
@@ -95,7 +95,7 @@ def test_nothing_large_crosses_between_devices(devices):
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 def test_the_step_lowers_for_accelerators_without_the_cpu_convolution(platform):
   r = run(1)
-  state, (program, data) = loop.abstract(r), loop.compiled(r)
+  state, (program, data) = loop.abstract(r), feeds.compiled(r)
   order = jax.ShapeDtypeStruct((len(data.images),), np.int32)
   lowered = {p: program.trace(r.key, state, data, order).lower(lowering_platforms=(p,)).as_text()
              for p in (platform, 'cpu')}

@@ -14,6 +14,8 @@ import tiny
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import PREEMPTED, UserError
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import checkpoint_writer
 from equivariant_ssl.training import loop, stop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -80,7 +82,7 @@ def test_outside_the_main_thread_nothing_is_asked():
 
 BUSY = """if True:
   import hashlib, sys
-  from equivariant_ssl import stop
+  from equivariant_ssl.training import stop
   stop.GRACE = .3
   with stop.heard(), stop.saving() as begun:
     if sys.argv[1] == 'saving':
@@ -102,7 +104,7 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
   assert ('over' in out) == (what == 'saving') and ('nothing is lost' in err) == (what == 'idle')
 
 
-@pytest.mark.parametrize('phase', ['known', 'prepare', 'restore', 'initial', 'resident'])
+@pytest.mark.parametrize('phase', ['known_card', 'prepare', 'restore', 'initial', 'resident'])
 def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
   """Data, restoring, initialisation: the run has nothing to save yet, and the same command goes on."""
   place = loop.checkpoint if phase == 'restore' else loop
@@ -113,7 +115,7 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), loop.sharding.mesh(jax.devices()[:1])
+  config, mesh = configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
     loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
@@ -124,15 +126,15 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
 
 
 def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypatch):
-  real = loop.checkpoint._manager
+  real = checkpoint_writer._manager
 
   def late(*args):
     manager = real(*args)
     signal.raise_signal(signal.SIGTERM)
     return manager
-  monkeypatch.setattr(loop.checkpoint, '_manager', late)
+  monkeypatch.setattr(checkpoint_writer, '_manager', late)
   config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
-  loop.train(config, tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(config, tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
 
 
@@ -187,7 +189,7 @@ def test_of_several_processes_jax_is_told(monkeypatch):
   monkeypatch.setattr(os, 'kill', lambda pid, number: sent.append((pid, number)))
   with stop.heard() as asked:
     signal.raise_signal(signal.SIGUSR1)
-    stop.share()
+    stop.forward_to_jax()
     assert sent == [(os.getpid(), signal.SIGTERM)] and not asked()
     stop.check()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
@@ -207,6 +209,6 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
     return real(run, state, each)
   monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    loop.train(configs.load(tiny.NAME), tmp_path, mesh=loop.sharding.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(configs.load(tiny.NAME), tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
   assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]

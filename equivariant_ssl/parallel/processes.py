@@ -1,4 +1,7 @@
-"""Many processes, one program: joining them, what they must agree on, and the end of all when one is lost."""
+"""The processes of a job: joining them, what they must agree on, and what happens when one is lost.
+
+All processes run the same program. Process 0 writes the files.
+"""
 import contextlib
 import ctypes
 import glob
@@ -19,136 +22,176 @@ import numpy as np
 
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 from equivariant_ssl.parallel import cluster, sharding
-from equivariant_ssl.storage import record
+from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
-HEARTBEAT = 20  # seconds of silence after which a process is lost
-LOOKS = 15      # times, a second apart, until all processes see the same files
-LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: the lines before say why.',
-        'What was saved is safe. The same command for the whole job goes on from the newest checkpoint.')
-_kept = []  # what C calls must not be collected
+HEARTBEAT = 20  # seconds of silence after which a process counts as lost
+LOOKS = 15      # times, a second apart, that the processes look before they give up
+LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
+        'the lines before say why.',
+        'What was saved is safe. Type the same command for the whole job to go on from the newest '
+        'checkpoint.')
+# What jax says when another process is gone, and when this process itself has failed.
+LOST_SIGNS = (r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED'
+              r'|barrier')
+LOCAL_SIGNS = 'duplicate gpu|out of memory|RESOURCE_EXHAUSTED'
+_callbacks = []  # the functions that C code calls; they must not be garbage-collected
 
 
 def initialize() -> None:
-  """Join the other processes of the job that SLURM, Open MPI, Cloud TPU, Kubernetes or EQSSL_COORDINATOR (host:port),
-  EQSSL_PROCESSES and EQSSL_PROCESS describe, and print who they are, once; nothing for a process alone. Call before
-  anything else touches jax. UserError where the job cannot work as it was started."""
+  """Join the other processes of the job, and print once who they are.
+
+  SLURM, Open MPI, Cloud TPU or Kubernetes describe the job, or EQSSL_COORDINATOR (host:port),
+  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone nothing happens. Call this before
+  anything else touches jax.
+
+  Raises UserError if the job cannot work as it was started.
+  """
   place = cluster.find(os.environ)
   if place is None and not cluster.tpu(os.environ):
     return
-  own = {}
+  options: dict[str, Any] = {}
   if place:
     local = cluster.loopback(place.coordinator)
-    if place.index == 0:
+    if place.process_index == 0:
       _raise_if_taken(place.coordinator)
-    own = {'coordinator_address': place.coordinator, 'num_processes': place.count, 'process_id': place.index,
-           'local_device_ids': cluster.gpus(place, os.environ, len(glob.glob('/dev/nvidia[0-9]*'))),
-           'cluster_detection_method': 'deactivate', 'initialization_timeout': place.wait,
-           # jax would listen on every interface, without authentication.
-           'coordinator_bind_address': place.coordinator if local and place.index == 0 else None}
+    gpu_count = len(glob.glob('/dev/nvidia[0-9]*'))
+    options = {'coordinator_address': place.coordinator, 'num_processes': place.process_count,
+               'process_id': place.process_index,
+               'local_device_ids': cluster.gpus(place, os.environ, gpu_count),
+               'cluster_detection_method': 'deactivate', 'initialization_timeout': place.wait,
+               # jax would listen on every interface, without authentication.
+               'coordinator_bind_address':
+                   place.coordinator if local and place.process_index == 0 else None}
   _explain_aborts(_not_joined(place))
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT, **own)
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT,
+                               shutdown_timeout_seconds=HEARTBEAT, **options)
   except ValueError:
     if place:
       raise
-    return  # a machine with TPU chips that belongs to no slice that jax knows
+    return  # the machine has TPU chips, but belongs to no slice that jax knows
   _explain_aborts(UserError(*LOST))
-  stop.share()
+  stop.forward_to_jax()
   _meet()
 
 
-def main() -> bool:
-  """Whether this process writes the files."""
+def is_main() -> bool:
+  """Return whether this process writes the files."""
   return jax.process_index() == 0
 
 
-def preempted(step: int) -> bool:
-  """Whether any process was asked to stop: the same answer at the same `step` in all of them."""
+def stop_requested(step: int) -> bool:
+  """Return whether any process was asked to stop. All processes get the same answer at a step."""
   from jax.experimental.multihost_utils import reached_preemption_sync_point
   return reached_preemption_sync_point(step)
 
 
 def gather(value: Any) -> list:
-  """`value`, of JSON, of every process, in order: the same list in all; a barrier."""
+  """Return the values of all processes, in their order. Each process gets the same list.
+
+  value: a JSON value. No process goes on before all have called this.
+  """
   if jax.process_count() == 1:
     return [value]
   from jax.experimental.multihost_utils import process_allgather
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  sizes = process_allgather(np.int32(len(text)))
+  sizes = np.asarray(process_allgather(np.int32(len(text))))
   texts = process_allgather(np.pad(text, (0, sizes.max() - len(text))))
   return [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
 
 
-def agree(what: str, own: dict[str, Any]) -> None:
-  """UserError OTHER_CONFIG, the same in all processes, where {name: JSON value} `own` of one is not that of process 0."""
-  first, *others = gather(own)
-  for index, theirs in enumerate(others, 1):
-    name = next((k for k in sorted({*first, *theirs}) if first.get(k) != theirs.get(k)), None)
+def agree(subject: str, values: dict[str, Any]) -> None:
+  """Raise UserError OTHER_CONFIG, in all processes, if their values differ from those of process 0.
+
+  subject: what the values are, for the message. values: {name: JSON value}.
+  """
+  first, *others = gather(values)
+  for index, other in enumerate(others, 1):
+    names = sorted({*first, *other})
+    name = next((k for k in names if first.get(k) != other.get(k)), None)
     if name is not None:
-      raise UserError(f'processes 0 and {index} differ in {what} {name}: {first.get(name)} and {theirs.get(name)}.',
-                      'Start all of them by the same command, from the same files and environment.', OTHER_CONFIG)
+      raise UserError(f'processes 0 and {index} differ in {subject} {name}: '
+                      f'{first.get(name)} and {other.get(name)}.',
+                      'Start all of them by the same command, from the same files and environment.',
+                      OTHER_CONFIG)
 
 
-def seen(what: str, look: Callable[[], Any]) -> Any:
-  """What `look` finds, of JSON, the same in every process: a network file system may take a while to show all of them what
-  one wrote. UserError, in all of them, where it does not."""
+def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:
+  """Return `look()`, a JSON value, when it is the same in every process.
+
+  A network file system may take a while to show all processes what one of them wrote. subject:
+  what `look` looks at, for the message. Raises UserError in all processes if it stays different.
+  """
+  views, other = [], None
   for _ in range(LOOKS):
-    found = gather(look())
-    other = next((i for i, v in enumerate(found) if v != found[0]), None)
+    views = gather(look())
+    other = next((i for i, view in enumerate(views) if view != views[0]), None)
     if other is None:
-      return found[0]
+      return views[0]
     time.sleep(1.)
-  raise UserError(f'processes 0 and {other} do not see the same {what}: {found[0]} and {found[other]}.',
+  assert other is not None  # the last look differed
+  raise UserError(f'processes 0 and {other} do not see the same {subject}: '
+                  f'{views[0]} and {views[other]}.',
                   'The --workdir must be on a file system that all machines share.')
 
 
-def lost(error: BaseException | None) -> UserError | None:
-  """The UserError WATCHDOG for an error that means, or came from one that means, that another process is gone."""
-  signs = r'gloo|nccl|peer|socket closed|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|barrier'
-  own = 'duplicate gpu|out of memory|RESOURCE_EXHAUSTED'
+def lost_process_error(error: BaseException | None) -> UserError | None:
+  """Return UserError WATCHDOG if `error`, or an error behind it, means that a process is lost."""
   while error is not None and jax.process_count() > 1:
     text = str(error)
-    if (isinstance(error, jax.errors.JaxRuntimeError) and not re.search(own, text, re.IGNORECASE)
-        and re.search(signs, text, re.IGNORECASE)):
-      return UserError(f'{LOST[0]} What jax saw of it: {(text.splitlines() or [""])[0][:150]}', LOST[1], WATCHDOG)
+    if (isinstance(error, jax.errors.JaxRuntimeError)
+        and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
+        and re.search(LOST_SIGNS, text, re.IGNORECASE)):
+      line = (text.splitlines() or [''])[0][:150]
+      return UserError(f'{LOST[0]} What jax reports: {line}', LOST[1], WATCHDOG)
     error = error.__cause__ or error.__context__
+  return None
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-  """An error of jax that means that another process is gone, as a UserError WATCHDOG that says so."""
+def explain_lost_process() -> Iterator[None]:
+  """Turn an error of jax that means that another process is lost into UserError WATCHDOG."""
   try:
     yield
   except Exception as error:
-    if not isinstance(error, UserError) and (gone := lost(error)):
-      raise gone from error
+    if not isinstance(error, UserError) and (lost := lost_process_error(error)):
+      raise lost from error
     raise
 
 
 def _explain_aborts(why: UserError) -> None:
-  """jax notices a lost process in a thread that runs no Python, and aborts there: say `why` last, and end with WATCHDOG.
+  """Let an abort of jax print `why` last, and end the process with the code WATCHDOG.
 
-  Its callback for this (missed_heartbeat_callback) ends in std::bad_cast with jax 0.10.2, and Python's own signal
+  jax notices a lost process in a thread that runs no Python, and aborts there. Its callback for
+  this (missed_heartbeat_callback) ends in std::bad_cast with jax 0.10.2. Python's own signal
   handlers run in the main thread, which waits for the lost process.
   """
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
-  def say(number: int) -> None:
+  def report(number: int) -> None:
     os.write(2, f'eqssl: {why}\n'.encode())
     os._exit(WATCHDOG)
-  _kept.append(say)
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), say)
+  _callbacks.append(report)
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), report)
 
 
 def _not_joined(place: cluster.Place | None) -> UserError:
-  who = place and f'process {place.index} of {place.count} did not meet the others at {place.coordinator} in {place.wait} s'
-  return UserError((who or 'the machines of this TPU slice did not meet') + ', or was one too many.',
-                   'Start all at once, each with its own number and the same number of processes; each must reach that name '
-                   'and port, without a proxy: unset http_proxy https_proxy.')
+  """Return the error for a process that did not meet the others of its job."""
+  cause = 'the machines of this TPU slice did not meet'
+  if place:
+    cause = (f'process {place.process_index} of {place.process_count} did not meet the others at '
+             f'{place.coordinator} in {place.wait} s')
+  return UserError(f'{cause}, or was one too many.',
+                   'Start all at once, each with its own number and the same number of processes; '
+                   'each must reach that name and port, without a proxy: '
+                   'unset http_proxy https_proxy.')
 
 
 def _raise_if_taken(coordinator: str) -> None:
-  """UserError where the coordinator's port is in use: gRPC would share it, and two jobs would talk to each other."""
+  """Raise UserError if the port of the coordinator is in use.
+
+  gRPC would share the port, and two jobs would talk to each other.
+  """
   host, _, port = coordinator.rpartition(':')
   try:
     with socket.socket() as s:
@@ -156,32 +199,42 @@ def _raise_if_taken(coordinator: str) -> None:
       s.bind((host if cluster.loopback(coordinator) else '', int(port)))
   except (OSError, ValueError) as error:
     raise UserError(f'process 0 cannot listen on {coordinator}: {error}.',
-                    'Set another port: of EQSSL_COORDINATOR, or export JAX_COORDINATOR_PORT=PORT.') from error
+                    'Set another port: in EQSSL_COORDINATOR, or by export '
+                    'JAX_COORDINATOR_PORT=PORT.') from error
 
 
 def table(rows: list[tuple[str, int, str]]) -> list[str]:
-  """Lines that say who is there, of (host, local devices, kind) a process; alike neighbours share a line."""
+  """Return the lines that say which processes a job has. Neighbors that are alike share a line.
+
+  rows: (host, number of local devices, kind of device) of each process.
+  """
   devices = sum(n for _, n, _ in rows)
   machines = len({h for h, _, _ in rows})
-  out = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
+  ending = 's' * (machines > 1)
+  lines = [f'{len(rows)} processes on {machines} machine{ending}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
-    span = f'process {numbers[0]}' if len(numbers) == 1 else f'processes {numbers[0]}-{numbers[-1]}'
-    out.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + (' each' if len(numbers) > 1 else ''))
-  return out
+    alone = len(numbers) == 1
+    span = f'process {numbers[0]}' if alone else f'processes {numbers[0]}-{numbers[-1]}'
+    lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + ('' if alone else ' each'))
+  return lines
 
 
 def _meet() -> None:
-  """Print who is there, from process 0; UserError where their software differs."""
-  # Gloo gives the processes 30 s to find each other for their first collective: not after compiling a step, which
-  # takes one that finds it in the cache a second and others a minute.
-  everyone = sharding.place(np.ones(jax.device_count(), np.float32), sharding.batch_sharding(sharding.mesh()))
+  """Print from process 0 which processes there are. Raise UserError if their software differs."""
+  # Gloo gives the processes 30 s to find each other for their first collective. The first training
+  # step is too late for that: compiling it takes a process that finds it in the cache a second,
+  # and others a minute.
+  everyone = sharding.place(np.ones(jax.device_count(), np.float32),
+                            sharding.batch_sharding(sharding.mesh()))
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
-  agree('the version of', record.versions())
+  agree('the version of', versions())
   devices = jax.local_devices()
-  if devices[0].platform == 'cpu' and glob.glob('/dev/nvidia[0-9]*') and not os.environ.get('JAX_PLATFORMS'):
+  has_gpus = glob.glob('/dev/nvidia[0-9]*')
+  if devices[0].platform == 'cpu' and has_gpus and not os.environ.get('JAX_PLATFORMS'):
     raise UserError('this machine has GPUs, and jax sees none of them.',
-                    'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); without them: JAX_PLATFORMS=cpu')
+                    'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); '
+                    'to train without them: JAX_PLATFORMS=cpu')
   rows = gather([socket.gethostname(), len(devices), devices[0].device_kind])
-  if main() and len(rows) > 1:
+  if is_main() and len(rows) > 1:
     print('\n'.join(table(rows)), file=sys.stderr, flush=True)

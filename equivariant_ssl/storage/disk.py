@@ -1,4 +1,4 @@
-"""Errors of files that pass, told from what stays wrong; and what is on the disk, not only on its way there."""
+"""Reading again after an error that may pass, and writing through to the disk."""
 import contextlib
 import errno
 import os
@@ -9,20 +9,24 @@ from typing import TypeVar
 
 from equivariant_ssl.errors import INPUT_OUTPUT, UserError, passing
 
-PAUSES = (.1, 1., 4.)  # seconds before the second, third and last try
-# What a file system answers that cannot flush (a directory, or at all).
+PAUSES = (.1, 1., 4.)  # seconds before the second, the third and the last try
+# The errors of a file system that cannot flush a directory, or cannot flush at all.
 NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 Value = TypeVar('Value')
 
 
 def unread(path: str | pathlib.Path, why: str) -> UserError:
+  """Return the error for a path that could not be read in any try. why: what the system says."""
   return UserError(f'{path} could not be read in {len(PAUSES) + 1} tries: {why}.',
-                   'Nothing was moved or changed. See to the disk or its mount (df, dmesg), then type the same again.',
-                   INPUT_OUTPUT)
+                   'Nothing was moved or changed. Check the disk or its mount (df, dmesg), then '
+                   'type the same command again.', INPUT_OUTPUT)
 
 
 def again(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
-  """`call()`, tried again after PAUSES where it raises an error that may pass; UserError INPUT_OUTPUT where it stays."""
+  """Return `call()`. Try again after each of PAUSES if it raises an error that may pass.
+
+  Raises UserError INPUT_OUTPUT, which names `path`, if the last try fails too.
+  """
   for pause in (*PAUSES, None):
     try:
       return call()
@@ -32,10 +36,14 @@ def again(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
       if pause is None:
         raise unread(path, passing(error)) from error
     time.sleep(pause)
+  raise AssertionError('the last try returns or raises')
 
 
 def read_through(path: pathlib.Path) -> None:
-  """OSError where a file of `path` cannot be read (EACCES, EIO, ESTALE): that says nothing about what is in it."""
+  """Read every file in `path` to its end.
+
+  Raises OSError if one cannot be read (EACCES, EIO, ESTALE). That says nothing about its content.
+  """
   for part in (path, *path.rglob('*')):
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), part.open('rb') as file:
       while file.read(1 << 24):
@@ -43,7 +51,10 @@ def read_through(path: pathlib.Path) -> None:
 
 
 def flush(path: str | pathlib.Path) -> None:
-  """Ask the disk to hold a file, or a directory's names, through a power loss; OSError where it fails to."""
+  """Ask the disk to keep a file, or the names in a directory, through a loss of power.
+
+  Raises OSError if the disk fails to.
+  """
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -55,6 +66,6 @@ def flush(path: str | pathlib.Path) -> None:
 
 
 def flush_all(folder: pathlib.Path) -> None:
-  """`flush` of a folder, its name, and all in it."""
+  """Flush a folder, its name, and everything in it."""
   for name in (folder.parent, folder, *folder.rglob('*')):
     flush(name)

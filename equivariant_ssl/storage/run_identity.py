@@ -1,4 +1,7 @@
-"""Whose a checkpoint is: a random id, written once into a run's folder and sealed in each of its checkpoints."""
+"""The identity of a run: a random id that is written into its folder and into each checkpoint.
+
+The id stands in run.json, and each checkpoint of the run has it sealed in its record.
+"""
 import json
 import pathlib
 import re
@@ -14,83 +17,131 @@ FILE = 'run.json'
 
 
 class Identity(NamedTuple):
-  """id: '' where the folder has none yet. saved: a step whose checkpoint was there once, -1 before the first. unnamed:
-  checkpoints without an id, which earlier versions wrote, are this run's up to this step."""
+  """What run.json holds.
+
+  id:      the id of the run; '' before the run has one.
+  saved:   a step whose checkpoint existed once; -1 before the first checkpoint.
+  unnamed: up to this step, checkpoints without an id belong to this run. Earlier versions wrote
+           such checkpoints.
+  """
   id: str = ''
   saved: int = -1
   unnamed: int = -1
 
 
+class Keeper(NamedTuple):
+  """The identity of a run for those who write into its folder.
+
+  identity:   () -> what is known of the run.
+  name_run:   (newest=None) -> the id of the run. A run without an id gets one, see `with_id`.
+  note_saved: (step) notes that a checkpoint of this step exists.
+  """
+  identity: Callable[[], Identity]
+  name_run: Callable[..., str]
+  note_saved: Callable[[int], None]
+
+
 def read(workdir: pathlib.Path) -> Identity:
-  """What the folder of a run says of it; of a missing or damaged file, nothing."""
+  """Read the identity of the run in a folder. A missing or damaged file gives an empty identity.
+
+  Raises UserError INPUT_OUTPUT if the file cannot be read.
+  """
   try:
-    found = record.read_object(workdir / FILE, '')
-    return Identity(**{k: type(v)(found[k]) for k, v in Identity()._asdict().items() if k in found})
+    values = record.read_object(workdir / FILE, '')
+    return Identity(**{k: type(v)(values[k]) for k, v in Identity()._asdict().items()
+                       if k in values})
   except (FileNotFoundError, ValueError, TypeError):
     return Identity()
   except UserError as error:
-    if error.code == INPUT_OUTPUT:  # which says nothing about what is in it
+    if error.code == INPUT_OUTPUT:  # this says nothing about the content of the file
       raise
     return Identity()
 
 
-def write(workdir: pathlib.Path, own: Identity) -> None:
-  record.write_whole(workdir / FILE, json.dumps(own._asdict()) + '\n')
+def write(workdir: pathlib.Path, identity: Identity) -> None:
+  """Write the identity of a run into its folder."""
+  record.write_whole(workdir / FILE, json.dumps(identity._asdict()) + '\n')
 
 
-def named(own: Identity, found: tuple[int, str] | None) -> Identity:
-  """`own`, with an id where it has none: that of the newest checkpoint `found` (step, id), else a new one."""
-  step, theirs = found or (-1, '')
-  saved = own.saved if own.saved >= 0 else step
-  if own.id:
-    return own._replace(saved=saved)
-  return Identity(theirs or secrets.token_hex(8), saved, -1 if theirs else step)
+def with_id(identity: Identity, newest: tuple[int, str] | None) -> Identity:
+  """Return `identity` with an id.
+
+  newest: (step, id) of the newest checkpoint, or None. An identity without an id takes this id; if
+          there is none either, it takes a new one.
+  """
+  step, checkpoint_id = newest or (-1, '')
+  saved = identity.saved if identity.saved >= 0 else step
+  if identity.id:
+    return identity._replace(saved=saved)
+  return Identity(checkpoint_id or secrets.token_hex(8), saved, -1 if checkpoint_id else step)
 
 
-def keep(workdir: pathlib.Path) -> tuple[Callable[[], Identity], Callable[..., str], Callable[[int], None]]:
-  """For the writers of a run, all processes together: `own()`, what is known; `known(found=None)`, the run's id, made where
-  there is none (see `named`); `seen(step)`, which notes that a checkpoint was there."""
-  own = Identity(*processes.gather(read(workdir))[0])
+def keep(workdir: pathlib.Path) -> Keeper:
+  """Return the keeper of the identity of the run in `workdir`.
 
-  def note(new: Identity) -> str:
-    nonlocal own
-    before, own = own, new
-    if new != before and processes.main():
-      if not before.id:  # else a folder that was removed meanwhile would come back empty
+  All processes of a job call its functions together; process 0 writes the file.
+  """
+  identity = Identity(*processes.gather(read(workdir))[0])
+
+  def update(new: Identity) -> str:
+    nonlocal identity
+    before, identity = identity, new
+    if new != before and processes.is_main():
+      if not before.id:  # otherwise a folder that was removed meanwhile would come back empty
         workdir.mkdir(parents=True, exist_ok=True)
       write(workdir, new)
     return new.id
 
-  def known(found: tuple[int, str] | None = None) -> str:
-    return note(named(own, found) if own.id else Identity(*processes.gather(named(own, found))[0]))  # process 0's
+  def name_run(newest: tuple[int, str] | None = None) -> str:
+    named = with_id(identity, newest)
+    # A new id is random: all processes take that of process 0.
+    return update(named if identity.id else Identity(*processes.gather(named)[0]))
 
-  def seen(step: int) -> None:
-    if own.saved < 0:
-      note(own._replace(saved=step))
-  return lambda: own, known, seen
-
-
-def check(own: Identity, theirs: str, path: pathlib.Path) -> None:
-  """UserError OTHER_CONFIG where the checkpoint at `path`, which says that it is of run `theirs`, is not of run `own`."""
-  if own.id and theirs != own.id and not (not theirs and int(path.name) <= own.unnamed):
-    raise UserError(f'{path} is not of this run: it is of {theirs or "one without an id"}, and {FILE} here says {own.id}.',
-                    f'Move it back to where it came from, out of {path.parent}; nothing was changed.', OTHER_CONFIG)
+  def note_saved(step: int) -> None:
+    if identity.saved < 0:
+      update(identity._replace(saved=step))
+  return Keeper(lambda: identity, name_run, note_saved)
 
 
-def raise_if_gone(workdir: pathlib.Path, own: Identity) -> None:
-  """UserError NO_CHECKPOINT where a run in `workdir` has no checkpoint, and had one: to start again would drop its log."""
-  if own.saved >= 0:
-    cause = f'{workdir} had checkpoints, one of step {own.saved}, and has none any more.'
-  elif not own.id and (rows := record.read_metrics(workdir)):
+def check(identity: Identity, checkpoint_id: str, path: pathlib.Path) -> None:
+  """Raise UserError OTHER_CONFIG if the checkpoint at `path` belongs to another run.
+
+  checkpoint_id: the id of a run that the checkpoint holds; '' if it holds none.
+  """
+  unnamed = not checkpoint_id and int(path.name) <= identity.unnamed
+  if identity.id and checkpoint_id != identity.id and not unnamed:
+    raise UserError(f'{path} is not of this run: it is of {checkpoint_id or "one without an id"}, '
+                    f'and {FILE} here says {identity.id}.',
+                    f'Move it back to where it came from, out of {path.parent}; '
+                    'nothing was changed.', OTHER_CONFIG)
+
+
+def raise_if_gone(workdir: pathlib.Path, identity: Identity) -> None:
+  """Raise UserError NO_CHECKPOINT if the run in `workdir` has lost its checkpoints.
+
+  Starting the run again would drop its log.
+  """
+  if identity.saved >= 0:
+    cause = f'{workdir} had checkpoints, one of step {identity.saved}, and has none any more.'
+  elif not identity.id and (rows := record.read_metrics(workdir)):
     cause = f'{workdir} has metrics up to step {rows[-1]["step"]}, and no checkpoint.'
   else:
     return
-  raise UserError(cause, 'Put its checkpoints/ back from a copy, or start again in a new --workdir.', NO_CHECKPOINT)
+  raise UserError(cause, 'Put its checkpoints/ back from a copy, or start again in a new '
+                  '--workdir.', NO_CHECKPOINT)
 
 
-def raise_if_newer(wrote: str, here: str, path: pathlib.Path) -> None:
-  """UserError OTHER_CONFIG where a newer orbax than the one here wrote a checkpoint, which cannot be read."""
-  parts = lambda version: [int(n) for n in re.findall(r'\d+', version)[:3]]
-  if parts(wrote) > parts(here):
-    raise UserError(f'{path} was written by orbax-checkpoint {wrote}, and {here}, which is here, does not read it.',
-                    f'pip install "orbax-checkpoint>={wrote}"; nothing was moved.', OTHER_CONFIG)
+def _version(text: str) -> list[int]:
+  """Return the first three numbers of a version."""
+  return [int(n) for n in re.findall(r'\d+', text)[:3]]
+
+
+def raise_if_newer(writer: str, installed: str, path: pathlib.Path) -> None:
+  """Raise UserError OTHER_CONFIG if a newer orbax than the installed one wrote a checkpoint.
+
+  writer, installed: versions of orbax-checkpoint. path: a checkpoint that could not be read.
+  """
+  if _version(writer) > _version(installed):
+    raise UserError(f'{path} was written by orbax-checkpoint {writer}. The version that is '
+                    f'installed, {installed}, does not read it.',
+                    f'pip install "orbax-checkpoint>={writer}"; nothing was moved.', OTHER_CONFIG)

@@ -1,277 +1,277 @@
-"""The loop: one jitted step over resident data, logged, checkpointed, stoppable and resumable at any step."""
+"""The training loop. It logs, saves checkpoints, and can be stopped and resumed at any step."""
 import contextlib
-import functools
-import math
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
-from equivariant_ssl.data import card as cards
-from equivariant_ssl.data import stream
+from equivariant_ssl.data import card, stream
 from equivariant_ssl.data.card import Card
-from equivariant_ssl.data.order import epoch_order
-from equivariant_ssl.errors import NOT_FINITE, OTHER_CONFIG, PREEMPTED, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, PREEMPTED, UserError
 from equivariant_ssl.evaluate.online import monitor
-from equivariant_ssl.parallel import processes, sharding
+from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.storage.checkpoint import Checkpoints, Restored
 from equivariant_ssl.training import state as states
-from equivariant_ssl.training import step as steps
 from equivariant_ssl.training import stop
+from equivariant_ssl.training.feeds import resident, streamed
 from equivariant_ssl.training.progress import progress
 from equivariant_ssl.training.recipe import warmup_warning
-from equivariant_ssl.training.runs import MOVED, Run, abstract, first_card, free, initial, known, prepare, since, where
+from equivariant_ssl.training.run_config import MOVED, added_fields, data_flag, free_fields
+from equivariant_ssl.training.runs import (
+    Run,
+    abstract,
+    add_first_card,
+    initial,
+    known_card,
+    prepare,
+)
+from equivariant_ssl.training.step_log import COLLAPSED as COLLAPSED
+from equivariant_ssl.training.step_log import LogOutputs, flush_log, start_window
 
-COLLAPSED = .3  # of the spread of a uniform sphere
+# A function (run, state, step) that is called after each step. It must not keep the state.
+Hook = Callable[[Run, states.TrainState, int], None]
+# A function (state, step, metrics, seconds that the step waited for data) -> whether to stop.
+OnStep = Callable[[states.TrainState, int, dict, float], bool]
+Say = Callable[[str], None]  # prints a line for the user
 
 
-Hook = Callable[[Run, states.TrainState, int], None]  # called after a step with its number; must not keep the state
-
-
-def compiled(run: Run):
-  """The one jitted step of the run, (key, state, data, order) -> (state, metrics), and its data on the devices."""
-  train = run.source.train
-  labels = train.labels if run.recipe.probe else None
-  placed = sharding.place(steps.Batch(train.images, train.sizes, labels), sharding.replicated_sharding(run.mesh))
-  return steps.resident_step(run.recipe, run.mesh, rule=run.config.sharding), placed
-
-
-def fit(run: Run, state: states.TrainState, on_step: Callable[[states.TrainState, int, dict, float], bool]
-        ) -> states.TrainState:
-  """Train from `state` to the recipe's last step, or until `on_step(state, number, metrics, waited)` is true.
-
-  waited: seconds that the step waited for its data.
-  """
-  start, feed = int(state.step), streamed if stream.lazy(run.source.train.images) else resident
-  step, data = feed(run, start)
+def fit(run: Run, state: states.TrainState, on_step: OnStep) -> states.TrainState:
+  """Train from `state` to the recipe's last step, or until `on_step` is true."""
+  assert run.source is not None  # a run that trains has its data
+  feed = streamed if stream.lazy(run.source.train.images) else resident
+  start = int(state.step)
+  step, batches = feed(run, start)
   for n in range(start, run.recipe.steps):
     before = time.perf_counter()
-    given = next(data)
+    arguments = next(batches)
     waited = time.perf_counter() - before
-    state, metrics = step(run.key, state, *given)
+    state, metrics = step(run.key, state, *arguments)
     if on_step(state, n + 1, metrics, waited):
       break
   return state
 
 
-def resident(run: Run, start: int) -> tuple[Callable, Iterator]:
-  """The jitted step of a run whose data are on the devices, and what it is given at each step from `start`."""
-  step, placed = compiled(run)
-
-  def given() -> Iterator[tuple]:
-    order, per_epoch = None, run.recipe.epoch_steps(len(placed.images))
-    for n in range(start, run.recipe.steps):
-      if order is None or n % per_epoch == 0:
-        order = sharding.place(np.asarray(epoch_order(run.key, n // per_epoch, len(placed.images))),
-                            sharding.replicated_sharding(run.mesh))
-      yield placed, order
-  return step, given()
-
-
-def streamed(run: Run, start: int) -> tuple[Callable, Iterator]:
-  """The same of a run whose data are decoded as they are needed: the batches that `resident` would give, bitwise."""
-  recipe, split = run.recipe, sharding.batch_sharding(run.mesh)
-  mine, per_epoch = stream.own(split, recipe.batch), recipe.epoch_steps(len(run.source.train.images))
-  order = functools.lru_cache(2)(lambda epoch: np.asarray(epoch_order(run.key, epoch, len(run.source.train.images))))
-
-  def rows(n: int) -> np.ndarray:
-    return order(n // per_epoch)[n % per_epoch * recipe.batch + mine]
-  arrays = stream.batches(run.source.train, rows, start, recipe.steps)
-  batches = (steps.Batch(images, sizes, labels if recipe.probe else None) for images, sizes, labels in arrays)
-  step = steps.streamed_step(recipe, run.mesh, rule=run.config.sharding)
-  return step, ((b,) for b in stream.placed(batches, split, recipe.batch))
-
-
-class _Log(NamedTuple):
-  """Steps whose metrics are still on the device, and when the last row was written."""
-  pending: list
-  since: list  # [time, step, seconds waited, whether collapse was said]
-
-
-def _flush(run: Run, log: _Log, write: Callable, show: Callable, say: Callable, last_good: Callable,
-           measured: dict[str, float]) -> None:
-  """Fetch the pending metrics, stop on the first that is not finite, write one row with what was `measured` beside them,
-  and warn of a collapse."""
-  fetched = jax.device_get([m for _, m in log.pending])
-  for (n, _), metrics in zip(log.pending, fetched, strict=True):
-    bad = [k for k, v in metrics.items() if not math.isfinite(v)]
-    if bad:
-      good = last_good()
-      raise UserError(
-          f'step {n}: {", ".join(bad)} not finite. Last good checkpoint: {"none" if good is None else f"step {good}"}.',
-          'Try a lower --config.optimizer.lr, a longer warm-up, or --config.dtype=float32, in a new --workdir.',
-          NOT_FINITE)
-  n = log.pending[-1][0]
-  values = {k: float(v) for k, v in fetched[-1].items()} | measured
-  now = time.perf_counter()
-  elapsed = max(now - log.since[0], 1e-9)
-  values['images_per_s'] = run.recipe.batch * (n - log.since[1]) / elapsed
-  values['data_wait'] = log.since[2] / elapsed
-  values['epoch'] = n / run.recipe.steps_per_epoch
-  memory = run.mesh.local_devices[0].memory_stats()  # None on CPU
-  if memory:
-    values['memory_gib'] = memory['peak_bytes_in_use'] / 2 ** 30
-  write(n, values)
-  shown = ('loss', 'invariance', *run.recipe.equivariances, 'std', 'probe_top1', 'knn_top1')
-  show(n, {k: values[k] for k in shown if k in values}, values['images_per_s'],
-       values['data_wait'])
-  if values['std'] < COLLAPSED and n > 10 and not log.since[3]:
-    line = (f'step {n}: the embeddings are collapsing: their spread is {values["std"]:.2f} of a full sphere\'s '
-            f'(under {COLLAPSED}).')
-    if run.config.on_collapse == 'stop':
-      raise UserError(line, 'Try a lower rate or temperature; --config.on_collapse=warn goes on regardless.', NOT_FINITE)
-    say(line)
-    log.since[3] = True
-  log.pending.clear()
-  log.since[:3] = [now, n, 0.]
-
-
 class _Start(NamedTuple):
-  """Where a training starts from. known: its data card, None of a new run. begin: the run that a longer one starts from."""
+  """Where a training starts from.
+
+  workdir:   the folder of the run.
+  data_card: what the run knows of its data; None for a new run.
+  begin:     the folder of the run that a longer training starts from, or None.
+  """
   workdir: pathlib.Path
-  known: Card | None
+  data_card: Card | None
   begin: pathlib.Path | None
 
 
-def _start(config: ConfigDict, workdir: pathlib.Path, begin: pathlib.Path | None, say: Callable) -> _Start:
-  """What is in `workdir`, and in `begin`; UserError OTHER_CONFIG where that is another run."""
-  if processes.main():
-    record.compare(workdir, configs.as_json(config), (*free(config), *since(config, workdir)))
-  card = known(workdir, say)
+def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, say: Say) -> _Start:
+  """Look into `workdir` and `begin`.
+
+  Raises UserError OTHER_CONFIG if another run is in `workdir`.
+  """
+  if processes.is_main():
+    record.compare(workdir, configs.as_json(config),
+                   (*free_fields(config), *added_fields(config, workdir)))
+  data_card = known_card(workdir, say)
   if begin is None:
-    return _Start(workdir, card, None)
-  if card and (card.start or {}).get('run') != str(begin) or not card and checkpoint.steps(workdir / 'checkpoints'):
-    raise UserError(f'{workdir} holds a run that did not start from {begin}.', 'Use a new --workdir.', OTHER_CONFIG)
+    return _Start(workdir, data_card, None)
+  other_start = data_card and (data_card.start or {}).get('run') != str(begin)
+  if other_start or not data_card and checkpoint.steps(workdir / 'checkpoints'):
+    raise UserError(f'{workdir} holds a run that did not start from {begin}.',
+                    'Use a new --workdir.', OTHER_CONFIG)
   share = configs.read(begin / 'config.json').validation
-  if share != config.validation:  # it would be read out on images that it has seen
-    raise UserError(f'{begin} held {share:g} of its images out of training, not {config.validation:g}.',
-                    f'Give --config.validation={share:g}')
-  old = None if card else known(begin, say)
-  return _Start(workdir, card or old and old._replace(
-      images=0, since=0, start={'run': str(begin), 'data': cards.mark(old)}), begin)
+  if share != config.validation:  # the longer run would be read out on images it was trained on
+    raise UserError(f'{begin} held {share:g} of its images out of training, '
+                    f'not {config.validation:g}.', f'Give --config.validation={share:g}')
+  if data_card:
+    return _Start(workdir, data_card, begin)
+  first_card = known_card(begin, say)
+  if first_card:
+    first_card = first_card._replace(images=0, since=0,
+                                     start={'run': str(begin), 'data': card.mark(first_card)})
+  return _Start(workdir, first_card, begin)
 
 
-def _opened(config: ConfigDict, start: _Start, mesh: Mesh | None, say: Callable, accept: bool
-            ) -> tuple[Run, checkpoint.Found | None]:
-  """(the run, its data loaded, the same in all processes; of a longer training that has no checkpoint yet, that of the run
-  which it starts from). UserError where this does not fit, or leaves nothing to train; nothing has been written then."""
-  workdir, card, begin = start
-  here = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}' if (workdir / 'config.json').is_file() else ''
-  run = prepare(config, mesh, say, card, accept, here or begin and where(config) or '')
-  if not card:
-    run = first_card(begin or workdir, run, say)
-  processes.agree("the data's", cards.facts(run.card))
-  begin, first = run.card.start or start.begin and {'run': str(start.begin)}, None
-  if begin and not processes.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
-    where_from = pathlib.Path(begin['run'], 'checkpoints')
-    first = checkpoint.load(where_from, abstract(run, config.sharding), begin.get('step'), say)
-    if first[0] >= run.recipe.steps:
-      more = f'--config.steps={2 * config.steps}' if config.steps else f'--config.epochs={2 * config.epochs:g}'
-      raise UserError(f'{begin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are asked for: nothing to train.',
-                      f'Ask for more, e.g. {more}')
-    run = run._replace(card=run.card._replace(start={**begin, 'step': first[0]}))
-  return run, first
+def _first_state(config: Any, run: Run, origin: dict, say: Say) -> tuple[Run, Restored]:
+  """Return the run and the state of the run that a longer training starts from.
+
+  origin: what the data card says of that run: its folder, and the step if it is known.
+
+  Raises UserError if that run has as many steps already as the config asks for.
+  """
+  folder = pathlib.Path(origin['run'], 'checkpoints')
+  first = checkpoint.load(folder, abstract(run, config.sharding), origin.get('step'), say)
+  if first[0] >= run.recipe.steps:
+    longer = (f'--config.steps={2 * config.steps}' if config.steps else
+              f'--config.epochs={2 * config.epochs:g}')
+    raise UserError(f'{origin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are '
+                    'asked for: nothing to train.', f'Ask for more steps, e.g. {longer}')
+  return run._replace(card=run.card._replace(start={**origin, 'step': first[0]})), first
 
 
-def _begun(run: Run, first: checkpoint.Found | None, start: _Start, saved: checkpoint.Checkpoints, say: Callable
+def _open(config: Any, start: _Start, mesh: Mesh | None, say: Say, accept: bool
+          ) -> tuple[Run, Restored | None]:
+  """Load the data and build the run. Nothing is written yet.
+
+  The second result is the state of the run that a longer training starts from, if this training
+  has no checkpoint yet; else None. Raises UserError if the data are not the run's, if the
+  processes do not have the same data, or if nothing is left to train.
+  """
+  workdir, data_card, begin = start
+  advice = data_flag(config) if begin else ''
+  if (workdir / 'config.json').is_file():
+    advice = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}'
+  run = prepare(config, mesh, say, data_card, accept, advice)
+  if not data_card:
+    run = add_first_card(begin or workdir, run, say)
+  processes.agree("the data's", card.facts(run.card))
+  origin = run.card.start or ({'run': str(begin)} if begin else None)
+  if origin and not processes.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
+    return _first_state(config, run, origin, say)
+  return run, None
+
+
+def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpoints, say: Say
            ) -> tuple[Run, states.TrainState]:
-  """The run, with its card as it is from now on in its data.json, and its state: of its newest valid checkpoint, else of
-  that of the run that it starts from, `first`, which is saved as its own at once, else the initial one."""
-  card, rule = run.card, run.config.sharding
-  found = saved.restore(abstract(run, rule))
-  held = found or first
-  state = held[1] if held else initial(run, rule)
-  other = cards.differences(start.known, card) if start.known else ()
-  if other:
-    card = card._replace(changes=(*card.changes, f'from step {int(state.step)}: {"; ".join(other)}'))
-  if processes.main():
-    cards.write(start.workdir, card)
-  run, total = run._replace(card=card), run.recipe.steps
+  """Return the run and its state, and write its data card.
+
+  The state is that of the run's newest valid checkpoint; else `first`, the state of the run that
+  this one starts from, which is saved at once; else the initial state.
+  """
+  data_card, rule = run.card, run.config.sharding
+  resumed = checkpoints.restore(abstract(run, rule))
+  restored = resumed or first
+  state = restored[1] if restored else initial(run, rule)
+  step = int(state.step)
+  changes = card.differences(start.data_card, data_card) if start.data_card else ()
+  if changes:
+    data_card = data_card._replace(
+        changes=(*data_card.changes, f'from step {step}: {"; ".join(changes)}'))
+  if processes.is_main():
+    card.write(start.workdir, data_card)
+  run, total = run._replace(card=data_card), run.recipe.steps
   if first:
-    saved.save(int(state.step), state, meta(run), wait=True)
-  say(f'{start.workdir.name}: ' + (f'resuming at step {int(state.step)} of {total}' if found else f'{total} steps') +
-      (f' from step {int(state.step)} of {card.start["run"]}' if first else '') +
-      f', batch {run.config.batch} = {run.mesh.devices.size} devices x {run.config.batch // run.mesh.devices.size}')
+    checkpoints.save(step, state, checkpoint_meta(run), wait=True)
+  devices, batch = run.mesh.devices.size, run.config.batch
+  progress_text = f'resuming at step {step} of {total}' if resumed else f'{total} steps'
+  origin = f' from step {step} of {(data_card.start or {})["run"]}' if first else ''
+  say(f'{start.workdir.name}: {progress_text}{origin}, '
+      f'batch {batch} = {devices} devices x {batch // devices}')
   if line := warmup_warning(run.config, run.recipe):
     say(line)
   return run, state
 
 
-def _monitored(run: Run) -> Callable[[states.TrainState, int], dict[str, float]]:
-  """(state, number of its step) -> the kNN accuracy where it is due, else nothing."""
+def _knn_monitor(run: Run) -> Callable[[states.TrainState, int], dict[str, float]]:
+  """Return a function (state, step) -> the kNN accuracy as a metric where it is due, else {}."""
   if not run.config.knn_every:
     return lambda state, n: {}
-  measure, every = monitor(run), max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
+  measure = monitor(run)
+  every = max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
   return lambda state, n: {} if n % every else measure(state)
 
 
-def meta(run: Run) -> dict:
-  """What a checkpoint says beside its state."""
-  return {'data': cards.as_json(run.card)}
+def _any_step(signal_came: Callable[[], bool]) -> Callable[[int], bool]:
+  """Return a function of the step that says, at any step, whether a signal has come."""
+  return lambda step: signal_came()
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
-          mesh: Mesh | None = None, quiet: bool = False, accept: bool = False, begin: str | pathlib.Path | None = None
-          ) -> states.TrainState:
-  """Run `config` in `workdir`: from its newest valid checkpoint if it has one, else from the start, which of a longer
-  training is the newest valid checkpoint of the run `begin`. accept: go on with data that are not the run's.
+def checkpoint_meta(run: Run) -> dict:
+  """Return what a checkpoint of the run holds beside its state."""
+  return {'data': card.as_json(run.card)}
 
-  Raises UserError: 5 the workdir holds another config, 9 the data are not the run's, 3 it is in use, 4 no checkpoint of it
-  is valid, 6 a loss is not finite, 75 it was asked to stop (the state is saved and the message says how to resume).
+
+def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoints: Checkpoints,
+                check: Callable[[], None], begin_saving: Callable[[], None],
+                stop_requested: Callable[[int], bool], first_step: int, stopped: list[int]
+                ) -> OnStep:
+  """Return the function that logs, saves and calls the hooks after a step.
+
+  check:          raises UserError if the folder of the run was removed or replaced.
+  begin_saving:   says that there is something to save from now on.
+  stop_requested: step -> whether the training is to stop at this step.
+  stopped:        receives the step at which the training stops early.
   """
-  workdir, begin = pathlib.Path(workdir).absolute(), begin and pathlib.Path(begin).absolute()
+  window, measure = start_window(first_step), _knn_monitor(run)
+  config, total = run.config, run.recipe.steps
+  every = config.checkpoint_every or max(total // 10, 1)
+
+  def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
+    nonlocal window
+    begin_saving()
+    window.pending.append((n, metrics))
+    window = window._replace(waited=window.waited + waited)
+    stops = stop_requested(n)
+    save_due = n % every == 0 or n == total or stops
+    measured = measure(state, n)
+    if n % config.log_every == 0 or save_due or measured:
+      window = flush_log(run, window, outputs, measured)
+    if save_due:
+      check()
+      checkpoints.save(n, state, checkpoint_meta(run), wait=stops)
+    for hook in hooks:
+      hook(run, state, n)
+    if stops and n < total:
+      stopped.append(n)
+    return stops
+  return on_step
+
+
+def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
+          mesh: Mesh | None = None, quiet: bool = False, accept: bool = False,
+          begin: str | pathlib.Path | None = None) -> states.TrainState:
+  """Train a resolved config in the folder `workdir`, and return the last state.
+
+  The training resumes from the newest valid checkpoint in `workdir`. Without a checkpoint it starts
+  from the newest valid checkpoint of the run in `begin`, or from the initial state.
+
+  command: the command line, for the record.
+  hooks:   functions that are called after each step.
+  accept:  train although the data are not those that the run was trained on.
+
+  Raises UserError with one of these codes: 5 `workdir` holds a run of another config, 9 the data
+  are not the run's, 3 another process is working in `workdir`, 4 none of the checkpoints is valid,
+  6 a metric is not finite, 75 the process was asked to stop (the state is saved, and the message
+  says how to resume).
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  begin = pathlib.Path(begin).absolute() if begin else None
   processes.agree('config', record.leaves(configs.as_json(config)))
-  say = (lambda line: None) if quiet or not processes.main() else stop.say
-  with contextlib.ExitStack() as stack:
-    flag, begun = map(stack.enter_context, (stop.heard(), stop.saving()))  # until the last save is done
-    place = _start(config, workdir, begin, say)
-    run, first = _opened(config, place, mesh, say, accept)
+  say = (lambda line: None) if quiet or not processes.is_main() else stop.say
+  with contextlib.ExitStack() as stack:  # until the last checkpoint is written
+    signal_came = stack.enter_context(stop.heard())
+    begin_saving = stack.enter_context(stop.saving())
+    start = _find_start(config, workdir, begin, say)
+    run, first = _open(config, start, mesh, say, accept)
     stop.check()
-    check = write = show = lambda *args: None
-    if processes.main():
+    check: Callable = lambda *args: None
+    write, show = check, check
+    if processes.is_main():
       workdir.mkdir(parents=True, exist_ok=True)
       check = stack.enter_context(record.lock(workdir))
       record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv),
-                   free=(*free(config), *since(config, workdir)))
-    processes.seen(f'{workdir}/config.json', (workdir / 'config.json').is_file)
-    saved = stack.enter_context(checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
-    run, state = _begun(run, first, place, saved, say)
+                   free=(*free_fields(config), *added_fields(config, workdir)))
+    processes.wait_until_same(f'{workdir}/config.json', (workdir / 'config.json').is_file)
+    checkpoints = stack.enter_context(
+        checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
+    run, state = _begin(run, first, start, checkpoints, say)
     stop.check()
-    start, total = int(state.step), run.recipe.steps
-    if processes.main():
-      write = stack.enter_context(record.open_metrics(workdir, start, config.tensorboard))
-      show = stack.enter_context(progress(total, start, workdir.name, quiet))
-    asked = processes.preempted if jax.process_count() > 1 else lambda n: flag()
-    every = config.checkpoint_every or max(total // 10, 1)
-    log, measure, stopped = _Log([], [time.perf_counter(), start, 0., False]), _monitored(run), []
-
-    def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
-      begun()
-      log.pending.append((n, metrics))
-      log.since[2] += waited
-      ends = asked(n)
-      due = n % every == 0 or n == total or ends
-      measured = measure(state, n)
-      if n % config.log_every == 0 or due or measured:
-        _flush(run, log, write, show, say, saved.latest, measured)
-      if due:
-        check()
-        saved.save(n, state, meta(run), wait=ends)
-      for hook in hooks:
-        hook(run, state, n)
-      if ends and n < total:
-        stopped.append(n)
-      return ends
-
-    state = fit(run, state, on_step)
+    first_step, total = int(state.step), run.recipe.steps
+    if processes.is_main():
+      write = stack.enter_context(record.open_metrics(workdir, first_step, config.tensorboard))
+      show = stack.enter_context(progress(total, first_step, workdir.name, quiet))
+    outputs = LogOutputs(write, show, say, checkpoints.latest)
+    alone = jax.process_count() == 1
+    stop_requested = _any_step(signal_came) if alone else processes.stop_requested
+    stopped: list[int] = []
+    state = fit(run, state, _after_step(run, hooks, outputs, checkpoints, check, begin_saving,
+                                        stop_requested, first_step, stopped))
   if stopped:
     raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
                     f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)

@@ -1,4 +1,4 @@
-"""What a run says of its steps while it runs. Only the main process of a job calls this."""
+"""The progress line of a run. Only the main process of a job shows it."""
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -8,16 +8,21 @@ from equivariant_ssl.training.stop import say
 
 
 def _clock(seconds: float) -> str:
+  """Format a duration as h:mm:ss."""
   minutes, seconds = divmod(int(seconds), 60)
   return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 
 
 @contextlib.contextmanager
-def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False) -> Iterator[Callable[..., None]]:
-  """`update(step, terms, images_per_s, data_wait)` on stderr: one live line on a terminal, else a line each 5 s.
+def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
+             ) -> Iterator[Callable[..., None]]:
+  """Give a function `update(step, terms, images_per_s, data_wait)` that shows progress on stderr.
 
-  terms: {name: loss}. data_wait: share of the time spent waiting for data. The first and the last step are always
-  said; numbers are fetched only when shown.
+  terms:     {name: loss}.
+  data_wait: the share of the time that was spent waiting for data.
+
+  A terminal has one line that is rewritten; anything else gets a line every 5 s. The first and the
+  last step are always shown. The numbers are fetched from the device only when they are shown.
   """
   from rich.console import Console
   from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,21 +30,25 @@ def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
 
   console = Console(stderr=True)
   live = console.is_terminal and not console.is_dumb_terminal and not quiet
-  began, shown = time.monotonic(), None  # when the last line was shown
-  line = Column(ratio=1, no_wrap=True, overflow='ellipsis')  # cut, never wrapped: a wrapped live line flickers
-  bar = Progress(TextColumn('{task.description}', markup=False), BarColumn(20), MofNCompleteColumn(),
+  began, last_shown = time.monotonic(), None
+  # A long note is cut and never wrapped: a wrapped live line flickers.
+  line = Column(ratio=1, no_wrap=True, overflow='ellipsis')
+  bar = Progress(TextColumn('{task.description}', markup=False), BarColumn(20),
+                 MofNCompleteColumn(),
                  TextColumn('{task.fields[note]}', markup=False, table_column=line),
                  console=console, refresh_per_second=4, expand=True, disable=not live)
   task = bar.add_task(describe, total=total, completed=start, note='compiling')
 
   def update(step: int, terms: dict[str, Any], images_per_s: float, data_wait: float) -> None:
-    nonlocal shown
+    nonlocal last_shown
     now = time.monotonic()
-    if quiet or shown is not None and step < total and now - shown < (.2 if live else 5.):
+    pause = .2 if live else 5.
+    if quiet or last_shown is not None and step < total and now - last_shown < pause:
       return
-    shown = now
+    last_shown = now
     left = _clock((now - began) / max(step - start, 1) * (total - step))
-    note = '  '.join([f'{left} left', f'{images_per_s:.0f} images/s', f'{100 * data_wait:.0f} % data wait',
+    note = '  '.join([f'{left} left', f'{images_per_s:.0f} images/s',
+                      f'{100 * data_wait:.0f} % data wait',
                       *(f'{k} {float(v):.4g}' for k, v in terms.items())])
     if live:
       with contextlib.suppress(OSError):
@@ -47,7 +56,7 @@ def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
     else:
       say(f'{describe}  {step}/{total}  {note}'.strip())
 
-  with contextlib.suppress(OSError):  # a terminal may be closed under a run, which then goes on without it
+  with contextlib.suppress(OSError):  # the run goes on when its terminal is closed
     bar.start()
   try:
     yield update

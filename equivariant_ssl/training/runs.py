@@ -1,4 +1,4 @@
-"""A run before its first step: its data, its recipe, and the shape of its state."""
+"""Runs before their first step: the data, the recipe, and the shape of the state."""
 import contextlib
 import functools
 import json
@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from equivariant_ssl import config as configs
 from equivariant_ssl import data, registry
-from equivariant_ssl.data import card as cards
-from equivariant_ssl.data import holdout
+from equivariant_ssl.config_fields import FREE
+from equivariant_ssl.data import card, holdout
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import OTHER_CONFIG, OTHER_DATA, USAGE, UserError
@@ -23,16 +23,20 @@ from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import recipe as recipes
 from equivariant_ssl.training import state as states
+from equivariant_ssl.training.run_config import MOVED, changed, moved, place_field
 
-Say = Callable[[str], None]
-PLACE = re.compile(r'--config\.data\.(path|root)=\S+')  # in the advice on data that are not found
-MOVED = '--data-path DIR'
+Say = Callable[[str], None]  # prints a line for the user
+# The option in an error message about data that are missing.
+PLACE_OPTION = re.compile(r'--config\.data\.(path|root)=\S+')
 
 
 class Run(NamedTuple):
-  """What a run is made of, before its first step: enough to train it, resume it, or read its checkpoint. source: None of a
-  run that is read without its data (with its card), or planned without them (with none)."""
-  config: ConfigDict
+  """A run before its first step: enough to train it, to resume it, or to read its checkpoint.
+
+  source: the data; None where a run is read without its data, or planned without data.
+  card:   what the run knows of its data; a planned run has no card.
+  """
+  config: Any
   source: Source | None
   recipe: recipes.Recipe
   mesh: Mesh
@@ -41,209 +45,214 @@ class Run(NamedTuple):
 
 
 class Asked(NamedTuple):
-  """What a command says of the data of a run that is there: where they are now ('': where the run says), whether data that
-  are not the run's are taken on purpose, and on which it is read out ('test', or '': as the run says)."""
+  """What a command says of the data of an existing run.
+
+  path:    the folder that the data are in now; '' for the folder that the run names.
+  accept:  whether to take data that are not the run's, on purpose.
+  readout: 'test' to read out on the test split; '' for the split that the run reads out on.
+  """
   path: str = ''
   accept: bool = False
   readout: str = ''
 
 
-def mesh_for(config: ConfigDict) -> Mesh:
-  """The mesh over all devices where they divide the batch, else over one: for what reads a run that was made elsewhere."""
+def mesh_for(config: Any) -> Mesh:
+  """Return the mesh for reading a run that was made elsewhere.
+
+  The mesh has all devices if they divide the batch, else one.
+  """
   devices = jax.devices()
-  return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0 else devices[:1])
+  return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0
+                       else devices[:1])
 
 
-def changed(config: ConfigDict, over: dict[str, Any]) -> ConfigDict:
-  """A resolved config with other values of some of its fields, of those of `data` where they are a dict."""
-  given = configs.as_json(config)
-  return configs.resolve(ConfigDict(given | {k: given[k] | v if isinstance(v, dict) else v for k, v in over.items()}))
+def _load_source(config: Any, advice: str) -> Source:
+  """Load the data of a config.
 
-
-def _field(config: ConfigDict) -> str | None:
-  """The field of a config's `data` that says where they lie, None of data that come with a package."""
-  return next((k for k in ('path', 'root') if k in config.data), None)
-
-
-def where(config: ConfigDict) -> str:
-  """What says where the data of a new run are."""
-  return f'--config.data.{_field(config)}=DIR' if _field(config) else ''
-
-
-def free(config: ConfigDict) -> tuple[str, ...]:
-  """The fields in which a config may differ from that of its run: where its data lie among them, since their card says
-  whether they are others, and how they are read."""
-  named, always = config.data.get('dataset'), (*configs.FREE, 'data.path', 'data.root', 'data.stream')
-  path = pathlib.Path(named or '', 'dataset_info.json').expanduser()
-  return (*always, 'data.dataset') if named and path.is_file() else always
-
-
-def since(config: ConfigDict, workdir: pathlib.Path) -> tuple[str, ...]:
-  """The fields that an older version did not have when it wrote the config.json of `workdir`, where `config` has them as
-  that run had: at their default. () where no run is there, or one that is not readable."""
+  advice: for an existing run, what to type to say where its data are now; '' for a new run.
+  """
   try:
-    found = record.read_object(workdir / 'config.json', '')
-    old = record.leaves(configs.as_json(configs.resolve(ConfigDict(found))))
-  except (FileNotFoundError, UserError):
-    return ()
-  own, now = record.leaves(found), record.leaves(configs.as_json(config))
-  return tuple(k for k in old if k not in own and k in now and now[k] == old[k])
-
-
-def moved(config: ConfigDict, path: str) -> ConfigDict:
-  """The config of data that are in the folder `path` now; UserError where they are in none."""
-  if not path:
-    return config
-  field = _field(config)
-  if field is None:
-    raise UserError(f'{MOVED.replace("DIR", path)}: the data set {config.data.name} is in no folder.', 'Leave it out.')
-  here = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
-  if 'dataset' in config.data:  # of a data set named by the folder of a version: that, or one that it is somewhere in
-    tails = (pathlib.Path(config.data.dataset).parts[-n:] for n in (1, 2, 3))
-    versions = (p for p in (here, *(here.joinpath(*t) for t in tails)) if (p / 'dataset_info.json').is_file())
-    field, here = next((('dataset', p) for p in versions), (field, here))
-  return changed(config, {'data': {field: str(here)}})
-
-
-def _source(config: ConfigDict, advice: str) -> Source:
-  """The data of a config. advice: what says where they are now, of a run that is there; '' of a new one."""
-  try:
-    return registry.make(data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'})
+    return registry.make(data, config.data.name,
+                         **{k: v for k, v in config.data.items() if k != 'name'})
   except UserError as error:
     if not advice or error.code != USAGE:
       raise
-    text = PLACE.sub(lambda _: advice, str(error))
-    raise UserError(text if advice in text or not _field(config) else f'{text} If the data have moved: {advice}') from error
+    text = PLACE_OPTION.sub(lambda match: advice, str(error))
+    if advice not in text and place_field(config):
+      text = f'{text} If the data have moved: {advice}'
+    raise UserError(text) from error
 
 
-def _settled(config: ConfigDict, known: Card, now: Card, accept: bool, advice: str) -> Card:
-  """The card of a run that knows its data, and found these; UserError OTHER_DATA where they are others and not taken."""
-  other = cards.differences(known, now)
-  if not other:
+def _checked_card(config: Any, known: Card, now: Card, accept: bool, advice: str) -> Card:
+  """Compare the data that were loaded with those that a run knows, and return the run's card.
+
+  Raises UserError OTHER_DATA if the data are others and may not be taken.
+  """
+  changes = card.differences(known, now)
+  if not changes:
     return known._replace(images=known.images or now.images)
-  cause = f'these are not the data that the run knows: {"; ".join(other)}.'
+  cause = f'these are not the data that the run knows: {"; ".join(changes)}.'
   if not accept:
-    elsewhere = f'If the right ones are elsewhere: {advice}; to' if _field(config) else 'To'
+    elsewhere = (f'If the right ones are elsewhere: {advice}; to' if place_field(config) else 'To')
     raise UserError(cause, f'{elsewhere} take these on purpose: --accept-data', OTHER_DATA)
   if known.canvas != now.canvas:
-    raise UserError(f'{cause} Canvases of another side cannot be taken.', 'Use a new --workdir.', OTHER_DATA)
+    raise UserError(f'{cause} Canvases of another side cannot be taken.', 'Use a new --workdir.',
+                    OTHER_DATA)
   if config.probe and known.classes != now.classes:
-    raise UserError(f'{cause} The run trains a probe of its own classes, which cannot be others.',
-                    'Use a new --workdir, and --config.probe=False if it starts from this run.', OTHER_DATA)
-  return cards.taken(known, now)
+    raise UserError(f'{cause} The run trains a probe of its own classes, and these cannot '
+                    'change.',
+                    'Use a new --workdir, and --config.probe=False if it starts from this run.',
+                    OTHER_DATA)
+  return card.taken(known, now)
 
 
-def prepare(config: ConfigDict, mesh: Mesh | None = None, log: Say = lambda line: None, known: Card | None = None,
-            accept: bool = False, advice: str = '', readout: str = '') -> Run:
-  """Load the data and build the recipe of a resolved config; UserError where they do not fit the devices.
+def prepare(config: Any, mesh: Mesh | None = None, log: Say = lambda line: None,
+            known: Card | None = None, accept: bool = False, advice: str = '', readout: str = ''
+            ) -> Run:
+  """Load the data of a resolved config and build its recipe.
 
-  known: the card of a run that is there: its recipe is of that, whatever the data are now, and OTHER_DATA is raised where
-  they are others, unless these are to `accept`. advice: what says where its data are, '' of a new run. readout: 'test':
-  although the run holds images out of its training, read out on the test split. The config of the run that is returned
-  finds its data from any folder.
+  known:   the data card of an existing run. The recipe then follows that card, whatever the data
+           are now.
+  accept:  take data that are not the run's.
+  advice:  for an existing run, what to type to say where its data are; '' for a new run.
+  readout: 'test' to read out on the test split although the run held images out of training.
+
+  The config of the run that is returned finds its data from any folder. Raises UserError if the
+  batch does not fit the devices, and UserError OTHER_DATA if the data are not the run's.
   """
   mesh = mesh or sharding.mesh()
   sharding.check_batch(config.batch, mesh.devices.size, config.accumulate)
-  source = _source(config, advice)
+  source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
   place = {k: v for k, v in source.place if config.data.get(k, v) != v}
   config = changed(config, {'data': place}) if place else config
-  if known and config.mean and (tuple(config.mean), tuple(config.std)) != (known.mean, known.std):
-    raise UserError(f'config.mean is {config.mean} and config.std {config.std}; the run knows {known.mean} and {known.std}.',
-                    'A network sees what it was trained on: leave them out.', OTHER_CONFIG)
-  now = cards.of(source, config)  # of all that is there, whatever part is read out on
+  moments = (tuple(config.mean), tuple(config.std)) if config.mean else None
+  if known and moments and moments != (known.mean, known.std):
+    raise UserError(f'config.mean is {config.mean} and config.std {config.std}; the run '
+                    f'knows {known.mean} and {known.std}.',
+                    'A network needs the values it was trained with: leave both out.', OTHER_CONFIG)
+  now = card.of(source, config)  # the card of all data, whichever split is read out on
   source = holdout.split(source, config.validation, readout)
   now = now._replace(images=len(source.train.images))
-  card = _settled(config, known, now, accept, advice) if known else now
+  data_card = _checked_card(config, known, now, accept, advice) if known else now
   if now.images < config.batch and known:
-    raise UserError(f'{now.images} training images are fewer than a batch of the run, {config.batch}.',
-                    f'If there are more elsewhere: {advice}', OTHER_DATA)
-  return Run(config, source, _recipe_of(config, card), mesh, jax.random.key(config.seed), card)
+    raise UserError(f'{now.images} training images are fewer than a batch of the run, '
+                    f'{config.batch}.', f'If there are more elsewhere: {advice}', OTHER_DATA)
+  return Run(config, source, _recipe(config, data_card), mesh, jax.random.key(config.seed),
+             data_card)
 
 
-def _recipe_of(config: ConfigDict, card: Card) -> recipes.Recipe:
-  matters = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *configs.FREE)}
-  return _recipe(json.dumps(matters), card.images, card.canvas, card.mean, card.std, len(card.classes or ()))
+def _recipe(config: Any, data_card: Card) -> recipes.Recipe:
+  """Return the recipe of a config for the data of a card."""
+  fields = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *FREE)}
+  return _cached_recipe(json.dumps(fields), data_card.images, data_card.canvas, data_card.mean,
+                        data_card.std, len(data_card.classes or ()))
 
 
 @functools.lru_cache(8)
-def _recipe(config: str, *of) -> recipes.Recipe:
-  """The recipe of a config's JSON: one object for runs that differ in their seed alone, whose step is traced once."""
-  return recipes.make(configs.resolve(ConfigDict(json.loads(config))), *of)
+def _cached_recipe(config: str, *facts) -> recipes.Recipe:
+  """Return the recipe of a config's JSON and the facts of its data.
+
+  Runs that differ only in their seed get the same object, so that their step is traced once.
+  """
+  return recipes.make(configs.resolve(ConfigDict(json.loads(config))), *facts)
 
 
-def known(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | None:
-  """The card of the run in `workdir`, as process 0 finds it: in its data.json, else in its newest checkpoint; None of a run
-  that has none, or of no run. UserError where it is damaged and no checkpoint has it."""
-  damage, found = None, None
+def known_card(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | None:
+  """Return the data card of the run in `workdir`, as process 0 reads it.
+
+  The card is read from data.json, else from the newest checkpoint. The result is None if there is
+  no run, or a run without a card. Raises UserError if data.json is damaged and no checkpoint has
+  the card.
+  """
+  damage, stored = None, None
   try:
-    found = cards.read(workdir)
+    stored = card.read(workdir)
   except UserError as error:
     damage = error
-  found, broken = processes.gather((found and cards.as_json(found), str(damage or '')))[0]
-  if found:
-    return cards.from_json(found)
-  with contextlib.suppress(UserError):  # who reads its state will say what is the matter
-    step, _, meta = checkpoint.load(workdir / 'checkpoints', {'step': jax.ShapeDtypeStruct((), 'int32')}, None,
-                                    lambda line: None)
+  values, broken = processes.gather((stored and card.as_json(stored), str(damage or '')))[0]
+  if values:
+    return card.from_json(values)
+  with contextlib.suppress(UserError):  # reading the state will say what is wrong
+    like = {'step': jax.ShapeDtypeStruct((), 'int32')}
+    step, _, meta = checkpoint.load(workdir / 'checkpoints', like, None, lambda line: None)
     if 'data' in meta:
-      log(f'{workdir / cards.FILE} is {"damaged" if broken else "missing"}: taken from the checkpoint of step {step}')
-      return cards.from_json(meta['data'])
+      log(f'{workdir / card.FILE} is {"damaged" if broken else "missing"}: '
+          f'taken from the checkpoint of step {step}')
+      return card.from_json(meta['data'])
   if broken:
     raise damage or UserError(broken)
   return None
 
 
-def first_card(workdir: pathlib.Path, run: Run, log: Say) -> Run:
-  """`run` with a card for what is in `workdir`, a run of an older version that wrote none: its steps an epoch are those of
-  its log. A new run stays as it is."""
-  there = checkpoint.steps(workdir / 'checkpoints')
-  if not there:
+def add_first_card(workdir: pathlib.Path, run: Run, log: Say) -> Run:
+  """Give a data card to the run in `workdir` if an older version, which had none, trained it.
+
+  The number of steps in an epoch is read from the run's log. A new run is returned as it is.
+  """
+  saved_steps = checkpoint.steps(workdir / 'checkpoints')
+  if not saved_steps:
     return run
-  log(f'{workdir.name} has no data card, older versions wrote none: it is made now, and what its data were before step '
-      f'{there[0]} is not known')
-  counted = [round(row['step'] / row['epoch']) for row in record.read_metrics(workdir) if row.get('epoch')]
-  images = run.card.images
-  if counted and counted[-1] != images // run.config.batch:
-    images = counted[-1] * run.config.batch
-    log(f'its log counts {counted[-1]} steps an epoch, and {run.card.images:,} images make '
-        f'{run.card.images // run.config.batch}: the log is believed')
-  card = run.card._replace(since=there[0], images=images)
-  return run._replace(card=card, recipe=_recipe_of(run.config, card))
+  log(f'{workdir.name} has no data card, as older versions wrote none. One is made now; what its '
+      f'data were before step {saved_steps[0]} is not known')
+  logged = [round(row['step'] / row['epoch']) for row in record.read_metrics(workdir)
+            if row.get('epoch')]
+  images, batch = run.card.images, run.config.batch
+  if logged and logged[-1] != images // batch:
+    images = logged[-1] * batch
+    log(f'its log counts {logged[-1]} steps an epoch, while {run.card.images:,} images make '
+        f'{run.card.images // batch}: the log is believed')
+  data_card = run.card._replace(since=saved_steps[0], images=images)
+  return run._replace(card=data_card, recipe=_recipe(run.config, data_card))
 
 
-def reopen(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda line: None, asked: Asked = Asked(),
-           needs_data: bool = True, over: dict[str, Any] = {}) -> Run:  # noqa: B006
-  """The run in `workdir`, to read its checkpoint: without its data (source None) where these are not needed and the run has
-  a card; a run without one gets it. over: other values of fields of its config. UserError as `prepare`; NO_CHECKPOINT."""
+def reopen(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda line: None,
+           asked: Asked = Asked(), needs_data: bool = True,
+           over: dict[str, Any] = {}) -> Run:  # noqa: B006
+  """Return the run in `workdir`, for reading its checkpoint.
+
+  needs_data: whether to load the data. Without them the run's source is None; a run that has no
+              data card yet loads them all the same, and gets one.
+  over:       other values for some fields of its config.
+
+  Raises the errors of `prepare`, and UserError NO_CHECKPOINT.
+  """
   config = configs.read(workdir / 'config.json')
   config = moved(changed(config, over) if over else config, asked.path)
-  mesh, card = mesh or mesh_for(config), known(workdir, log)
-  if card and not needs_data:
-    return Run(config, None, _recipe_of(config, card), mesh, jax.random.key(config.seed), card)
-  run = prepare(config, mesh, log, card, asked.accept, MOVED, asked.readout)
-  if card is None and checkpoint.steps(workdir / 'checkpoints'):
-    run = first_card(workdir, run, log)
-    with contextlib.suppress(OSError):  # a folder that may only be read
-      cards.write(workdir, run.card)
+  mesh, data_card = mesh or mesh_for(config), known_card(workdir, log)
+  if data_card and not needs_data:
+    return Run(config, None, _recipe(config, data_card), mesh, jax.random.key(config.seed),
+               data_card)
+  run = prepare(config, mesh, log, data_card, asked.accept, MOVED, asked.readout)
+  if data_card is None and checkpoint.steps(workdir / 'checkpoints'):
+    run = add_first_card(workdir, run, log)
+    with contextlib.suppress(OSError):  # the folder may be read-only
+      card.write(workdir, run.card)
   return run
 
 
 def initial(run: Run, rule: str = 'replicate') -> states.TrainState:
-  """The run's state at step 0, a copy on every device, or by another of shard.RULES."""
+  """Return the run's state at step 0, placed on the devices by one of `sharding.RULES`."""
   return states.initializer(run.recipe, run.mesh, rule)(run.key)
 
 
 def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:
-  """The shapes, dtypes and placement of the run's state: what a checkpoint is read into, by whatever rule it was saved."""
+  """Return the shapes, dtypes and placement of the run's state.
+
+  A checkpoint is read into this form, by whichever rule it was saved.
+  """
   return states.abstract(run.recipe, run.mesh, rule)
 
 
 def keep_programs() -> None:
-  """Keep compiled programs between processes; $EQSSL_CACHE moves them, an empty one turns this off, and so does no home."""
+  """Keep compiled programs on disk, for later processes.
+
+  $EQSSL_CACHE names the folder; an empty $EQSSL_CACHE turns this off. Without a home folder nothing
+  is kept.
+  """
   root = os.environ.get('EQSSL_CACHE', os.path.expanduser('~/.cache/equivariant_ssl/xla'))
   if root and not root.startswith('~'):
     jax.config.update('jax_compilation_cache_dir', root)

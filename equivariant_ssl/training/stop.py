@@ -1,7 +1,8 @@
-"""Asked to stop: what a scheduler, a user or a closing terminal sends, heard from the first line of a command to its last.
+"""Stopping a command when a scheduler, a user or a closing terminal asks for it.
 
-A handler only notes what came. The loop asks after each step; what is slow before it calls `check` between its parts; and
-where the main thread is in a long call of C (a compilation), a thread ends the process instead, as nothing would be lost.
+A signal handler only notes which signal came. The training loop looks after each step; the slow
+parts before the loop call `check` between them. Where the main thread is in a long call of C code
+(a compilation) and nothing would be lost, a thread ends the process instead.
 """
 import contextlib
 import errno
@@ -15,52 +16,70 @@ from typing import Any, TextIO
 from equivariant_ssl.errors import PREEMPTED, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-GRACE = 5.  # seconds until a process that has nothing to save is ended by the thread
-EARLY = 'stopped before there was anything to save; nothing is lost.', 'The same command goes on.'
+GRACE = 5.  # seconds until the thread ends a process that has nothing to save
+EARLY = ('stopped before there was anything to save; nothing is lost.',
+         'Type the same command again to go on.')
 SHOW_CURSOR = b'\r\x1b[?25h'
 
 
-class _Heard:
-  """came: the signals so far. idle: whether ending at once would lose nothing. early: what to say then. shared: whether
-  jax, which asks all processes of a job, is told instead."""
+class _Listener:
+  """The signals that have come since listening began.
+
+  arrived: the numbers of these signals.
+  idle:    whether the process has nothing to save, so that it may end at once.
+  early:   the cause and the fix to print when it ends at once.
+  shared:  whether jax passes the signals to all processes of the job and decides when to stop.
+  """
 
   def __init__(self, early: tuple[str, str]):
-    self.came, self.idle, self.early, self.shared = [], True, early, False
+    self.arrived: list[int] = []
+    self.idle = True
+    self.early = early
+    self.shared = False
 
   def __call__(self) -> bool:
-    return bool(self.came) and not self.shared
+    """Return whether this process alone has been asked to stop."""
+    return bool(self.arrived) and not self.shared
 
 
-_now: list[_Heard] = []  # of the `heard` that is open, or nothing
+_open_listeners: list[_Listener] = []  # the one of the `heard` that is open, or nothing
 
 
-def listened() -> list[int]:
-  """The signals of SIGNALS that this process does not ignore; nohup, and & in a script, ask for that."""
+def handled_signals() -> list[int]:
+  """Return the members of SIGNALS that this process does not ignore.
+
+  `nohup`, and `&` in a script, make a process ignore some of them.
+  """
   return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
-def _end(mine: _Heard, over: threading.Event) -> None:
-  if not over.wait(GRACE) and mine() and mine.idle:
+def _end_if_idle(listener: _Listener, closed: threading.Event) -> None:
+  """Wait for GRACE seconds, then end the process if it still has nothing to save."""
+  if not closed.wait(GRACE) and listener() and listener.idle:
+    cursor = SHOW_CURSOR if os.isatty(2) else b''
     with contextlib.suppress(OSError):
-      os.write(2, (SHOW_CURSOR if os.isatty(2) else b'') + f'eqssl: {UserError(*mine.early)}\n'.encode())
+      os.write(2, cursor + f'eqssl: {UserError(*listener.early)}\n'.encode())
     os._exit(PREEMPTED)
 
 
-def _watch(mine: _Heard, pipe: int) -> None:
-  """Note the signals whose numbers come through `pipe`, and end the process GRACE after one, where it is idle then."""
-  over = threading.Event()
+def _watch(listener: _Listener, pipe: int) -> None:
+  """Note the signals whose numbers come through `pipe`, and end an idle process after each."""
+  closed = threading.Event()
   while numbers := os.read(pipe, 64):
     for number in numbers:
-      if number in SIGNALS:  # the handler itself waits for the main thread to come back from C
-        mine.came.append(number)
-        threading.Thread(target=_end, args=(mine, over), daemon=True).start()
-  over.set()
+      if number in SIGNALS:  # the handler itself waits until the main thread returns from C code
+        listener.arrived.append(number)
+        threading.Thread(target=_end_if_idle, args=(listener, closed), daemon=True).start()
+  closed.set()
   os.close(pipe)
 
 
 @contextlib.contextmanager
-def _closed() -> Iterator[None]:
-  """Who prints to a terminal that is gone fails with EIO; where HUP came of it, that is a stop."""
+def _stop_if_hung_up() -> Iterator[None]:
+  """Turn the error EIO into a stop, if the process was asked to stop.
+
+  Printing to a terminal that was closed fails with EIO. The same closing sends SIGHUP.
+  """
   try:
     yield
   except OSError as error:
@@ -71,87 +90,104 @@ def _closed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
-  """`asked()`: whether one of SIGNALS has come; a second SIGINT (Ctrl-C) raises KeyboardInterrupt.
+  """Listen to SIGNALS. The context gives a function that says whether one of them has come.
 
-  early: the cause and the fix of a stop before there is anything to save. Within another `heard` it is that one's `asked`.
-  The handlers there were before come back on leaving. Outside the main thread nothing is ever asked.
+  early: the cause and the fix to print when the process is stopped before it has anything to save.
+
+  A second SIGINT (Ctrl-C) raises KeyboardInterrupt. Inside another `heard` the context gives the
+  outer function. The handlers from before return when the context ends. Outside the main thread
+  the function is always false.
   """
-  if _now or threading.current_thread() is not threading.main_thread():
-    with _closed():
-      yield _now[0] if _now else lambda: False
+  if _open_listeners or threading.current_thread() is not threading.main_thread():
+    with _stop_if_hung_up():
+      yield _open_listeners[0] if _open_listeners else lambda: False
     return
-  mine, handled = _Heard(early), []
+  listener, handled = _Listener(early), []
 
   def handle(number: int, frame: Any) -> None:
     if number == signal.SIGINT and number in handled:
       raise KeyboardInterrupt
     handled.append(number)
-    mine.came.append(number)
+    listener.arrived.append(number)
 
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  before = {s: signal.signal(s, handle) for s in listened()}
-  waker = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  threading.Thread(target=_watch, args=(mine, reader), daemon=True, name='eqssl signals').start()
-  _now.append(mine)
+  before = {s: signal.signal(s, handle) for s in handled_signals()}
+  wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=_watch, args=(listener, reader), daemon=True,
+                   name='eqssl signals').start()
+  _open_listeners.append(listener)
   try:
-    with _closed():
-      yield mine
+    with _stop_if_hung_up():
+      yield listener
   finally:
-    _now.clear()
-    signal.set_wakeup_fd(waker)
+    _open_listeners.clear()
+    signal.set_wakeup_fd(wakeup)
     os.close(writer)
     for number, handler in before.items():
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def check() -> None:
-  """UserError PREEMPTED where this process was asked to stop; to be called where it has nothing to save."""
-  for mine in _now:
-    if mine():
-      raise UserError(*mine.early, PREEMPTED)
+  """Raise UserError PREEMPTED if this process was asked to stop.
+
+  Call this only where the process has nothing to save.
+  """
+  for listener in _open_listeners:
+    if listener():
+      raise UserError(*listener.early, PREEMPTED)
 
 
 @contextlib.contextmanager
 def saving() -> Iterator[Callable[[], None]]:
-  """`begin()`: from now on there may be something to save, and only who asks `heard` ends the process; until leaving."""
+  """Give a function that says: from now on, until the context ends, there may be something to save.
+
+  After it was called, the thread does not end the process; only the code that asks `heard` does.
+  """
   def begin() -> None:
-    for mine in _now:
-      mine.idle = False
+    for listener in _open_listeners:
+      listener.idle = False
   try:
     yield begin
   finally:
-    for mine in _now:
-      mine.idle = True
+    for listener in _open_listeners:
+      listener.idle = True
 
 
-def share() -> None:
-  """Of several processes: hand each signal to jax as SIGTERM, the one that it tells the others of; what came before, too."""
-  for number in listened():
-    if number != signal.SIGTERM:  # which is jax's own since it was initialised
+def forward_to_jax() -> None:
+  """In a job of several processes: pass every signal to jax as SIGTERM, also those already here.
+
+  jax tells the other processes of a SIGTERM, so that all of them stop at the same step.
+  """
+  for number in handled_signals():
+    if number != signal.SIGTERM:  # jax has handled SIGTERM itself since it was initialized
       signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-  for mine in _now:
-    mine.shared = True
-    if mine.came:
+  for listener in _open_listeners:
+    listener.shared = True
+    if listener.arrived:
       os.kill(os.getpid(), signal.SIGTERM)
 
 
-def deafen() -> None:
-  """What has done its work is not told to stop while it ends."""
-  for mine in _now:
-    mine.idle = False
-  for number in listened():
+def ignore_signals() -> None:
+  """Ignore all SIGNALS from now on: the work is done, and the process is about to end."""
+  for listener in _open_listeners:
+    listener.idle = False
+  for number in handled_signals():
     signal.signal(number, signal.SIG_IGN)
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-  """Print on stderr, if that still leads anywhere: a terminal that was closed is no reason to lose a run."""
+  """Print a line on stderr, or on `stream`. A terminal that was closed must not end a run."""
   with contextlib.suppress(OSError):
     print(line, file=stream or sys.stderr, flush=True)
 
 
 def flush() -> None:
-  """Write out what was printed; into nothing, where it leads nowhere any more, which would change the exit code."""
+  """Flush stdout and stderr.
+
+  A stream whose reader is gone is replaced by /dev/null: an error at exit would change the exit
+  code.
+  """
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Train CONFIG on all workers of a Cloud TPU slice that is asked for as a queued resource; the same command again resumes.
+# Train CONFIG on all workers of a Cloud TPU slice, which is requested as a queued resource.
 #   ZONE=us-central2-b BUCKET=mine SOURCE=git+https://... launch/tpu/train.sh CONFIG [--config.a.b=value ...]
-# DRY_RUN=1 prints the commands only.
-# The run is in gs://$BUCKET/$NAME, which each worker mounts (gcsfuse), since all must see it. TYPE is the slice, RUNTIME
-# its software; data sets are looked for in gs://$BUCKET/tensorflow_datasets. SPOT=1 is a cheaper one that can be taken away, SOURCE what pip installs there. It costs until it is deleted:
+# The same command resumes the run. DRY_RUN=1 prints the commands only.
+# The run is in gs://$BUCKET/$NAME. Each worker mounts the bucket (gcsfuse), since all must see the
+# run. Data sets are looked for in gs://$BUCKET/tensorflow_datasets. TYPE names the slice, RUNTIME
+# its software, SOURCE what pip installs there. SPOT=1 requests a cheaper slice, which can be taken
+# away. The slice costs money until it is deleted:
 #   gcloud compute tpus queued-resources delete NAME --zone ZONE --force
 set -euo pipefail
-if [ $# -lt 1 ] || [[ "$1" == -* ]] || [ -z "${ZONE:-}" ] || [ -z "${BUCKET:-}" ] || [ -z "${SOURCE:-}" ]; then
-  echo "usage: ZONE=ZONE BUCKET=BUCKET SOURCE=SOURCE launch/tpu/train.sh CONFIG [--config.a.b=value ...]" >&2
+if [ $# -lt 1 ] || [[ "$1" == -* ]] ||
+  [ -z "${ZONE:-}" ] || [ -z "${BUCKET:-}" ] || [ -z "${SOURCE:-}" ]; then
+  echo "usage: ZONE=... BUCKET=... SOURCE=... launch/tpu/train.sh CONFIG [--config.a.b=value ...]" >&2
   exit 2
 fi
 config=$1
@@ -44,7 +47,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   ask
 else
   now=$(state)
-  if [[ "$now" == SUSPENDED || "$now" == FAILED ]]; then # what a spot slice is once it was taken away
+  if [[ "$now" == SUSPENDED || "$now" == FAILED ]]; then # a spot slice that was taken away
     run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet
     now=NONE
   fi
@@ -54,8 +57,8 @@ else
     sleep "${WAIT:-30}"
   done
 fi
-# Orbax commits a checkpoint by renaming its folder, and what one worker wrote the others must see at once. The image's own
-# Python is older than ours.
+# Orbax commits a checkpoint by renaming its folder, and all workers must see at once what one
+# wrote: hence the options of gcsfuse. The image's own Python is too old, so uv installs another.
 on_all "command -v gcsfuse >/dev/null || { \
 echo deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main | sudo tee /etc/apt/sources.list.d/gcsfuse.list && \
 curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add - && \

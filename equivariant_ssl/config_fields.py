@@ -1,0 +1,70 @@
+"""The fields of a config: its top-level defaults, its sections, and the factories they name."""
+import re
+from typing import Any
+
+from equivariant_ssl import augment, data, equivariance, invariance, nets, registry
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.training import optim
+
+TOP = {
+    'seed': 0,              # the seed of initialization, order and augmentation
+    'size': 32,             # the side of a view, in pixels
+    'batch': 256,           # the number of images of the global batch
+    'accumulate': 1,        # parts of the batch that the encoder computes one after the other, in
+                            # the memory of one part: see step.encode
+    'sharding': 'replicate',  # how the state lies on the devices: a copy on each, or 'fsdp', a
+                              # shard on each
+    'epochs': 100.,
+    'steps': 0,             # > 0: this many steps, whatever `epochs` says
+    'dtype': 'float32',     # or 'bfloat16': the dtype in which the networks compute; losses and
+                            # statistics stay in float32
+    'mean': (),             # of each channel of the inputs, for pixels in [0, 1]; (): the mean of
+                            # the data set. An imported network has its own
+    'std': (),              # the standard deviation, likewise
+    'validation': 0.,       # a share of each class that is kept out of training; evaluations read
+                            # out on it, not on the test split
+    'batchnorm': 'joint',   # statistics over all views of one size; 'view': a pass for each view
+    'log_every': 10,        # steps between two rows of metrics
+    'checkpoint_every': 0,  # steps between two checkpoints; 0: ten checkpoints in the run
+    'keep': 2,              # checkpoints that are kept
+    'tensorboard': False,   # write TensorBoard files too
+    'probe': False,         # train a linear classifier on the features, without gradients to the
+                            # encoder, and log its accuracy
+    'knn_every': 0.,        # epochs between two measurements of the kNN accuracy on the test
+                            # images (or the held-out ones); 0: never
+    'on_collapse': 'warn',  # or 'stop': what to do when the spread of the embeddings falls under
+                            # .3 of the sphere's
+}
+# The fields that may differ on resuming. run_config.free_fields adds the place of the data.
+FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on_collapse',
+        'sharding')
+CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'),
+           'on_collapse': ('warn', 'stop'), 'sharding': sharding.RULES}
+COSINES = ('step', 'epoch')  # how often the learning rate changes
+# The sections that name a factory, and the package that has the factory.
+SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivariance': equivariance,
+            'optimizer': optim}
+HEADS = ('projector', 'predictor')  # sections of the invariances that have them
+# The argument of a package's factories that the recipe fills in, and that a config does not have.
+RECIPE_ARGUMENTS = {augment: 'size', nets: 'dtype', optim: 'schedule'}
+# The fields that a section has beside the arguments of its factory.
+MORE_FIELDS = {augment: {'role': 'invariant'}, equivariance: {'augmentations': ()},
+               optim: {'lr': 1., 'warmup_epochs': 10., 'end': 0., 'cosine': 'step'}}
+# The sections that a config file may leave out, and an override may begin.
+OPTIONAL_SECTION = re.compile(
+    rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')
+# The sections that an override may replace by a dict.
+DICT_SECTION = re.compile(rf'{OPTIONAL_SECTION.pattern}|config\.augment(\.\w+)?')
+
+
+def factory_names(package: Any) -> list[str]:
+  """Return the names of the factories of a package that a config can name."""
+  return list(optim.OPTIMIZERS) if package is optim else registry.names(package)
+
+
+def section_schema(package: Any, name: str) -> dict[str, Any]:
+  """Return the fields of a section that names factory `name` of a package, with their defaults."""
+  factory = optim.OPTIMIZERS[name] if package is optim else registry.factory(package, name)
+  arguments = {k: v for k, v in registry.arguments(factory).items()
+               if k != RECIPE_ARGUMENTS.get(package)}
+  return {'name': name, **arguments, **MORE_FIELDS.get(package, {})}

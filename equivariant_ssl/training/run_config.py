@@ -1,0 +1,84 @@
+"""The config of a run: changed values, the place of its data, and what may differ on resuming."""
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from equivariant_ssl import config as configs
+from equivariant_ssl.config_fields import FREE
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import record
+
+MOVED = '--data-path DIR'  # the option that says where the data of a run are now
+
+
+def changed(config: Any, changes: dict[str, Any]) -> ConfigDict:
+  """Return a resolved config with other values of some fields.
+
+  A value that is a dict replaces some fields of its section, such as `data`.
+  """
+  values = configs.as_json(config)
+  return configs.resolve(ConfigDict(values | {
+      k: values[k] | v if isinstance(v, dict) else v for k, v in changes.items()}))
+
+
+def place_field(config: Any) -> str | None:
+  """Return the field of `config.data` that says where the data are, 'path' or 'root'.
+
+  Data that come with a package have none.
+  """
+  return next((k for k in ('path', 'root') if k in config.data), None)
+
+
+def data_flag(config: Any) -> str:
+  """Return the command line option that says where the data of a new run are, or ''."""
+  field = place_field(config)
+  return f'--config.data.{field}=DIR' if field else ''
+
+
+def free_fields(config: Any) -> tuple[str, ...]:
+  """Return the fields in which a config may differ from the config of its run.
+
+  The place of the data is one of them: the data card of the run says whether the data are others.
+  """
+  free = (*FREE, 'data.path', 'data.root', 'data.stream')
+  dataset = config.data.get('dataset')
+  info_file = pathlib.Path(dataset or '', 'dataset_info.json').expanduser()
+  return (*free, 'data.dataset') if dataset and info_file.is_file() else free
+
+
+def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
+  """Return the fields that the config.json of `workdir` lacks because an older version wrote it.
+
+  Only fields with their default in `config` are returned, since the old run had the default. The
+  result is () if there is no run in `workdir`, or if its config.json cannot be read.
+  """
+  try:
+    values = record.read_object(workdir / 'config.json', '')
+    resolved = record.leaves(configs.as_json(configs.resolve(ConfigDict(values))))
+  except (FileNotFoundError, UserError):
+    return ()
+  written, now = record.leaves(values), record.leaves(configs.as_json(config))
+  return tuple(k for k in resolved if k not in written and k in now and now[k] == resolved[k])
+
+
+def moved(config: Any, path: str) -> Any:
+  """Return the config of a run whose data are now in the folder `path`; '' changes nothing.
+
+  Raises UserError if the data of the run are in no folder.
+  """
+  if not path:
+    return config
+  field = place_field(config)
+  if field is None:
+    raise UserError(f'{MOVED.replace("DIR", path)}: the data set {config.data.name} comes with '
+                    'a package and is in no folder.', 'Leave the option out.')
+  folder = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+  if 'dataset' in config.data:
+    # A data set may be named by the folder of its version. `path` is that folder, or one above it.
+    tails = (pathlib.Path(config.data.dataset).parts[-n:] for n in (1, 2, 3))
+    versions = (p for p in (folder, *(folder.joinpath(*t) for t in tails))
+                if (p / 'dataset_info.json').is_file())
+    field, folder = next((('dataset', p) for p in versions), (field, folder))
+  return changed(config, {'data': {field: str(folder)}})
