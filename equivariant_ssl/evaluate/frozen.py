@@ -176,7 +176,8 @@ def _changes(recipe: Recipe, sections: Any, name: str, views: int) -> dict[str, 
 
   def programs(chains: tuple[Op, ...]) -> tuple[Callable, Callable]:
     return _pairs(recipe, name, chains), _bank(recipe, name, chains[0], views)
-  shared = programs(wiring.own_chains)  # one program serves all changes: they differ in the mask alone
+  # One program serves all changes: they differ in the mask alone.
+  shared = programs(wiring.own_chains)
   changes = {change: (shared, mask(change)) for change in ('all', *ops)}
   for op in [op for op in ops if op in OUTSIDE and op in sections]:
     fields = OUTSIDE[op](sections[op])

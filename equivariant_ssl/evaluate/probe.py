@@ -139,7 +139,9 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
   per_epoch = -(-N // B) if protocol.partial_batch else N // B
 
   def place(tree: Any) -> Any:
-    return jax.device_put(tree) if mesh is None else sharding.place(tree, sharding.replicated_sharding(mesh))
+    if mesh is None:
+      return jax.device_put(tree)
+    return sharding.place(tree, sharding.replicated_sharding(mesh))
   encode, key = place(as_partial(encode)), key_for(key, 'probe')
   image = jax.ShapeDtypeStruct((B, size, size, data.images.shape[3]), jnp.float32)
   D = jax.eval_shape(encode, image).shape[-1]
