@@ -229,7 +229,7 @@ def read_metrics(workdir: Path, say: Say = lambda line: None) -> list[dict[str, 
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
     valid = valid_row(row)
-    odd += valid is None or valid.keys() != row.keys()
+    odd += valid is None or row is None or valid.keys() != row.keys()
     if valid:
       rows[valid['step']] = rows.get(valid['step'], {}) | valid
   if odd:
