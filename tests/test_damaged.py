@@ -71,4 +71,4 @@ def test_odd_rows_of_a_log_are_a_line_in_a_report(folder, capsys):
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
   page = report.report([folder], images=False)
   err = capsys.readouterr().err
-  assert err.count('\n') == 1 and '3 lines are not' in err and page.is_file()
+  assert err.count('\n') == 1 and '3 lines have something else than' in err and page.is_file()

@@ -25,7 +25,7 @@ from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, maps, pictures
-from equivariant_ssl.training import runs
+from equivariant_ssl.training import run_config, runs
 from equivariant_ssl.types import Image
 
 SIZE, LARGE, N = 16, 24, 20  # of a view, of a larger canvas; images of a split
@@ -109,7 +109,7 @@ def albums(tmp_path_factory):
 def world(case, objective='equimod'):
   """(run, frozen functions, state) of the data of a case."""
   run, fixed = made(case.canvas, objective)
-  config = runs.changed(run.config, {'data': {'path': str(ALBUMS[case.shape]), 'stream': case.stream}})
+  config = run_config.changed(run.config, {'data': {'path': str(ALBUMS[case.shape]), 'stream': case.stream}})
   own = runs.prepare(config, run.mesh)._replace(recipe=run.recipe)
   return own, fixed, runs.initial(own)
 

@@ -21,6 +21,7 @@ from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, 
 from equivariant_ssl.report.run_page import SIDE
 from equivariant_ssl.storage import record
 from equivariant_ssl.study.effect_sentences import in_todays_words
+from equivariant_ssl.training import run_config
 from equivariant_ssl.training import runs as training_runs
 from equivariant_ssl.training.loop import COLLAPSED
 from equivariant_ssl.training.recipe import view_chains
@@ -170,8 +171,8 @@ def _views(study: dict, place: str) -> Section:
   """
   values = study['made'][0]['config']
   try:
-    config = training_runs.moved(resolve(ConfigDict(values)), place)
-    run = training_runs.prepare(config, mesh(jax.devices()[:1]), advice=training_runs.MOVED)
+    config = run_config.moved(resolve(ConfigDict(values)), place)
+    run = training_runs.prepare(config, mesh(jax.devices()[:1]), advice=run_config.MOVED)
     images, sizes, _ = pictures.split(run)
     groups = {aug: _group_of_one(values, aug) for aug in study['augs']}
     tiles = pictures.rows(run.recipe._replace(groups=groups), run.key,
