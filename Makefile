@@ -20,8 +20,11 @@ test-all: $(VENV)/installed
 faults: $(VENV)/installed
 	EQSSL_FAULTS=full $(BIN)/python -m pytest tests/faults
 
+# ruff and pyright. pyright is a program of Node.js: pip brings Node.js, and pyright fetches itself from npm, once.
 lint: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[lint]"
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[torch]"

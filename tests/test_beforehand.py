@@ -4,7 +4,7 @@ import tiny
 
 from equivariant_ssl import cli, shipped
 from equivariant_ssl import config as configs
-from equivariant_ssl.study import runner
+from equivariant_ssl.study import study_session
 from equivariant_ssl.training import loop
 from equivariant_ssl.training.recipe import warmup_warning
 from equivariant_ssl.training.runs import prepare
@@ -60,8 +60,8 @@ def test_no_shipped_config_is_all_warm_up(name):
     ('--config.steps=3', '--proxies', '1/8'), ('--config.steps=0', '--budget', '1', '--proxies', '.5,.001'),
     ('--config.steps=0', '--budget', '.001')])
 def test_a_study_with_a_run_of_no_step_does_not_start(argv, monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(runner, 'execute', lambda *args: pytest.fail('runs were started'))
-  monkeypatch.setattr(runner, 'devices', lambda: ({'backend': 'cpu'}, 1))
+  monkeypatch.setattr(study_session, 'execute', lambda *args: pytest.fail('runs were started'))
+  monkeypatch.setattr(study_session, 'devices', lambda: ({'backend': 'cpu'}, 1))
   assert cli.main(['study', '--config', tiny.NAME, '--augs', 'flip', '--out', str(tmp_path / 's'), *argv]) == 2
   err = capsys.readouterr().err
   assert 'no whole step to train' in err and len(err.strip().splitlines()) == 2 and not (tmp_path / 's').exists()

@@ -13,7 +13,16 @@ from equivariant_ssl import cli
 from equivariant_ssl import config as configs
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import OTHER_DATA
-from equivariant_ssl.evaluate import comparison, evaluation, finetune, inputs, knn, protocols, result_files, transfer
+from equivariant_ssl.evaluate import (
+  comparison,
+  evaluation,
+  finetune,
+  inputs,
+  knn,
+  protocols,
+  result_files,
+  transfer,
+)
 from equivariant_ssl.evaluate.protocols import Measurement, Options
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import loop

@@ -63,7 +63,7 @@ def test_a_damaged_config_is_a_line(command, text, folder, monkeypatch, capsys):
   (folder / 'metrics.jsonl').write_text('{"step": 1, "loss": {"a": [NaN]}}\n')
   code = cli.main([command, str(folder)])
   err = capsys.readouterr().err
-  assert code in (2, 5) and len(err.strip().splitlines()) <= 2 and 'not a mistake that eqssl knows' not in err, err
+  assert code in (2, 5) and len(err.strip().splitlines()) <= 2 and 'does not know this error' not in err, err
 
 
 def test_odd_rows_of_a_log_are_a_line_in_a_report(folder, capsys):

@@ -3,7 +3,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_equivariances import TURNS, B, E, V, check, filled, made, pairs_of, turned, turns, variance
+from test_equivariances import (
+  TURNS,
+  B,
+  E,
+  V,
+  check,
+  filled,
+  made,
+  pairs_of,
+  turned,
+  turns,
+  variance,
+)
 from test_losses import reference as nt_xent
 from wirings import make_wiring
 

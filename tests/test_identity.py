@@ -14,7 +14,14 @@ from PIL import Image
 from equivariant_ssl import errors
 from equivariant_ssl.data import decode
 from equivariant_ssl.parallel import processes
-from equivariant_ssl.storage import checkpoint, checkpoint_writer, disk, orbax_log, record, run_identity
+from equivariant_ssl.storage import (
+  checkpoint,
+  checkpoint_writer,
+  disk,
+  orbax_log,
+  record,
+  run_identity,
+)
 
 LIKE = {'step': np.int32(0), 'w': np.zeros((4, 8), np.float32)}
 

@@ -11,7 +11,19 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from leases import GPU, ROOT, carried, encoders, experiment, fake_load, lease, pack, rehearse, restore, sizes
+from leases import (
+  GPU,
+  ROOT,
+  carried,
+  encoders,
+  experiment,
+  fake_load,
+  lease,
+  pack,
+  rehearse,
+  restore,
+  sizes,
+)
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.parallel import sharding

@@ -13,7 +13,14 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from equivariant_ssl import errors
-from equivariant_ssl.evaluate import care_measure, health, profile, regression, retrieval, statistics
+from equivariant_ssl.evaluate import (
+  care_measure,
+  health,
+  profile,
+  regression,
+  retrieval,
+  statistics,
+)
 
 N, M, E = 12, 50, 8
 

@@ -14,7 +14,15 @@ from rich.console import Console
 
 from equivariant_ssl import config as configs
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import comparison, evaluation, frozen, panel_protocols, protocols, statistics, transfer
+from equivariant_ssl.evaluate import (
+  comparison,
+  evaluation,
+  frozen,
+  panel_protocols,
+  protocols,
+  statistics,
+  transfer,
+)
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import loop, runs

@@ -182,7 +182,9 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
     raise ValueError(f'a batch of {batch} is not between 1 and the {N} images')
 
   def place(tree: Any) -> Any:
-    return jax.device_put(tree) if mesh is None else sharding.place(tree, sharding.replicated_sharding(mesh))
+    if mesh is None:
+      return jax.device_put(tree)
+    return sharding.place(tree, sharding.replicated_sharding(mesh))
   params, stats = jax.tree.map(lambda a: jnp.array(a, copy=True),
                                (variables['params'], variables['batch_stats']))
   image = jnp.zeros((1, size, size, 3))

@@ -134,13 +134,13 @@ def _prepend(first: Array, others: Array) -> Array:
 def _bank(recipe: Recipe, name: str, chain: Op, M: int):
   """Return the function of Frozen.banks that draws M views of each image from `chain`."""
   objective = recipe.equivariances[name]
-  shown_inputs = inputs.at(recipe.size, recipe.canvas)
+  run_inputs = inputs.at(recipe.size, recipe.canvas)
 
   def source(image: Image, action: Action) -> Array:
     if 'reference' in objective.uses:
       return resize(recipe.groups['reference'].chains[0].apply(action, image), recipe.size).pixels
     if 'crop' in action:
-      return inputs.input_pixels(shown_inputs, image)
+      return inputs.input_pixels(run_inputs, image)
     return resize(image, recipe.size).pixels  # without a crop every view is the whole canvas
 
   def bank(mask: Mask, values: dict, rows: Rows) -> tuple[Array, Action]:
@@ -176,7 +176,8 @@ def _changes(recipe: Recipe, sections: Any, name: str, views: int) -> dict[str, 
 
   def programs(chains: tuple[Op, ...]) -> tuple[Callable, Callable]:
     return _pairs(recipe, name, chains), _bank(recipe, name, chains[0], views)
-  shared = programs(wiring.own_chains)  # one program serves all changes: they differ in the mask alone
+  # One program serves all changes: they differ in the mask alone.
+  shared = programs(wiring.own_chains)
   changes = {change: (shared, mask(change)) for change in ('all', *ops)}
   for op in [op for op in ops if op in OUTSIDE and op in sections]:
     fields = OUTSIDE[op](sections[op])
@@ -249,7 +250,7 @@ def panel(side: int, p: float) -> dict[str, Op]:
   return ops
 
 
-def panel_views(encode: Callable, ops: dict[str, Op], shown_inputs: Inputs, views: int,
+def panel_views(encode: Callable, ops: dict[str, Op], run_inputs: Inputs, views: int,
                 shared: int = 0):
   """Return the function (variables, (index [B], uint8 images [B S S C], sizes [B 2])) -> (features
   [B P 1 + V D], {op: actions [B V ...]}).
@@ -269,7 +270,7 @@ def panel_views(encode: Callable, ops: dict[str, Op], shown_inputs: Inputs, view
 
   def views_of_image(index: Array, pixels: Array, size: Size):
     image, pictures, actions = canvas(pixels, size), [], {}
-    input_image = inputs.input_image(shown_inputs, image)
+    input_image = inputs.input_image(run_inputs, image)
     for name, op in ops.items():
       from_canvas = name == 'crop' and not shared
       number = jnp.zeros((), jnp.int32) if shared else index

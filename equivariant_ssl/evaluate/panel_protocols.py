@@ -25,9 +25,9 @@ PANEL_TRAIN, PANEL_TEST, CARE, SHARED = 2000, 1000, 256, 8
 
 
 @functools.lru_cache  # a jitted program is keyed by its function: one function for all checkpoints
-def _panel_program(encode: Callable, shown_inputs: inputs.Inputs, p: float, views: int,
+def _panel_program(encode: Callable, run_inputs: inputs.Inputs, p: float, views: int,
                    shared: int) -> Callable:
-  return frozen.panel_views(encode, frozen.panel(shown_inputs.size, p), shown_inputs, views, shared)
+  return frozen.panel_views(encode, frozen.panel(run_inputs.size, p), run_inputs, views, shared)
 
 
 def _panel(run: Run, functions: Frozen, state: TrainState, images: tuple, p: float, views: int,
@@ -36,8 +36,8 @@ def _panel(run: Run, functions: Frozen, state: TrainState, images: tuple, p: flo
 
   images: what `frozen.rows` returns. p, views, shared: see `frozen.panel_views`.
   """
-  shown_inputs = inputs.at(run.recipe.size, run.recipe.canvas)
-  program = _panel_program(functions.encode, shown_inputs, p, views, shared)
+  run_inputs = inputs.at(run.recipe.size, run.recipe.canvas)
+  program = _panel_program(functions.encode, run_inputs, p, views, shared)
   return in_batches(Partial(program, variables(state)), images, batch)
 
 
@@ -76,7 +76,9 @@ def _regression_data(op: Op, h: np.ndarray, actions: Any) -> dict[str, tuple]:
 
   The form 'absolute' reads the action of one view, 'relative' the action between two views.
   """
-  first, second = (jax.tree.map(lambda a, v=v: a[:, v], actions) for v in (0, 1))
+  def view_actions(number: int) -> Any:
+    return jax.tree.map(lambda a: a[:, number], actions)
+  first, second = view_actions(0), view_actions(1)
   alone = np.asarray(jax.jit(jax.vmap(op.encode))(second))
   relative = jax.vmap(lambda a, b: augment.relative(op, a, b))
   between = np.asarray(jax.jit(relative)(first, second))

@@ -34,7 +34,7 @@ class Protocol(NamedTuple):
   rates: learning rates. Several are trained side by side on one pass of features; one is chosen on
   a tenth of the training images (of equal ones the lowest), then the head is trained anew on all of
   them. per: the batch that the rates are for, with which they scale (None: they do not scale). end:
-  the rate at the end of a cosine over steps. centred: whether it is tested on a central crop
+  the rate at the end of a cosine over steps. center_crop: whether it is tested on a central crop
   (`inputs.with_center_crop`). partial_batch: whether an epoch's last batch is what is left of the
   images; else images that do not fill a batch are left out of an epoch.
   """
@@ -44,7 +44,7 @@ class Protocol(NamedTuple):
   per: int | None = None
   nesterov: bool = True
   end: float = 0.
-  centred: bool = True
+  center_crop: bool = True
   partial_batch: bool = False
 
 
@@ -55,7 +55,7 @@ PROTOCOLS = {
     # (There a test batch counts the same whatever its size; here an image does.)
     'essl': Protocol((30.,), 100, 256, nesterov=False),
     # Chen et al. 2020, official code, CIFAR-10.
-    'simclr': Protocol((.1,), 100, 512, per=256, centred=False),
+    'simclr': Protocol((.1,), 100, 512, per=256, center_crop=False),
     # Grill et al. 2020, appendix: batch 1024.
     'byol': Protocol((.05, .1, .2, .3, .4), 80, 1024, per=None),
     # Our own: the protocol of equimod, at any rate.
@@ -66,10 +66,10 @@ PROTOCOLS = {
 def definition(protocol: Protocol) -> dict[str, Any]:
   """Return the settings of a protocol as result files name them.
 
-  Files say `whole` for `partial_batch`: with another name, stored results would be computed again.
+  Files have older names for two of them: with other names, stored results would be computed again.
   """
-  fields = protocol._asdict()
-  return {'whole' if k == 'partial_batch' else k: v for k, v in fields.items()}
+  names = {'center_crop': 'centred', 'partial_batch': 'whole'}
+  return {names.get(k, k): v for k, v in protocol._asdict().items()}
 
 
 class Head(NamedTuple):
@@ -139,7 +139,9 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
   per_epoch = -(-N // B) if protocol.partial_batch else N // B
 
   def place(tree: Any) -> Any:
-    return jax.device_put(tree) if mesh is None else sharding.place(tree, sharding.replicated_sharding(mesh))
+    if mesh is None:
+      return jax.device_put(tree)
+    return sharding.place(tree, sharding.replicated_sharding(mesh))
   encode, key = place(as_partial(encode)), key_for(key, 'probe')
   image = jax.ShapeDtypeStruct((B, size, size, data.images.shape[3]), jnp.float32)
   D = jax.eval_shape(encode, image).shape[-1]
@@ -164,7 +166,7 @@ def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, d
             size: int, mesh: Mesh | None) -> np.ndarray:
   """Return the scores [R M K] of un-augmented images, in float64 so that no rounding decides."""
   test_inputs = inputs.of(size, data)
-  if protocol.centred:
+  if protocol.center_crop:
     test_inputs = inputs.with_center_crop(test_inputs)
   h = inputs.features(encode, data, test_inputs, protocol.batch, mesh)
   kernel, bias = (np.asarray(a, np.float64) for a in heads)

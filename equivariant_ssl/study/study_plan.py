@@ -229,7 +229,7 @@ def run_config(plan: dict[str, Any], run: PlannedRun) -> Any:
 
 
 def _no_step(run: PlannedRun, budget: str) -> UserError:
-  return UserError(f'run {run.name}: {run.share:g} of {budget} is less than one step of training.',
+  return UserError(f'run {run.name}: {run.share:g} of {budget} is no whole step to train.',
                    'Give it more: --budget EPOCHS, --config.steps=N, or larger --proxies.')
 
 

@@ -31,10 +31,8 @@ class Recipe(NamedTuple):
 
   groups:     every view group of a step.
   wirings:    {objective: what the roles of the augmentations mean for it}.
-  batch:      the number of images of the global batch.
-  steps:      the number of steps of the whole run.
-  size:       the side of a view, in pixels.
-  canvas:     the side of the stored images, in pixels.
+  batch, steps: the number of images of the global batch, and of steps of the whole run.
+  size, canvas: the side of a view, and of the stored images, in pixels.
   probe:      a linear classifier that is trained beside the network, on stopped features.
   accumulate: the number of parts of the batch that are encoded one after the other.
   """

@@ -38,7 +38,7 @@ def refused(one, name, trap, argv, capsys, codes=(2, 7)):
   """Whether a command refuses: with one of `codes`, in a few lines, and no more."""
   code = cli.main(list(map(str, argv)))
   err = capsys.readouterr().err
-  clean = code in codes and 'Traceback' not in err and 'not a mistake that eqssl knows' not in err
+  clean = code in codes and 'Traceback' not in err and 'does not know this error' not in err
   one.add('wrong' if trap() else 'survived' if clean else 'lost', f'{name}: {code} {trap()} {err[-300:]}')
 
 
