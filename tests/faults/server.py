@@ -45,7 +45,7 @@ def lighten() -> None:
   """All that a training does with files, and nothing that is learnt: no program is compiled."""
   def opened(config, start, mesh, say, accept):
     recipe = types.SimpleNamespace(steps=config.steps, steps_per_epoch=10, batch=config.batch, equivariances={})
-    return loop.Run(config, None, recipe, sharding.mesh(), None, start.known or CARD), None
+    return loop.Run(config, None, recipe, sharding.mesh(), None, start.data_card or CARD), None
 
   def fit(run, now, on_step):
     for n in range(int(now.step) + 1, run.recipe.steps + 1):
@@ -55,8 +55,9 @@ def lighten() -> None:
     return now
   like = lambda run, rule: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated_sharding(run.mesh)), state(0))
-  for name, value in {'_opened': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
+  for name, value in {'_open': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
                       'warmup_warning': lambda *args: ''}.items():
+    assert hasattr(loop, name), name
     setattr(loop, name, value)
 
 
