@@ -407,7 +407,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
       '--config.data.test=0.',
       '--config.data.background=#ff8000',
     ],
-    takes=True,
+    has_config=True,
   )
   data = configs.load('smoke', said).data
   typed = registry.make(

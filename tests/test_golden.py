@@ -214,7 +214,7 @@ def given(monkeypatch, steps: list) -> None:
   key_for = probe.key_for
   monkeypatch.setattr(probe, 'key_for', lambda key, *path: path[1] if path[0] == 'augment' else key_for(key, *path))
   views = lambda op, size, step, *more: shown[step % len(shown)][:, None, None]
-  monkeypatch.setattr(probe.inputs, 'augmented', views)
+  monkeypatch.setattr(probe.inputs, 'training_views', views)
   made = probe._step.__wrapped__
 
   def remembering(*a):

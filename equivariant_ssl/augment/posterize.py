@@ -13,7 +13,7 @@ class Posterize(NamedTuple):
   """The levels that are dropped.
 
   applied: bool, whether levels are dropped.
-  dropped: int32 in 0..7, the number of low bits that become zero; each halves the levels.
+  dropped: int32 in 0..7, the low bits that become zero; each is a factor of two in the levels.
   """
   applied: Array
   dropped: Array
