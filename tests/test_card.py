@@ -351,7 +351,7 @@ def old(workdir, config, log=()):
 
 @pytest.mark.parametrize('verb', ['eval', 'embed', 'resume'])
 def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsys):
-  """Its log counts two steps an epoch, where its images now make three: it trains to its old end."""
+  """Its log counts two steps an epoch, where its images now make three; the end stays."""
   config = configs.read(world / 'run' / 'config.json')
   run = old(tmp_path / 'old', config, [{'step': 4, 'epoch': 2., 'loss': 1.}])
   argv = {

@@ -1,4 +1,4 @@
-"""Folders of images, through the command line: splits, classes, and the report of what is left out."""
+"""Folders of images, through the command line: splits, classes, and what is left out."""
 import io
 import json
 import os
