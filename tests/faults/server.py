@@ -85,14 +85,15 @@ def do(job: dict) -> int:
   if 'EQSSL_PROCESS' in job.get('env', {}):  # as tests/one_process.py: one process compiles for all
     cache_key._hash_accelerator_config = lambda *args: None
     jax.config.update('jax_share_binary_between_hosts', True)
-  if job.get('user'):
-    os.seteuid(job['user'])
   if job['do'] == 'cli':
     sys.argv = ['eqssl', *job['argv']]
     cli.entry()
   if job['do'] == 'light':
     lighten()
     jax.devices()  # before anything is counted
+  if job.get('user'):
+    learn({**job, 'workdir': job['out'] + '.first'})  # all is imported, by one who may read it
+    os.seteuid(job['user'])
   shim = ctypes.CDLL(None) if job.get('fault') else None
   if shim:
     shim.fault_arm(job['workdir'].encode(), *job['fault'])
