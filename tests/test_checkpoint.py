@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from equivariant_ssl import errors
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.storage import checkpoint, fingerprint
+from equivariant_ssl.storage import checkpoint, checkpoint_writer, fingerprint
 
 State = namedtuple('State', 'step params stats target opt_state extras')
 PARAMS = {'conv': {'kernel': np.random.RandomState(0).normal(size=(3, 3, 32, 8)).astype(np.float32)},
@@ -421,3 +421,12 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
   assert [len(x) for x in logs] == [1, 0]
   want = fingerprint.of({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
   assert all(f'END {want}' in out for out, _ in ends), (want, ends)
+
+
+def test_a_directory_that_is_there_and_said_to_be_missing_is_a_failing_disk(tmp_path):
+  """os.path.isdir answers False when the disk fails: orbax then reports a missing directory."""
+  seen = ValueError('Checkpoint directory does not exist: x'), NotADirectoryError('Path is not a directory: x')
+  for error in seen:
+    there = checkpoint_writer._not_written(tmp_path, 3, error, 2)
+    assert there.code == errors.INPUT_OUTPUT and 'it is there now' in str(there)
+    assert checkpoint_writer._not_written(tmp_path / 'gone', 3, error, 2).code == errors.USAGE
