@@ -1,8 +1,8 @@
 """Stopping a command when a scheduler, a user or a closing terminal asks for it.
 
 A signal handler only notes which signal came. The training loop looks after each step; the slow
-parts before the loop call `raise_if_stopped` between them. Where the main thread is in a long call of
-C code (a compilation) and nothing would be lost, a thread ends the process instead.
+parts before the loop call `raise_if_stopped` between them. Where the main thread is in a long call
+of C code (a compilation) and nothing would be lost, a thread ends the process instead.
 """
 import contextlib
 import errno
