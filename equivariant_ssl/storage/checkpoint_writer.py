@@ -21,7 +21,7 @@ ORBAX = importlib.metadata.version('orbax-checkpoint')
 NAMED_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
-def steps(directory: str | pathlib.Path) -> list[int]:
+def saved_steps(directory: str | pathlib.Path) -> list[int]:
   """Return the committed steps in `directory`, the newest first.
 
   Orbax commits a checkpoint by a rename, so an incomplete one has another kind of name.
@@ -30,7 +30,7 @@ def steps(directory: str | pathlib.Path) -> list[int]:
     folder = pathlib.Path(directory)
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((int(p.name) for p in paths if p.name.isdecimal() and p.is_dir()), reverse=True)
-  return disk.again(look, directory)
+  return disk.retry(look, directory)
 
 
 def first_line(error: BaseException) -> str:
@@ -91,7 +91,7 @@ class Writer:
     if self.pending is not None:
       with contextlib.suppress(Exception):  # `finish` will raise it
         self.pending[1].result()
-    return next(iter(steps(self.directory)), None)
+    return next(iter(saved_steps(self.directory)), None)
 
   def close(self) -> None:
     """Close orbax's writer. The next save opens a new one."""

@@ -84,12 +84,12 @@ def _stop_if_hung_up() -> Iterator[None]:
     yield
   except OSError as error:
     if error.errno == errno.EIO:
-      check()
+      raise_if_stopped()
     raise
 
 
 @contextlib.contextmanager
-def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
+def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   """Listen to SIGNALS. The context gives a function that says whether one of them has come.
 
   early: the cause and the fix to print when the process is stopped before it has anything to save.
@@ -128,7 +128,7 @@ def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def check() -> None:
+def raise_if_stopped() -> None:
   """Raise UserError PREEMPTED if this process was asked to stop.
 
   Call this only where the process has nothing to save.
@@ -182,7 +182,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
     print(line, file=stream or sys.stderr, flush=True)
 
 
-def flush() -> None:
+def flush_output() -> None:
   """Flush stdout and stderr.
 
   A stream whose reader is gone is replaced by /dev/null: an error at exit would change the exit

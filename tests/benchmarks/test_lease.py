@@ -12,7 +12,7 @@ import jax
 import pytest
 from leases import GPU, ROOT, budget, calls, carried, fake_load, lease, rehearse, restore, sizes
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.evaluate import evaluation
 
 NEEDS = budget.Needs((1.3, 2.), 15.)
@@ -49,13 +49,13 @@ def test_an_arm_is_a_config_and_what_it_is_changed_by():
   arm = sizes.arm('cifar10_simclr_equimod;augment.gray.role=invariant;augment.flip.role=invariant')
   assert arm.changed == {'augment.gray.role': 'invariant', 'augment.flip.role': 'invariant'}
   assert re.fullmatch(r'[\w.-]+', arm.label), 'a file of this name must come back'
-  configs.load(arm.config, sizes.overrides(sizes.SIZES['rehearsal'], arm.config, arm.changed))
+  load_config(arm.config, sizes.overrides(sizes.SIZES['rehearsal'], arm.config, arm.changed))
 
 
 def test_every_size_fits_every_config_of_the_calls():
   for size in sizes.SIZES.values():
     for name in sizes.SPEEDS:
-      assert configs.load(name, sizes.overrides(size, name)).batch <= 5 * size.records
+      assert load_config(name, sizes.overrides(size, name)).batch <= 5 * size.records
 
 
 def test_every_flag_is_known_to_this_xla():
@@ -74,7 +74,7 @@ def test_every_item_of_the_list_can_be_typed():
   assert len(asked) >= 10 and len(arms) >= 9 and {a.only for a in asked} >= {'load', 'imagenet', 'resume'}
   for text in arms:
     arm = sizes.arm(text)
-    configs.load(arm.config, arm.changed)
+    load_config(arm.config, arm.changed)
 
 
 # -- parts that end in every way

@@ -25,7 +25,7 @@ from leases import (
   sizes,
 )
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, fingerprint, record
 from equivariant_ssl.training import runs
@@ -110,10 +110,10 @@ def test_a_network_in_pieces_and_back(tmp_path):
 def test_both_official_encoders_come_back_in_one_call():
   """8 files of 16 MiB, 64 MiB together, by the shapes of the two networks; deflation is not counted on."""
   from equivariant_ssl.parallel import step_plan
-  state = runs.abstract(step_plan.described(configs.load(sizes.FOUNDING[1]), sharding.mesh(jax.devices()[:1]), print))
+  state = runs.abstract_state(step_plan.planned_run(load_config(sizes.FOUNDING[1]), sharding.mesh(jax.devices()[:1]), print))
   sizes_of = []
   for left in ((*experiment.LEFT, 'heads_equimod'), experiment.LEFT):  # SimCLR has the same encoder
-    leaves = fingerprint.flat([{k: v for k, v in tree.items() if k not in left} for tree in (state.params, state.stats)])
+    leaves = fingerprint.flatten([{k: v for k, v in tree.items() if k not in left} for tree in (state.params, state.stats)])
     sizes_of.append(sum(v.size * (2 if len(v.shape) > 1 else 4) for v in leaves.values()) + 200 * len(leaves))
   assert sizes_of[1] > 1.3 * sizes_of[0] > 2e7, 'the head of EquiMod is half as large as the encoder'
   pieces = sum(-(-s // encoders.PIECE) for s in sizes_of)
@@ -124,14 +124,14 @@ def test_both_official_encoders_come_back_in_one_call():
 def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys):
   """The weights to float16's rounding, the statistics bitwise, the projector as at the start; metrics and config."""
   monkeypatch.setattr(experiment, 'STORE', tmp_path / 'store')
-  config = configs.load(tiny.NAME, {'seed': '3'})
+  config = load_config(tiny.NAME, {'seed': '3'})
   place = experiment.folder('smoke', 3)
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
-  state = jax.device_get(runs.initial(run))
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
+  state = jax.device_get(runs.initial_state(run))
   moved = jax.tree.map(lambda x: x + np.asarray(.01, x.dtype), (state.params, state.stats))
-  record.start(place, configs.as_json(config), 'eqssl train --config smoke')
+  record.start_record(place, config_to_json(config), 'eqssl train --config smoke')
   (place / 'metrics.jsonl').write_text('{"step": 5, "loss": 1.5}\n')
-  with checkpoint.open(place / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(place / 'checkpoints') as saved:
     saved.save(5, state._replace(step=np.int32(5), params=moved[0], stats=moved[1]), {}, wait=True)
   out = tmp_path / 'out'
   (tmp_path / 'store' / 'brought').mkdir()
@@ -140,7 +140,7 @@ def test_a_run_directory_is_made_of_what_came_back(tmp_path, monkeypatch, capsys
   (out / 'results.json').write_text(json.dumps({'parts': {'bring smoke s3': {'state': 'done', 'found': found}}}))
   assert restore.main([str(out), '--out', str(tmp_path / 'runs')]) == 0
   workdir = tmp_path / 'runs' / 'smoke-s3'
-  step, back, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run))
+  step, back, meta = checkpoint.load_checkpoint(workdir / 'checkpoints', runs.abstract_state(run))
   assert step == 5 and 'float16' in meta['restored']
   assert record.read_metrics(workdir) == [{'step': 5, 'loss': 1.5}]
   assert json.loads((workdir / 'config.json').read_text()) == json.loads((place / 'config.json').read_text())

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.data import tfds
-from equivariant_ssl.data.card import differences, from_json, mark, read
+from equivariant_ssl.data.card import card_differences, card_from_json, data_mark, read_card
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embeddings
@@ -94,21 +94,21 @@ def rows(workdir):
 
 def sealed(workdir):
   """The card in the newest checkpoint."""
-  return from_json(
-    checkpoint.load(workdir / 'checkpoints', {'step': jax.ShapeDtypeStruct((), 'int32')})[2]['data']
+  return card_from_json(
+    checkpoint.load_checkpoint(workdir / 'checkpoints', {'step': jax.ShapeDtypeStruct((), 'int32')})[2]['data']
   )
 
 
 def rewind(workdir):
   """The run as it was at an earlier step, one that an epoch does not end at."""
-  steps = checkpoint.steps(workdir / 'checkpoints')
+  steps = checkpoint.saved_steps(workdir / 'checkpoints')
   shutil.rmtree(workdir / 'checkpoints' / str(steps[0]))
   return steps[1]
 
 
 def test_a_run_keeps_what_it_knows_beside_its_config_and_in_each_checkpoint(trained):
   run = trained / 'run'
-  card, config = read(run), json.loads((run / 'config.json').read_text())
+  card, config = read_card(run), json.loads((run / 'config.json').read_text())
   assert sealed(run) == card and config['data']['path'] == str(trained / 'photos')
   assert (
     card.classes == ('a', 'b')
@@ -122,17 +122,17 @@ def test_a_run_keeps_what_it_knows_beside_its_config_and_in_each_checkpoint(trai
     and card.train.pixels
     and card.since == 0
   )
-  again = runs.prepare(configs.read(run / 'config.json'), sharding.mesh(jax.devices()[:1]))
-  assert mark(again.card) == mark(card) and again.card.mean == card.mean
-  assert mark(card) != mark(card._replace(std=(1., 1., 1.)))
-  assert mark(card) == mark(card._replace(name='elsewhere', settings={}))
+  again = runs.prepare_run(read_config(run / 'config.json'), sharding.mesh(jax.devices()[:1]))
+  assert data_mark(again.card) == data_mark(card) and again.card.mean == card.mean
+  assert data_mark(card) != data_mark(card._replace(std=(1., 1., 1.)))
+  assert data_mark(card) == data_mark(card._replace(name='elsewhere', settings={}))
 
 
 def test_added_images_change_no_feature_and_no_export(world, capsys):
   """Bar 4."""
   run, shown = world / 'run', world / 'shown'
   shutil.copytree(world / 'photos', shown)
-  card = read(run)
+  card = read_card(run)
   assert eqssl(capsys, 'embed', run, shown, '--out', world / 'before.npz')[0] == 0
   photos(world / 'photos', 200, 260, shade=64)
   assert eqssl(capsys, 'embed', run, shown, '--out', world / 'after.npz')[0] == 0
@@ -147,12 +147,12 @@ def test_added_images_change_no_feature_and_no_export(world, capsys):
   assert code == OTHER_DATA == 9 and not (run / 'eval').exists()
   code, said = eqssl(capsys, 'eval', run, '--protocol', 'knn', '--accept-data')
   assert code == 0 and (run / 'eval' / 'knn.json').exists(), said
-  assert read(run) == card == sealed(run)
+  assert read_card(run) == card == sealed(run)
   assert eqssl(capsys, 'embed', run, shown, '--out', world / 'later.npz')[0] == 0
   before, *others = (
     embeddings.read(world / f'{name}.npz') for name in ('before', 'after', 'later')
   )
-  assert before.origin.mark == mark(card)
+  assert before.origin.mark == data_mark(card)
   for other in others:
     assert other.paths == before.paths and other.origin == before.origin
     np.testing.assert_array_equal(other.features, before.features)  # bitwise
@@ -207,17 +207,17 @@ OTHERS = {  # what happens to the folder: what is said
 
 
 def test_what_is_known_of_both_is_compared(trained):
-  card = read(trained / 'run')
+  card = read_card(trained / 'run')
   labels = card._replace(train=card.train._replace(labels='0', files=''))
-  assert differences(card, card) == [] == differences(card, card._replace(mean=(0., 0., 0.)))
-  assert differences(card, labels) == ['the training images have other labels']
+  assert card_differences(card, card) == [] == card_differences(card, card._replace(mean=(0., 0., 0.)))
+  assert card_differences(card, labels) == ['the training images have other labels']
   streamed = card._replace(
     train=card.train._replace(labels='0', pixels='')
   )  # a broken record took another's label
-  assert differences(card, streamed) == []
-  assert differences(card._replace(test=None), card)[0].endswith('test images in place of 0')
-  assert differences(card, card._replace(canvas=16)) == ['canvases of side 16 in place of 8']
-  assert differences(card, card._replace(classes=('b', 'a'))) == [
+  assert card_differences(card, streamed) == []
+  assert card_differences(card._replace(test=None), card)[0].endswith('test images in place of 0')
+  assert card_differences(card, card._replace(canvas=16)) == ['canvases of side 16 in place of 8']
+  assert card_differences(card, card._replace(classes=('b', 'a'))) == [
     'the classes are in another order'
   ]
 
@@ -249,7 +249,7 @@ def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalisat
   world, trained, more, capsys
 ):
   run, straight = world / 'run', rows(trained / 'run')
-  step, known = rewind(run), read(run)
+  step, known = rewind(run), read_card(run)
   if more:
     photos(world / 'photos', 200, 270, shade=64)
   else:  # an epoch of them is shorter than the run's
@@ -262,7 +262,7 @@ def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalisat
   ] == STEPS
   assert [(r['lr'], r['epoch']) for r in rows(run)] == [(r['lr'], r['epoch']) for r in straight]
   assert [r['loss'] for r in rows(run)][step:] != [r['loss'] for r in straight][step:]
-  card = read(run)
+  card = read_card(run)
   assert (card.mean, card.std, card.images) == (known.mean, known.std, known.images) and sealed(
     run
   ) == card
@@ -272,7 +272,7 @@ def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalisat
     in card.changes[0]
   )
   assert eqssl(capsys, 'resume', run, '--quiet')[0] == 0  # they are its data now
-  assert read(run) == card
+  assert read_card(run) == card
 
 
 def test_what_cannot_be_taken_even_on_purpose(world, capsys):
@@ -314,13 +314,13 @@ def test_data_that_moved_are_no_dead_end(world, trained, capsys, monkeypatch):
   monkeypatch.chdir(world)
   code, said = eqssl(capsys, 'eval', run, '--protocol', 'knn')  # found without being told again
   assert code == 0, said
-  assert mark(read(run)) == mark(read(trained / 'run'))
+  assert data_mark(read_card(run)) == data_mark(read_card(trained / 'run'))
 
 
 def test_the_same_data_as_a_stream_are_the_same_data(world, capsys):
-  run, card = world / 'run', read(world / 'run')
+  run, card = world / 'run', read_card(world / 'run')
   code, said = eqssl(capsys, *command(world / 'photos', run, '--config.data.stream=True'))
-  assert code == 0 and read(run) == card, said
+  assert code == 0 and read_card(run) == card, said
   assert json.loads((run / 'config.json').read_text())['data']['stream'] is True
   photos(world / 'photos', 200, 230)
   code, said = eqssl(capsys, 'resume', run)
@@ -329,30 +329,30 @@ def test_the_same_data_as_a_stream_are_the_same_data(world, capsys):
 
 @pytest.mark.parametrize('loss', ['missing', 'damaged'])
 def test_a_card_that_is_lost_comes_back_from_a_checkpoint(world, loss, capsys):
-  run, card = world / 'run', read(world / 'run')
+  run, card = world / 'run', read_card(world / 'run')
   (run / 'data.json').unlink() if loss == 'missing' else (run / 'data.json').write_text(
     '{"name": 1}'
   )
   code, said = eqssl(capsys, 'embed', run, world / 'photos' / 'a', '--out', world / 'e.npz')
   assert code == 0 and f'data.json is {loss}: taken from the checkpoint of step {STEPS}' in said
   code, said = eqssl(capsys, 'resume', run)
-  assert code == 0 and read(run) == card, said
+  assert code == 0 and read_card(run) == card, said
 
 
 def old(workdir, config, log=()):
   """A run of a version without data cards, at step 4 of its first state."""
-  run = runs.prepare(config, sharding.mesh())
-  record.start(workdir, configs.as_json(config), 'eqssl train')
+  run = runs.prepare_run(config, sharding.mesh())
+  record.start_record(workdir, config_to_json(config), 'eqssl train')
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in log))
-  with checkpoint.open(workdir / 'checkpoints') as saved:
-    saved.save(4, runs.initial(run)._replace(step=jax.numpy.int32(4)), {}, wait=True)
+  with checkpoint.open_checkpoints(workdir / 'checkpoints') as saved:
+    saved.save(4, runs.initial_state(run)._replace(step=jax.numpy.int32(4)), {}, wait=True)
   return run
 
 
 @pytest.mark.parametrize('verb', ['eval', 'embed', 'resume'])
 def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsys):
   """Its log counts two steps an epoch, where its images now make three; the end stays."""
-  config = configs.read(world / 'run' / 'config.json')
+  config = read_config(world / 'run' / 'config.json')
   run = old(tmp_path / 'old', config, [{'step': 4, 'epoch': 2., 'loss': 1.}])
   argv = {
     'eval': ('eval', tmp_path / 'old', '--protocol', 'knn'),
@@ -362,7 +362,7 @@ def test_a_run_of_before_gets_a_card_and_is_told_so(world, verb, tmp_path, capsy
   code, said = eqssl(capsys, *argv)
   assert code == 0 and 'has no data card' in said and 'before step 4 is not known' in said, said
   assert 'counts 2 steps an epoch' in said
-  card = read(tmp_path / 'old')
+  card = read_card(tmp_path / 'old')
   assert (
     (card.since, card.images) == (4, 32)
     and card.train == run.card.train
@@ -386,11 +386,11 @@ def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
     capsys, *longer, '--workdir', more, '--config.epochs=4', '--config.checkpoint_every=1000'
   )
   assert code == 0, said
-  card = read(more)
-  assert card.start == {'run': str(run), 'data': mark(read(run)), 'step': STEPS}
-  assert mark(card) == mark(read(run)) and sealed(more) == card
+  card = read_card(more)
+  assert card.start == {'run': str(run), 'data': data_mark(read_card(run)), 'step': STEPS}
+  assert data_mark(card) == data_mark(read_card(run)) and sealed(more) == card
   assert [r['step'] for r in rows(more)] == [10, 11, 12] and rows(more)[-1]['epoch'] == 4.
-  assert checkpoint.steps(more / 'checkpoints') == [12, 9]
+  assert checkpoint.saved_steps(more / 'checkpoints') == [12, 9]
   before = [r['loss'] for r in rows(more)]
   for lost in ('checkpoints/12', 'checkpoints'):  # killed before its last one, and before its first
     shutil.rmtree(more / lost)
@@ -400,7 +400,7 @@ def test_a_finished_run_is_trained_longer_in_a_new_workdir(world, capsys):
     code, said = eqssl(
       capsys, *longer, '--workdir', more, '--config.epochs=4', '--config.checkpoint_every=1000'
     )
-    assert code == 0 and [r['loss'] for r in rows(more)] == before and read(more) == card, said
+    assert code == 0 and [r['loss'] for r in rows(more)] == before and read_card(more) == card, said
   shutil.rmtree(more / 'checkpoints')
   code, said = eqssl(capsys, 'resume', more)
   assert code == NO_CHECKPOINT and 'has none any more' in said, (
@@ -493,7 +493,7 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nowhere'))
   assert json.loads((run / 'config.json').read_text())['data']['root'] == str(tmp_path / 'tfds')
   assert eqssl(capsys, 'resume', run, '--quiet')[0] == 0
-  card = read(run)
+  card = read_card(run)
   assert (
     card.train.count == 40
     and card.test.count == 20
@@ -506,7 +506,7 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(
   version = next((tmp_path / 'moved' / 'tiny_photos').iterdir())
   for place in (tmp_path / 'moved', version):
     assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', place)[0] == 0
-  assert read(run) == card and json.loads((run / 'config.json').read_text())['data'][
+  assert read_card(run) == card and json.loads((run / 'config.json').read_text())['data'][
     'dataset'
   ] == str(version)
   shutil.move(
@@ -515,14 +515,14 @@ def test_a_tfds_data_set_is_found_again_without_its_variable_and_elsewhere(
   assert eqssl(capsys, 'resume', run, '--quiet')[0] == 2
   assert eqssl(capsys, 'resume', run, '--quiet', '--data-path', tmp_path / 'again')[0] == 0
   code, said = eqssl(capsys, 'resume', run, '--quiet')
-  assert code == 0 and read(run) == card, said
+  assert code == 0 and read_card(run) == card, said
   assert tfds.shards_digest(
     tfds.open_directory(tmp_path / 'again' / 'tiny_photos' / version.name), 'train+test[:3]'
   ) not in ('', card.train.files)
 
 
 def test_data_in_no_folder_have_no_path(tmp_path, capsys):
-  config = configs.load(one_process.__file__)
-  record.start(tmp_path / 'run', configs.as_json(config), '')
+  config = load_config(one_process.__file__)
+  record.start_record(tmp_path / 'run', config_to_json(config), '')
   code, said = eqssl(capsys, 'resume', tmp_path / 'run', '--data-path', tmp_path)
   assert code == 2 and 'is in no folder' in said

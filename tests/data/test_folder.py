@@ -15,9 +15,9 @@ from PIL import Image
 
 import equivariant_ssl.data
 from equivariant_ssl import cli, registry
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data import archives, decode, folder, image_header, unpack
-from equivariant_ssl.data.decode import BadImage, Reading
+from equivariant_ssl.data.decode import BadImage, PixelRules
 from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
@@ -93,7 +93,7 @@ def test_splits_have_any_of_their_names(tmp_path, capsys, names):
   made = folder.make(str(root), size=8)
   assert (len(made.train.images), len(made.test.images), made.classes) == (10, 6, ('cat', 'dog'))
   assert made.problems == ('test: its 4 images are not used here, because validation is held out',)
-  found = transfer.find(str(root))
+  found = transfer.open_target(str(root))
   assert found.classes == 2 and {
     k: sum(len(s.images) for s in part.read(8)) for k, part in found.parts.items()
   } == {'train': 10, 'valid': 6, 'test': 4}
@@ -133,7 +133,7 @@ def test_each_split_may_have_its_wrapper(tmp_path, capsys):
   album(tmp_path / 'a' / 'train' / 'train', {'cat': 4, 'dog': 4})
   album(tmp_path / 'a' / 'test' / 'test', {'cat': 2, 'dog': 2}, start=90)
   assert check(tmp_path / 'a', capsys=capsys)[0].endswith(': 8 train, 4 test')
-  assert folder.read(tmp_path / 'a').classes == ('cat', 'dog')
+  assert folder.read_folder(tmp_path / 'a').classes == ('cat', 'dog')
   album(tmp_path / 'b' / 'train', {'images': 4})
   album(tmp_path / 'b' / 'valid', {'images': 2}, start=90)
   counts, note, *_ = check(tmp_path / 'b', capsys=capsys)
@@ -143,7 +143,7 @@ def test_each_split_may_have_its_wrapper(tmp_path, capsys):
   )
   album(tmp_path / 'c' / 'train', {'cat/old': 4, 'cat/new': 2, 'dog': 2})
   album(tmp_path / 'c' / 'test', {'cat/old': 2, 'cat/new': 2}, start=90)
-  assert folder.read(tmp_path / 'c').classes == ('cat', 'dog')
+  assert folder.read_folder(tmp_path / 'c').classes == ('cat', 'dog')
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_one_class_is_no_label_and_trains(tmp_path, capsys):
   made = folder.make(str(root), size=8)
   assert made.classes is None and made.train.labels is None and note in made.problems
   with pytest.raises(UserError, match='of one class') as e:
-    transfer.find(str(root))
+    transfer.open_target(str(root))
   assert e.value.code == USAGE
 
 
@@ -409,7 +409,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
     ],
     has_config=True,
   )
-  data = configs.load('smoke', said).data
+  data = load_config('smoke', said).data
   typed = registry.make(
     equivariant_ssl.data, data.name, **{k: v for k, v in data.items() if k != 'name'}
   )
@@ -430,7 +430,7 @@ def test_the_background_changes_no_opaque_image():
   for kind in ('PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'PPM'):
     data = encoded(picture(1), kind)
     np.testing.assert_array_equal(
-      decode.decode(data, 8)[0], decode.decode(data, 8, Reading((255, 0, 255)))[0]
+      decode.decode(data, 8)[0], decode.decode(data, 8, PixelRules((255, 0, 255)))[0]
     )
 
 
@@ -528,7 +528,7 @@ def test_12_bits_in_16_are_said_and_scaled(tmp_path, capsys):
   ],
 )
 def test_one_transparent_colour_at_any_depth(data, expected):
-  assert decode.decode(data, None, Reading((9, 8, 7)))[0][0].tolist() == [list(e) for e in expected]
+  assert decode.decode(data, None, PixelRules((9, 8, 7)))[0][0].tolist() == [list(e) for e in expected]
 
 
 def test_values_of_no_known_range_are_refused():
@@ -673,7 +673,7 @@ def test_unreadable_headers_count_as_damage(tmp_path, capsys, share):
   assert words in capsys.readouterr().err
   for call in (
     lambda: folder.make(str(root), size=8, stream=True),
-    lambda: transfer.find(str(root)),
+    lambda: transfer.open_target(str(root)),
   ):
     with pytest.raises(UserError, match=words) as e:
       call()
@@ -689,7 +689,7 @@ def test_damage_in_headers_and_in_pixels_is_one_sum(tmp_path):
     file.write_bytes(file.read_bytes()[:-60])
   with pytest.raises(UserError, match='4 of 300 images cannot be decoded'):
     folder.make(str(root), size=8)
-  assert folder.read(root).index.left_out == {'damaged': 2}
+  assert folder.read_folder(root).index.left_out == {'damaged': 2}
   with pytest.raises(UserError, match='4 of 300 images cannot be decoded') as e:
     folder.make(str(root), size=8, stream=True, test=0.)   # as it reads some to measure their mean
   assert e.value.code == BAD_DATA

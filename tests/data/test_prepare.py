@@ -21,7 +21,7 @@ from PIL import Image
 
 import equivariant_ssl.data
 from equivariant_ssl import cli, registry
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data import archives, card, source, stream, tfds, writer
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import evaluation, online
@@ -110,7 +110,7 @@ def test_imagenet_from_its_official_tars(tmp_path, capsys):
   assert {r['image'].shape for r in rows.values()} == {(22, 18, 3)}  # CMYK too
   made = tfds.make('imagenet2012', str(tmp_path), test='validation', size=8, stream=True)
   assert (
-    stream.lazy(made.train.images)
+    stream.is_stream(made.train.images)
     and made.classes == tuple(SYNSETS)
     and made.mean == (0.485, 0.456, 0.406)
   )
@@ -291,7 +291,7 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('Next: '))
   eqssl, train, flag, name, _, _, *overrides = shlex.split(line.removeprefix('Next: '))
   assert (eqssl, train, flag) == ('eqssl', 'train', '--config')
-  config = configs.load(name, cli._overrides(overrides, has_config=True))
+  config = load_config(name, cli._overrides(overrides, has_config=True))
   made = registry.make(
     equivariant_ssl.data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'}
   )
@@ -360,22 +360,22 @@ def test_cifar100_and_stl10(tmp_path):
   assert found['test'].dataset_info.features['image'].shape == (96, 96, 3)
   assert cli.main(['data', 'check', 'stl10', '--root', str(tmp_path)]) == 0
   # A run on all of it, of which half has no labels, is evaluated with those of the labelled split.
-  config = configs.load(
+  config = load_config(
     'stl10_simclr_augself', {'data.root': str(tmp_path), 'batch': '2', 'encoder.width': '4'}
   )
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   assert run.source.train.labels is None and len(run.source.train.images) == 4
   assert sorted(run.source.bank.labels) == [0, 9] and run.source.bank.images.shape == (2, 96, 96, 3)
-  assert evaluation.lacks(run, 'labels') is None and online.monitor(run)
+  assert evaluation.unmet_need(run, 'labels') is None and online.monitor(run)
   without = run._replace(source=run.source._replace(labelled=None))
-  assert '--config.data.labelled=SPLIT' in evaluation.lacks(without, 'labels')[1]
-  other = card.of(
+  assert '--config.data.labelled=SPLIT' in evaluation.unmet_need(without, 'labels')[1]
+  other = card.make_card(
     run.source._replace(labelled=run.source.labelled._replace(labels=np.array([1, 1]))), config
   )
   assert (
-    card.mark(other) != card.mark(run.card) == card.mark(card.from_json(card.as_json(run.card)))
+    card.data_mark(other) != card.data_mark(run.card) == card.data_mark(card.card_from_json(card.card_to_json(run.card)))
   )
-  assert card.differences(run.card, other) == ['the labelled images have other labels']
+  assert card.card_differences(run.card, other) == ['the labelled images have other labels']
 
 
 def test_tiny_imagenet(tmp_path):
@@ -451,7 +451,7 @@ def test_what_a_killed_process_left_goes(tmp_path):
   )
   for folder in (dead, alive):
     (folder / 'imagenet2012' / '5.1.0').mkdir(parents=True)
-  with record.lock(alive):
+  with record.lock_folder(alive):
     for folder in (dead, alive):
       os.utime(folder, (0, 0))
     writer.write(archives.imagenet(str(src)), tmp_path / 'root', log=lambda line: None)

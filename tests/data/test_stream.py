@@ -5,8 +5,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import data, registry
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data import source, stream
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.features import in_batches
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, **more):
-  return configs.load(
+  return load_config(
     tiny.NAME,
     {
       'data': str({'name': 'folder', 'path': str(folder), 'size': 16}),
@@ -148,8 +148,8 @@ def test_batches_start_at_any_step_and_devices_get_their_rows(folder):
     np.testing.assert_array_equal(at[n][2], split.labels[rows(n)])
   assert len(at) == 6 and list(stream.batches(split, rows, 3, 3)) == []
   rows = sharding.batch_sharding(sharding.mesh())
-  np.testing.assert_array_equal(stream.own(rows, 16), np.arange(16))
-  first, *_ = stream.placed(iter([{'x': np.arange(16.)}, {'x': np.zeros(16)}]), rows, 16)
+  np.testing.assert_array_equal(stream.process_rows(rows, 16), np.arange(16))
+  first, *_ = stream.place_batches(iter([{'x': np.arange(16.)}, {'x': np.zeros(16)}]), rows, 16)
   assert first['x'].sharding == rows and first['x'].tolist() == list(range(16))
 
 
@@ -157,7 +157,7 @@ def test_what_does_not_fit_streams_by_itself_and_says_what_needs_it_whole(folder
   monkeypatch.setattr(source, 'MEMORY', 20 * 16 * 16 * 3)
   monkeypatch.setattr(stream, 'MOMENTS', 20)
   found = registry.make(data, 'folder', path=str(folder), size=16)
-  assert stream.lazy(found.train.images) and stream.lazy(found.test.sizes)
+  assert stream.is_stream(found.train.images) and stream.is_stream(found.test.sizes)
   assert len(found.train.images[:20]) == 20
   with pytest.raises(UserError, match='30 decoded images in memory at once'):
     np.asarray(found.train.images)
@@ -168,7 +168,7 @@ def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
     registry.make(data, 'folder', path=str(folder), size=16, stream=on) for on in (False, True)
   )
   assert here.mean == there.mean and here.std == there.std  # 30 are all
-  assert runs.prepare(settings(folder, **{'data.stream': 'True'})).source.names == here.names
+  assert runs.prepare_run(settings(folder, **{'data.stream': 'True'})).source.names == here.names
 
 
 @pytest.mark.slow
@@ -186,8 +186,8 @@ def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
   heads = [probe.train(protocol, encode, s, 16, 2, jax.random.key(0)) for s in (here, there)]
   for a, b in zip(*map(jax.tree.leaves, heads), strict=True):
     np.testing.assert_array_equal(a, b)
-  run = loop.prepare(settings(folder), sharding.mesh(jax.devices()[:1]))
-  state = loop.initial(run)
+  run = loop.prepare_run(settings(folder), sharding.mesh(jax.devices()[:1]))
+  state = loop.initial_state(run)
   variables = {
     'params': {'encoder': state.params['encoder']},
     'batch_stats': {'encoder': state.stats['encoder']},
@@ -196,7 +196,7 @@ def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
     finetune.train(
       run.recipe.network,
       variables,
-      stream.some(s, np.arange(4, 28)),
+      stream.take_rows(s, np.arange(4, 28)),
       16,
       2,
       jax.random.key(0),

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.demo import digits_demo, methods_demo
 from equivariant_ssl.evaluate import gains
 
@@ -90,7 +90,7 @@ def test_every_arm_of_the_methods_is_a_config_that_loads():
   specs = methods_demo.specs()
   assert len(specs) == 15 and sum(s.untrained for s in specs.values()) == 1
   for name, spec in specs.items():
-    config = configs.load(spec.config, spec.overrides)
+    config = load_config(spec.config, spec.overrides)
     assert config.invariance.name == name.split()[0]
     assert config.equivariance.name == (name.split()[-1] if '+' in name else 'none')
 

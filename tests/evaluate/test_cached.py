@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import OTHER_DATA
 from equivariant_ssl.evaluate import (
@@ -43,7 +43,7 @@ def album(root, counts):
 def trained(workdir, data):
   settings = {'data.name': 'folder', 'data.path': str(data), 'data.size': '16', 'size': '16', 'batch': '16', 'steps': '1',
               'equivariance': 'none'}
-  loop.train(configs.load(tiny.NAME, settings), workdir, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
+  loop.train(load_config(tiny.NAME, settings), workdir, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   return workdir
 
 
@@ -69,8 +69,8 @@ def copy(ran, tmp_path, monkeypatch):
 
 
 def evaluated(workdir, data, name='knn', options=Options(), accept=True):
-  asked = evaluation.runs.Asked(str(data), accept)
-  return evaluation.evaluate(workdir, [name], options=options, untrained=False, asked=asked)[name]
+  asked = evaluation.runs.DataRequest(str(data), accept)
+  return evaluation.evaluate(workdir, [name], options=options, untrained=False, data_request=asked)[name]
 
 
 def relabel(data):
@@ -105,7 +105,7 @@ def test_other_data_other_result(change, copy, capsys):
 
 
 def another_mean(workdir, monkeypatch, counted):
-  path = workdir / card.FILE
+  path = workdir / card.CARD_FILE
   found = json.loads(path.read_text())
   path.write_text(json.dumps(found | {'mean': [.1, .2, .3]}))
   return 'data'
@@ -146,7 +146,7 @@ def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(co
   found, path = evaluated(workdir, data), workdir / 'eval' / 'knn.json'
   old = {k: v for k, v in found.items() if k not in result_files.NEW}
   path.write_text(json.dumps(old))
-  assert not result_files.says(old) and result_files.says(found)
+  assert not result_files.states_origin(old) and result_files.states_origin(found)
   line, = comparison.caveats([workdir])
   assert line.startswith(f'knn of {workdir}: an earlier version wrote it') and line.endswith(f'{workdir} --protocol knn')
   assert evaluated(workdir, data)['trained'] == found['trained'] and called == ['knn', 'knn']

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from equivariant_ssl import cli, report
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison
 from equivariant_ssl.evaluate.result_files import stored_result
@@ -16,7 +16,7 @@ WHOLE = {**ABOUT, 'trained': [{'numbers': {'top1': .5}, 'controls': {}, 'missing
 @pytest.fixture
 def folder(tmp_path):
   (tmp_path / 'eval').mkdir()
-  (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(configs.load('smoke'))))
+  (tmp_path / 'config.json').write_text(json.dumps(config_to_json(load_config('smoke'))))
   (tmp_path / 'eval' / 'knn.json').write_text(json.dumps(WHOLE))
   return tmp_path
 
@@ -28,7 +28,7 @@ def test_a_damaged_result_is_named_and_computed_again(folder, text):
   assert stored_result(path, ABOUT, ['trained'], pytest.fail) == WHOLE
   path.write_text(text)
   with pytest.raises(UserError) as error:
-    comparison.read(folder, 'method')
+    comparison.read_numbers(folder, 'method')
   cause, fix = str(error.value).splitlines()
   assert f'{path} is damaged' in cause and f'eqssl eval {folder}' in fix
   lines = []
@@ -48,7 +48,7 @@ def test_a_section_is_no_name_of_a_group(folder, by, fix):
 
 def test_several_objectives_are_no_name_of_a_group():
   with pytest.raises(UserError, match='a whole section.*\n  e.g. --group-by method$'):
-    comparison.group(configs.load('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
+    comparison.group(load_config('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
 
 
 @pytest.mark.parametrize('text', [

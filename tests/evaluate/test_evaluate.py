@@ -55,7 +55,7 @@ def test_one_value_has_no_interval():
   one = statistics.interval([.5])
   assert one == (.5, None, None, 1) and not one.excludes_zero
   assert statistics.mean_std([.5]) == (.5, None)
-  assert statistics.show(one) == '+0.50 (n=1)'
+  assert statistics.interval_text(one) == '+0.50 (n=1)'
   assert statistics.ratio_of_means([1.], [4.]) == (.25, None, None, 1)
   with pytest.raises(ValueError):
     statistics.interval([])
@@ -63,8 +63,8 @@ def test_one_value_has_no_interval():
 
 def test_show():
   of = statistics.Interval(.0123, .008, .0166, 3)
-  assert statistics.show(of, scale=100) == '+1.23 [0.80, 1.66]'
-  assert statistics.show(of._replace(low=-.008), digits=3, sign=False) == '0.012 [-0.008, 0.017]'
+  assert statistics.interval_text(of, scale=100) == '+1.23 [0.80, 1.66]'
+  assert statistics.interval_text(of._replace(low=-.008), digits=3, sign=False) == '0.012 [-0.008, 0.017]'
 
 
 def test_ratio_of_means():
@@ -233,9 +233,9 @@ def test_cached_on_few_classes(blobs):
 
 def test_held_out_is_a_part_of_every_class():
   labels = np.array([0] * 50 + [2] * 13 + [3])
-  out = linear.held_out(labels, .2)
+  out = linear.held_out_mask(labels, .2)
   np.testing.assert_array_equal(np.bincount(labels[out], minlength=4), [10, 0, 2, 0])
-  np.testing.assert_array_equal(out, linear.held_out(labels, .2))
+  np.testing.assert_array_equal(out, linear.held_out_mask(labels, .2))
 
 
 def test_real_scans():

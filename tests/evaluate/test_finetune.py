@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import errors
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import finetune
@@ -115,11 +115,11 @@ def test_a_published_list_is_matched_by_name(tmp_path):
 # -- training
 
 def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state, colours, key):
-  before = fingerprint.of(state)
+  before = fingerprint.fingerprints(state)
   found = trained(recipe, state, colours.train, lr_backbone=0., lr_head=.5)
-  assert fingerprint.of(state) == before  # the checkpoint is whole, and not donated
-  assert fingerprint.of(found.variables['params']) == fingerprint.of(encoder(state)['params'])
-  assert fingerprint.of(found.variables['batch_stats']) != fingerprint.of(encoder(state)['batch_stats'])
+  assert fingerprint.fingerprints(state) == before  # the checkpoint is whole, and not donated
+  assert fingerprint.fingerprints(found.variables['params']) == fingerprint.fingerprints(encoder(state)['params'])
+  assert fingerprint.fingerprints(found.variables['batch_stats']) != fingerprint.fingerprints(encoder(state)['batch_stats'])
 
   encode = jax.jit(lambda images: recipe.network.apply(
       encoder(state), images, True, method='encode', mutable=['batch_stats'])[0])
@@ -166,7 +166,7 @@ def test_all_of_it_learns_and_is_the_same_twice_and_on_two_devices(recipe, state
   np.testing.assert_array_equal(found.predictions, again.predictions)
   one, same = (trained(recipe, state, colours.train) for _ in range(2))
   two = trained(recipe, state, colours.train, mesh=sharding.mesh(jax.devices()[:2]))
-  assert fingerprint.of(one[:2]) == fingerprint.of(same[:2])
+  assert fingerprint.fingerprints(one[:2]) == fingerprint.fingerprints(same[:2])
   assert one.losses[-1] < one.losses[0]
   np.testing.assert_allclose(one.losses, two.losses, rtol=1e-3)
   for a, b in zip(*(jax.tree.leaves(t.variables) for t in (one, two)), strict=True):
@@ -211,11 +211,11 @@ def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
 
 @pytest.mark.slow
 def test_a_run_is_fine_tuned_on_its_own_data(key):
-  run = runs.prepare(configs.load('smoke', {'equivariance': 'none'}), sharding.mesh(jax.devices()[:1]))
+  run = runs.prepare_run(load_config('smoke', {'equivariance': 'none'}), sharding.mesh(jax.devices()[:1]))
   run = run._replace(source=run.source._replace(test=Split(*(a[:100] for a in run.source.test))))
-  state = runs.initial(run)
-  before = fingerprint.of(state)
+  state = runs.initial_state(run)
+  before = fingerprint.fingerprints(state)
   found = finetune.evaluate(run, state, .01, key, epochs=2)
   assert found.protocol == 'finetune 1 % epochs=2' and found.chosen['images'] == 10 and found.top5 >= found.top1
   assert (found.chosen['lr_backbone'], found.chosen['lr_head']) == (.03, .08)
-  assert fingerprint.of(state) == before
+  assert fingerprint.fingerprints(state) == before

@@ -15,12 +15,12 @@ import tiny
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.demo import arms
 from equivariant_ssl.evaluate import frozen, inputs, online, panel_protocols, protocols
-from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
@@ -84,7 +84,7 @@ def made(canvas, objective='equimod'):
   settings = {'data.name': 'folder', 'data.path': str(ALBUMS[(16, 16)]), 'data.size': str(canvas), 'size': str(SIZE),
               'batch': '12', 'steps': '1', 'mean': '(0.,0.,0.)', 'std': '(1.,1.,1.)', 'augment.rotate.role': 'off',
               'augment.crop.scale': '(.2,1.)', 'equivariance': objective}
-  run = runs.prepare(configs.load(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
+  run = runs.prepare_run(load_config(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
   network = run.recipe.network
   spy = Network(Spy(), network.projector, network.predictor, network.heads, network.mean, network.std, network.joint)
   recipe = run.recipe._replace(network=spy)
@@ -109,9 +109,9 @@ def albums(tmp_path_factory):
 def world(case, objective='equimod'):
   """(run, frozen functions, state) of the data of a case."""
   run, fixed = made(case.canvas, objective)
-  config = run_config.changed(run.config, {'data': {'path': str(ALBUMS[case.shape]), 'stream': case.stream}})
-  own = runs.prepare(config, run.mesh)._replace(recipe=run.recipe)
-  return own, fixed, runs.initial(own)
+  config = run_config.change_config(run.config, {'data': {'path': str(ALBUMS[case.shape]), 'stream': case.stream}})
+  own = runs.prepare_run(config, run.mesh)._replace(recipe=run.recipe)
+  return own, fixed, runs.initial_state(own)
 
 
 def pillow(canvas, true, short, size=SIZE):
@@ -213,7 +213,7 @@ def test_probes_and_fine_tuning(name):
     want = wanted(tests, short)
     images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     if protocol in ('byol', 'linear'):  # the rate is chosen on two of the training images
-      out = held_out(run.source.train.labels, .1)
+      out = held_out_mask(run.source.train.labels, .1)
       want = np.concatenate([want, wanted(run.source.train, short)[out]])
     found = among(images, want)
     assert set(found) == {-1, *range(len(want))}
@@ -252,7 +252,7 @@ def test_a_bank_without_a_reference_begins_with_what_is_shown():
   case = CASES['larger, 4:3']
   run, fixed, state = world(case, '{"name": "equimod", "reference": "view"}')
   found = []
-  images = seen(lambda: found.append(frozen.bank(fixed, state, 'equimod', frozen.rows(run.source.test, slice(4)), batch=4)))
+  images = seen(lambda: found.append(frozen.bank(fixed, state, 'equimod', frozen.indexed_images(run.source.test, slice(4)), batch=4)))
   every(images.reshape(4, 4, SIZE, SIZE, 3)[:, 0], wanted(run.source.test, short_side(case))[:4])
   boxes, high = found[0][1]['crop'], run.source.test.sizes[:4, 0] == 48
   np.testing.assert_allclose(boxes.height[:, 0], np.where(high, 16 / 24, 16 / 18), rtol=1e-6)  # and are told so
@@ -264,11 +264,11 @@ def test_retrieval_of_two_objectives_that_are_told_other_ops():
   two = '[{"name": "equimod", "told": ("crop", "rotate")}, {"name": "equimod", "told": ("crop", "vflip")}]'
   settings = {'augment': '{"order": ("crop", "rotate", "vflip"), "crop": {"role": "both"}, "rotate": {"role": "sensitive"}, '
                          '"vflip": {"role": "sensitive"}}', 'size': '16', 'batch': '12', 'steps': '1', 'equivariance': two}
-  run = runs.prepare(configs.load(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
-  fixed, values = frozen.frozen(run.recipe, views=4), frozen.variables(runs.abstract(run))
+  run = runs.prepare_run(load_config(tiny.NAME, settings), sharding.mesh(jax.devices()[:1]))
+  fixed, values = frozen.frozen(run.recipe, views=4), frozen.variables(runs.abstract_state(run))
   for name, op in (('equimod', 'rotate'), ("equimod'", 'vflip')):
     for what in ('all', 'crop', op):
-      embeddings, actions = jax.eval_shape(fixed.banks[name][what], values, frozen.rows(run.source.test, slice(6)))
+      embeddings, actions = jax.eval_shape(fixed.banks[name][what], values, frozen.indexed_images(run.source.test, slice(6)))
       assert embeddings.shape[:2] == (6, 4) and set(actions) == {'crop', op}
 
 
@@ -317,7 +317,7 @@ def smooth(h, w, seed):
 def test_imagenets_crop_is_torchvisions(shape):
   """From a canvas of 256, as ImageNet is stored: against Pillow's Resize(256) and CenterCrop(224) of the photograph where
   the canvas holds all of it (bicubic, and torchvision's default bilinear), and of the unsquashed canvas for noise."""
-  shows = inputs.at(224, 256)
+  shows = inputs.canvas_inputs(224, 256)
   assert shows.short == 256
   of = jax.jit(lambda pixels, true: inputs.input_pixels(shows, Image(pixels, true)))
   def ours(canvas):
@@ -339,9 +339,9 @@ def test_imagenets_crop_is_torchvisions(shape):
 
 
 def test_what_is_decided_by_size_and_canvas():
-  assert inputs.at(224, 256) == (224, 256, 256, False) and inputs.at(16, 32).short == 18  # CIFAR-10 at 16 pixels
-  assert inputs.at(32, 32).short == 32 and inputs.at(32, 16).short == 32
-  assert inputs.with_center_crop(inputs.at(32, 32)).short == 36 and inputs.with_center_crop(inputs.at(224, 256)).short == 256
+  assert inputs.canvas_inputs(224, 256) == (224, 256, 256, False) and inputs.canvas_inputs(16, 32).short == 18  # CIFAR-10 at 16 pixels
+  assert inputs.canvas_inputs(32, 32).short == 32 and inputs.canvas_inputs(32, 16).short == 32
+  assert inputs.with_center_crop(inputs.canvas_inputs(32, 32)).short == 36 and inputs.with_center_crop(inputs.canvas_inputs(224, 256)).short == 256
   square = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([[8, 8], [5, 5]], np.float32), None)
-  assert inputs.of(8, square).square and not inputs.of(6, square).square
-  assert not inputs.of(8, square._replace(sizes=np.array([[8, 8], [5, 6]], np.float32))).square
+  assert inputs.split_inputs(8, square).square and not inputs.split_inputs(6, square).square
+  assert not inputs.split_inputs(8, square._replace(sizes=np.array([[8, 8], [5, 6]], np.float32))).square

@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from equivariant_ssl import errors
 from equivariant_ssl.evaluate import logistic
-from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.linear import held_out_mask
 
 K = 4
 
@@ -101,7 +101,7 @@ def test_a_penalty_is_chosen_on_validation_and_of_equal_ones_the_smallest():
 
 def test_without_validation_images_a_tenth_of_each_class_is_held_out():
   x, y, xt, yt, _ = split()
-  out = held_out(y, .1)
+  out = held_out_mask(y, .1)
   found = logistic.logistic(x, y, xt, yt, K, penalties=(.1, 10.), metric='per_class')
   want = logistic.logistic(x[~out], y[~out], xt, yt, K, (x[out], y[out]), penalties=(.1, 10.), metric='per_class')
   assert found.chosen['penalty'] == want.chosen['penalty']

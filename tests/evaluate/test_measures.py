@@ -213,7 +213,7 @@ def test_the_penalty_is_chosen_without_the_test_set(panel):
   assert found.chosen == again.chosen and again.averaged < .05
   weak = regression.r2(*panel, penalties=(1e6,))
   assert abs(weak.averaged) < .05 and weak.chosen['penalty'] == 1e6
-  out = regression.held_out(np.zeros(300, np.int64))
+  out = regression.held_out_mask(np.zeros(300, np.int64))
   assert out.sum() == 60
   tried = {c: regression.r2(x[~out], y[~out], x[out], y[out], penalties=(c,)).averaged for c in regression.PENALTIES}
   assert found.chosen['penalty'] == max(tried, key=tried.get)

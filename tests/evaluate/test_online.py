@@ -8,7 +8,7 @@ import optax
 import pytest
 import tiny
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
@@ -25,7 +25,7 @@ def weights(state):
 
 def run(folder, **more):
   """(state, rows) of ten steps of the smoke config."""
-  config = configs.load(tiny.NAME, QUICK | more)
+  config = load_config(tiny.NAME, QUICK | more)
   return loop.train(config, folder, mesh=sharding.mesh(jax.devices()[:1]), quiet=True), record.read_metrics(folder)
 
 
@@ -80,7 +80,7 @@ def test_without_labels_it_is_one_line(field, tmp_path):
   for i in range(40):
     Image.fromarray(np.full((8, 8, 3), 6 * i, np.uint8)).save(tmp_path / 'images' / f'{i}.png')
   name, value = field.split('=')
-  config = configs.load(tiny.NAME, {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8',
+  config = load_config(tiny.NAME, {'data.name': 'folder', 'data.path': str(tmp_path / 'images'), 'data.size': '8',
                                   'size': '8', 'batch': '16', name: value})
   with pytest.raises(UserError, match=f'config.{name} needs labels'):
     loop.train(config, tmp_path / 'run', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
@@ -88,9 +88,9 @@ def test_without_labels_it_is_one_line(field, tmp_path):
 
 def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeypatch):
   """E-SSL's views are smaller, and a joint BatchNorm passes the smallest first."""
-  config = configs.load(tiny.NAME, {'probe': 'True', 'batchnorm': 'joint', 'equivariance': 'essl',
-                                    'augment.rotate.role': 'sensitive', 'batch': '4'})
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+  config = load_config(tiny.NAME, {'probe': 'True', 'batchnorm': 'joint', 'equivariance': 'essl',
+                                   'augment.rotate.role': 'sensitive', 'batch': '4'})
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   features = {'essl': jnp.zeros((4, 4, 3)), 'views': jnp.ones((4, 2, 3)), 'reference': jnp.full((4, 1, 3), 2.)}
   assert set(run.recipe.groups) == {'views', 'essl'} and run.recipe.groups['essl'].size < run.recipe.size
   for order in (features, dict(reversed(features.items()))):
@@ -98,8 +98,8 @@ def test_the_probe_watches_the_invariances_views_whatever_is_in_the_pass(monkeyp
   # And the step gives the probe these.
   given = []
   monkeypatch.setattr(step, 'probe_features', lambda recipe, features: (given.append(set(features)), jnp.zeros((4, 7)))[1])
-  state, split = runs.abstract(run), run.source.train
+  state, split = runs.abstract_state(run), run.source.train
   batch = step.Batch(split.images[:4], split.sizes[:4])
-  seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.views(
+  seen = jax.eval_shape(lambda state: step.loss(run.recipe, state.params, state.stats, step.draw_views(
       run.recipe, run.key, state.step, batch))[1][2], state)
   assert seen.shape == (4, 7) and given == [{'views', 'essl'}]

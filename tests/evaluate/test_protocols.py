@@ -12,7 +12,7 @@ import reports
 import tiny
 from rich.console import Console
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import (
   comparison,
@@ -32,7 +32,7 @@ BEYOND = {'crop': frozen.OUTSIDE['crop']}
 
 
 def trained(folder, **overrides) -> pathlib.Path:
-  config = configs.load(tiny.NAME, {'steps': '3', 'checkpoint_every': '3', **overrides})
+  config = load_config(tiny.NAME, {'steps': '3', 'checkpoint_every': '3', **overrides})
   loop.train(config, folder, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   return folder
 
@@ -144,23 +144,23 @@ def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
 
 def test_another_checkpoint_is_evaluated_anew(evaluated, monkeypatch):
   folder, found, _ = evaluated
-  loaded = runs.prepare(configs.read(folder / 'config.json'), sharding.mesh(jax.devices()[:1]))
-  state = checkpoint.load(folder / 'checkpoints', runs.abstract(loaded), None, print)[1]
+  loaded = runs.prepare_run(read_config(folder / 'config.json'), sharding.mesh(jax.devices()[:1]))
+  state = checkpoint.load_checkpoint(folder / 'checkpoints', runs.abstract_state(loaded), None, print)[1]
   other = jax.tree.map(lambda a: a, state)
   leaf = other.params['encoder']['conv1']['kernel']
   other.params['encoder']['conv1']['kernel'] = leaf.at[0, 0, 0, 0].add(1e-6)
-  assert evaluation.digest(state) == found['knn']['digest'] != evaluation.digest(other)
+  assert evaluation.weights_digest(state) == found['knn']['digest'] != evaluation.weights_digest(other)
 
 
 def test_asked_for_what_it_cannot_have(evaluated, tmp_path):
   folder = evaluated[0]
   with pytest.raises(UserError, match="protocol has no 'kmn'.*\n.*Did you mean 'knn'"):
     evaluation.evaluate(folder, ['kmn'])
-  alone = configs.load(tiny.NAME, {'equivariance': 'none'})
-  (tmp_path / 'config.json').write_text(json.dumps(configs.as_json(alone)))
+  alone = load_config(tiny.NAME, {'equivariance': 'none'})
+  (tmp_path / 'config.json').write_text(json.dumps(config_to_json(alone)))
   with pytest.raises(UserError, match='gains: the run has no objective that predicts an embedding'):
     evaluation.evaluate(tmp_path, ['gains'])
-  assert evaluation.lacks(runs.prepare(alone, sharding.mesh(jax.devices()[:1])), 'labels') is None
+  assert evaluation.unmet_need(runs.prepare_run(alone, sharding.mesh(jax.devices()[:1])), 'labels') is None
 
 
 def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
@@ -170,8 +170,8 @@ def test_compare_pairs_by_seed(evaluated, tmp_path, capsys):
     for seed, top in enumerate(tops):
       folder = tmp_path / f'{name}{seed}'
       (folder / 'eval').mkdir(parents=True)
-      config = configs.load(tiny.NAME, {'seed': str(seed), 'equivariance': 'equimod' if '+' in name else 'none'})
-      (folder / 'config.json').write_text(json.dumps(configs.as_json(config)))
+      config = load_config(tiny.NAME, {'seed': str(seed), 'equivariance': 'equimod' if '+' in name else 'none'})
+      (folder / 'config.json').write_text(json.dumps(config_to_json(config)))
       result['trained'][0]['numbers'] = {'top1': top}
       (folder / 'eval' / 'knn.json').write_text(json.dumps(result))
       dirs.append(folder)

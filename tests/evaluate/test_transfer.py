@@ -63,8 +63,8 @@ def no_data(tmp_path, monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
   """The number of images given to the encoder, in each call of `central`."""
-  seen, real = [], transfer.central
-  monkeypatch.setattr(transfer, 'central', lambda encode, split, *a, **kw: (
+  seen, real = [], transfer.central_features
+  monkeypatch.setattr(transfer, 'central_features', lambda encode, split, *a, **kw: (
       seen.append(len(split.images)), real(encode, split, *a, **kw))[1])
   return seen
 
@@ -216,9 +216,9 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path, monkeypatch):
   class Label(tuple):
     names = tuple('0123456789')
   builder = type('B', (), {'info': type('I', (), {'splits': ('train', 'validation'), 'features': {'label': Label()}})})
-  monkeypatch.setattr(tfds, 'find', lambda dataset, *a: tmp_path)
+  monkeypatch.setattr(tfds, 'find_version', lambda dataset, *a: tmp_path)
   monkeypatch.setattr(tfds, 'open_directory', lambda path: builder)
-  monkeypatch.setattr(tfds, 'keys', lambda dataset, info: ('image', 'label'))
+  monkeypatch.setattr(tfds, 'image_and_label', lambda dataset, info: ('image', 'label'))
 
   def records(builder, split, image, label):
     asked.append(split)
@@ -229,7 +229,7 @@ def test_a_prepared_tfds_data_set_is_read(tmp_path, monkeypatch):
         Pillow.fromarray(part.images[i]).save(file, 'PNG')
         yield file.getvalue()
     return Records(str, read, part.labels[:200], 200)
-  monkeypatch.setattr(tfds, 'records', records)
+  monkeypatch.setattr(tfds, 'split_records', records)
   rows, missing = one(ENCODE, 'food101')
   assert asked == ['train', 'validation'] and not missing
   assert rows[0].note.endswith(' / 200; published 68,175 + 7,575 / 25,250')

@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import Partial
 from safetensors.numpy import load_file, save_file
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import frozen, variables
@@ -96,11 +96,11 @@ def written(path, state):
 
 
 def prepared(workdir):
-  return runs.prepare(configs.read(workdir / 'config.json'), sharding.mesh(jax.devices()[:1]))
+  return runs.prepare_run(read_config(workdir / 'config.json'), sharding.mesh(jax.devices()[:1]))
 
 
 def loaded(workdir, run):
-  return checkpoint.load(workdir / 'checkpoints', runs.abstract(run))
+  return checkpoint.load_checkpoint(workdir / 'checkpoints', runs.abstract_state(run))
 
 
 def encoded(run, state):
@@ -115,9 +115,9 @@ def exported(tmp_path_factory):
   They are its workdir, run and state, the folder of the export, and the lines that were printed.
   """
   workdir = tmp_path_factory.mktemp('exported') / 'start'
-  config = configs.load('smoke', ALONE)
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
-  state = runs.initial(run)
+  config = load_config('smoke', ALONE)
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
+  state = runs.initial_state(run)
   (params, stats), _ = torchvision.from_torch(
     random_state(10), (state.params['encoder'], state.stats['encoder'])
   )
@@ -127,8 +127,8 @@ def exported(tmp_path_factory):
     stats={**state.stats, 'encoder': stats},
   )
   state = jax.device_put(state, sharding.replicated_sharding(run.mesh))
-  record.start(workdir, configs.as_json(config), 'eqssl train --config smoke --workdir start')
-  with checkpoint.open(workdir / 'checkpoints') as saved:
+  record.start_record(workdir, config_to_json(config), 'eqssl train --config smoke --workdir start')
+  with checkpoint.open_checkpoints(workdir / 'checkpoints') as saved:
     saved.save(7, state, {}, wait=True)
   lines = []
   return workdir, run, state, exporting.export(workdir, say=lines.append), lines
@@ -138,7 +138,7 @@ def exported(tmp_path_factory):
 def back(exported, tmp_path_factory):
   """The workdir, run and state of the imported export, a run of BYOL, and the printed lines."""
   workdir, lines = tmp_path_factory.mktemp('back') / 'again', []
-  importing.import_(
+  importing.import_weights(
     exported[3] / 'model.safetensors', workdir, 'smoke', BYOL, 'the command', lines.append
   )
   run = prepared(workdir)
@@ -280,7 +280,7 @@ def test_out_and_in_gives_the_same_features_bitwise(exported, back):
 
 def test_what_is_not_the_encoder_is_as_at_the_start(back):
   _, run, imported_state, _ = back
-  first = runs.initial(run)
+  first = runs.initial_state(run)
   rest = lambda s: [
     {k: v for k, v in tree.items() if k != 'encoder'} for tree in (s.params, s.stats, *s.target)
   ]
@@ -305,7 +305,7 @@ def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp
   state = {f'module.{k}': v for k, v in random_state(10, fc=True).items() if 'num_batches' not in k}
   lines, stem = [], {'encoder.stem': 'half'}
   file = written(tmp_path / 'old.safetensors', state)
-  workdir = importing.import_(file, tmp_path / 'run', 'smoke', ALONE | stem, say=lines.append)
+  workdir = importing.import_weights(file, tmp_path / 'run', 'smoke', ALONE | stem, say=lines.append)
   run = prepared(workdir)
   _, imported_state, _ = loaded(workdir, run)
   assert (
@@ -324,8 +324,8 @@ def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp
   )
   np.testing.assert_allclose(encoded(run, imported_state), expected, rtol=1e-4, atol=1e-4)
   another = ALONE | stem | {'mean': '.5,.5,.5', 'std': '.25,.25,.25'}
-  importing.import_(file, tmp_path / 'other', 'smoke', another, say=lines.append)
-  config = configs.read(tmp_path / 'other' / 'config.json')
+  importing.import_weights(file, tmp_path / 'other', 'smoke', another, say=lines.append)
+  config = read_config(tmp_path / 'other' / 'config.json')
   assert (config.mean, config.std) == ((0.5,) * 3, (0.25,) * 3) and 'as the config says' in lines[5]
 
 
@@ -374,7 +374,7 @@ def test_normalisation_and_stem_of_a_config_beside_a_file():
     == importing._normalization({'mean': [], 'std': []})[:2]
     == importing.IMAGENET
   )
-  encoder = configs.load('smoke', {'encoder.stem': 'imagenet'}).encoder
+  encoder = load_config('smoke', {'encoder.stem': 'imagenet'}).encoder
   assert importing._small_stem({}, 'smoke', encoder)[0] == 'cifar'
   assert (
     importing._small_stem({'equivariant_ssl': {'encoder': {'stem': 'half'}}}, 'smoke', encoder)[0]
@@ -444,10 +444,10 @@ def test_a_wrong_file_is_one_line_and_no_partial_load(what):
 def test_a_failed_import_leaves_nothing(tmp_path):
   file = written(tmp_path / 'x.safetensors', BROKEN['missing'][0](random_state(10)))
   with pytest.raises(UserError, match=re.escape(f'{file}: 1 tensors do not fit the 60')):
-    importing.import_(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
+    importing.import_weights(file, tmp_path / 'run', 'smoke', ALONE, say=lambda line: None)
   assert [p.name for p in tmp_path.iterdir()] == ['x.safetensors']
   with pytest.raises(UserError, match='is not empty'):
-    importing.import_(file, tmp_path, 'smoke')
+    importing.import_weights(file, tmp_path, 'smoke')
 
 
 def test_damaged_files(exported, tmp_path):
@@ -464,7 +464,7 @@ def test_damaged_files(exported, tmp_path):
   )  # without its own fingerprint
   (tmp_path / 'config.json').write_text((exported[3] / 'config.json').read_text())
   with pytest.raises(UserError, match='is not what was exported'):
-    importing.import_(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
+    importing.import_weights(tmp_path / 'model.safetensors', tmp_path / 'run', 'smoke', ALONE)
   for name, message in (
     ('none.safetensors', 'there is no file'),
     ('config.json', 'is not a file of weights'),

@@ -13,7 +13,6 @@ from golden import arrays
 from wide import WIDE, float64
 
 from equivariant_ssl import augment, registry
-from equivariant_ssl import config as configs
 from equivariant_ssl.augment.blur import Blur
 from equivariant_ssl.augment.crop import Crop
 from equivariant_ssl.augment.flip import Flip
@@ -21,6 +20,7 @@ from equivariant_ssl.augment.gray import Gray
 from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
 from equivariant_ssl.augment.solarize import Solarize
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.equivariance import augself
 from equivariant_ssl.evaluate import probe
@@ -147,7 +147,7 @@ def filled(shapes: dict, case: Case, at: str = '') -> dict:
 
 def made(case: Case):
   """The recipe of a config whose layers are narrow, that tells in the official units."""
-  config = configs.load(case.config, {**SMALL, **case.over})
+  config = load_config(case.config, {**SMALL, **case.over})
   config.dtype = WIDE
   of = lambda op: lambda action: op.encode(action) / case.units
   between = lambda op: lambda a, b: op.relative(a, b) / case.units
@@ -155,7 +155,7 @@ def made(case: Case):
   if case.raw:
     units = lambda op, draws: op._replace(encode=lambda action: action['told'], relative=lambda a, b: b['told'] - a['told'])
   with mock.patch.object(recipe.augment, 'normalized', units), mock.patch.dict('sys.modules', {tiny.__name__: tiny}):
-    return recipe.make(config, 100 * arrays.B, arrays.SIZE, config.mean, config.std)
+    return recipe.make_recipe(config, 100 * arrays.B, arrays.SIZE, config.mean, config.std)
 
 
 def ours(case: Case) -> tuple[float, dict[str, np.ndarray]]:

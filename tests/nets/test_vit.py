@@ -170,7 +170,7 @@ def test_out_and_in_is_bitwise(tmp_path):
   state = drawn(width=192, patch=8, tokens=4, depth=1)
   save_file({f'module.{k}': v for k, v in state.items()}, tmp_path / 'timm.safetensors')
   said = []
-  importing.import_(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
+  importing.import_weights(tmp_path / 'timm.safetensors', tmp_path / 'run', 'smoke', {'equivariance': 'none'}, say=said.append)
   assert "vit_tiny_patch16_224, under 'module.': 18 of 18 tensors" in said[0]
   found = load_file(exporting.export(tmp_path / 'run', say=said.append) / 'model.safetensors')
   assert found.keys() == state.keys() and all((found[k] == v).all() for k, v in state.items())

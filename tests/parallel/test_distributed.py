@@ -9,7 +9,7 @@ import jax
 import one_process
 import pytest
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
 from equivariant_ssl.parallel import cluster, processes
 from equivariant_ssl.training import loop
@@ -81,7 +81,7 @@ def test_other_data_on_another_machine_are_said_before_anything_is_written(monke
   marks = 'training count'
   monkeypatch.setattr(processes, 'gather', lambda own: [own, {**own, marks: 7} if marks in own else own])
   with pytest.raises(UserError, match="processes 0 and 1 differ in the data's training count: 1000 and 7"):
-    loop.train(configs.load(one_process.__file__), tmp_path / 'run')
+    loop.train(load_config(one_process.__file__), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import loop
@@ -66,7 +66,7 @@ def test_one_process_and_several_train_alike_on_four_devices(n, over, tmp_path):
   stand_in = tmp_path / 'python'
   stand_in.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/one_process.py "$@"\n')
   stand_in.chmod(0o755)
-  config = configs.load(one_process.__file__, over)
+  config = load_config(one_process.__file__, over)
   one_process.train_with_views(config, tmp_path / '1', mesh=sharding.mesh(jax.devices()[:4]), quiet=True)
   views = (tmp_path / '1' / 'views.json').read_text()
   done = script('launch/local.sh', n, one_process.__file__, '--workdir', tmp_path / str(n), '--quiet',
@@ -103,7 +103,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_process_goes_on_from_two_and_evaluates_what_they_trained(two, tmp_path, monkeypatch, capsys):
-  config, mesh = configs.load('smoke', STEPS), sharding.mesh(jax.devices()[:2])
+  config, mesh = load_config('smoke', STEPS), sharding.mesh(jax.devices()[:2])
   shutil.copytree(two, tmp_path / 'on')
   assert {p.name for p in (two / 'checkpoints').iterdir() if p.name.isdigit()} == {'3', '5'}
   shutil.rmtree(tmp_path / 'on' / 'checkpoints' / '5')

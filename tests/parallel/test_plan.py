@@ -9,7 +9,7 @@ import tiny
 from jax.sharding import PartitionSpec
 
 from equivariant_ssl import cli, nets, registry, shipped
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.nets.conv import conv2d
 from equivariant_ssl.parallel import sharding, step_cost, step_plan
 
@@ -85,7 +85,7 @@ def test_collectives_of_a_program():
 
 
 def test_the_plan_of_a_config_in_words_and_bytes(capsys):
-  found = step_plan.run(configs.load(tiny.NAME), 0, print)
+  found = step_plan.run(load_config(tiny.NAME), 0, print)
   said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(' '))
   assert said['devices'] == '8 x cpu, batch 16 = 8 x 2' and said['fits'].startswith('may fit on devices of 16 GiB')
   assert said['steps'].startswith('8 = ') and said['collectives'].count('all-') >= 1
@@ -99,14 +99,14 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
     ('stl10', 'unlabelled', (100_000, 0)), ('stl10:1.0.0', 'train', (5_000, 10)),
     ('cifar10', 'train[:80%]', None), ('mine', 'train', None)])
 def test_what_is_known_of_data_that_are_not_prepared(dataset, train, found):
-  config = configs.load('smoke', {'data.name': 'tfds', 'data.dataset': dataset, 'data.train': train})
+  config = load_config('smoke', {'data.name': 'tfds', 'data.dataset': dataset, 'data.train': train})
   assert step_plan.known_data(config) == found
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_the_training_images_of_every_shipped_config_are_known(name):
   """Or they are the digits, which come with scikit-learn."""
-  config = configs.load(name)
+  config = load_config(name)
   assert config.data.name == 'digits' or step_plan.known_data(config), f'the split of {name} is not in plan.KNOWN'
 
 
@@ -129,6 +129,6 @@ def test_an_unknown_number_of_devices(capsys):
 
 def test_a_batch_of_65536_can_be_traced():
   """Its BatchNorm has more than 2^31 values a channel."""
-  of = lambda batch: step_plan.work(configs.load('smoke', {
+  of = lambda batch: step_plan.step_flops(load_config('smoke', {
       'batch': str(batch), 'size': '224', 'data': "{'name':'tfds','dataset':'imagenet2012','size':256}"}))
   assert 4 < of(65536) / of(16384) < 4.2  # the loss alone grows faster than the batch

@@ -11,7 +11,7 @@ import time
 import one_process
 import pytest
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, fingerprint, record
 from equivariant_ssl.training import runs
@@ -125,9 +125,9 @@ def ended(slurm, job):
 
 
 def weights(workdir, steps):
-  config = configs.load(one_process.__file__, {'steps': str(steps), 'checkpoint_every': '100000'})
-  run = runs.prepare(config, sharding.mesh())
-  step, state, _ = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), log=pytest.fail)
+  config = load_config(one_process.__file__, {'steps': str(steps), 'checkpoint_every': '100000'})
+  run = runs.prepare_run(config, sharding.mesh())
+  step, state, _ = checkpoint.load_checkpoint(workdir / 'checkpoints', runs.abstract_state(run), log=pytest.fail)
   assert step == steps
   return state
 
@@ -149,7 +149,7 @@ def test_two_tasks_stop_together_are_queued_again_and_finish_as_if_never_stopped
   assert 'JobState=COMPLETED' in shown, shown + said('stopped')
   whole = submit(slurm, tmp_path, 'whole', steps)
   until(lambda: ended(slurm, whole), 400)
-  assert fingerprint.of(weights(tmp_path / 'stopped', steps)) == fingerprint.of(weights(tmp_path / 'whole', steps))
+  assert fingerprint.fingerprints(weights(tmp_path / 'stopped', steps)) == fingerprint.fingerprints(weights(tmp_path / 'whole', steps))
 
 
 def test_the_templates_are_what_sbatch_takes(slurm):

@@ -28,7 +28,7 @@ def points(path: str) -> np.ndarray:
 
 
 def test_lines_go_where_the_numbers_do():
-  chart = charts.lines(
+  chart = charts.line_chart(
     't',
     {'a': ([0, 5, 10], [1.0, 3.0, 2.0]), 'b': ([0, 5, 10], [2.0, None, 4.0])},
     rules={'limit': 2.0},
@@ -43,15 +43,15 @@ def test_lines_go_where_the_numbers_do():
   assert 'a: 1 at 0, 2 at 10, lowest 1, highest 3.' in about(
     chart
   ) and 'Line at 2: limit.' in about(chart)
-  decades = charts.lines('t', {'a': ([0, 1, 2], [1.0, 10.0, 100.0])}, log_y=True)
+  decades = charts.line_chart('t', {'a': ([0, 1, 2], [1.0, 10.0, 100.0])}, log_y=True)
   assert (
     np.diff(points(elements(decades, 'line')[-1]['d'])[:, 1]).std() < 0.1
     and 'logarithmic' in decades
   )
-  long = charts.lines('t', {'a': (list(range(9000)), list(np.arange(9000.0)))})
+  long = charts.line_chart('t', {'a': (list(range(9000)), list(np.arange(9000.0)))})
   assert len(points(elements(long, 'line')[-1]['d'])) == charts.POINTS
   for odd in ({'a': ([0, 1], [None, None])}, {'a': ([3], [2.0])}, {'a': ([0, 1], [0.0, 0.0])}):
-    assert 'nan' not in charts.lines('t', odd) and 'nan' not in charts.lines('t', odd, log_y=True)
+    assert 'nan' not in charts.line_chart('t', odd) and 'nan' not in charts.line_chart('t', odd, log_y=True)
 
 
 def test_dots_lie_on_their_axis():
@@ -60,7 +60,7 @@ def test_dots_lie_on_their_axis():
     charts.Dot('b', 0.0, group='g'),
     charts.Dot('c', 4.0, group='h'),
   ]
-  chart = charts.dots('t', rows, 'points')
+  chart = charts.dot_plot('t', rows, 'points')
   a, b, c = (float(e['cx']) for kind in ('dot', 'ring') for e in elements(chart, kind))
   low, high = map(
     float, re.match(r'M([\d.]+) [\d.]+H([\d.]+)', elements(chart, 'range')[0]['d']).groups()
@@ -72,25 +72,25 @@ def test_dots_lie_on_their_axis():
     and len(elements(chart, 'ring')) == 2
   )  # no interval
   assert 'g, a: +2.0 [1.0, 4.0], chance -1.0.' in about(chart) and 'h, c: +4.0.' in about(chart)
-  assert not elements(charts.dots('t', rows, '%', zero=False), 'zero')
+  assert not elements(charts.dot_plot('t', rows, '%', zero=False), 'zero')
 
 
 def test_heat_is_as_strong_as_the_number():
-  chart = charts.heat('t', ['r', 's'], ['x', 'y'], [[1.0, -0.5], [None, 0.0]])
+  chart = charts.heat_map('t', ['r', 's'], ['x', 'y'], [[1.0, -0.5], [None, 0.0]])
   cells = [
     (e['class'], float(e['fill-opacity']))
     for e in (*elements(chart, 'up'), *elements(chart, 'down'))
   ]
   assert cells == [('up', 1.0), ('up', 0.0), ('up', 0.0), ('down', 0.5)]
   assert about(chart) == 'r: x 1.00, y -0.50; s: x none, y 0.00.' and '>-0.50<' in chart
-  assert 'class="wide"' in charts.heat('t', ['r'], [f'column {i}' for i in range(12)], [[1.0] * 12])
-  capped = charts.heat('t', ['r'], ['x', 'y'], [[9.0, 1.0]], most=2.0)
+  assert 'class="wide"' in charts.heat_map('t', ['r'], [f'column {i}' for i in range(12)], [[1.0] * 12])
+  capped = charts.heat_map('t', ['r'], ['x', 'y'], [[9.0, 1.0]], most=2.0)
   assert [float(e['fill-opacity']) for e in elements(capped, 'up')] == [1.0, 0.5]
 
 
 def test_scatter_keeps_distances():
   at = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 2.0]])
-  chart = charts.scatter(
+  chart = charts.scatter_plot(
     't', at, np.array([0, 0, 9, 9]), [f'class {i}' for i in range(10)], 'Four points.'
   )
   groups = [
@@ -103,17 +103,17 @@ def test_scatter_keeps_distances():
   )  # up is up; a second shape after 8 colors
   assert about(chart) == 'Four points. 4 points: class 0 2, class 9 2.'
   at = np.random.default_rng(0).normal(size=(2000, 2))
-  many = charts.scatter('t', at, np.arange(2000) % 100, [str(i) for i in range(100)])
+  many = charts.scatter_plot('t', at, np.arange(2000) % 100, [str(i) for i in range(100)])
   assert len(many) < 50_000 and 'and 84 more; colors repeat' in many
 
 
 def test_hostile_names_stay_text():
   bad = HOSTILE + '\x00\x1b'
   drawings = [
-    charts.lines(bad, {bad: ([0, 1], [1.0, 2.0])}, bad, rules={bad: 1.0}),
-    charts.heat(bad, [bad], [bad], [[1.0]]),
-    charts.dots(bad, [charts.Dot(bad, 1.0, 0.0, 2.0, {bad: 1.0}, bad)], bad),
-    charts.scatter(bad, np.eye(2), np.array([0, 1]), [bad, bad], bad),
+    charts.line_chart(bad, {bad: ([0, 1], [1.0, 2.0])}, bad, rules={bad: 1.0}),
+    charts.heat_map(bad, [bad], [bad], [[1.0]]),
+    charts.dot_plot(bad, [charts.Dot(bad, 1.0, 0.0, 2.0, {bad: 1.0}, bad)], bad),
+    charts.scatter_plot(bad, np.eye(2), np.array([0, 1]), [bad, bad], bad),
   ]
   for chart in drawings:
     root = ElementTree.fromstring(chart)

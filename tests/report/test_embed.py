@@ -13,12 +13,12 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import source
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.evaluate.transfer import central
+from equivariant_ssl.evaluate.transfer import central_features
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, embeddings
 from equivariant_ssl.report.embeddings import Embeddings
@@ -37,11 +37,11 @@ def one_encoder(monkeypatch):
 
 def started(workdir, **overrides):
   """A run on the digits that has a checkpoint of its first state."""
-  config = configs.load('smoke', overrides)
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
-  record.start(workdir, configs.as_json(config), 'eqssl train')
-  with checkpoint.open(workdir / 'checkpoints') as saved:
-    saved.save(0, runs.initial(run), {}, wait=True)
+  config = load_config('smoke', overrides)
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
+  record.start_record(workdir, config_to_json(config), 'eqssl train')
+  with checkpoint.open_checkpoints(workdir / 'checkpoints') as saved:
+    saved.save(0, runs.initial_state(run), {}, wait=True)
   return run
 
 
@@ -83,8 +83,8 @@ def by_evaluation(world, paths):
   split = source.Split(
     np.stack([c for c, _ in canvases]), np.array([s for _, s in canvases], np.float32), None
   )
-  state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run))[1]
-  return central(Partial(frozen(run.recipe).encode, variables(state)), split, run.recipe.size)
+  state = checkpoint.load_checkpoint(workdir / 'checkpoints', runs.abstract_state(run))[1]
+  return central_features(Partial(frozen(run.recipe).encode, variables(state)), split, run.recipe.size)
 
 
 def test_features_are_the_evaluations(world, written):
@@ -123,9 +123,9 @@ def test_in_pieces_and_what_cannot_be_read_is_said(world, written, tmp_path, mon
   monkeypatch.setattr(embed, 'CHUNK', 3)
   monkeypatch.setattr(embed, 'BATCH', 4)
   workdir, _, photos = world
-  counts, real = [], source.fill
+  counts, real = [], source.decode_records
   monkeypatch.setattr(
-    source, 'fill', lambda records, size: (counts.append(records.count), real(records, size))[1]
+    source, 'decode_records', lambda records, size: (counts.append(records.count), real(records, size))[1]
   )
   assert embed.embed(workdir, str(photos), str(tmp_path / 'e.csv')) == 3
   assert max(counts) == 3 and len(counts) == 3  # canvases at a time

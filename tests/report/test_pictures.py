@@ -13,17 +13,16 @@ from jax.tree_util import Partial
 from PIL import Image as Pillow
 
 from equivariant_ssl import augment, data, registry
-from equivariant_ssl import config as configs
 from equivariant_ssl.augment.blur import Blur
 from equivariant_ssl.augment.crop import Crop
 from equivariant_ssl.augment.jitter import Jitter
 from equivariant_ssl.augment.rotate import Rotate
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import retrieval
 from equivariant_ssl.evaluate.features import features
-from equivariant_ssl.evaluate.frozen import bank, frozen, variables
-from equivariant_ssl.evaluate.frozen import rows as rows_of
-from equivariant_ssl.evaluate.gains import answers
+from equivariant_ssl.evaluate.frozen import bank, frozen, indexed_images, variables
+from equivariant_ssl.evaluate.gains import predictions
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import gallery, maps, pictures
 from equivariant_ssl.storage import checkpoint
@@ -41,12 +40,12 @@ def digits():
 
   It is untrained, because the tests hold for any weights.
   """
-  run = runs.prepare(configs.load('smoke'), sharding.mesh(jax.devices()[:1]))
-  return run, frozen(run.recipe, views=M), runs.initial(run)
+  run = runs.prepare_run(load_config('smoke'), sharding.mesh(jax.devices()[:1]))
+  return run, frozen(run.recipe, views=M), runs.initial_state(run)
 
 
 def step_views(config_recipe, key, batch):
-  return jax.device_get(jax.jit(lambda k, b: step.views(config_recipe, k, 0, b))(key, batch))
+  return jax.device_get(jax.jit(lambda k, b: step.draw_views(config_recipe, k, 0, b))(key, batch))
 
 
 def test_the_gallery_is_the_first_step(digits):
@@ -66,15 +65,15 @@ def test_the_gallery_is_the_first_step(digits):
 
 @pytest.mark.slow
 def test_a_group_of_every_choice_is_shown_whole():
-  config_recipe = recipe.make(
-    configs.load('smoke', {'equivariance': 'essl', 'augment.rotate.role': 'sensitive'}), 64, 16
+  config_recipe = recipe.make_recipe(
+    load_config('smoke', {'equivariance': 'essl', 'augment.rotate.role': 'sensitive'}), 64, 16
   )
   batch = step.Batch(
     np.arange(2 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 16, 16, 3),
     np.full((2, 2), 16, np.float32),
   )
   tiles, expected = (
-    pictures.rows(config_recipe, jax.random.key(3), batch),
+    pictures.view_tiles(config_recipe, jax.random.key(3), batch),
     step_views(config_recipe, jax.random.key(3), batch),
   )
   for row, views in zip(tiles['essl'], VIEW(expected['essl'].images), strict=True):
@@ -179,9 +178,9 @@ def test_a_perfect_predictor_finds_the_right_one_first(digits):
 
 def test_a_strip_ranks_as_the_protocol_does(digits):
   run, fixed, state = digits
-  h, actions = bank(fixed, state, 'equimod', rows_of(run.source.test, slice(4)), batch=4)
+  h, actions = bank(fixed, state, 'equimod', indexed_images(run.source.test, slice(4)), batch=4)
   before, after = (jax.tree.map(lambda a, m=m: a[:, m], actions) for m in range(2))
-  guess = answers(
+  guess = predictions(
     Partial(fixed.answer['equimod'], variables(state)), Pair(h[:, 0], h[:, 1], before, after), 4
   )
   expected = retrieval.ranks(guess[:, None], h, 1)[:, 0]
@@ -331,7 +330,7 @@ def test_a_map_shows_the_field_that_moves_the_features():
 
 
 def test_the_page_shows_the_config(digits, tmp_path):
-  out = gallery.show(configs.load('smoke'), out=tmp_path / 'augs.html', count=2)
+  out = gallery.write_gallery(load_config('smoke'), out=tmp_path / 'augs.html', count=2)
   text = html.unescape(out.read_text())
   tiles = [t for rows in pictures.gallery(digits[0], 2).values() for row in rows for t in row]
   assert text.count('<img ') == len(tiles)
@@ -351,7 +350,7 @@ def test_the_page_shows_the_config(digits, tmp_path):
 def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypatch):
   pixels = np.random.RandomState(0).randint(0, 256, (40, 80, 3)).astype(np.uint8)
   Pillow.fromarray(pixels).save(tmp_path / 'wide.png')
-  config = configs.load('smoke', {'probe': 'True'})
+  config = load_config('smoke', {'probe': 'True'})
   monkeypatch.setattr(
     registry,
     'make',
@@ -361,7 +360,7 @@ def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypat
   )
   config_recipe, batch = gallery._file_batch(config, str(tmp_path / 'wide.png'), 2)
   assert batch.sizes.tolist() == [[40, 80]] * 2 and batch.images.shape == (2, 16, 16, 3)
-  text = gallery.show(config, str(tmp_path / 'wide.png'), tmp_path / 'a.html', 2).read_text()
+  text = gallery.write_gallery(config, str(tmp_path / 'wide.png'), tmp_path / 'a.html', 2).read_text()
   assert 'the image, 80 x 40 pixels' in text
   crops = step_views(config_recipe, jax.random.key(0), batch)['views'].actions['crop']
   assert all(
@@ -370,18 +369,18 @@ def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypat
   (tmp_path / 'no.png').write_bytes(b'no')
   for name in ('no.png', 'nowhere.png'):
     with pytest.raises(UserError, match=name):
-      gallery.show(config, str(tmp_path / name), tmp_path / 'b.html')
+      gallery.write_gallery(config, str(tmp_path / name), tmp_path / 'b.html')
   assert not (tmp_path / 'b.html').exists()
 
 
 @pytest.mark.slow
 def test_of_a_run_that_was_trained(tmp_path):
-  config = configs.load('smoke', {'steps': '100', 'encoder.width': '8'})
+  config = load_config('smoke', {'steps': '100', 'encoder.width': '8'})
   train(config, tmp_path / 'run', quiet=True)
-  run = runs.prepare(config)  # on all devices
+  run = runs.prepare_run(config)  # on all devices
   fixed, state = (
     frozen(run.recipe),
-    checkpoint.load(tmp_path / 'run' / 'checkpoints', runs.abstract(run))[1],
+    checkpoint.load_checkpoint(tmp_path / 'run' / 'checkpoints', runs.abstract_state(run))[1],
   )
   assert [len(row) for row in pictures.strips(run, fixed, state)['equimod']] == [7] * 4
   near = pictures.neighbors(run, fixed, state, 40, 5)

@@ -9,7 +9,7 @@ import pytest
 import reports
 from reports import HOSTILE, SVG, Parsed
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
 from equivariant_ssl.report import gallery, page, report
@@ -214,7 +214,7 @@ def test_a_comparison(tmp_path):
     f'{100 * mean:.2f} ± {100 * std:.2f}',
     f'{50 * mean:.2f}',
     '10.00',
-    statistics.show(expected, 100.0),
+    statistics.interval_text(expected, 100.0),
   ]
   assert rows['knn top1', 'simclr'][-1] == ''
   accuracies = next(s for s in parsed.svgs if s[0].text == 'Accuracies: difference from simclr')[
@@ -409,7 +409,7 @@ def test_a_folder_is_no_page(tmp_path):
   for write in (
     lambda: report([run], out, images=False),
     lambda: report([run, run], out),
-    lambda: gallery.show(configs.load('smoke'), out=out),
+    lambda: gallery.write_gallery(load_config('smoke'), out=out),
     lambda: page.save(out, ''),
   ):
     with pytest.raises(UserError, match=r"imgs' is a folder, not a file to write") as e:

@@ -7,7 +7,7 @@ import jax
 import pytest
 import reports
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.evaluate import evaluation, frozen, panel_protocols, protocols
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import report
@@ -45,7 +45,7 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
     for name, value in (('PANEL_TRAIN', 64), ('PANEL_TEST', 48), ('SHARED', 2)):
       patch.setattr(panel_protocols, name, value)
     # A batch that 8 devices do not divide: one device, whose programs compile sooner.
-    config = configs.load('smoke', {'steps': '4', 'batch': '15', 'knn_every': '.05', 'probe': 'True'})
+    config = load_config('smoke', {'steps': '4', 'batch': '15', 'knn_every': '.05', 'probe': 'True'})
     loop.train(config, root / 'trained', 'eqssl train --config smoke', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
     evaluation.evaluate(root / 'trained', ['knn', 'gains', 'profile', 'health'])
     found = {'trained': report([root / 'trained'])}

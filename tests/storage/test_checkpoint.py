@@ -51,7 +51,7 @@ def same(a, b):
 def original(tmp_path_factory):
   """A workdir with sound checkpoints of steps 5, 10, 15 and 20."""
   workdir = tmp_path_factory.mktemp('original')
-  with checkpoint.open(workdir / 'checkpoints', keep=4) as saved:
+  with checkpoint.open_checkpoints(workdir / 'checkpoints', keep=4) as saved:
     for step in (5, 10, 15, 20):
       saved.save(step, state(step), {'config': 'a', 'at': step})
   return workdir
@@ -64,7 +64,7 @@ def workdir(original, tmp_path):
 
 
 def restore(workdir, like=LIKE, lines=None):
-  with checkpoint.open(workdir / 'checkpoints', log=(lines if lines is not None else []).append) as saved:
+  with checkpoint.open_checkpoints(workdir / 'checkpoints', log=(lines if lines is not None else []).append) as saved:
     return saved.restore(like)
 
 
@@ -76,49 +76,49 @@ def restore(workdir, like=LIKE, lines=None):
     ids=['lars', 'sgd', 'adamw', 'masked nodes'])
 def test_a_state_comes_back_bit_for_bit(tx, tmp_path):
   want = state(3, tx)._replace(target=({'w': jnp.array([1.5, -0.], jnp.bfloat16)}, {}), extras={'on': np.array(True)})
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     saved.save(3, want, {'seed': 7, 'name': 'x'}, wait=True)
     step, got, meta = saved.restore(abstract(want))
   assert (step, meta) == (3, {'seed': 7, 'name': 'x'})
   same(got, want)
-  assert fingerprint.of(got) == fingerprint.of(want)
+  assert fingerprint.fingerprints(got) == fingerprint.fingerprints(want)
 
 
 def test_nothing_yet_is_none_and_reading_it_is_an_error(tmp_path):
   assert restore(tmp_path) is None
   with pytest.raises(errors.UserError, match='eqssl train') as error:
-    checkpoint.load(tmp_path / 'checkpoints', LIKE)
+    checkpoint.load_checkpoint(tmp_path / 'checkpoints', LIKE)
   assert error.value.code == errors.NO_CHECKPOINT
 
 
 def test_the_newest_are_kept_and_a_saved_step_is_not_saved_again(tmp_path):
-  with checkpoint.open(tmp_path / 'checkpoints', keep=2) as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints', keep=2) as saved:
     for step in (1, 2, 3):
       saved.save(step, state(step), {})
     saved.save(3, state(99), {}, wait=True)
     assert saved.latest() == 3
-  assert checkpoint.steps(tmp_path / 'checkpoints') == [3, 2]
-  with checkpoint.open(tmp_path / 'checkpoints', keep=2) as saved:
+  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == [3, 2]
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints', keep=2) as saved:
     step, got, _ = saved.restore(LIKE)
     saved.save(3, state(99), {})  # restored, so it is there
     saved.save(4, state(4), {})
   same(got, state(3))
-  assert checkpoint.steps(tmp_path / 'checkpoints') == [4, 3]
-  same(checkpoint.load(tmp_path / 'checkpoints', LIKE, 3)[1], state(3))
+  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == [4, 3]
+  same(checkpoint.load_checkpoint(tmp_path / 'checkpoints', LIKE, 3)[1], state(3))
 
 
 def test_a_reader_takes_a_part_a_step_or_an_older_one_and_moves_nothing(workdir):
   lines, directory = [], workdir / 'checkpoints'
-  step, got, meta = checkpoint.load(directory, {'params': LIKE.params}, 10)
+  step, got, meta = checkpoint.load_checkpoint(directory, {'params': LIKE.params}, 10)
   assert step == 10 and meta == {'config': 'a', 'at': 10}
   same(got['params'], state(10).params)
   weights(directory / '20').unlink()
   before = sorted(directory.rglob('*'))
-  assert checkpoint.load(directory, LIKE, log=lines.append)[0] == 15
+  assert checkpoint.load_checkpoint(directory, LIKE, log=lines.append)[0] == 15
   assert len(lines) == 1 and '20 is damaged' in lines[0]
   for step in (20, 7):  # damaged, absent
     with pytest.raises(errors.UserError) as error:
-      checkpoint.load(directory, LIKE, step, lines.append)
+      checkpoint.load_checkpoint(directory, LIKE, step, lines.append)
     assert error.value.code == errors.NO_CHECKPOINT
   assert sorted(directory.rglob('*')) == before and not (workdir / 'quarantine').exists()
 
@@ -176,7 +176,7 @@ DAMAGES = {  # what is done to the directory, and the step that is then found
 def test_damaged_directories(name, workdir):
   damage, left = DAMAGES[name]
   damage(workdir / 'checkpoints')
-  there, lines = checkpoint.steps(workdir / 'checkpoints'), []
+  there, lines = checkpoint.saved_steps(workdir / 'checkpoints'), []
   if left is None:
     for _ in range(2):  # the second time nothing is listed any more, and it still does not start from 0
       with pytest.raises(errors.UserError, match='quarantine') as error:
@@ -190,10 +190,10 @@ def test_damaged_directories(name, workdir):
   aside = sorted(int(p.name.split('-')[0]) for p in (workdir / 'quarantine').glob('*'))
   assert aside == sorted(moved) and len(lines) == len(moved)
   if left is not None:  # the run goes on over what is left
-    with checkpoint.open(workdir / 'checkpoints', keep=2) as saved:
+    with checkpoint.open_checkpoints(workdir / 'checkpoints', keep=2) as saved:
       saved.save(30, state(30), {}, wait=True)
       assert saved.restore(LIKE)[0] == 30
-    assert len(checkpoint.steps(workdir / 'checkpoints')) == 2
+    assert len(checkpoint.saved_steps(workdir / 'checkpoints')) == 2
 
 
 def flips(workdir, count, seed):
@@ -208,7 +208,7 @@ def flips(workdir, count, seed):
     good = path.read_bytes()
     at, bit = rng.randrange(len(good)), rng.randrange(8)
     path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1:])
-    step, got, _ = checkpoint.load(workdir / 'checkpoints', LIKE, log=lambda line: None)
+    step, got, _ = checkpoint.load_checkpoint(workdir / 'checkpoints', LIKE, log=lambda line: None)
     same(got, state(step))
     harmless += step == 20
     path.write_bytes(good)
@@ -235,7 +235,7 @@ def test_another_config_is_an_error_and_nothing_is_moved(like, workdir):
     restore(workdir, like, lines)
   assert error.value.code == errors.OTHER_CONFIG and not lines
   assert re.search(r'of another config: \d+ of \d+ tensors match: ', str(error.value))
-  assert checkpoint.steps(workdir / 'checkpoints') == [20, 15, 10, 5] and not (workdir / 'quarantine').exists()
+  assert checkpoint.saved_steps(workdir / 'checkpoints') == [20, 15, 10, 5] and not (workdir / 'quarantine').exists()
 
 
 def test_files_that_cannot_be_read_raise_and_nothing_is_moved(original):
@@ -255,14 +255,14 @@ def test_files_that_cannot_be_read_raise_and_nothing_is_moved(original):
     finally:
       if root:
         os.seteuid(0)
-    assert checkpoint.steps(workdir / 'checkpoints')[0] == 20
+    assert checkpoint.saved_steps(workdir / 'checkpoints')[0] == 20
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, 2.4e30, -1e16])
 def test_a_state_that_is_not_finite_or_absurd_is_refused(value, tmp_path):
   bad = state(2)
   bad.params['bn']['scale'] = bad.params['bn']['scale'].at[3].set(value)
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     saved.save(1, state(1), {})
     with pytest.raises(errors.UserError, match='params/bn/scale.*\n.*step 1') as error:
       saved.save(2, bad, {})
@@ -271,7 +271,7 @@ def test_a_state_that_is_not_finite_or_absurd_is_refused(value, tmp_path):
 
 def test_a_full_disk_is_said_before_and_a_later_save_works(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     saved.save(1, state(1), {})
     with monkeypatch.context() as patch:
       patch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=100))
@@ -307,7 +307,7 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
                         timeout=120)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('checkpoint 2 was not written') and 'step 1' in done.stdout and not done.stderr
-  assert checkpoint.steps(tmp_path / 'checkpoints') == [4, 1]
+  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == [4, 1]
 
 
 @pytest.mark.parametrize('devices', [1, 2, 8])
@@ -315,22 +315,22 @@ def test_saved_on_4_devices_restored_on_others(devices, tmp_path):
   four = sharding.replicated_sharding(sharding.mesh(jax.devices()[:4]))
   want = sharding.place(state(6), four)
   want = want._replace(stats=jax.device_put(want.stats, NamedSharding(four.mesh, PartitionSpec('data'))))
-  prints = fingerprint.of(state(6))
-  assert fingerprint.of(want) == prints
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  prints = fingerprint.fingerprints(state(6))
+  assert fingerprint.fingerprints(want) == prints
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     saved.save(6, want, {})
   there = sharding.replicated_sharding(sharding.mesh(jax.devices()[:devices]))
   got = restore(tmp_path, abstract(want, there))[1]
-  assert fingerprint.of(got) == prints
+  assert fingerprint.fingerprints(got) == prints
   assert all(x.sharding.is_equivalent_to(there, x.ndim) for x in jax.tree.leaves(got))
 
 
 def test_a_fingerprint_sees_values_places_and_types():
-  prints = {fingerprint.of({'x': x})['x'] for x in (
+  prints = {fingerprint.fingerprints({'x': x})['x'] for x in (
       jnp.array([0., 1.]), jnp.array([1., 0.]), jnp.array([[0., 1.]]), jnp.array([-0., 1.]), jnp.array([0, 1]),
       jnp.array([False, True]), jnp.array([0., 1.], jnp.bfloat16), jnp.array([0., np.nan]), jnp.zeros(0))}
   assert len(prints) == 9
-  assert fingerprint.of({'a': 1, 'b': (), 'c': (np.float32(2),)}).keys() == {'a', 'c/0'}
+  assert fingerprint.fingerprints({'a': 1, 'b': (), 'c': (np.float32(2),)}).keys() == {'a', 'c/0'}
 
 
 WRITER = """if True:
@@ -419,5 +419,5 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
   assert [job.returncode for job in jobs] == [0, 0], ends
   logs = [[line for line in out.splitlines() if line.startswith('LOG')] for out, _ in ends]
   assert [len(x) for x in logs] == [1, 0]
-  want = fingerprint.of({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
+  want = fingerprint.fingerprints({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
   assert all(f'END {want}' in out for out, _ in ends), (want, ends)

@@ -31,7 +31,7 @@ def state(step):
 
 
 def make(workdir, *steps):
-  with checkpoint.open(workdir / 'checkpoints', keep=9) as saved:
+  with checkpoint.open_checkpoints(workdir / 'checkpoints', keep=9) as saved:
     saved.restore(LIKE)
     for step in steps:
       saved.save(step, state(step), {'at': step})
@@ -39,7 +39,7 @@ def make(workdir, *steps):
 
 
 def restore(workdir, lines=None):
-  with checkpoint.open(workdir / 'checkpoints', log=(lines if lines is not None else []).append) as saved:
+  with checkpoint.open_checkpoints(workdir / 'checkpoints', log=(lines if lines is not None else []).append) as saved:
     return saved.restore(LIKE)
 
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_whoever_reads_it(run, tmp_pat
   other = make(tmp_path / 'other', 3)
   shutil.copytree(other / 'checkpoints/3', run / 'checkpoints/3')
   before = everything(run)
-  for read in (lambda: restore(run), lambda: checkpoint.load(run / 'checkpoints', LIKE)):
+  for read in (lambda: restore(run), lambda: checkpoint.load_checkpoint(run / 'checkpoints', LIKE)):
     assert code_of(read, match='3 is not of this run.*\n.*nothing was changed') == errors.OTHER_CONFIG
   assert everything(run) == before
   shutil.rmtree(run / 'checkpoints')
@@ -101,7 +101,7 @@ def test_an_id_that_cannot_be_read_is_not_a_lost_one(run, monkeypatch):
       raise OSError(errno.EIO, 'Input/output error', str(self))
     return real(self, *args, **kw)
   monkeypatch.setattr(run_identity.record.pathlib.Path, 'read_text', broken)
-  for read in (lambda: restore(run), lambda: checkpoint.load(run / 'checkpoints', LIKE)):
+  for read in (lambda: restore(run), lambda: checkpoint.load_checkpoint(run / 'checkpoints', LIKE)):
     assert code_of(read, match='run.json could not be read in 4 tries') == errors.INPUT_OUTPUT
   assert len(calls) == 8 and everything(run) == before
 
@@ -172,7 +172,7 @@ def test_a_read_error_that_stays_is_one_of_its_own(run, keep, monkeypatch):
     shutil.rmtree(run / 'checkpoints/1')
   before = everything(run)
   failing(monkeypatch, 99)
-  for read in (lambda: restore(run), lambda: checkpoint.load(run / 'checkpoints', LIKE)):
+  for read in (lambda: restore(run), lambda: checkpoint.load_checkpoint(run / 'checkpoints', LIKE)):
     assert code_of(read, match='checkpoints/2 could not be read in 4 tries: Input/output error.\n') == errors.INPUT_OUTPUT
   assert everything(run) == before
 
@@ -193,19 +193,19 @@ def test_a_folder_that_cannot_be_listed_at_first(run, monkeypatch):
       raise OSError(errno.ESTALE, 'Stale file handle')
     return real(self)
   monkeypatch.setattr(checkpoint.pathlib.Path, 'iterdir', iterdir)
-  assert checkpoint.steps(run / 'checkpoints') == [2, 1]
+  assert checkpoint.saved_steps(run / 'checkpoints') == [2, 1]
   monkeypatch.setattr(checkpoint.pathlib.Path, 'iterdir', lambda self: (_ for _ in ()).throw(OSError(errno.EIO, 'x')))
-  assert code_of(checkpoint.steps, run / 'checkpoints') == errors.INPUT_OUTPUT
+  assert code_of(checkpoint.saved_steps, run / 'checkpoints') == errors.INPUT_OUTPUT
 
 
 def test_what_is_wrong_once_is_read_again(run, monkeypatch):
-  real, calls = checkpoint.fingerprint.survey, []
+  real, calls = checkpoint.fingerprint.digest_leaves, []
 
   def survey(leaves):
     calls.append(leaves)
     found = real(leaves)
     return ({**found[0], 'w': 'x'}, found[1]) if len(calls) == 1 else found
-  monkeypatch.setattr(checkpoint.fingerprint, 'survey', survey)
+  monkeypatch.setattr(checkpoint.fingerprint, 'digest_leaves', survey)
   assert restore(run)[0] == 2 and not (run / 'quarantine').exists()
 
 
@@ -251,7 +251,7 @@ def test_a_dead_peer_during_a_save_is_told_as_one(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint_writer, '_manager', lambda *a: (_ for _ in ()).throw(
       ValueError('save failed').with_traceback(None)))
   gone = JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Some tasks: 1')
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     assert code_of(saved.save, 1, state(1), {}, match='was not written') == errors.USAGE
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(processes, 'gather', lambda value: [value])
@@ -267,7 +267,7 @@ def test_a_dead_peer_during_a_save_is_told_as_one(tmp_path, monkeypatch):
 def test_an_error_of_the_disk_in_a_save_has_its_code(tmp_path, monkeypatch):
   failure = OSError(errno.EIO, 'Input/output error')
   monkeypatch.setattr(checkpoint_writer, '_manager', lambda *a: (_ for _ in ()).throw(failure))
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     assert code_of(saved.save, 1, state(1), {}) == errors.INPUT_OUTPUT
 
 
@@ -275,7 +275,7 @@ def test_an_error_of_the_disk_in_a_save_has_its_code(tmp_path, monkeypatch):
 def test_a_flush_that_fails_is_said_and_one_that_is_not_to_be_had_is_not(tmp_path, number, code, monkeypatch):
   def fsync(descriptor):
     raise OSError(number, os.strerror(number))
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     saved.restore(LIKE)
     monkeypatch.setattr(os, 'fsync', fsync)
     if code:
@@ -317,7 +317,7 @@ def shaky(monkeypatch, times):
   monkeypatch.setattr(os, 'open', broken)
 
 
-@pytest.mark.parametrize('read', [decode.read_file, decode.header])
+@pytest.mark.parametrize('read', [decode.read_file, decode.read_header])
 def test_an_image_on_a_disk_that_fails_is_not_a_broken_one(read, tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
   Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(path)
@@ -331,4 +331,4 @@ def test_an_image_on_a_disk_that_fails_is_not_a_broken_one(read, tmp_path, monke
   monkeypatch.undo()
   path.write_bytes(b'x')
   with pytest.raises(decode.BadImage):
-    decode.header(str(path), str(tmp_path))
+    decode.read_header(str(path), str(tmp_path))

@@ -19,7 +19,7 @@ import pytest
 
 from equivariant_ssl import errors
 from equivariant_ssl.storage import record
-from equivariant_ssl.training import progress as shown
+from equivariant_ssl.training import progress
 
 CONFIG = {'seed': 0, 'keep': 3, 'optimizer': {'lr': .06, 'name': 'lars'}, 'data': {'sizes': [32, 32]}}
 
@@ -31,8 +31,8 @@ def code_of(call, *args, **kw):
 
 
 def test_a_start_leaves_config_command_and_environment(tmp_path):
-  record.start(tmp_path / 'a/run', CONFIG, 'eqssl train')
-  record.start(tmp_path / 'a/run', CONFIG, 'eqssl resume run', resume=True)
+  record.start_record(tmp_path / 'a/run', CONFIG, 'eqssl train')
+  record.start_record(tmp_path / 'a/run', CONFIG, 'eqssl resume run', resume=True)
   run = tmp_path / 'a/run'
   assert json.loads((run / 'config.json').read_text()) == CONFIG
   assert (run / 'command.txt').read_text() == 'eqssl train\neqssl resume run\n'
@@ -45,7 +45,7 @@ def test_a_start_leaves_config_command_and_environment(tmp_path):
 def test_an_environment_that_changed_is_kept(tmp_path, monkeypatch):
   for flags in ('--a', '--a', '--b'):
     monkeypatch.setattr(record, 'environment', lambda flags=flags: {'xla_flags': flags, 'time': time.time()})
-    record.start(tmp_path, CONFIG, 'eqssl train')
+    record.start_record(tmp_path, CONFIG, 'eqssl train')
   env = json.loads((tmp_path / 'env.json').read_text())
   assert env['xla_flags'] == '--b' and [e['xla_flags'] for e in env['earlier']] == ['--a']
 
@@ -56,48 +56,48 @@ def test_an_environment_that_changed_is_kept(tmp_path, monkeypatch):
     ({'data': {'sizes': [32, 16]}}, 'data.sizes: [32, 32] -> [32, 16]'),
     ({'method': 'byol'}, 'method: absent -> "byol"')])
 def test_another_config_is_refused_with_what_differs(change, said, tmp_path):
-  record.start(tmp_path, CONFIG, 'eqssl train')
-  code, text = code_of(record.start, tmp_path, {**CONFIG, **change}, 'eqssl train', free=('keep',))
+  record.start_record(tmp_path, CONFIG, 'eqssl train')
+  code, text = code_of(record.start_record, tmp_path, {**CONFIG, **change}, 'eqssl train', free=('keep',))
   assert code == errors.OTHER_CONFIG and said in text and f'eqssl resume {tmp_path}' in text and '--workdir' in text
   assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG
   assert len((tmp_path / 'command.txt').read_text().splitlines()) == 1
 
 
 def test_free_keys_may_change_and_tuples_are_lists(tmp_path):
-  record.start(tmp_path, CONFIG, 'a')
+  record.start_record(tmp_path, CONFIG, 'a')
   new = {**CONFIG, 'keep': 9, 'optimizer': {'lr': .1, 'name': 'lars'}, 'data': {'sizes': (32, 32)}}
-  record.start(tmp_path, new, 'b', free=('keep', 'optimizer'))
+  record.start_record(tmp_path, new, 'b', free=('keep', 'optimizer'))
   assert json.loads((tmp_path / 'config.json').read_text())['keep'] == 9
-  assert code_of(record.start, tmp_path, {**new, 'keepsake': 1}, 'c', free=('keep',))[0] == errors.OTHER_CONFIG
+  assert code_of(record.start_record, tmp_path, {**new, 'keepsake': 1}, 'c', free=('keep',))[0] == errors.OTHER_CONFIG
 
 
 def test_bad_workdirs_are_said_in_a_line(tmp_path):
-  assert code_of(record.start, tmp_path / 'none', CONFIG, 'x', resume=True)[0] == errors.NO_CHECKPOINT
+  assert code_of(record.start_record, tmp_path / 'none', CONFIG, 'x', resume=True)[0] == errors.NO_CHECKPOINT
   (tmp_path / 'file').write_text('')
-  assert code_of(record.start, tmp_path / 'file', CONFIG, 'x')[0] == errors.USAGE
+  assert code_of(record.start_record, tmp_path / 'file', CONFIG, 'x')[0] == errors.USAGE
   for text in ('{"seed": ', '[]'):
     (tmp_path / 'config.json').write_text(text)
-    code, said = code_of(record.start, tmp_path, CONFIG, 'x')
+    code, said = code_of(record.start_record, tmp_path, CONFIG, 'x')
     assert code == errors.OTHER_CONFIG and f'{tmp_path}/config.json is damaged' in said and '--workdir' in said
 
 
 @pytest.mark.parametrize('text', ['{"python": ', '[]', '3', '{"earlier": 3, "python": 1}'])
 def test_a_damaged_environment_is_written_anew(text, tmp_path):
-  record.start(tmp_path, CONFIG, 'x')
+  record.start_record(tmp_path, CONFIG, 'x')
   (tmp_path / 'env.json').write_text(text)
-  record.start(tmp_path, CONFIG, 'x')
+  record.start_record(tmp_path, CONFIG, 'x')
   assert 'python' in json.loads((tmp_path / 'env.json').read_text())
 
 
 def test_a_workdir_has_one_writer(tmp_path):
-  with record.lock(tmp_path):
-    code, text = code_of(lambda: record.lock(tmp_path).__enter__())
+  with record.lock_folder(tmp_path):
+    code, text = code_of(lambda: record.lock_folder(tmp_path).__enter__())
     assert code == errors.IN_USE and f'process {os.getpid()} ' in text
     other = subprocess.run([sys.executable, '-c', f"""if True:
       import fcntl
       fcntl.flock(open({str(tmp_path / 'run.lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"""], capture_output=True)
     assert b'BlockingIOError' in other.stderr
-  with record.lock(tmp_path):  # let go
+  with record.lock_folder(tmp_path):  # let go
     pass
 
 
@@ -109,23 +109,23 @@ def test_a_killed_holder_lets_go(tmp_path):
     print('held', flush=True)
     time.sleep(60)"""], stdout=subprocess.PIPE)
   holder.stdout.readline()
-  assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+  assert code_of(lambda: record.lock_folder(tmp_path).__enter__())[0] == errors.IN_USE
   holder.kill()
   holder.communicate()
-  with record.lock(tmp_path):
+  with record.lock_folder(tmp_path):
     pass
 
 
 @pytest.mark.parametrize('how', ['deleted', 'replaced'])
 def test_a_lock_file_that_was_deleted_lets_nobody_in(tmp_path, how):
-  with record.lock(tmp_path) as check:
+  with record.lock_folder(tmp_path) as check:
     (tmp_path / 'run.lock').unlink()
     if how == 'replaced':
       (tmp_path / 'run.lock').write_text('')
     for _ in range(2):
-      assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+      assert code_of(lambda: record.lock_folder(tmp_path).__enter__())[0] == errors.IN_USE
     check()  # it is still this process's folder
-  with record.lock(tmp_path):
+  with record.lock_folder(tmp_path):
     pass
 
 
@@ -139,19 +139,19 @@ def test_without_locks_of_folders_the_file_is_watched(tmp_path, number, monkeypa
       raise OSError(number, os.strerror(number))
     real(descriptor, how)
   monkeypatch.setattr(fcntl, 'flock', flock)
-  with record.lock(tmp_path) as check:
+  with record.lock_folder(tmp_path) as check:
     check()
-    assert code_of(lambda: record.lock(tmp_path).__enter__())[0] == errors.IN_USE
+    assert code_of(lambda: record.lock_folder(tmp_path).__enter__())[0] == errors.IN_USE
     (tmp_path / 'run.lock').unlink()
     monkeypatch.setattr(os, 'getpid', lambda: 1)
-    with record.lock(tmp_path):  # another process got in, and the first one sees it
+    with record.lock_folder(tmp_path):  # another process got in, and the first one sees it
       assert 'removed or replaced' in code_of(check)[1]
 
 
 @pytest.mark.parametrize('how', ['removed', 'moved', 'replaced'])
 def test_a_folder_that_goes_away_under_its_holder_is_an_error(tmp_path, how):
   run = tmp_path / 'run'
-  with record.lock(run) as check, record.open_metrics(run) as write:
+  with record.lock_folder(run) as check, record.open_metrics(run) as write:
     write(1, {'loss': 1})
     check()
     shutil.rmtree(run) if how == 'removed' else run.rename(tmp_path / 'elsewhere')
@@ -165,7 +165,7 @@ def test_a_folder_that_goes_away_under_its_holder_is_an_error(tmp_path, how):
 
 def test_a_file_system_that_numbers_files_anew_is_no_error(tmp_path, monkeypatch):
   """As some of the user's space do, of buckets."""
-  with record.lock(tmp_path) as check, record.open_metrics(tmp_path) as write:
+  with record.lock_folder(tmp_path) as check, record.open_metrics(tmp_path) as write:
     monkeypatch.setattr(os.path, 'samestat', lambda a, b: False)
     check()
     write(1, {'loss': 1})
@@ -254,8 +254,8 @@ def test_tensorboard_files_are_written_when_asked(tmp_path, monkeypatch):
 
 def run_progress(times, monkeypatch, quiet=False):
   clock = iter([0., *times])
-  monkeypatch.setattr(shown, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
-  with shown.progress(103, 3, 'run', quiet) as update:
+  monkeypatch.setattr(progress, 'time', types.SimpleNamespace(monotonic=lambda: next(clock)))
+  with progress.progress(103, 3, 'run', quiet) as update:
     for step in range(4, 4 + len(times)):
       update(step, {'loss': jnp.float32(5.5), 'equimod': 2.25}, 1234.4, .034)
 
@@ -267,8 +267,8 @@ def test_progress_without_a_terminal_is_a_line_each_5_seconds(monkeypatch, capsy
   assert out == ''
   assert [line.split()[1] for line in err.splitlines()] == ['4/103', '7/103', '9/103']
   assert err.splitlines()[0] == 'run  4/103  0:16:30 left  1234 images/s  3 % data wait  loss 5.5  equimod 2.25'
-  monkeypatch.setattr(shown, 'time', time)
-  with shown.progress(2, 0, 'run') as update:
+  monkeypatch.setattr(progress, 'time', time)
+  with progress.progress(2, 0, 'run') as update:
     update(1, {}, 1., 0.)
     update(2, {}, 1., 0.)  # at once, but the last
   assert len(capsys.readouterr().err.splitlines()) == 2
@@ -286,7 +286,7 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   monkeypatch.setenv('COLUMNS', '90')
   leader, follower = pty.openpty()
   with os.fdopen(follower, 'w') as terminal:
-    with contextlib.redirect_stderr(terminal), shown.progress(10, 0, 'run') as update:
+    with contextlib.redirect_stderr(terminal), progress.progress(10, 0, 'run') as update:
       update(1, {'loss': 5.5}, 100., 0.)
       print('a line above', file=sys.stderr)
       time.sleep(.25)

@@ -13,11 +13,10 @@ import reports
 import tiny
 from scipy import stats
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import holdout, source, stream
 from equivariant_ssl.errors import IN_USE, OTHER_CONFIG, UserError
-from equivariant_ssl.evaluate import evaluation as evaluations
-from equivariant_ssl.evaluate import frozen, knn, target_data, targets, transfer
+from equivariant_ssl.evaluate import evaluation, frozen, knn, target_data, targets, transfer
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
 from equivariant_ssl.parallel import sharding
@@ -59,7 +58,7 @@ def made(count=40, classes=4, names=True):
 
 def test_a_share_of_each_class_is_held_out_always_the_same():
   whole = made()
-  found, again, there = (holdout.split(whole, 0.2, r) for r in ('', 'validation', 'test'))
+  found, again, there = (holdout.hold_out(whole, 0.2, r) for r in ('', 'validation', 'test'))
   first = lambda split: split.images[:, 0, 0, 0].tolist()
   assert (
     np.bincount(found.test.labels).tolist() == [2] * 4
@@ -73,8 +72,8 @@ def test_a_share_of_each_class_is_held_out_always_the_same():
   )  # the test split, where it is asked for
   assert found.names == tuple(f'{i}.png' for i in first(found.train))
   assert [int(i) % 4 for i in first(found.test)] == found.test.labels.tolist()
-  assert holdout.split(whole, 0.0) is whole and (found.mean, found.std) == (whole.mean, whole.std)
-  bare = holdout.split(whole._replace(train=whole.train._replace(labels=None), names=None), 0.2)
+  assert holdout.hold_out(whole, 0.0) is whole and (found.mean, found.std) == (whole.mean, whole.std)
+  bare = holdout.hold_out(whole._replace(train=whole.train._replace(labels=None), names=None), 0.2)
   assert len(bare.test.images) == 8 and bare.test.labels is None and bare.names is None
 
 
@@ -82,7 +81,7 @@ def test_of_a_labelled_split_of_its_own_it_is_held_out():
   """STL-10: its training images have no labels, those that are read out on have."""
   whole = made(names=False)
   whole = whole._replace(labelled=whole.train, train=whole.train._replace(labels=None))
-  found, want = holdout.split(whole, 0.2), holdout.split(made(), 0.2)
+  found, want = holdout.hold_out(whole, 0.2), holdout.hold_out(made(), 0.2)
   assert found.train is whole.train and found.bank is found.labelled
   for part, same in ((found.labelled, want.train), (found.test, want.test)):
     np.testing.assert_array_equal(part.images, same.images)
@@ -97,7 +96,7 @@ def test_what_streams_is_held_out_without_being_decoded():
   lazy = stream.lazy_split(
     'made', source.Records(str, read, whole.train.labels, 40), 2, whole.train.labels
   )
-  found, want = holdout.split(whole._replace(train=lazy), 0.2), holdout.split(whole, 0.2)
+  found, want = holdout.hold_out(whole._replace(train=lazy), 0.2), holdout.hold_out(whole, 0.2)
   for part, same in ((found.train, want.train), (found.test, want.test)):
     assert (
       part.images.rows.tolist() == same.images[:, 0, 0, 0].tolist()
@@ -112,20 +111,20 @@ def test_what_streams_is_held_out_without_being_decoded():
 )
 def test_what_cannot_be_held_out(share, said):
   with pytest.raises(UserError, match=f'config.validation is {share:g}.*{said}'):
-    holdout.split(made(), share)
+    holdout.hold_out(made(), share)
 
 
 def test_a_run_trains_on_the_rest_and_knows_all_of_its_data():
-  config = configs.load('digits_study', {'validation': '.2'})
+  config = load_config('digits_study', {'validation': '.2'})
   one, other, there = (
-    runs.prepare(c, sharding.mesh(jax.devices()[:1]), readout=r)
+    runs.prepare_run(c, sharding.mesh(jax.devices()[:1]), readout=r)
     for c, r in (
       (config, ''),
-      (configs.load('digits_study', {'validation': '.2', 'seed': '7'}), ''),
+      (load_config('digits_study', {'validation': '.2', 'seed': '7'}), ''),
       (config, 'test'),
     )
   )
-  whole = runs.prepare(configs.load('digits_study'), sharding.mesh(jax.devices()[:1]))
+  whole = runs.prepare_run(load_config('digits_study'), sharding.mesh(jax.devices()[:1]))
   assert (
     len(one.source.train.images),
     len(one.source.test.images),
@@ -143,23 +142,23 @@ def test_a_run_trains_on_the_rest_and_knows_all_of_its_data():
 def test_a_run_of_an_older_version_held_nothing_out(tmp_path):
   def start(config):
     free = (*run_config.free_fields(config), *run_config.added_fields(config, tmp_path))
-    record.start(tmp_path, configs.as_json(config), 'eqssl resume', free=free)
+    record.start_record(tmp_path, config_to_json(config), 'eqssl resume', free=free)
 
-  old = configs.as_json(configs.load('smoke'))
+  old = config_to_json(load_config('smoke'))
   del old['validation']
-  record.start(tmp_path, old, 'eqssl train')
+  record.start_record(tmp_path, old, 'eqssl train')
   with pytest.raises(UserError, match='validation: absent -> 0.2') as e:
-    start(configs.load('smoke', {'validation': '.2'}))
+    start(load_config('smoke', {'validation': '.2'}))
   assert e.value.code == OTHER_CONFIG
-  start(configs.load('smoke'))
+  start(load_config('smoke'))
   assert json.loads((tmp_path / 'config.json').read_text())['validation'] == 0.0
 
 
 def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tmp_path, capsys):
-  config = configs.load(tiny.NAME, {'steps': '2', 'checkpoint_every': '2', 'validation': '.25'})
+  config = load_config(tiny.NAME, {'steps': '2', 'checkpoint_every': '2', 'validation': '.25'})
   loop.train(config, tmp_path / 'run', mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   found = {
-    r: evaluations.evaluate(tmp_path / 'run', ['knn'], options=Options(readout=r), untrained=False)[
+    r: evaluation.evaluate(tmp_path / 'run', ['knn'], options=Options(readout=r), untrained=False)[
       'knn'
     ]
     for r in ('', 'test')
@@ -171,15 +170,15 @@ def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tm
   assert {
     p.stem: json.loads(p.read_text())['readout'] for p in (tmp_path / 'run' / 'eval').glob('*.json')
   } == {'knn': 'validation', 'knn-test': 'test'}
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
-  state = checkpoint.load(
-    tmp_path / 'run' / 'checkpoints', runs.abstract(run), None, lambda line: None
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
+  state = checkpoint.load_checkpoint(
+    tmp_path / 'run' / 'checkpoints', runs.abstract_state(run), None, lambda line: None
   )[1]
   encode = jax.tree_util.Partial(
     frozen.frozen(run.recipe, run.config).encode, frozen.variables(state)
   )
   for r, result in found.items():
-    a, b = (runs.prepare(config, run.mesh, readout=r).source[i] for i in (1, 2))
+    a, b = (runs.prepare_run(config, run.mesh, readout=r).source[i] for i in (1, 2))
     want = knn.evaluate(
       features(encode, a.images), a.labels, features(encode, b.images), b.labels, 10
     ).top1
@@ -189,18 +188,18 @@ def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tm
   with pytest.raises(
     UserError, match='held 0.25 of its images out of training, not 0'
   ):  # it has seen the others
-    longer = configs.load(tiny.NAME, {'steps': '4'})
+    longer = load_config(tiny.NAME, {'steps': '4'})
     loop.train(
       longer,
       tmp_path / 'longer',
       mesh=sharding.mesh(jax.devices()[:1]),
       quiet=True,
-      begin=tmp_path / 'run',
+      start_from=tmp_path / 'run',
     )
   with pytest.raises(UserError, match='--readout tset is neither'):
-    evaluations.evaluate(tmp_path / 'run', ['knn'], options=Options(readout='tset'))
+    evaluation.evaluate(tmp_path / 'run', ['knn'], options=Options(readout='tset'))
   with pytest.raises(UserError, match='held no images out'):
-    holdout.named(0.0, 'validation')
+    holdout.readout_name(0.0, 'validation')
 
 
 def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypatch):
@@ -210,16 +209,16 @@ def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypat
   def read(split, data):
     return lambda size: seen.append(split) or (data,)
 
-  opened = target_data.Opened(
+  opened = target_data.OpenTarget(
     targets.Target('made', held=0.25),
     4,
     {k: target_data.Part(k, read(k, s)) for k, s in (('train', whole.train), ('test', whole.test))},
   )
-  monkeypatch.setattr(transfer, 'find', lambda *_: opened)
+  monkeypatch.setattr(transfer, 'open_target', lambda *_: opened)
   monkeypatch.setattr(transfer, 'check_targets', lambda *_: None)
   monkeypatch.setattr(
     transfer,
-    'central',
+    'central_features',
     lambda encode, split, size, mesh: (
       np.eye(4)[split.labels] + 1e-3 * np.asarray(split.images)[:, 0, 0, :1]
     ),
@@ -548,10 +547,10 @@ def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monk
       'cached': {'trained': [{'numbers': {'top1': 0.4}, 'controls': {'top1': {'chance': 0.1}}}]}
     }
 
-  monkeypatch.setattr(evaluations, 'evaluate', evaluate)
-  monkeypatch.setattr(runs, 'keep_programs', lambda: None)
+  monkeypatch.setattr(evaluation, 'evaluate', evaluate)
+  monkeypatch.setattr(runs, 'keep_compiled_programs', lambda: None)
   holder = tmp_path / 'runs' / 'rotate=invariant' / '0'
-  with record.lock(holder):
+  with record.lock_folder(holder):
     worker.end_of_array(tmp_path, given)
     assert [c[:2] for c in calls] == [('rotate=invariant', '1')]
     with pytest.raises(UserError) as e:

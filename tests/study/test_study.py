@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import statistics
 from equivariant_ssl.parallel import sharding
@@ -35,7 +35,7 @@ from equivariant_ssl.training import runs
 from equivariant_ssl.types import ROLES
 
 AUGS = ('rotate', 'blur', 'flip', 'erase')
-BASE = configs.load('digits_study')
+BASE = load_config('digits_study')
 AS_INVARIANCE = 'as an invariance: with - without'
 IN_EQUIVARIANCE = 'in the equivariance: with - without'
 
@@ -62,7 +62,7 @@ def test_one_at_a_time_is_the_base_and_each_augmentation_in_each_other_role():
   assert (
     'rotate=both:essl' in [a.name for a in several] and len(several) == 8
   )  # crop is sensitive in the base too
-  silent = configs.load('digits_simclr')
+  silent = load_config('digits_simclr')
   arms = design.make_arms(
     design.base_config(silent, ('rotate',)), ('rotate',), ROLES, ('equimod',), 'one-at-a-time'
   )
@@ -75,10 +75,10 @@ def test_one_at_a_time_is_the_base_and_each_augmentation_in_each_other_role():
 
 
 def test_an_arm_is_the_base_in_other_roles_and_nothing_else():
-  config = design.base_config(configs.load('digits_simclr'), ('rotate', 'jitter'))
+  config = design.base_config(load_config('digits_simclr'), ('rotate', 'jitter'))
   sections = design.objective_sections(config, ())
   arm = Arm('rotate=both', {'rotate': 'both', 'jitter': 'off'}, 'equimod')
-  made, plain = design.arm_config(config, arm, sections), configs.as_json(config)
+  made, plain = design.arm_config(config, arm, sections), config_to_json(config)
   assert (
     made['augment'].pop('rotate')['role'] == 'both'
     and plain['augment'].pop('rotate')['role'] == 'off'
@@ -495,7 +495,7 @@ def test_a_study_goes_on_from_another_folder(two_folders, tmp_path, monkeypatch)
   plan = study_plan.read(tmp_path / 'study')
   study_plan.write(tmp_path / 'study', plan)
   config = study_plan.run_config(plan, study_plan.runs(plan)[0])
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   assert run.source.classes == ('a', 'b') and len(run.source.train.images) == 16
 
 

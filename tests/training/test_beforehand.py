@@ -3,11 +3,11 @@ import pytest
 import tiny
 
 from equivariant_ssl import cli, shipped
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.study import study_session
 from equivariant_ssl.training import loop
 from equivariant_ssl.training.recipe import warmup_warning
-from equivariant_ssl.training.runs import prepare
+from equivariant_ssl.training.runs import prepare_run
 
 PER_EPOCH = 1000 // 16  # of the tiny config
 
@@ -16,7 +16,7 @@ PER_EPOCH = 1000 // 16  # of the tiny config
 def command(monkeypatch, tmp_path, capsys):
   """command(*overrides) -> (exit code, stderr) of a training that stops before its first step."""
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  monkeypatch.setattr(loop, 'initial', lambda run, rule: loop.states.TrainState(0, {}, {}, (), (), ()))
+  monkeypatch.setattr(loop, 'initial_state', lambda run, rule: loop.TrainState(0, {}, {}, (), (), ()))
   monkeypatch.setattr(loop, 'fit', lambda run, state, on_step: state)
 
   def of(*overrides):
@@ -44,15 +44,15 @@ def test_a_warm_up_as_long_as_the_run_is_said(steps, warmup, said, command):
 
 def test_what_it_proposes_is_shorter():
   over = {'steps': '8', 'optimizer.warmup_epochs': '10'}
-  line = warmup_warning(config := configs.load(tiny.NAME, over), prepare(config).recipe)
+  line = warmup_warning(config := load_config(tiny.NAME, over), prepare_run(config).recipe)
   over['optimizer.warmup_epochs'] = line.split('warmup_epochs=')[1]
   assert 0 < float(over['optimizer.warmup_epochs']) < 1
-  assert warmup_warning(config := configs.load(tiny.NAME, over), prepare(config).recipe) == ''
+  assert warmup_warning(config := load_config(tiny.NAME, over), prepare_run(config).recipe) == ''
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_no_shipped_config_is_all_warm_up(name):
-  config = configs.load(name)
+  config = load_config(name)
   assert config.steps or config.optimizer.warmup_epochs < config.epochs
 
 

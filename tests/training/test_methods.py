@@ -45,7 +45,7 @@ def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
     if getattr(made, part):
       section[part] = {'hidden': (8,), 'out': 8}
   names = (eqs,) if isinstance(eqs, str) else eqs
-  return config.resolve(config.ConfigDict({
+  return config.resolve_config(config.ConfigDict({
       'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': TINY},
       'augment': {'order': ('crop', 'rotate'), 'crop': {'role': 'invariant', 'method': 'bilinear'},
                   'rotate': {'role': 'sensitive'}},
@@ -55,14 +55,14 @@ def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
 
 @functools.cache
 def source():
-  return loop.prepare(settings('simclr', 'none'), sharding.mesh(jax.devices()[:1])).source
+  return loop.prepare_run(settings('simclr', 'none'), sharding.mesh(jax.devices()[:1])).source
 
 
 @functools.cache
 def trained(inv: str, eqs: str | tuple, devices: int = 1):
   """(run, first state, last state, metrics of each step) of three steps of the real train_step."""
-  run = loop.prepare(settings(inv, eqs), sharding.mesh(jax.devices()[:devices]))
-  first = state = loop.initial(run)
+  run = loop.prepare_run(settings(inv, eqs), sharding.mesh(jax.devices()[:devices]))
+  first = state = loop.initial_state(run)
   train_step = jax.jit(functools.partial(step.train_step, run.recipe), out_shardings=sharding.replicated_sharding(run.mesh))
   rows = source().train
   seen = []
@@ -125,18 +125,18 @@ def test_four_devices_compute_what_one_does(pair):
 
 def gradients(run, aim=None):
   """(of the total loss in params, in the target's embeddings) at the first step, for a batch of the digits."""
-  state = loop.initial(run)
+  state = loop.initial_state(run)
   batch = Batch(source().train.images[:B], source().train.sizes[:B])
 
   def both(params, stats, shown, aim):
     return jax.grad(lambda p, a: step.loss(run.recipe, p, stats, shown, a)[0], (0, 1))(params, aim)
-  shown = step.views(run.recipe, run.key, 0, batch)
+  shown = step.draw_views(run.recipe, run.key, 0, batch)
   return jax.device_get(jax.jit(both)(state.params, state.stats, shown, aim))
 
 
 def test_no_gradient_reaches_the_target():
   """BYOL with EquiMod: exactly zero through the target's embeddings; the network itself has one."""
-  run = loop.prepare(settings('byol', 'none'), sharding.mesh(jax.devices()[:1]))
+  run = loop.prepare_run(settings('byol', 'none'), sharding.mesh(jax.devices()[:1]))
   of_params, of_target = gradients(run, jax.random.normal(jax.random.key(0), (B, 2, 8)))
   assert not np.any(of_target)
   assert all(np.any(g) for g in jax.tree.leaves(of_params['predictor']))
@@ -147,8 +147,8 @@ def test_the_target_is_the_average_that_was_asked_for():
   for update in ('after', 'before'):
     made = settings('byol', 'none').unlock()
     made.invariance.update, made.invariance.decay = update, .75
-    run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
-    first = loop.initial(run)
+    run = loop.prepare_run(config.resolve_config(made), sharding.mesh(jax.devices()[:1]))
+    first = loop.initial_state(run)
     batch = Batch(source().train.images[:B], source().train.sizes[:B])
     last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
     new = last.params if update == 'after' else first.params
@@ -163,8 +163,8 @@ def test_simsiams_predictor_keeps_its_rate():
   """The schedule is at 0 in the last step's place: everything stands still but the predictor."""
   made = settings('simsiam', 'none').unlock()
   made.optimizer.warmup_epochs = 1000.  # the rate of the first step is 0
-  run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
-  first = loop.initial(run)
+  run = loop.prepare_run(config.resolve_config(made), sharding.mesh(jax.devices()[:1]))
+  first = loop.initial_state(run)
   batch = Batch(source().train.images[:B], source().train.sizes[:B])
   last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
   assert moved(first.params['predictor'], last.params['predictor'])
@@ -173,8 +173,8 @@ def test_simsiams_predictor_keeps_its_rate():
 
 def test_a_stage_can_be_tapped():
   """EquiMod on the second of ResNet's stages reads its width; the invariance still reads the last."""
-  run = loop.prepare(config.load('smoke', {'equivariance.tap_layer': '2'}), sharding.mesh(jax.devices()[:1]))
-  params = loop.abstract(run).params
+  run = loop.prepare_run(config.load_config('smoke', {'equivariance.tap_layer': '2'}), sharding.mesh(jax.devices()[:1]))
+  params = loop.abstract_state(run).params
   assert params['heads_equimod']['project']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[1]
   assert params['projector']['linear_0']['kernel'].shape[0] == run.recipe.network.encoder.dims[3]
 
@@ -187,8 +187,8 @@ def test_views_apart_have_statistics_of_their_own():
   for how in ('joint', 'view'):
     made = settings('simclr', 'essl').unlock()
     made.batchnorm = how
-    run = loop.prepare(config.resolve(made), sharding.mesh(jax.devices()[:1]))
-    state = loop.initial(run)
+    run = loop.prepare_run(config.resolve_config(made), sharding.mesh(jax.devices()[:1]))
+    state = loop.initial_state(run)
     values = {'params': state.params, 'batch_stats': state.stats}
     of = jax.jit(lambda v, x, n=run.recipe.network: n.apply(v, x, True, method='features', mutable=['batch_stats'])[0][0])
     found[how] = of(values, shown)['views']
@@ -200,4 +200,4 @@ def test_views_apart_have_statistics_of_their_own():
 
 def test_the_empty_pair_is_refused():
   with pytest.raises(UserError, match='nothing to learn'):
-    loop.prepare(settings('none', 'none'), sharding.mesh(jax.devices()[:1]))
+    loop.prepare_run(settings('none', 'none'), sharding.mesh(jax.devices()[:1]))

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import equivariance, invariance, nets, registry
+from equivariant_ssl.config import load_config
 from equivariant_ssl.nets import predictors
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim, recipe, state
@@ -117,8 +117,8 @@ def test_what_decays_and_adapts_is_the_kernels_of_every_module_found():
   for part, name, more in NAMED + TOLD:
     over = {'encoder.name': 'mlp', f'{part}.name': name, **{f'{part}.{k}': v for k, v in more.items()}}
     over |= {'encoder.patch': '8', 'encoder.size': '16', 'encoder.depth': '1'} if name == 'vit' else {}
-    made = recipe.make(configs.load('smoke', over), 1000, 0)._replace(canvas=16)  # 0: no draws to measure units by
-    params = state.abstract(made, sharding.mesh(jax.devices()[:1])).params
+    made = recipe.make_recipe(load_config('smoke', over), 1000, 0)._replace(canvas=16)  # 0: no draws to measure units by
+    params = state.abstract_train_state(made, sharding.mesh(jax.devices()[:1])).params
     for path, decays in jax.tree_util.tree_leaves_with_path(optim.weight_mask(params)):
       assert decays == (path[-1].key == 'kernel'), f'{part} {name}: {jax.tree_util.keystr(path)}'
     found |= {path[-1].key: leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim > 1}

@@ -14,7 +14,7 @@ SMALL = {'encoder.width': '4'}
 
 
 def made(**overrides) -> recipe.Recipe:
-  return recipe.make(config.load('smoke', SMALL | {k.replace('__', '.'): v for k, v in overrides.items()}), 64, 8)
+  return recipe.make_recipe(config.load_config('smoke', SMALL | {k.replace('__', '.'): v for k, v in overrides.items()}), 64, 8)
 
 
 def names(chain) -> set:
@@ -98,12 +98,12 @@ def test_a_mistake_is_named_with_its_remedy(overrides, cause, fix):
 
 def test_objectives_by_one_line():
   """A name, several names, a list of sections, and a field of one of several."""
-  load = lambda **kw: config.load('smoke', kw)
+  load = lambda **kw: config.load_config('smoke', kw)
   assert load(equivariance='essl').equivariance.name == 'essl'
   assert [e.name for e in load(equivariance='equimod,essl').equivariance] == ['equimod', 'essl']
   several = load(equivariance="['equimod', {'name': 'essl', 'size': 8}]", **{'equivariance.0.temperature': '.5'})
   assert several.equivariance[0].temperature == .5 and several.equivariance[1].size == 8
-  assert config.resolve(several) == several
+  assert config.resolve_config(several) == several
   assert load(invariance='byol').invariance.predictor.out == 256
 
 

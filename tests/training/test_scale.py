@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_step import crossing
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import losses
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets.network import actions, tapped_stages
 from equivariant_ssl.parallel import sharding
@@ -66,8 +66,8 @@ BYOL = "{'name': 'byol', 'projector': {'hidden': (16,), 'out': 8}, 'predictor': 
 
 
 def made(parts, devices=1, **over):
-  config = configs.load('smoke', {'optimizer.weight_decay': '0.', 'accumulate': str(parts)} | over)
-  return runs.prepare(config, sharding.mesh(jax.devices()[:devices]))
+  config = load_config('smoke', {'optimizer.weight_decay': '0.', 'accumulate': str(parts)} | over)
+  return runs.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
 
 
 def gradient(run, state, shown):
@@ -106,15 +106,15 @@ def batch_of(run):
 @pytest.mark.parametrize('over', [{'equivariance': TAPPED, 'batchnorm': 'view'}, {}], ids=['two objectives', 'smoke'])
 def test_cached_gradients_are_those_of_one_pass_with_statistics_of_each_part(over):
   run = made(2, **over)
-  state = runs.initial(run)
-  shown = jax.jit(lambda: step.views(run.recipe, run.key, 0, batch_of(run)))()
+  state = runs.initial_state(run)
+  shown = jax.jit(lambda: step.draw_views(run.recipe, run.key, 0, batch_of(run)))()
   got, want = jax.jit(lambda *of: (gradient(run, *of), apart_by_part(run, *of, 2)))(state, shown)
   assert apart(got[0], want[0]) <= 1e-5 and apart(got[1], want[1]) <= 1e-5
 
 
 def test_features_in_parts_and_their_gradient_are_those_at_once():
   run = made(1, encoder=VIT)
-  params, pixels = runs.initial(run).params, np.random.default_rng(0).uniform(size=(8, 2, 16, 16, 3)).astype(np.float32)
+  params, pixels = runs.initial_state(run).params, np.random.default_rng(0).uniform(size=(8, 2, 16, 16, 3)).astype(np.float32)
   shown = {'views': Views(pixels, {}), 'reference': Views(pixels[:, :1] / 2, {})}
 
   def of(params, parts):
@@ -130,8 +130,8 @@ def test_features_in_parts_and_their_gradient_are_those_at_once():
 @pytest.mark.parametrize('over', [{}, {'invariance': BYOL, 'batchnorm': 'view'}], ids=['simclr and equimod', 'byol'])
 def test_cached_gradients_are_those_of_the_plain_step_where_the_encoder_has_layer_norm(over):
   plain, cached = (made(parts, encoder=VIT, **over) for parts in (1, 4))
-  state = runs.initial(plain)
-  shown = jax.jit(lambda: step.views(plain.recipe, plain.key, 0, batch_of(plain)))()
+  state = runs.initial_state(plain)
+  shown = jax.jit(lambda: step.draw_views(plain.recipe, plain.key, 0, batch_of(plain)))()
   want, got = jax.jit(lambda *of: tuple(gradient(run, *of) for run in (plain, cached)))(state, shown)
   for a, b in zip(got, want, strict=True):
     assert apart(a, b) <= 1e-5
@@ -143,7 +143,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
   losses_, text = [], ''
   for devices in (1, 8):
     run = made(2, devices)
-    state, (program, data) = runs.initial(run), feeds.compiled(run)
+    state, (program, data) = runs.initial_state(run), feeds.compiled(run)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
     program = program.lower(run.key, state, data, order).compile()
     losses_.append(float(program(run.key, state, data, order)[1]['loss']))
@@ -156,7 +156,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
 
 def test_a_batch_that_cannot_be_cut_is_a_user_error():
   with pytest.raises(UserError, match='accumulate is 3: a batch of 16 cannot be cut'):
-    configs.load('smoke', {'accumulate': '3'})
+    load_config('smoke', {'accumulate': '3'})
   with pytest.raises(UserError, match='batch of 16 does not divide over 8 devices in 4 parts'):
     made(4, 8)
 
@@ -168,9 +168,9 @@ def saved(tmp_path_factory):
   """(a folder with a checkpoint for each rule, saved on 4 devices, of one state; that state)."""
   folder, run = tmp_path_factory.mktemp('saved'), made(1, 4)
   noise = lambda x: x + .01 if x.dtype == jnp.float32 else x  # momentum too
-  states = {rule: jax.tree.map(noise, runs.initial(run, rule)) for rule in sharding.RULES}
+  states = {rule: jax.tree.map(noise, runs.initial_state(run, rule)) for rule in sharding.RULES}
   for rule, state in states.items():
-    with checkpoint.open(folder / rule) as to:
+    with checkpoint.open_checkpoints(folder / rule) as to:
       to.save(0, state, {}, wait=True)
   jax.tree.map(np.testing.assert_array_equal, *states.values())
   return folder, jax.device_get(states['replicate'])
@@ -181,7 +181,7 @@ def saved(tmp_path_factory):
 def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devices, rule):
   folder, want = saved
   run = made(1, devices)
-  state = checkpoint.load(folder / was, runs.abstract(run, rule))[1]
+  state = checkpoint.load_checkpoint(folder / was, runs.abstract_state(run, rule))[1]
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), want)
   own, whole = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (
       jax.tree.map(lambda x: x.addressable_shards[0].data, state), state))
@@ -191,7 +191,7 @@ def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devic
     there = made(1, n)
     program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), feeds.compiled(there)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(there.mesh))
-    state = checkpoint.load(folder / was, runs.abstract(there, by))[1]
+    state = checkpoint.load_checkpoint(folder / was, runs.abstract_state(there, by))[1]
     placement = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(2):
       state, metrics = program(there.key, state, data, order)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.parallel import sharding, step_cost
 from equivariant_ssl.training import feeds, loop, step
 from equivariant_ssl.training.recipe import Recipe
@@ -16,15 +16,15 @@ DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
 @functools.cache
 def run(devices: int) -> loop.Run:
   """The smoke recipe on `devices` devices; its optimiser's momentum after one step is the gradient."""
-  config = configs.load('smoke', {'optimizer.weight_decay': '0.'})
-  return loop.prepare(config, sharding.mesh(jax.devices()[:devices]))
+  config = load_config('smoke', {'optimizer.weight_decay': '0.'})
+  return loop.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
 
 
 @functools.cache
 def trained(devices: int) -> dict:
   """Three steps: the losses, the first gradient, the compiled program's text, and how often it was compiled."""
   r = run(devices)
-  state, (program, data) = loop.initial(r), feeds.compiled(r)
+  state, (program, data) = loop.initial_state(r), feeds.compiled(r)
   order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(r.mesh))
   text = program.lower(r.key, state, data, order).compile().as_text()
   losses, gradient = [], None
@@ -43,7 +43,7 @@ def shown(devices: int):
   """The views of step 5, with the batch split over the devices."""
   r = run(devices)
   batch = sharding.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), sharding.batch_sharding(r.mesh))
-  return jax.device_get(jax.jit(functools.partial(step.views, r.recipe))(r.key, 5, batch))
+  return jax.device_get(jax.jit(functools.partial(step.draw_views, r.recipe))(r.key, 5, batch))
 
 
 @pytest.mark.parametrize('devices', DEVICES[1:])
@@ -95,7 +95,7 @@ def test_nothing_large_crosses_between_devices(devices):
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 def test_the_step_lowers_for_accelerators_without_the_cpu_convolution(platform):
   r = run(1)
-  state, (program, data) = loop.abstract(r), feeds.compiled(r)
+  state, (program, data) = loop.abstract_state(r), feeds.compiled(r)
   order = jax.ShapeDtypeStruct((len(data.images),), np.int32)
   lowered = {p: program.trace(r.key, state, data, order).lower(lowering_platforms=(p,)).as_text()
              for p in (platform, 'cpu')}

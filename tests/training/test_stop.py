@@ -12,7 +12,7 @@ import jax
 import pytest
 import tiny
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import PREEMPTED, UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint_writer
@@ -37,13 +37,13 @@ def handlers():
 @pytest.mark.parametrize('number', stop.SIGNALS)
 def test_a_signal_asks_to_stop(number):
   before = handlers()
-  with stop.heard() as asked:
+  with stop.listen() as asked:
     assert asked() is False
-    stop.check()
+    stop.raise_if_stopped()
     signal.raise_signal(number)
     assert asked() is True
     with pytest.raises(UserError, match='nothing is lost') as error:
-      stop.check()
+      stop.raise_if_stopped()
     assert error.value.code == PREEMPTED
     if number == signal.SIGINT:
       with pytest.raises(KeyboardInterrupt):
@@ -51,7 +51,7 @@ def test_a_signal_asks_to_stop(number):
     else:
       signal.raise_signal(number)  # patience
       signal.raise_signal(signal.SIGINT)
-    with stop.heard() as inner:
+    with stop.listen() as inner:
       assert inner() is True
     assert signal.getsignal(number) not in before, 'the inner one must not take the handlers away'
   assert handlers() == before
@@ -60,7 +60,7 @@ def test_a_signal_asks_to_stop(number):
 def test_what_is_ignored_stays_ignored():
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
   try:
-    with stop.heard() as asked:
+    with stop.listen() as asked:
       signal.raise_signal(signal.SIGHUP)
       assert not asked()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -72,7 +72,7 @@ def test_outside_the_main_thread_nothing_is_asked():
   seen = []
 
   def work():
-    with stop.heard() as asked:
+    with stop.listen() as asked:
       seen.append(asked())
   thread = threading.Thread(target=work)
   thread.start()
@@ -115,11 +115,11 @@ def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
     signal.raise_signal(signal.SIGUSR2)
     return real(*args, **kw)
   monkeypatch.setattr(place, name, slow)
-  config, mesh = configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1])
+  config, mesh = load_config(tiny.NAME), sharding.mesh(jax.devices()[:1])
   with pytest.raises(UserError) as error:
     loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True)
   assert error.value.code == PREEMPTED
-  steps = loop.checkpoint.steps(tmp_path / 'run' / 'checkpoints')
+  steps = loop.checkpoint.saved_steps(tmp_path / 'run' / 'checkpoints')
   assert steps == ([1] if phase == 'resident' else [])  # the loop itself saves
   monkeypatch.setattr(place, name, real)
   assert int(loop.train(config, tmp_path / 'run', mesh=mesh, quiet=True).step) == 8
@@ -133,9 +133,9 @@ def test_a_signal_in_the_last_save_ends_with_everything_done(tmp_path, monkeypat
     signal.raise_signal(signal.SIGTERM)
     return manager
   monkeypatch.setattr(checkpoint_writer, '_manager', late)
-  config = configs.load(tiny.NAME, {'checkpoint_every': '8'})
+  config = load_config(tiny.NAME, {'checkpoint_every': '8'})
   loop.train(config, tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
-  assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [8]
+  assert loop.checkpoint.saved_steps(tmp_path / 'checkpoints') == [8]
 
 
 def test_a_terminal_that_closes_takes_nothing_with_it(tmp_path):
@@ -160,7 +160,7 @@ def test_a_terminal_that_closes_takes_nothing_with_it(tmp_path):
   os.close(leader)
   os.kill(run.pid, signal.SIGCONT)
   assert run.wait(60) == PREEMPTED
-  assert loop.checkpoint.steps(tmp_path / 'checkpoints')
+  assert loop.checkpoint.saved_steps(tmp_path / 'checkpoints')
 
 
 CLOSED = threading.Event()
@@ -176,7 +176,7 @@ def _read(leader):
 
 def test_a_line_that_a_closed_terminal_does_not_take_is_the_stop_that_it_is():
   for asked, kind in ((False, OSError), (True, UserError)):
-    with pytest.raises(kind) as error, stop.heard():
+    with pytest.raises(kind) as error, stop.listen():
       if asked:
         signal.raise_signal(signal.SIGHUP)
       raise OSError(errno.EIO, 'Input/output error')
@@ -187,11 +187,11 @@ def test_of_several_processes_jax_is_told(monkeypatch):
   """Which tells the others, so that all stop at one step: also of what came before it listened."""
   sent = []
   monkeypatch.setattr(os, 'kill', lambda pid, number: sent.append((pid, number)))
-  with stop.heard() as asked:
+  with stop.listen() as asked:
     signal.raise_signal(signal.SIGUSR1)
     stop.forward_to_jax()
     assert sent == [(os.getpid(), signal.SIGTERM)] and not asked()
-    stop.check()
+    stop.raise_if_stopped()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
       signal.raise_signal(number)
     assert sent == [(os.getpid(), signal.SIGTERM)] * 4
@@ -209,6 +209,6 @@ def test_hup_and_usr2_save_like_term(number, tmp_path, monkeypatch):
     return real(run, state, each)
   monkeypatch.setattr(loop, 'fit', fit)
   with pytest.raises(UserError, match='stopped at step 3 of 8') as error:
-    loop.train(configs.load(tiny.NAME), tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
+    loop.train(load_config(tiny.NAME), tmp_path, mesh=sharding.mesh(jax.devices()[:1]), quiet=True)
   assert error.value.code == PREEMPTED
-  assert loop.checkpoint.steps(tmp_path / 'checkpoints') == [3]
+  assert loop.checkpoint.saved_steps(tmp_path / 'checkpoints') == [3]
