@@ -808,7 +808,7 @@ def test_the_real_archive(tmp_path):
   It needs the real data (EQSSL_REAL_DATA or ../shared/data).
   """
   place = pathlib.Path(
-    os.environ.get('EQSSL_REAL_DATA') or pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+    os.environ.get('EQSSL_REAL_DATA') or pathlib.Path(__file__).parents[3] / 'shared' / 'data'
   )
   if not (place / 'unpack.py').is_file():
     pytest.skip(f'no real data in {place}')

@@ -27,7 +27,7 @@ from equivariant_ssl.evaluate import probe
 from equivariant_ssl.training import recipe, step
 from equivariant_ssl.types import Image, Views
 
-FOLDER = pathlib.Path(__file__).parent / 'golden'
+FOLDER = pathlib.Path(__file__).parent
 BOUND = 1e-10
 # The units in which EquiMod's code tells; in its SimCLR branch the first 15.
 EQUIMOD = np.array([3.9740, 3.9851, 4.9544, 4.9539, .5, .3993, 1.1651, 1.0210, 1.0200, 1.1669, .2066, .2068, .2066, .0517,

@@ -548,7 +548,7 @@ def start(folder, *more, steps=6):
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'EQSSL_CACHE': os.environ.get(
-      'EQSSL_TEST_CACHE', str(pathlib.Path(__file__).parent.parent / '.cache' / 'xla-tests')
+      'EQSSL_TEST_CACHE', str(pathlib.Path(__file__).parents[2] / '.cache' / 'xla-tests')
     ),
   }
   args = [

@@ -513,7 +513,7 @@ def test_files_of_torch(tmp_path):
 
 def test_a_plain_torch_network_computes_the_same(exported):
   torch = pytest.importorskip('torch')
-  path = pathlib.Path(__file__).parent.parent / 'benchmarks' / 'torch_step.py'
+  path = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'torch_step.py'
   spec = importlib.util.spec_from_file_location('torch_step', path)
   torch_step = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(torch_step)

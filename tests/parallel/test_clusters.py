@@ -10,7 +10,7 @@ import pytest
 from equivariant_ssl import cli
 from equivariant_ssl.parallel import launch
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 BATCH = sorted((ROOT / 'launch/slurm').glob('*.sbatch'))
 
 

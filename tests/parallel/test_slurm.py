@@ -16,7 +16,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, fingerprint, record
 from equivariant_ssl.training import runs
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = {t: shutil.which(t, path=os.environ['PATH'] + ':/usr/sbin') for t in
          ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scancel', 'scontrol')}
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(

@@ -129,7 +129,7 @@ def test_an_abort_ends_with_a_line_and_a_code():
 def _train(workdir, index, port, *more):
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'EQSSL_COORDINATOR': f'127.0.0.1:{port}',
          'EQSSL_PROCESSES': '2', 'EQSSL_PROCESS': str(index), 'EQSSL_CACHE': str(jax.config.jax_compilation_cache_dir)}
-  program = os.path.join(os.path.dirname(__file__), 'one_process.py')
+  program = one_process.__file__
   return subprocess.Popen([sys.executable, program, '-m', 'equivariant_ssl.cli', 'train', '--config', program, '--workdir',
                            str(workdir), '--quiet', *more], env=env, stderr=subprocess.PIPE, text=True)
 

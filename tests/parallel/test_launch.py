@@ -19,7 +19,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import loop
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS = {'steps': '5', 'checkpoint_every': '3', 'optimizer.lr': '.01'}  # a rate at which rounding does not grow
 
 

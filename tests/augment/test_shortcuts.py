@@ -11,7 +11,7 @@ TRAIN, TEST = 2500, 2000
 KINDS = ('white', '1/f')
 
 _spec = importlib.util.spec_from_file_location(
-    'shortcuts', pathlib.Path(__file__).parent.parent / 'benchmarks' / 'shortcuts.py')
+    'shortcuts', pathlib.Path(__file__).parents[2] / 'benchmarks' / 'shortcuts.py')
 shortcuts = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(shortcuts)
 

@@ -18,7 +18,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint_writer
 from equivariant_ssl.training import loop, stop
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import runs
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared' / 'data' / 'imagewoof320.tar'
 
 
@@ -408,7 +408,7 @@ def test_tiny_imagenet(tmp_path):
   ],
 )
 def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
-  monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+  monkeypatch.chdir(pathlib.Path(__file__).parents[2])
   assert cli.main(['data', 'prepare', *argv, '--root', str(tmp_path)]) == 2
   assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
