@@ -4,8 +4,8 @@ An old run is resumed, and an old command line typed, with the old names.
 """
 from typing import Any
 
-OBJECTIVE_FIELDS = {'told': 'augmentations'}  # of a section of config.equivariance
-ERASE_FILLS = {'grey': 'gray'}                # of config.augment.erase.fill
+OBJECTIVE_FIELDS = {'told': 'augmentations'}  # fields of a section of config.equivariance
+ERASE_FILLS = {'grey': 'gray'}                # values of config.augment.erase.fill
 
 
 def key(path: str) -> str:

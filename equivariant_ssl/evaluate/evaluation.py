@@ -23,7 +23,7 @@ from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
 
-WIDTH = 120  # of tables that go into a file
+WIDTH = 120  # the width of tables that go into a file, in characters
 
 
 def protocol_names(names: list[str]) -> list[str]:
@@ -102,7 +102,8 @@ class Evaluation(NamedTuple):
   """One evaluation of one checkpoint: what all of its protocols share.
 
   states: {network: () -> its state}. subject: (network, seed) -> Subject. about: the fields that
-  all result files have. seeds: of the protocols' own draws. options: as the user gave them.
+  all result files have. seeds: the seeds of the protocols' own draws.
+  options: the options that the user gave.
   """
   workdir: pathlib.Path
   run: runs.Run

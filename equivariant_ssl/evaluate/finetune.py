@@ -42,8 +42,8 @@ Images = Sequence[str] | Sequence[int] | np.ndarray  # file names, or indices
 class Tuned(NamedTuple):
   """A fine-tuned network.
 
-  variables: of the encoder alone, as `network.apply` takes them. head: kernel [D K], bias [K].
-  losses: the loss of each step [steps].
+  variables: the variables of the encoder alone, as `network.apply` takes them. head: kernel [D K]
+  and bias [K]. losses: the loss of each step [steps].
   """
   variables: dict
   head: Head
@@ -243,10 +243,10 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
 
   See `subset` for the images and `train` for the training. images: a published list of images in
   place of a fraction (see `listed`, `read_list`); names: the names of the training images.
-  lr_backbone, lr_head: None means those of RATES whose share is the nearest. batch: global; fewer
-  images than a batch are one batch. The network after the last epoch is tested, on the central crop
-  (`inputs.with_center_crop`). `state` is not changed. Raises UserError where labels or classes are
-  missing, weights are not finite or training diverged.
+  lr_backbone, lr_head: None means those of RATES whose share is the nearest. batch: the global
+  batch; fewer images than that are one batch. The network after the last epoch is tested, on the
+  central crop (`inputs.with_center_crop`). `state` is not changed. Raises UserError where labels or
+  classes are missing, weights are not finite or training diverged.
   """
   _check(state, source)
   bank, labels = source.bank, labels_of(source.bank)

@@ -139,8 +139,9 @@ def uniformity(z: np.ndarray) -> float:
 def health(features: np.ndarray, views: np.ndarray | None = None) -> Health:
   """Return the Health of features [N D].
 
-  views: embeddings [N V E] of V augmented views of each image, for lidar, alignment and uniformity
-  (of the first view; without views, of the features). Raises UserError where one is not finite.
+  views: embeddings [N V E] of V augmented views of each image, for lidar, alignment and uniformity.
+  Uniformity is that of the first view, or, without views, that of the features. Raises UserError
+  where a number is not finite.
   """
   features = np.asarray(features)
   check_finite(features)

@@ -12,7 +12,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 
-PENALTIES = (1., .1, .01, 1e-3, 1e-4, 1e-5)  # of |w|^2 / 2, beside the mean cross-entropy
+PENALTIES = (1., .1, .01, 1e-3, 1e-4, 1e-5)  # factors of |w|^2 / 2 beside the mean cross-entropy
 ITERATIONS = 300
 
 

@@ -23,7 +23,11 @@ Labeled = tuple[np.ndarray, np.ndarray]  # (features [N D], labels [N])
 
 
 class Fit(NamedTuple):
-  """theta [D + 1, K], its last row the bias, fitted at `penalty`; whether L-BFGS converged."""
+  """A fitted classifier.
+
+  theta: [D + 1, K]; its last row is the bias. penalty: the penalty that it was fitted at.
+  converged: whether L-BFGS converged.
+  """
   penalty: float
   theta: np.ndarray
   converged: bool

@@ -34,7 +34,7 @@ def held_out(run: Run) -> Split:
 class Options(NamedTuple):
   """The options of an evaluation, as the command line gives them.
 
-  epochs, batch: of the probes and of fine-tuning; 0 means the protocol's own. images: a file that
+  epochs, batch: those of probes and fine-tuning; 0 means the protocol's own. images: a file that
   lists the images to fine-tune on. targets: the data sets of transfer, () for all. root: the folder
   of TFDS. cache: the folder in which transfer keeps its features. readout: 'test' reads out on the
   test split, although the run holds images out of its training to be read out on.

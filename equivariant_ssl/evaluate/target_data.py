@@ -146,8 +146,8 @@ def _of_tfds(target: Target, path: pathlib.Path) -> OpenTarget:
 def open_target(name: str, root: str = '') -> OpenTarget | Missing:
   """Return the data set `name`, not read yet, or what makes it.
 
-  name: of DATASETS (from TFDS, or from root/NAME/train/CLASS/ and so on), a module of `data`, a
-  folder of class folders, or a name of TFDS. Raises UserError where it has no labels.
+  name: one of DATASETS (read from TFDS, or from root/NAME/train/CLASS/ and so on), a module of
+  `data`, a folder of class folders, or a name of TFDS. Raises UserError where it has no labels.
   """
   base, target = tfds.default_root(root), DATASETS.get(name, Target(name))
   place = base / name if name in DATASETS else pathlib.Path(os.path.expanduser(name))

@@ -43,8 +43,8 @@ VERSION = 4
 class Row(NamedTuple):
   """The accuracy on one data set.
 
-  value: of `metric`, a fraction. top1: the top-1 accuracy. note: the number of images that were
-  used, and of those that are published.
+  value: the value of `metric`, a fraction. top1: the top-1 accuracy. note: the number of images
+  that were used, and of those that are published.
   """
   name: str
   metric: str

@@ -23,7 +23,7 @@ from equivariant_ssl.training.runs import prepare_run
 def show(content: dict[str, Any], console: Console) -> None:
   """Print the table of arms, the recommendation, and a sentence for each effect and proxy.
 
-  The sentences are those on the first read-out. content: that of results.json.
+  The sentences are those on the first read-out. content: the content of results.json.
   """
   names = list(dict.fromkeys(row['readout'] for row in content['table']))
   if names:

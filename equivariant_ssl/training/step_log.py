@@ -9,7 +9,7 @@ import jax
 from equivariant_ssl.errors import NOT_FINITE, UserError
 from equivariant_ssl.training.runs import Run
 
-COLLAPSED = .3  # of the spread of embeddings that fill a sphere uniformly
+COLLAPSED = .3  # a smaller spread is a collapse; embeddings that fill a sphere have 1
 
 
 class LogWindow(NamedTuple):
