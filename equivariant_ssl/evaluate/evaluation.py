@@ -92,7 +92,7 @@ def _write(path: pathlib.Path, run: runs.Run, result: dict, readout: str, consol
     console.print(line)
   if not result['trained'][0]['numbers'] and strict:
     raise UserError(f'{result["protocol"]}: nothing that it needs is on disk.',
-                    'Each line above ends with the command that makes it.', BAD_DATA)
+                    'Each line above ends with the command that makes what is missing.', BAD_DATA)
   path.parent.mkdir(exist_ok=True)
   record.write_atomically(path, json.dumps(result, indent=1) + '\n')
   return result

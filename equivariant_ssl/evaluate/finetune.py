@@ -98,7 +98,7 @@ def listed(images: Images, names: Sequence[str] | None, N: int) -> np.ndarray:
   listed twice, or the names are not known.
   """
   if not len(images):
-    raise UserError('The list of images is empty.')
+    raise UserError('The list of images is empty.', 'List one image on each line.')
   rows: list[Any] = list(images)
   if isinstance(rows[0], str):
     if names is None:
@@ -109,10 +109,10 @@ def listed(images: Images, names: Sequence[str] | None, N: int) -> np.ndarray:
   if lost:
     raise UserError(
         f'{len(rows) - len(lost):,} of the {len(rows):,} listed images are among the {N:,} '
-        f'training images; {lost[0]} is not.', 'Is it the list of this data set?')
+        f'training images; {lost[0]} is not.', 'Give the list of this data set.')
   if len(set(rows)) < len(rows):
     raise UserError(f'{len(rows) - len(set(rows)):,} of the {len(rows):,} listed images are listed '
-                    'twice.')
+                    'twice.', 'List each image once.')
   return np.sort(np.array(rows, np.int64))
 
 

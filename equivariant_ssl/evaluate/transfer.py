@@ -93,7 +93,7 @@ def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dic
     labels.append(split.labels)
   if not features or any(split_labels is None for split_labels in labels):
     raise UserError('some images have no label.' if features else 'a split has no images.',
-                    'Transfer needs labels.')
+                    'Transfer needs labels: leave it out of --targets.')
   return {'features': np.concatenate(features), 'labels': np.concatenate(labels)}
 
 

@@ -181,7 +181,7 @@ def _not_joined(place: cluster.Place | None) -> UserError:
   if place:
     cause = (f'process {place.process_index} of {place.process_count} did not meet the others at '
              f'{place.coordinator} in {place.wait} s')
-  return UserError(f'{cause}, or was one too many.',
+  return UserError(f'{cause}, or the job has one process too many.',
                    'Start all at once, each with its own number and the same number of processes; '
                    'each must reach that name and port, without a proxy: '
                    'unset http_proxy https_proxy.')
