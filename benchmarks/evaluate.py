@@ -1,10 +1,10 @@
 """Seconds and memory of the evaluations on this machine: kNN beside scikit-learn's, few-shot episodes, a probe's rates.
 
 Command: python benchmarks/evaluate.py [--sections knn,episodes,probe] [--rounds 1]
-Each measurement is a process of its own, so that its peak memory is its own; seconds are of its first call,
-compilation included, and of a second. Bars: kNN of 10,000 against 50,000 x 512 is as fast as scikit-learn's brute force
-with the same predictions, and needs less than 1 GiB above its inputs; 2,000 five-way episodes on 512-d take < 20 s; a
-linear probe of ten rates takes at most 1.5 times as long as one of one.
+Each measurement has a process of its own, so that its peak memory is its own. The seconds are those of a first call,
+which compiles, and of a second call. There are three bars. kNN of 10,000 against 50,000 x 512 is as fast as scikit-learn's
+brute force with the same predictions, and needs less than 1 GiB beyond its inputs. 2,000 five-way episodes on 512-d
+features take less than 20 s. A linear probe of ten rates takes at most 1.5 times as long as a probe of one.
 """
 import argparse
 import importlib.metadata
@@ -22,13 +22,13 @@ D, K = 512, 10
 
 
 class Case(NamedTuple):
-  """make: () -> the inputs; call: inputs -> what to compare or say."""
+  """What is measured. make: () -> the inputs. call: inputs -> what is compared or printed."""
   make: Callable[[], Any]
   call: Callable[[Any], Any]
 
 
 def images(seed: int, N: int, classes: int = K) -> tuple[np.ndarray, np.ndarray]:
-  """Features [N D] float32 as a network's after its ReLU, of classes that overlap, and labels [N]."""
+  """Features [N D] float32, as a network's after its ReLU, of classes that overlap, and their labels [N]."""
   random = np.random.default_rng(seed)
   y = random.integers(0, classes, N)
   x = random.standard_normal((N, D), np.float32)
@@ -58,7 +58,7 @@ def knn_cosine(arrays: tuple) -> np.ndarray:
 
 
 def knn_unit(arrays: tuple) -> np.ndarray:
-  """The same by Euclidean distance of unit rows, d^2 = 2 - 2 cos: scikit-learn has a compiled loop for it."""
+  """The same by Euclidean distance of unit rows, d^2 = 2 - 2 cos, for which scikit-learn has a compiled loop."""
   from sklearn.preprocessing import normalize
   x, y, queries, _ = arrays
   weights = lambda d: np.exp((1. - d ** 2 / 2.) / .1)
@@ -112,13 +112,13 @@ CASES = {
 
 
 def memory(field: str) -> float:
-  """GiB that this process holds ('VmRSS') or held at its peak ('VmHWM'); Linux."""
+  """The memory in GiB that this process holds ('VmRSS'), or held at its peak ('VmHWM'). Linux only."""
   line = next(li for li in pathlib.Path('/proc/self/status').read_text().splitlines() if li.startswith(field))
   return int(line.split()[1]) / 2 ** 20
 
 
 def measure(section: str, name: str) -> dict:
-  """Two calls of a case in this process: seconds of each, GiB above the inputs, and its answer."""
+  """Call a case twice in this process: the seconds of each call, the GiB beyond the inputs, and the answer."""
   case = CASES[section][name]
   inputs = case.make()
   before, seconds = memory('VmRSS'), []
@@ -136,7 +136,7 @@ def in_own_process(section: str, name: str) -> dict:
 
 
 def run(section: str, rounds: int) -> dict[str, dict]:
-  """The fastest of `rounds` of each case, in turns, printed."""
+  """Run each case `rounds` times, in turns, and print the fastest run of each."""
   found = {}
   for _ in range(rounds):
     for name in CASES[section]:
