@@ -20,6 +20,9 @@ from equivariant_ssl.training.state import TrainState
 WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network',
          'checkpoint': 'checkpoint', 'definition': 'constants or version of the protocol',
          'options': 'options', 'seeds': 'seeds', 'protocol': 'protocol'}
+# Arguments that result files name as older versions did: under other names, stored results would be
+# computed again.
+ARGUMENTS = {'center': 'centred'}
 NEW = ('data', 'inputs', 'definition')  # the fields that results of earlier versions do not have
 
 
@@ -64,7 +67,7 @@ def _function_defaults(function: Callable) -> dict[str, Any]:
   parameters = inspect.signature(function).parameters.items()
   defaults = {k: p.default for k, p in parameters if p.default is not p.empty}
   name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'
-  return {name: {k: v for k, v in defaults.items() if _is_plain(v)}}
+  return {name: {ARGUMENTS.get(k, k): v for k, v in defaults.items() if _is_plain(v)}}
 
 
 def constants(sources: Iterable[Any]) -> dict[str, Any]:

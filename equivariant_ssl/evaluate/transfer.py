@@ -111,7 +111,7 @@ def _row(name: str, opened: OpenTarget, arrays: dict[str, Labeled], size: int) -
   used = f'{len(y) - carved:,} + {valid_count:,} / {len(test_y):,}'
   note = used if target.note in ('', used) else f'{used}; published {target.note}'
   return Row(name, result.chosen['metric'], result.chosen['value'], result.top1,
-             f'{result.protocol}, centre {size}', note)
+             f'{result.protocol}, center {size}', note)
 
 
 def _with_held_out_test(arrays: dict[str, Labeled], share: float) -> dict[str, Labeled]:

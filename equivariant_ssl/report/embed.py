@@ -1,6 +1,6 @@
 """`eqssl embed` writes the features of images to a file.
 
-`eqssl neighbours` finds the images of such a file that are nearest to an image.
+`eqssl neighbors` finds the images of such a file that are nearest to an image.
 """
 import os
 import pathlib
@@ -235,12 +235,12 @@ def _write_page(out: pathlib.Path, file: str, count: int, query: str,
            'have the largest cosine.')
   pictures = picture_block('Nearest first', 'The query, then its neighbors.', [tiles])
   title = f'The {quantity(len(near), "image")} nearest to {os.path.basename(query)}'
-  html = page.render(title, about, [page.Section('Neighbors', 'neighbours', [pictures])],
-                     {'query': query, 'neighbours': near})
+  html = page.render(title, about, [page.Section('Neighbors', 'neighbors', [pictures])],
+                     {'query': query, 'neighbors': near})
   page.save(out, html)
 
 
-def neighbours(file: str, query: str, k: int | None = None, workdir: str | None = None,
+def find_neighbors(file: str, query: str, k: int | None = None, workdir: str | None = None,
                out: str | None = None, place: str = '') -> list[tuple[str, float]]:
   """Print the rank, cosine and path of the `k` images of an embedding file that are nearest to an
   image, and return (path, cosine) of each.

@@ -22,7 +22,7 @@ from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
 
 PICTURE_SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
-PANELS = ('views', 'map', 'neighbours', 'strips')  # the panels that need the data
+PANELS = ('views', 'map', 'neighbors', 'strips')  # the panels that need the data
 Panels = dict[str, list[Any]]  # {panel: its blocks}
 Say = Callable[[str], None]
 
@@ -69,7 +69,7 @@ def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels,
                           'does is trained with', '--config.equivariance=equimod')
   no_map = Text('There is no map: there are too few images, or all features are the same.')
   data = {title: _map_data(m) for title, m in feature_maps.items()}
-  return {'map': [Charts(drawings) if drawings else no_map], 'neighbours': [near],
+  return {'map': [Charts(drawings) if drawings else no_map], 'neighbors': [near],
           'strips': strips or [no_prediction]}, data
 
 
@@ -152,7 +152,7 @@ def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
       Section('Views', 'views', blocks['views']), Section('Sensitivity', 'sensitivity', profile),
       Section('Equivariance', 'equivariance', _equivariance(folder)),
       Section('Map of the features', 'map', blocks['map']),
-      Section('Neighbors', 'neighbours', blocks['neighbours']),
+      Section('Neighbors', 'neighbors', blocks['neighbors']),
       Section('What a prediction retrieves', 'strips', blocks['strips']),
       panels.throughput_section(folder)]
 
