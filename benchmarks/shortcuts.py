@@ -1,4 +1,4 @@
-"""Can a network that has learnt nothing read a transformation off the view? Then an artefact tells it, not the picture.
+"""Can a network that has learnt nothing read a transformation off the view? Then an artifact tells it, not the picture.
 
   python benchmarks/shortcuts.py [--photographs cifar10.npz] [--train 3000] [--test 2000]
 
@@ -83,7 +83,7 @@ def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Act
 
 
 def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
-  """Ridge regression of the classes `label` [N] on standardised features x [N D], fitted to the first `train`."""
+  """Ridge regression of the classes `label` [N] on standardized features x [N D], fitted to the first `train`."""
   one_hot = np.eye(label.max() + 1)[label]
   mean = one_hot[:train].mean(axis=0)
   gram = x[:train].T @ x[:train] + .03 * train * np.eye(x.shape[1])
@@ -115,7 +115,7 @@ def often_in_place(op: Op) -> Op:
 
 
 def quadrant(box) -> np.ndarray:
-  """Of the box's centre. (Thirds would ask for the size too: a large box is near the middle.)"""
+  """Of the box's center. (Thirds would ask for the size too: a large box is near the middle.)"""
   return 2 * (box.top + box.height / 2 > .5) + (box.left + box.width / 2 > .5)
 
 

@@ -42,7 +42,7 @@ def blur(q, low, high):
 
 def moments(op, told, size):
   """Mean and standard deviation of `told(action)` over DRAWS draws."""
-  # Unlike the rest of the suite, worth optimising: most of the time is spent running.
+  # Unlike the rest of the suite, worth optimizing: most of the time is spent running.
   @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
   def chunk(first):
     def one(i):

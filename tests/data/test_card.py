@@ -26,7 +26,7 @@ IMAGES, STEPS = 60, 9  # three epochs of three steps
 
 
 def photos(folder, start, stop, shade=0):
-  """Images number start to stop, of two classes, of noise over a colour of their class."""
+  """Images number start to stop, of two classes, of noise over a color of their class."""
   for i in range(start, stop):
     place = folder / 'ab'[i % 2]
     place.mkdir(parents=True, exist_ok=True)
@@ -163,17 +163,17 @@ def test_features_and_export_need_no_training_data(world, capsys):
   run, image = world / 'run', world / 'shown' / 'a' / '000.png'
   assert eqssl(capsys, 'embed', run, world / 'shown' / 'a', '--out', world / 'e.npz')[0] == 0
   code, said = eqssl(
-    capsys, 'neighbours', world / 'e.npz', world / 'shown' / 'b' / '001.png', '--run', run, '--k', 2
+    capsys, 'neighbors', world / 'e.npz', world / 'shown' / 'b' / '001.png', '--run', run, '--k', 2
   )
   assert code == 0 and len(said.splitlines()) == 2, said
   assert eqssl(capsys, 'export', run)[0] == 0
   made = embeddings.read(world / 'e.npz')
   embeddings.save(world / 'other.npz', made._replace(origin=made.origin._replace(mark='0' * 16)))
   code, said = eqssl(
-    capsys, 'neighbours', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
+    capsys, 'neighbors', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
   )
   assert code == 2 and 'another data card' in said and 'eqssl embed' in said
-  assert eqssl(capsys, 'neighbours', world / 'other.npz', image, '--k', 2)[0] == 0
+  assert eqssl(capsys, 'neighbors', world / 'other.npz', image, '--k', 2)[0] == 0
 
 
 def padded(folder):
@@ -202,7 +202,7 @@ OTHERS = {  # what happens to the folder: what is said
   ),
   'padded': (padded, 'other names or sizes'),
   'darker': (darker, 'the training images have other pixels'),
-  'unlabelled': (lambda folder: shutil.copy(folder / 'a' / '000.png', folder), 'no labels'),
+  'unlabeled': (lambda folder: shutil.copy(folder / 'a' / '000.png', folder), 'no labels'),
 }
 
 
@@ -245,7 +245,7 @@ def test_a_report_says_so_in_place_of_its_pictures(world, capsys):
 
 
 @pytest.mark.parametrize('more', [True, False], ids=['more', 'fewer'])
-def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalisation(
+def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalization(
   world, trained, more, capsys
 ):
   run, straight = world / 'run', rows(trained / 'run')

@@ -1,4 +1,4 @@
-"""CARE and STL: neighbouring images receive the same actions; their losses against float64 NumPy."""
+"""CARE and STL: neighboring images receive the same actions; their losses against float64 NumPy."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +64,7 @@ def test_care_says_what_cuts_the_batch(batch, splits, fits):
 
 
 @pytest.mark.parametrize('name, share', [('care', 4), ('stl', 2)])
-def test_neighbours_receive_the_same_actions(name, share, key):
+def test_neighbors_receive_the_same_actions(name, share, key):
   wired = made(name, turns(size=4), **({'splits': B // share} if name == 'care' else {}))
   images = Image(jnp.ones((B, 4, 4, 3)), jnp.full((B, 2), 4.))
   draw = jax.jit(lambda key: views(wired.groups, key, images)[wired.uses[0]].actions['rotate'].turns)
@@ -99,7 +99,7 @@ def mlp(values, part, x):
 
 
 def test_stl_applies_what_another_image_shows(key):
-  """The matrix comes from the neighbour's two views, and from nothing else; all equals the formula, row by row."""
+  """The matrix comes from the neighbor's two views, and from nothing else; all equals the formula, row by row."""
   wired = made('stl')
   pair = wired.pairs({'own': jax.random.normal(key, (4, 2, 5))}, {'own': {}})
   values = filled(wired.head, pair)
@@ -116,8 +116,8 @@ def test_stl_applies_what_another_image_shows(key):
   source, target = np.float64(pair.source), np.float64(pair.target)
   done = mlp(values, 'read', np.concatenate([source, target], axis=1))
   move = jax.tree.map(np.float64, values['params']['move'])
-  neighbour = [2, 3, 0, 1, 6, 7, 4, 5]  # rows are (image, direction)
-  matrices = [move['bias'] + np.einsum('a,ade->de', done[n], move['kernel']) for n in neighbour]
+  neighbor = [2, 3, 0, 1, 6, 7, 4, 5]  # rows are (image, direction)
+  matrices = [move['bias'] + np.einsum('a,ade->de', done[n], move['kernel']) for n in neighbor]
   sources = np.stack([source[n] @ matrices[n] for n in range(8)])
   codes = mlp(values, 'project_read', done).reshape(2, 2, 2, 3)
   wanted = mlp(values, 'project', sources), mlp(values, 'project', target), *codes.transpose(1, 0, 2, 3).reshape(2, 4, 3)

@@ -29,7 +29,7 @@ from equivariant_ssl.training import loop
 
 
 def album(root, counts):
-  """root/{train,test}/CLASS/NN.png of noisy colours."""
+  """root/{train,test}/CLASS/NN.png of noisy colors."""
   random = np.random.RandomState(0)
   for kind in ('train', 'test'):
     for c, (name, count) in enumerate(counts.items()):

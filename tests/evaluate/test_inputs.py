@@ -198,7 +198,7 @@ def test_frozen_features_and_the_online_knn(name):
     assert {x.tobytes() for x in found} == {x.tobytes() for x in raw}
 
 
-def centred(case):
+def centered(case):
   return round(SIZE * 36 / 32) if case.canvas == SIZE else short_side(case)
 
 
@@ -209,7 +209,7 @@ def test_probes_and_fine_tuning(name):
   tests = run.source.test
   few = ('simclr', 'equimod', 'finetune100')
   for protocol in few if name not in SLOW else (*PROBES, *TUNED):
-    short = short_side(case) if protocol == 'simclr' else centred(case)
+    short = short_side(case) if protocol == 'simclr' else centered(case)
     want = wanted(tests, short)
     images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     if protocol in ('byol', 'linear'):  # the rate is chosen on two of the training images

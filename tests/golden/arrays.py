@@ -33,7 +33,7 @@ def told(name: str, numbers: int) -> np.ndarray:
 
 
 def actions(views: int = 2, same_flips: bool = False) -> dict[str, np.ndarray]:
-  """What was done to each view, [B views ...]: boxes in whole pixels of SIZE, orders and factors of colours.
+  """What was done to each view, [B views ...]: boxes in whole pixels of SIZE, orders and factors of colors.
 
   same_flips: an image's views are flipped together, or not at all.
   """

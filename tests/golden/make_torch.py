@@ -28,7 +28,7 @@ class Optimizer:
 
 
 def parameters(views: int, more: bool) -> list[torch.Tensor]:
-  """EquiMod's vector of each view, [B 15], or with blur and solarisation [B 18]."""
+  """EquiMod's vector of each view, [B 15], or with blur and solarization [B 18]."""
   a = arrays.actions(views)
   columns = [a['box'], a['flip'][..., None], a['jittered'][..., None], a['order'], a['factors'], a['hue'][..., None],
              a['gray'][..., None]]

@@ -77,13 +77,13 @@ def test_a_share_of_each_class_is_held_out_always_the_same():
   assert len(bare.test.images) == 8 and bare.test.labels is None and bare.names is None
 
 
-def test_of_a_labelled_split_of_its_own_it_is_held_out():
+def test_of_a_labeled_split_of_its_own_it_is_held_out():
   """STL-10: its training images have no labels, those that are read out on have."""
   whole = made(names=False)
-  whole = whole._replace(labelled=whole.train, train=whole.train._replace(labels=None))
+  whole = whole._replace(labeled=whole.train, train=whole.train._replace(labels=None))
   found, want = holdout.hold_out(whole, 0.2), holdout.hold_out(made(), 0.2)
-  assert found.train is whole.train and found.bank is found.labelled
-  for part, same in ((found.labelled, want.train), (found.test, want.test)):
+  assert found.train is whole.train and found.bank is found.labeled
+  for part, same in ((found.labeled, want.train), (found.test, want.test)):
     np.testing.assert_array_equal(part.images, same.images)
     np.testing.assert_array_equal(part.labels, same.labels)
 

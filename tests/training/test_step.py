@@ -15,7 +15,7 @@ DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
 
 @functools.cache
 def run(devices: int) -> loop.Run:
-  """The smoke recipe on `devices` devices; its optimiser's momentum after one step is the gradient."""
+  """The smoke recipe on `devices` devices; its optimizer's momentum after one step is the gradient."""
   config = load_config('smoke', {'optimizer.weight_decay': '0.'})
   return loop.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
 
