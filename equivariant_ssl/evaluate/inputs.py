@@ -33,8 +33,8 @@ from equivariant_ssl.evaluate.features import as_partial, check_finite, check_im
 from equivariant_ssl.types import Action, Array, Group, Image, Key, Op, Size
 
 VERSION = 1  # raise it when other pixels reach a network: results are then computed again
-# The shorter side before a central crop, as a multiple of the crop's side; the second serves canvases
-# that are stored at the size of the crop.
+# The shorter side before a central crop, as a multiple of the crop's side; the second serves
+# canvases that are stored at the size of the crop.
 PHOTOGRAPH, CENTER_MULTIPLE = 256 / 224, 36 / 32
 
 

@@ -13,7 +13,7 @@ from equivariant_ssl.evaluate import inputs, probe
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.parallel import sharding
 
-PLAIN = probe.Protocol((.2,), 4, 16)
+PLAIN = probe.ProbeSettings((.2,), 4, 16)
 
 
 def plain(N, seed):

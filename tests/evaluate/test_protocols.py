@@ -127,10 +127,10 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
 
 
 def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
-  called, rows = [], [transfer.Row('there', 'top1', .5, .5, '', '')]
+  called, rows = [], [transfer.TransferRow('there', 'top1', .5, .5, '', '')]
   def some(*args):
     called.append(args[1])
-    return rows, [transfer.Missing('nosuch', 'type this')]
+    return rows, [transfer.MissingTarget('nosuch', 'type this')]
   monkeypatch.setattr(transfer, 'transfer', some)
   asked = functools.partial(evaluation.evaluate, evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
   for _ in range(2):

@@ -21,7 +21,7 @@ from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.transfer import central_features
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, embeddings
-from equivariant_ssl.report.embeddings import Embeddings
+from equivariant_ssl.report.embeddings import ImageFeatures
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
 
@@ -183,7 +183,7 @@ def test_mistakes_are_found_before_anything_is_computed(world, tmp_path, monkeyp
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
-  path, old = tmp_path / f'e.{form}', Embeddings(['a'], np.ones((1, 2), np.float32))
+  path, old = tmp_path / f'e.{form}', ImageFeatures(['a'], np.ones((1, 2), np.float32))
   embeddings.save(path, old)
   before, kind = path.read_bytes(), embeddings.FORMS[f'.{form}']
 
@@ -205,7 +205,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
 def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
   name = embed._text('b\udce9.png')
   for form in FORMS:
-    embeddings.save(tmp_path / f'e.{form}', Embeddings([name], np.ones((1, 2), np.float32)))
+    embeddings.save(tmp_path / f'e.{form}', ImageFeatures([name], np.ones((1, 2), np.float32)))
     assert embeddings.read(tmp_path / f'e.{form}').paths == ['b\\xe9.png']
 
 
@@ -214,7 +214,7 @@ def random_file(tmp_path):
   """A file of 30 random embeddings, two of them parallel."""
   h = np.random.RandomState(0).randn(30, 5).astype(np.float32)
   h[20] = 3 * h[7]
-  stored = Embeddings([f'photos/{i}.png' for i in range(30)], h)
+  stored = ImageFeatures([f'photos/{i}.png' for i in range(30)], h)
   embeddings.save(tmp_path / 'e.npz', stored)
   return str(tmp_path / 'e.npz'), stored
 
@@ -288,7 +288,7 @@ def test_another_run_is_refused(world, written, tmp_path):
 
 
 def test_fewer_images_than_are_shown_of_themselves(random_file, tmp_path, capsys):
-  few = Embeddings([f'{i}.png' for i in range(4)], random_file[1].features[:4])
+  few = ImageFeatures([f'{i}.png' for i in range(4)], random_file[1].features[:4])
   embeddings.save(tmp_path / 'few.npz', few)
   assert (
     len(embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png'))
@@ -297,7 +297,7 @@ def test_fewer_images_than_are_shown_of_themselves(random_file, tmp_path, capsys
   )
   with pytest.raises(UserError, match='few.npz has 3 other images'):
     embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png', 4)
-  embeddings.save(tmp_path / 'one.npz', Embeddings(['0.png'], few.features[:1]))
+  embeddings.save(tmp_path / 'one.npz', ImageFeatures(['0.png'], few.features[:1]))
   with pytest.raises(UserError, match='no other image than'):
     embed.find_neighbors(str(tmp_path / 'one.npz'), '0.png')
   with pytest.raises(UserError, match='is a folder, not a file'):
