@@ -149,7 +149,7 @@ def card_to_json(card: Card) -> dict[str, Any]:
 
 
 def card_from_json(content: dict[str, Any]) -> Card:
-  """The card that `as_json` made `content` from. It leaves out the fields of a later version.
+  """The card that `card_to_json` made `content` from. It leaves out the fields of a later version.
 
   Raises ValueError where `content` is not a card.
   """

@@ -83,7 +83,7 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   replaced by another one of its split (see `source.decode_splits`).
 
   stream:     decode images as they are needed. Data that do not fit in memory are always streamed.
-  links:      follow links to folders and out of `path` (see `folder_index.index`).
+  links:      follow links to folders and out of `path` (see `folder_index.index_folder`).
   background: a color under what is transparent.
   bits:       the number of bits that gray images of 16 bits use.
   """

@@ -174,8 +174,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   names those that it cannot have). seeds: the seeds of the protocols' own draws. strict: raise
   UserError where a protocol that is listed by name cannot be measured (where the data are the
   reason, after the other protocols); else it is left out. untrained: measure the network at its
-  initialization too. asked: what the user says of the data, where these have moved or differ from
-  what the run knows (UserError OTHER_DATA).
+  initialization too. data_request: what the user says of the data, where these have moved or
+  differ from what the run knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   protocol_names(names)  # an unknown name is reported before the data are read

@@ -232,7 +232,7 @@ def bank(functions: Frozen, state: TrainState, name: str, images: tuple, change:
          batch: int = 16) -> tuple[np.ndarray, Action]:
   """Return (embeddings [N M E], actions [N M ...]) of M views of each image, for objective `name`.
 
-  The first view is not augmented. images: what `rows` returns. change: see Frozen.
+  The first view is not augmented. images: what `indexed_images` returns. change: see Frozen.
   """
   return in_batches(Partial(functions.banks[name][change], variables(state)), images, batch)
 

@@ -11,9 +11,9 @@ network is given them at the `size` at which it is trained, in their true aspect
                                      and CenterCrop(224), to the pixel.
 
 A square image that is stored at that size is given as it is. Protocols that test on a central crop
-(`with_center_crop`) resize the first kind to 36/32 of `size` before they cut. `whole` treats every
-canvas as the first kind: it serves other data sets (transfer) and any image (embed). Probes and
-fine-tuning train on `training_views`. Resampling is bicubic and antialiased throughout.
+(`with_center_crop`) resize the first kind to 36/32 of `size` before they cut. `uncropped_inputs`
+treats every canvas as the first kind: it serves other data sets (transfer) and any image (embed).
+Probes and fine-tuning train on `training_views`. Resampling is bicubic and antialiased throughout.
 """
 import functools
 from collections.abc import Callable
@@ -185,7 +185,10 @@ def features(encode: Callable[[Array], Array], split: Split, inputs: Inputs, bat
 
 def central_features(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256,
                      mesh: Mesh | None = None) -> np.ndarray:
-  """Return the `features` of a split's central squares, at `size` pixels (see `whole`)."""
+  """Return the `features` of a split's central squares, at `size` pixels.
+
+  See `uncropped_inputs`.
+  """
   return features(encode, split, uncropped_inputs(size, split), batch, mesh)
 
 

@@ -34,7 +34,7 @@ def _panel(run: Run, functions: Frozen, state: TrainState, images: tuple, p: flo
            shared: int = 0, batch: int = 16) -> tuple[np.ndarray, Any]:
   """Return (features [N P 1 + V D], {op: actions [N V ...]}) of the P ops of frozen.PANEL.
 
-  images: what `frozen.rows` returns. p, views, shared: see `frozen.panel_views`.
+  images: what `frozen.indexed_images` returns. p, views, shared: see `frozen.panel_views`.
   """
   run_inputs = inputs.canvas_inputs(run.recipe.size, run.recipe.canvas)
   program = _panel_program(functions.encode, run_inputs, p, views, shared)
@@ -58,7 +58,7 @@ def measure_profile(s: Subject) -> Measurement:
 
 
 def _fit_and_test(source: Source) -> tuple[tuple, tuple]:
-  """Return (images to fit on, other images to test on), as `frozen.rows` returns them.
+  """Return (images to fit on, other images to test on), as `frozen.indexed_images` returns them.
 
   Without a test split, a third of the training split is tested on.
   """

@@ -53,7 +53,7 @@ def labeled_features(run: Run, functions: frozen.Frozen, state: TrainState) -> t
   source, encode = source_of(run), Partial(functions.encode, frozen.variables(state))
 
   def features(split: Split | None) -> np.ndarray:
-    assert split is not None  # `evaluation.lacks` has seen to it
+    assert split is not None  # `evaluation.unmet_need` has seen to it
     return inputs.features(encode, split, inputs.split_inputs(run.recipe.size, split),
                            mesh=run.mesh)
   return (features(source.bank), source.bank.labels, features(source.test), labels_of(source.test),
@@ -80,7 +80,7 @@ def _of_features(classify: Callable[..., Result]) -> Callable[[Subject], Measure
 
 def _measure_probe(s: Subject, name: str) -> Measurement:
   source = source_of(s.run)
-  assert source.test is not None  # `evaluation.lacks` has seen to it
+  assert source.test is not None  # `evaluation.unmet_need` has seen to it
   return _accuracy(s, probe.evaluate(
       name, s.encode, source.bank, source.test, s.run.recipe.size, len(source.classes or ()), s.key,
       s.options.epochs, s.options.batch, s.run.mesh))

@@ -131,11 +131,11 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
   of each data set of `names`.
 
   encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (see
-  `features.in_batches`). names: see `find`; () means all of DATASETS. size: pixels of the central
-  square. root: the folder of TFDS. cache: a folder in which features are stored, named by the
-  encoder's weights and program and by the images. validation: where > 0, the network is read out on
-  this share of each training class, in place of the test split. Raises UserError, the data set's
-  name first, where a data set is unknown, has no labels, one class or unreadable images, or a
+  `features.in_batches`). names: see `open_target`; () means all of DATASETS. size: pixels of the
+  central square. root: the folder of TFDS. cache: a folder in which features are stored, named by
+  the encoder's weights and program and by the images. validation: where > 0, the network is read
+  out on this share of each training class, in place of the test split. Raises UserError, the data
+  set's name first, where a data set is unknown, has no labels, one class or unreadable images, or a
   feature is not finite.
   """
   check_targets(names, root)

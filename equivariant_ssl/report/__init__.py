@@ -17,7 +17,7 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
   out: the file. None means report.html: in the folder, or for several runs in the current folder.
   by: what the runs are grouped by: 'method', or a field of the config.
   images: whether the page has the panels that read the data and the checkpoints.
-  asked: where the data of the runs are, and whether other data are accepted.
+  data_request: where the data of the runs are, and whether other data are accepted.
   Raises UserError where a folder is neither a run nor a study.
   """
   from equivariant_ssl.report import comparison_page, page, run_page, study_page

@@ -169,7 +169,7 @@ def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[li
 
 
 def gallery(run: runs.Run, count: int = 4) -> dict[str, list[list[Tile]]]:
-  """Return the `rows` of the first `count` images of the `split`."""
+  """Return the `indexed_images` of the first `count` images of the `split`."""
   images, sizes, _ = page_split(run)
   return view_tiles(run.recipe, run.key, step.Batch(images[:count], sizes[:count]))
 

@@ -180,8 +180,8 @@ def _views(study: dict, place: str) -> Section:
     return Section('Views', 'views', [panels.error_block(error)])
   about = Paragraph('Each augmentation alone, with its settings. A row for each image: the '
                     'original, then two views.')
-  return Section('Views', 'views',
-                 [about, *(picture_block(aug, '', rows, PICTURE_SIDE) for aug, rows in tiles.items())])
+  blocks = [picture_block(aug, '', rows, PICTURE_SIDE) for aug, rows in tiles.items()]
+  return Section('Views', 'views', [about, *blocks])
 
 
 def _run_table(study: dict, runs: dict[str, dict]) -> Table:
@@ -273,8 +273,8 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
       'Views', 'views', [Missing('Left out as asked.', command)])
   sections = [study_numbers.answer(study, results), study_numbers.effects(study, results),
               study_numbers.arms(study, results), *_actions(results),
-              study_numbers.proxies(study, results), _training(folder, study, results), views, _runs(folder, study, results),
-              _settings(study, results), again]
+              study_numbers.proxies(study, results), _training(folder, study, results), views,
+              _runs(folder, study, results), _settings(study, results), again]
   text = page.render(f'Study of {", ".join(study["augs"])}', _about(study), sections,
                      {'kind': 'study', 'study': study, 'results': results})
   path = page.save(out or folder / 'report.html', text)

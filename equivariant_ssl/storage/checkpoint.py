@@ -242,9 +242,8 @@ def open_checkpoints(directory: str | pathlib.Path, keep: int = 3,
     writer.finish()
     had_some = bool(saved_steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
     # All processes have looked before one of them renames.
-    candidates = processes.wait_until_same(f'checkpoints in {directory}',
-                                           lambda: saved_steps(directory))
-    newest = _newest(directory, abstract, candidates, False, keeper.identity(), reject)
+    steps = processes.wait_until_same(f'checkpoints in {directory}', lambda: saved_steps(directory))
+    newest = _newest(directory, abstract, steps, False, keeper.identity(), reject)
     if newest is None and had_some:
       raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
                       f'Put a good copy of one back into {directory}, or start again in a new '

@@ -234,11 +234,11 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
   """Train a resolved config in the folder `workdir`, and return the last state.
 
   The training resumes from the newest valid checkpoint in `workdir`. Without a checkpoint it starts
-  from the newest valid checkpoint of the run in `begin`, or from the initial state.
+  from the newest valid checkpoint of the run in `start_from`, or from the initial state.
 
-  command: the command line, for the record.
-  hooks:   functions that are called after each step.
-  accept:  train although the data are not those that the run was trained on.
+  command:     the command line, for the record.
+  hooks:       functions that are called after each step.
+  accept_data: train although the data are not those that the run was trained on.
 
   Raises UserError with one of these codes: 5 `workdir` holds a run of another config, 9 the data
   are not the run's, 3 another process is working in `workdir`, 4 none of the checkpoints is valid,

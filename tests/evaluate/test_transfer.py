@@ -62,7 +62,7 @@ def no_data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-  """The number of images given to the encoder, in each call of `central`."""
+  """The number of images given to the encoder, in each call of `central_features`."""
   seen, real = [], transfer.central_features
   monkeypatch.setattr(transfer, 'central_features', lambda encode, split, *a, **kw: (
       seen.append(len(split.images)), real(encode, split, *a, **kw))[1])

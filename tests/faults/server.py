@@ -55,7 +55,7 @@ def lighten() -> None:
     return now
   like = lambda run, rule: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated_sharding(run.mesh)), state(0))
-  for name, value in {'_open': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
+  for name, value in {'_open': opened, 'fit': fit, 'abstract_state': like, 'initial_state': lambda run, rule: state(0),
                       'warmup_warning': lambda *args: ''}.items():
     assert hasattr(loop, name), name
     setattr(loop, name, value)

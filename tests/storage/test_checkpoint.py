@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from equivariant_ssl import errors
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.storage import checkpoint, fingerprint
+from equivariant_ssl.storage import checkpoint, checkpoint_writer, fingerprint
 
 State = namedtuple('State', 'step params stats target opt_state extras')
 PARAMS = {'conv': {'kernel': np.random.RandomState(0).normal(size=(3, 3, 32, 8)).astype(np.float32)},
@@ -289,7 +289,7 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
     from equivariant_ssl.storage import checkpoint
     state = lambda: {'w': np.random.default_rng(0).normal(size=99999).astype('f4')}
     lines = []
-    with checkpoint.open(sys.argv[1], log=lines.append) as saved:
+    with checkpoint.open_checkpoints(sys.argv[1], log=lines.append) as saved:
       saved.save(1, state(), {}, wait=True)
       signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
       resource.setrlimit(resource.RLIMIT_FSIZE, (9999, resource.RLIM_INFINITY))
@@ -301,7 +301,7 @@ def test_a_save_that_fails_in_its_thread_is_said_once(tmp_path):
       resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
       saved.save(4, state(), {})
     assert not lines, lines
-    assert checkpoint.load(sys.argv[1], state())[0] == 4
+    assert checkpoint.load_checkpoint(sys.argv[1], state())[0] == 4
   """
   done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'checkpoints')], capture_output=True, text=True,
                         timeout=120)
@@ -337,7 +337,7 @@ WRITER = """if True:
   import sys
   import numpy as np
   from equivariant_ssl.storage import checkpoint
-  with checkpoint.open(sys.argv[1], keep=2) as saved:
+  with checkpoint.open_checkpoints(sys.argv[1], keep=2) as saved:
     last = saved.restore({'step': np.int32(0), 'w': np.zeros((50, 50), 'f4')})
     for step in range(last[0] + 1 if last else 1, 10 ** 6):
       saved.save(step, {'step': np.int32(step), 'w': np.full((50, 50), step, 'f4')}, {})
@@ -389,7 +389,7 @@ JOB = """if True:
   where = sharding.replicated_sharding(sharding.mesh())
   state = lambda n: sharding.place({'step': np.int32(n), 'w': np.full((4, 8), n, 'f4')}, where)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(0))
-  with checkpoint.open(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
+  with checkpoint.open_checkpoints(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
     assert saved.restore(like) is None
     for n in (1, 2, 3):
       saved.save(n, {**state(n), 'host': np.float32(n)}, {'n': n})
@@ -399,11 +399,11 @@ JOB = """if True:
     (pathlib.Path(sys.argv[1]) / '3/_CHECKPOINT_METADATA').write_text('')
   multihost_utils.sync_global_devices('damaged')
   like['host'] = jax.ShapeDtypeStruct((), np.float32, sharding=where)
-  with checkpoint.open(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
+  with checkpoint.open_checkpoints(sys.argv[1], log=lambda line: print('LOG', line)) as saved:
     step, got, meta = saved.restore(like)
     assert step == 2 and meta == {'n': 2} and int(got['step']) == 2
     saved.save(4, {**state(4), 'host': np.float32(4)}, {}, wait=True)
-  print('END', fingerprint.of(got))
+  print('END', fingerprint.fingerprints(got))
 """
 
 
@@ -421,3 +421,12 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
   assert [len(x) for x in logs] == [1, 0]
   want = fingerprint.fingerprints({'step': np.int32(2), 'w': np.full((4, 8), 2, 'f4'), 'host': np.float32(2)})
   assert all(f'END {want}' in out for out, _ in ends), (want, ends)
+
+
+def test_a_directory_that_is_there_and_said_to_be_missing_is_a_failing_disk(tmp_path):
+  """os.path.isdir answers False when the disk fails: orbax then reports a missing directory."""
+  seen = ValueError('Checkpoint directory does not exist: x'), NotADirectoryError('Path is not a directory: x')
+  for error in seen:
+    there = checkpoint_writer._not_written(tmp_path, 3, error, 2)
+    assert there.code == errors.INPUT_OUTPUT and 'it is there now' in str(there)
+    assert checkpoint_writer._not_written(tmp_path / 'gone', 3, error, 2).code == errors.USAGE

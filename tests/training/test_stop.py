@@ -84,7 +84,7 @@ BUSY = """if True:
   import hashlib, sys
   from equivariant_ssl.training import stop
   stop.GRACE = .3
-  with stop.heard(), stop.saving() as begun:
+  with stop.listen(), stop.saving() as begun:
     if sys.argv[1] == 'saving':
       begun()
     print('ready', flush=True)
@@ -104,7 +104,7 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
   assert ('over' in out) == (what == 'saving') and ('nothing is lost' in err) == (what == 'idle')
 
 
-@pytest.mark.parametrize('phase', ['known_card', 'prepare', 'restore', 'initial', 'resident'])
+@pytest.mark.parametrize('phase', ['read_known_card', 'prepare_run', 'restore', 'initial_state', 'resident'])
 def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
   """Data, restoring, initialization: the run has nothing to save yet, and the same command goes on."""
   place = loop.checkpoint if phase == 'restore' else loop
