@@ -17,7 +17,7 @@ _spec.loader.exec_module(shortcuts)
 
 
 def answers(case, kinds):
-  return shortcuts.asked(case, {kind: shortcuts.noise(kind, TRAIN + TEST) for kind in kinds}, TRAIN)
+  return shortcuts.answer_questions(case, {kind: shortcuts.noise(kind, TRAIN + TEST) for kind in kinds}, TRAIN)
 
 
 def check(name, kinds):

@@ -350,7 +350,7 @@ def test_shuffled_actions_are_of_any_view(key):
     gains.shuffle(key, np.array([0, 0, 0, 1, 1]))
 
 
-def moved(weight, pair):
+def shift_estimate(weight, pair):
   return pair.source + (pair.after['shift'] - pair.before['shift']) @ weight
 
 
@@ -370,7 +370,7 @@ def world():
 
 def test_controls_tell_knowing_from_guessing(world, key):
   pair, weight, image = world
-  found = gains.measure(Partial(moved, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
+  found = gains.measure(Partial(shift_estimate, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
   drift = gains.per_pair(pair.source, pair.target, pair.source).drift
   assert found.true.absolute.mean == pytest.approx(drift.mean(), abs=1e-6)  # the error is 0
   assert found.over_shuffled.low > 0 and found.over_shuffled.n == 40

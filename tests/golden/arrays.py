@@ -27,7 +27,7 @@ def images(name: str, views: int, side: int = SIDE) -> np.ndarray:
   return generator(name).uniform(size=(B, views, side, side, 3))
 
 
-def told(name: str, numbers: int) -> np.ndarray:
+def head_numbers(name: str, numbers: int) -> np.ndarray:
   """[B numbers] float64 of deviation 1: what a head is told, where its own form is not compared."""
   return generator(name).normal(size=(B, numbers))
 
