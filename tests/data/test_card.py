@@ -15,7 +15,13 @@ from PIL import Image
 from equivariant_ssl import cli
 from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.data import tfds
-from equivariant_ssl.data.card import card_differences, card_from_json, data_mark, read_card
+from equivariant_ssl.data.card import (
+  card_differences,
+  card_from_json,
+  card_to_json,
+  data_mark,
+  read_card,
+)
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embeddings
@@ -128,6 +134,19 @@ def test_a_run_keeps_what_it_knows_beside_its_config_and_in_each_checkpoint(trai
   assert data_mark(card) == data_mark(card._replace(name='elsewhere', settings={}))
 
 
+def test_a_card_of_an_older_version_has_the_same_mark():
+  """It says `labelled`. Its mark stands in results that an older version wrote."""
+  train = {'count': 8, 'files': 'a', 'labels': '', 'pixels': 'b'}
+  bank = {'count': 4, 'files': 'c', 'labels': 'd', 'pixels': 'e'}
+  old = {'name': 'stl10', 'settings': {'name': 'tfds', 'labelled': 'train'}, 'train': train,
+         'test': None, 'classes': None, 'canvas': 96, 'mean': [.5] * 3, 'std': [.25] * 3,
+         'images': 8, 'labelled': bank}
+  card = card_from_json(old)
+  assert card.labeled.count == 4 and card.settings == {'name': 'tfds', 'labeled': 'train'}
+  assert data_mark(card) == '93765e08a730e973'
+  assert card_from_json(card_to_json(card)) == card
+
+
 def test_added_images_change_no_feature_and_no_export(world, capsys):
   """Bar 4."""
   run, shown = world / 'run', world / 'shown'
@@ -173,7 +192,7 @@ def test_features_and_export_need_no_training_data(world, capsys):
     capsys, 'neighbors', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
   )
   assert code == 2 and 'another data card' in said and 'eqssl embed' in said
-  assert eqssl(capsys, 'neighbors', world / 'other.npz', image, '--k', 2)[0] == 0
+  assert eqssl(capsys, 'neighbours', world / 'other.npz', image, '--k', 2)[0] == 0  # its old name
 
 
 def padded(folder):

@@ -178,6 +178,9 @@ def test_constants_are_found():
     definition = result_files.definition(protocol)
     assert json.loads(json.dumps(definition)) == definition, name  # as a file holds it
     assert definition['constants'], name
+  constants = result_files.definition(protocols.PROTOCOLS['profile'])['constants']
+  assert constants['profile.drift'] == {'centred': True}  # stored results have these older names
+  assert constants['1']['jitter']['quantise'] is False
 
 
 def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):
