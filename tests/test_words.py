@@ -40,6 +40,7 @@ ALLOWED = {
     'equivariant_ssl/evaluate/inputs.py': {'centre'},  # these three: keys of result files
     'equivariant_ssl/evaluate/probe.py': {'centred'},
     'equivariant_ssl/evaluate/result_files.py': {'centred', 'quantise'},
+    'tests/evaluate/test_cached.py': {'centred', 'quantise'},
     'equivariant_ssl/data/archives.py': TFDS_SPLIT, 'equivariant_ssl/data/tfds.py': TFDS_SPLIT,
     'equivariant_ssl/parallel/step_plan.py': TFDS_SPLIT, 'tests/data/test_prepare.py': TFDS_SPLIT,
     'tests/parallel/test_plan.py': TFDS_SPLIT, 'configs/stl10_simclr_augself.py': TFDS_SPLIT,
