@@ -69,7 +69,7 @@ def features(views: Array) -> Array:
   return jnp.concatenate([*found, places.reshape(B, -1)], axis=1)
 
 
-def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
+def draw_views(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
   """{name: ([N D] features, actions [N ...])} of one view of each image of `sets` {name: [N 32 32 3] uint8}. N is a
   multiple of CHUNK."""
   def one(i: Array, x: Array) -> tuple[Array, Action]:
@@ -93,10 +93,10 @@ def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
   return Answer((named == label[train:]).mean(), one_hot[train:].mean(axis=0).max())
 
 
-def asked(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
+def answer_questions(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
   """{(set, question): the answer on all images after the first `train`, from which it is learned}."""
   answers = {}
-  for name, (x, actions) in seen(case.op, sets).items():
+  for name, (x, actions) in draw_views(case.op, sets).items():
     x = x.astype(np.float64)
     x = (x - x[:train].mean(axis=0)) / (x[:train].std(axis=0) + 1e-6)
     for question, classes in case.questions.items():
@@ -190,7 +190,7 @@ def main():
     sets['photographs'] = pictures(given.photographs, many)
   print('| chain | asked | chance | ' + ' | '.join(sets) + ' |\n|---|---|' + '---|' * (1 + len(sets)))
   for chain, case in {**cases(), **naive()}.items():
-    answers = asked(case, sets, given.train)
+    answers = answer_questions(case, sets, given.train)
     for question in case.questions:
       row = [answers[name, question] for name in sets]
       figures = ' | '.join(f'{a.right:.1%}' for a in row)

@@ -12,7 +12,7 @@ Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md list
 Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
            scaling. The warm-up goes from 0 at step 0 to the peak at step 1950; solo-learn's goes
            from 3e-5 at step 0 to the peak one step earlier. Colors are not rounded to 8 bits after
-           each change (augment.jitter.quantise and augment.gray.quantise would do so).
+           each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

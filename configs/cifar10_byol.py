@@ -11,7 +11,7 @@ Differs:   The networks compute in bfloat16; the official code computes in float
            target is updated before the forward pass; the heads' hidden layers have no bias and
            their last layers have one; the learning rate is inside the momentum; brightness
            multiplies. EquiMod's code has no branch for the baseline alone. Colors are not rounded
-           to 8 bits after each change (augment.jitter.quantise and augment.gray.quantise would do
+           to 8 bits after each change (augment.jitter.quantize and augment.gray.quantize would do
            so).
 """
 from ml_collections import ConfigDict

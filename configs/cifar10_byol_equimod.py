@@ -10,8 +10,8 @@ Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md list
 Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
            scaling. The head's conditioning is in units measured for these augmentations; the code's
            BYOL branch keeps the constants of augmentations with other strengths and chances. Colors
-           are not rounded to 8 bits after each change (augment.jitter.quantise and
-           augment.gray.quantise would do so).
+           are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -10,7 +10,7 @@ Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md list
 Differs:   the two views have changed places, because the turned crop has the chances of the first
            view: it is blurred with chance .1, as in E-SSL's ImageNet code, and solarized with
            chance .2, which is 0 there. Colors are not rounded to 8 bits after each change
-           (augment.jitter.quantise and augment.gray.quantise would do so).
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -10,7 +10,7 @@ Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md list
 Differs:   the weight is .03, as in scripts/cifar10.sh; the paper's is .01. Each chunk draws its own
            actions, as in the paper; in the code, as its vmaps read, the whole batch shares two
            actions. Crops are antialiased; the code's own views are not. Colors are not rounded to 8
-           bits after each change (augment.jitter.quantise and augment.gray.quantise would do so).
+           bits after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

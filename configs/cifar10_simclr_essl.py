@@ -13,7 +13,7 @@ Differs:   The networks compute in bfloat16; the official code computes in float
            ('cross') and a projector of two layers. The baseline is this file with
            --config.equivariance=none --config.optimizer.lr=.06, because the two have different
            learning rates. Colors are not rounded to 8 bits after each change
-           (augment.jitter.quantise and augment.gray.quantise would do so).
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

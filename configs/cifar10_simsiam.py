@@ -9,8 +9,8 @@ Published: nothing that we could read, because the README shows its table as a p
 Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
            owed.
 Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
-           scaling. Colors are not rounded to 8 bits after each change (augment.jitter.quantise and
-           augment.gray.quantise would do so).
+           scaling. Colors are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -10,8 +10,8 @@ Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md list
 Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
            scaling. The baseline, cifar10_simsiam, has half the learning rate. The head has no ReLU
            after its second LayerNorm, as in the SimSiam branch of the code; the SimCLR branch has
-           one. Colors are not rounded to 8 bits after each change (augment.jitter.quantise and
-           augment.gray.quantise would do so).
+           one. Colors are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -14,7 +14,7 @@ Differs:   The networks compute in bfloat16; the official code computes in float
            from 3e-5 at step 0 to the peak one step earlier. std is 50, because solo-learn's
            variance term is 25 (V1 + V2); the term of VICReg's own code is 25 (V1 + V2) / 2, and
            here std multiplies (V1 + V2) / 2. Colors are not rounded to 8 bits after each change
-           (augment.jitter.quantise and augment.gray.quantise would do so).
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

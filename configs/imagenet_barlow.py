@@ -8,7 +8,7 @@ Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. The blur is a Gaussian cut off at 23
            pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;
            the official code computes in float16 with loss scaling. Colors are not rounded to 8 bits
-           after each change (augment.jitter.quantise and augment.gray.quantise would do so).
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

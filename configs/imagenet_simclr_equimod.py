@@ -12,7 +12,7 @@ Differs:   Crops are cut from the image squashed to 256 x 256. The conditioning 
            fractions of the image; the code's has it in pixels of the original image, without the
            size of that image. The networks compute in bfloat16; the official code computes in
            float16 with loss scaling. Colors are not rounded to 8 bits after each change
-           (augment.jitter.quantise and augment.gray.quantise would do so).
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

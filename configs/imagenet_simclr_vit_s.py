@@ -14,7 +14,7 @@ Differs:   from MoCo v3. There is no target network and no predictor. The loss i
            and the patch projection are learned; the code has fixed sines and a frozen projection.
            Crops are cut from the image squashed to 256 x 256. Biases, norms and the class token do
            not decay; in the code all that is trained decays. Colors are not rounded to 8 bits after
-           each change (augment.jitter.quantise and augment.gray.quantise would do so).
+           each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

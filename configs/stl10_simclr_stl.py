@@ -8,7 +8,7 @@ Measured:  nothing yet.
 Differs:   neighboring images share the flip and the blur too; in the code they share only crop,
            jitter and gray. The weight of the transformation loss is .1, as in the README; it is .2
            in the paper. The hypernetwork has a bias. 100,000 of the training images have no label,
-           so eqssl eval uses the images and labels of the split `train` (data.labelled).
+           so eqssl eval uses the images and labels of the split `train` (data.labeled).
 """
 from ml_collections import ConfigDict
 
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
       'batch': 256,
       'epochs': 200.,
       'batchnorm': 'view',
-      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labelled': 'train',
+      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labeled': 'train',
                'test': 'test'},
       'mean': (.43, .42, .39),
       'std': (.27, .26, .27),

@@ -69,7 +69,7 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
     record.write_atomically(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
     (new / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in about['metrics']))
     with checkpoint.open_checkpoints(new / 'checkpoints', config.keep) as saved:
-      saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimiser'}, wait=True)
+      saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimizer'}, wait=True)
     os.replace(new, workdir)
   return workdir
 

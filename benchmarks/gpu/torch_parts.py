@@ -64,7 +64,7 @@ def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: 
     try:
       twin(x)
     except Exception as e:
-      note(f'the optimiser is not compiled: {type(e).__name__}: {str(e).splitlines()[0][:200]}')
+      note(f'the optimizer is not compiled: {type(e).__name__}: {str(e).splitlines()[0][:200]}')
       twin.optimizer.step = eager
       twin(x)
   return Turn(lambda: twin(x), wait)
