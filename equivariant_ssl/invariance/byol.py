@@ -34,7 +34,7 @@ def make(decay: float = .996, update: str = 'after') -> Invariance:
   Raises UserError for another update or decay.
   """
   if update not in ('after', 'before'):
-    raise UserError(f'byol.update is {update!r}.',
+    raise UserError(f"byol.update is {update!r}, neither 'after' nor 'before'.",
                     "Give 'after' (the optimizer's step) or 'before' (the forward pass).")
   if not 0. <= decay <= 1.:
     raise UserError(f'byol.decay is {decay}, which is not a share.',

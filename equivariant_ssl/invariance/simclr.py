@@ -15,7 +15,7 @@ def make(temperature: float = .5, negatives: str = 'all', scale: float = 1.) -> 
   for other negatives.
   """
   if negatives not in ('all', 'cross'):
-    raise UserError(f'simclr.negatives is {negatives!r}.',
+    raise UserError(f"simclr.negatives is {negatives!r}, neither 'all' nor 'cross'.",
                     "Give 'all' (2B - 2 negatives) or 'cross' (B - 1 negatives).")
 
   def loss(embeddings: Embeddings) -> Array:
