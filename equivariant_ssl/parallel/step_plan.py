@@ -166,7 +166,7 @@ def _train_count(config: Any) -> int:
 
 def described(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
-  sharding.check_batch(config.batch, mesh.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.size, config.accumulate, config.batchnorm_groups)
   facts = known_data(config)
   if facts is None:
     return runs.prepare(config, mesh, log)

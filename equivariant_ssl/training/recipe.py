@@ -35,6 +35,7 @@ class Recipe(NamedTuple):
   size, canvas: the side of a view, and of the stored images, in pixels.
   probe:      a linear classifier that is trained beside the network, on stopped features.
   accumulate: the number of parts of the batch that are encoded one after the other.
+  batchnorm_groups: the number of groups of images that have BatchNorm statistics of their own.
   """
   network: Network
   groups: dict[str, Group]
@@ -50,6 +51,7 @@ class Recipe(NamedTuple):
   canvas: int
   probe: Monitor | None = None
   accumulate: int = 1
+  batchnorm_groups: int = 1
 
   def epoch_steps(self, num: int) -> int:
     """The number of steps that show all of `num` images once.
@@ -297,4 +299,4 @@ def make(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.),
                     'Leave the probe out: --config.probe=False')
   probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
   return Recipe(network, groups, inv, equivariances, wirings, tx, schedule, config.batch, per_epoch,
-                steps, config.size, canvas, probe, config.accumulate)
+                steps, config.size, canvas, probe, config.accumulate, config.batchnorm_groups)

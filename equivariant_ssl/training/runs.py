@@ -121,7 +121,7 @@ def prepare(config: Any, mesh: Mesh | None = None, log: Say = lambda line: None,
   batch does not fit the devices, and UserError OTHER_DATA if the data are not the run's.
   """
   mesh = mesh or sharding.mesh()
-  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate, config.batchnorm_groups)
   source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)

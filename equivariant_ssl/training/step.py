@@ -12,6 +12,7 @@ from equivariant_ssl import augment
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.nets.network import actions, tapped_stages
+from equivariant_ssl.nets.norm import image_groups
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
 from equivariant_ssl.training.recipe import Recipe
@@ -43,8 +44,9 @@ def views(recipe: Recipe, key: Key, step: Array | int, batch: Batch) -> dict[str
 def _apply(recipe: Recipe, params: dict, stats: dict, *inputs: Any, method: str
            ) -> tuple[Any, dict]:
   """The result of a method of the network in training, and the new BatchNorm statistics."""
-  result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
-                                         method=method, mutable=['batch_stats'])
+  with image_groups(recipe.batchnorm_groups):
+    result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
+                                           method=method, mutable=['batch_stats'])
   return result, dict(updated).get('batch_stats', {})
 
 
