@@ -1,5 +1,4 @@
-"""BatchNorm as torch computes it, over all axes of the global batch, or of a part of it, but the last.
-"""
+"""BatchNorm as torch computes it, over the images of the global batch or of each group of them."""
 import contextlib
 import contextvars
 import functools

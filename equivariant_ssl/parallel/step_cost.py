@@ -112,10 +112,14 @@ def list_collectives(text: str) -> list[Collective]:
 def _participants(line: str) -> int:
   """Return how many devices the collective of a line joins; 0 for all of them.
 
-  XLA writes a list of groups, {{0,1},{2,3}}, or the shape of that list, [2,2]<=[4].
+  XLA writes a list of groups, {{0,1},{2,3}}; or the shape of that list, [2,2]<=[4]; or the axes
+  of a mesh along which the devices of a group differ, mesh['a'=2,'b'=2] {'b'}.
   """
   if match := re.search(r'replica_groups=\{\{([\d, ]+)\}', line):
     return match[1].count(',') + 1
+  if match := re.search(r'replica_groups=mesh\[(.*?)\] \{(.*?)\}', line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
   match = re.search(r'replica_groups=\[\d+,(\d+)\]', line)
   return int(match[1]) if match else 0
 

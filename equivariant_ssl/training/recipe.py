@@ -34,8 +34,7 @@ class Recipe(NamedTuple):
   batch, steps: the number of images of the global batch, and of steps of the whole run.
   size, canvas: the side of a view, and of the stored images, in pixels.
   probe:      a linear classifier that is trained beside the network, on stopped features.
-  accumulate: the number of parts of the batch that are encoded one after the other.
-  batchnorm_groups: the number of groups of images that have BatchNorm statistics of their own.
+  accumulate, batchnorm_groups: parts and groups of the batch; see config_fields.
   """
   network: Network
   groups: dict[str, Group]
@@ -118,9 +117,8 @@ def draw_actions(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREA
 def select_augmentations(config: Config, label: str, section: Config) -> list[str]:
   """The augmentations of the objective `label`, in the order of application.
 
-  They are those with the role `sensitive` or `both`, or those of them that the field
-  `augmentations` of its section names. Raises UserError where there are none, or where the field
-  names another one.
+  They are those with the role `sensitive` or `both`, or those of them that `augmentations` of its
+  section names. Raises UserError where there are none, or where it names another one.
   """
   roles = {name: config.augment[name].role for name in config.augment.order}
   available = [name for name, role in roles.items() if role in ('sensitive', 'both')]
