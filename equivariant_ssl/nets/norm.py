@@ -37,10 +37,9 @@ def image_groups(groups: int) -> Iterator[None]:
 def _scaled(x: Array, mean: Array, rstd: Array, scale: Array, bias: Array) -> Array:
   """(x - mean) rstd scale + bias, computed in float32, in the dtype of x.
 
-  mean, rstd: [C] for x [... C], or [G C] for x [G ... C]. scale, bias: [C].
+  The four are [C] for x [... C], or [G C] for x [G ... C].
   """
   wide = functools.partial(jnp.expand_dims, axis=_reduced_axes(x, mean))
-  scale, bias = (jnp.broadcast_to(a, mean.shape) for a in (scale, bias))
   y = (x.astype(jnp.float32) - wide(mean)) * wide(rstd * scale) + wide(bias)
   return y.astype(x.dtype)
 
@@ -80,6 +79,7 @@ def _normalize_forward(x, scale, bias, exact, groups):
   else:
     var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.)
   rstd = jax.lax.rsqrt(var + EPSILON)
+  scale, bias = (jnp.broadcast_to(a, mean.shape) for a in (scale, bias))
   y = _scaled(rows, mean, rstd, scale, bias).reshape(x.shape)
   return (y, mean, var), (x, mean, rstd, scale)
 
@@ -90,7 +90,7 @@ def _normalize_backward(exact, groups, saved, cotangents):
   rows = _split(x, groups)
   axes = _reduced_axes(rows, mean)
   n = float(x.size // mean.size)  # a float: beyond int32 at a batch of 65,536
-  unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(scale), jnp.zeros_like(scale))
+  unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
   with jax.named_scope(STATISTICS_SCOPE):
     d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
