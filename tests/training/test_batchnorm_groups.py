@@ -8,7 +8,7 @@ import one_process
 import pytest
 import test_step
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import norm
 from equivariant_ssl.parallel import sharding, step_cost, step_plan
@@ -71,9 +71,9 @@ def test_one_group_is_the_program_without_groups():
 @functools.cache
 def trained(devices: int, groups: int) -> dict:
   """Three steps of the smallest config on `devices` devices: the losses, the first gradient and statistics, the program."""
-  config = configs.load(one_process.__file__, {'batchnorm_groups': str(groups), 'optimizer.weight_decay': '0.'})
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:devices]))
-  state, (program, data) = runs.initial(run), feeds.compiled(run)
+  config = load_config(one_process.__file__, {'batchnorm_groups': str(groups), 'optimizer.weight_decay': '0.'})
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
+  state, (program, data) = runs.initial_state(run), feeds.compiled(run)
   order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
   text = program.lower(run.key, state, data, order).compile().as_text()
   losses, first = [], {}
@@ -109,7 +109,7 @@ def test_no_statistic_leaves_its_device_where_the_groups_line_up():
   """And no image moves: what crosses are gradients, running statistics, metrics and embeddings."""
   result = trained(8, 8)
   assert statistics(result['text']) == []
-  state = runs.abstract(result['run'])
+  state = runs.abstract_state(result['run'])
   largest = max(x.size for x in jax.tree.leaves((state.params, state.stats)))
   embeddings = 2 * 16 * 8  # 2B of E numbers
   for kind, shapes in test_step.crossing(result['text']):
@@ -127,9 +127,9 @@ def test_statistics_cross_the_devices_of_their_group_alone(groups, together):
 def test_the_step_is_that_of_each_group_alone_up_to_the_heads():
   """The encoder sees each group as a batch of its own. The loss sees the whole batch."""
   run = trained(1, 8)['run']
-  state, recipe = runs.initial(run), run.recipe
+  state, recipe = runs.initial_state(run), run.recipe
   data = run.source.train
-  views = step.views(recipe, run.key, 0, step.Batch(data.images[:16], data.sizes[:16]))
+  views = step.draw_views(recipe, run.key, 0, step.Batch(data.images[:16], data.sizes[:16]))
 
   def encode(groups: int):
     return jax.jit(lambda views: step.encode(recipe._replace(batchnorm_groups=groups), state.params, state.stats, views,
@@ -148,7 +148,7 @@ def test_the_step_is_that_of_each_group_alone_up_to_the_heads():
     ({'batchnorm_groups': '8', 'accumulate': '2'}, r'in 2 parts .*=4')])
 def test_groups_that_cannot_be_are_a_user_error(over, says):
   with pytest.raises(UserError, match=f'(?s){says}'):
-    configs.load(one_process.__file__, over)
+    load_config(one_process.__file__, over)
 
 
 def test_groups_and_devices_line_up_or_it_is_said():
@@ -168,6 +168,6 @@ def test_who_takes_part_in_a_collective(written, devices):
 
 
 def test_the_plan_says_what_statistics_cost(capsys):
-  step_plan.run(configs.load(one_process.__file__, {'batchnorm_groups': '8'}), 0, print)
+  step_plan.run(load_config(one_process.__file__, {'batchnorm_groups': '8'}), 0, print)
   assert ('batchnorm    statistics over each of 8 groups of 2 images; a device holds 1; of these collectives: none'
           in capsys.readouterr().out)
