@@ -211,7 +211,9 @@ def _activation_bytes(run: runs.Run, state: Any, views: dict) -> int:
 
 
 def _size_text(count: int | float) -> str:
-  """Return a number of bytes in MiB or GiB."""
+  """Return a number of bytes in KiB, MiB or GiB."""
+  if count < .1 * 2**20:
+    return f'{count / 2**10:.1f} KiB'
   return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
 
 
