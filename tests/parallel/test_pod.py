@@ -5,7 +5,7 @@ EQSSL_POD_LOG=FILE appends what the processes said, and how long each part took 
 import itertools
 import json
 import os
-import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from PIL import Image
 
 from equivariant_ssl import cli
 from equivariant_ssl.config import load_config
-from equivariant_ssl.errors import OK, WATCHDOG
+from equivariant_ssl.errors import OK, PREEMPTED, WATCHDOG
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import loop
@@ -107,7 +107,8 @@ def losses(workdir):
 def test_a_pod_is_killed_goes_on_and_is_one_process_of_as_many_devices(count, devices, groups, images, tmp_path, pods,
                                                                       monkeypatch, capsys):
   settings = {'data.name': 'folder', 'data.path': images, 'data.size': 8, 'data.stream': True, 'sharding': 'fsdp',
-              'encoder.width': 16, 'batchnorm_groups': groups, 'steps': STEPS, 'checkpoint_every': KEPT}
+              'encoder.width': 16, 'batchnorm_groups': groups, 'steps': STEPS, 'checkpoint_every': KEPT,
+              'optimizer.lr': .0005}  # a rate at which rounding does not grow, with two images in a group
   workdir, begun = tmp_path / 'pod', time.monotonic()
   log(f'-- {count} processes, {devices} devices each, batchnorm_groups={groups}')
 
@@ -141,7 +142,8 @@ def test_a_pod_is_killed_goes_on_and_is_one_process_of_as_many_devices(count, de
   (steps, pod_losses), (one_steps, one_losses) = losses(workdir), losses(tmp_path / 'one')
   assert steps == one_steps == list(range(1, STEPS + 1))
   np.testing.assert_allclose(pod_losses[:5], one_losses[:5], rtol=1e-4)
-  np.testing.assert_allclose(pod_losses, one_losses, rtol=1e-2)
+  np.testing.assert_allclose(pod_losses, one_losses, rtol=1e-3)
+  assert np.abs(np.diff(one_losses[:, 0])).min() > 1e-3  # another batch would be another loss
   part('one process with 8 devices, replicated, never killed: its losses are the same to '
        f'{np.abs(pod_losses / one_losses - 1).max():.1e}')
 
@@ -155,3 +157,19 @@ def test_a_pod_is_killed_goes_on_and_is_one_process_of_as_many_devices(count, de
   assert same and all(a[k] == b[k] > 75 for (a, b), k in itertools.product([results], same)), results
   part(f'eval of both by one process: {", ".join(f"{k} {results[0][k]:.1f}" for k in same)}')
   log(again.said())
+
+
+def test_a_process_that_stands_still_for_35_seconds_ends_no_job(tmp_path, pods):
+  """As on a machine that swaps, or whose file system stalls under the program. jax calls it lost after 100 s."""
+  workdir = tmp_path / 'pod'
+  pod = Pod(2, 1, workdir, {'steps': 100000})
+  pods.append(pod)
+  pod.run_until(lambda: len(record.read_metrics(workdir)) > 2)
+  pod.processes[1].send_signal(signal.SIGSTOP)
+  until = time.monotonic() + 35
+  pod.run_until(lambda: time.monotonic() > until)
+  done = len(record.read_metrics(workdir))
+  pod.processes[1].send_signal(signal.SIGCONT)
+  pod.run_until(lambda: len(record.read_metrics(workdir)) > done + 5)
+  pod.processes[0].terminate()
+  assert pod.ends() == [PREEMPTED] * 2
