@@ -209,13 +209,15 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
   """
   rule = rule if mesh.size > 1 else 'replicate'
 
-  def step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
+  # Its name is in the key by which compiled programs are found on disk; the names of scopes are not.
+  # So a program from before `norm.STATISTICS_SCOPE` is not found, in which a plan would miss them.
+  def scoped_step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
     batch = build_batch(state, *inputs)
     with sharding.use_mesh(mesh):
       return train_step(recipe, key, state, batch, rule)
 
   out = sharding.replicated_sharding(mesh)
-  return jax.jit(step, donate_argnums=(1,) if donate else (),
+  return jax.jit(scoped_step, donate_argnums=(1,) if donate else (),
                  out_shardings=out if rule == 'replicate' else (None, out))
 
 

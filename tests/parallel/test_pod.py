@@ -143,7 +143,7 @@ def test_a_pod_is_killed_goes_on_and_is_one_process_of_as_many_devices(count, de
   assert steps == one_steps == list(range(1, STEPS + 1))
   np.testing.assert_allclose(pod_losses[:5], one_losses[:5], rtol=1e-4)
   np.testing.assert_allclose(pod_losses, one_losses, rtol=1e-3)
-  assert np.abs(np.diff(one_losses[:, 0])).min() > 1e-3  # another batch would be another loss
+  assert np.abs(np.diff(one_losses[:, 0])).mean() > .02  # the losses tell the batches apart
   part('one process with 8 devices, replicated, never killed: its losses are the same to '
        f'{np.abs(pod_losses / one_losses - 1).max():.1e}')
 
