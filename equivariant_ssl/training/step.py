@@ -209,8 +209,8 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
   """
   rule = rule if mesh.size > 1 else 'replicate'
 
-  # Its name is in the key by which compiled programs are found on disk; the names of scopes are not.
-  # So a program from before `norm.STATISTICS_SCOPE` is not found, in which a plan would miss them.
+  # Its name is in the key by which compiled programs are found on disk; names of scopes are not. So
+  # a program from before `norm.STATISTICS_SCOPE` is not found, in which a plan would miss them.
   def scoped_step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
     batch = build_batch(state, *inputs)
     with sharding.use_mesh(mesh):
