@@ -70,14 +70,14 @@ class Pod:
   def said(self, i=0):
     return self.outputs[i].read_text()
 
-  def run_until(self, true, seconds=200):
+  def run_until(self, true, seconds=400):
     """Wait until `true()` while every process runs."""
     deadline = time.monotonic() + seconds
     while not true():
       assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.said()
       time.sleep(.02)
 
-  def ends(self, seconds=200):
+  def ends(self, seconds=400):
     """The exit codes."""
     deadline = time.monotonic() + seconds
     return [p.wait(max(deadline - time.monotonic(), .1)) for p in self.processes]
