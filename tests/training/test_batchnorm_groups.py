@@ -154,6 +154,8 @@ def test_groups_that_cannot_be_are_a_user_error(over, says):
 def test_groups_and_devices_line_up_or_it_is_said():
   for devices, groups in ((8, 4), (8, 16), (1, 5), (6, 3), (3, 1)):
     sharding.check_batch(240, devices, groups=groups)
+  for groups, size in ((8, 8), (5, 1)):  # a run of five GPUs is read on one of these eight devices
+    assert runs.mesh_for(load_config(one_process.__file__, {'batch': '80', 'batchnorm_groups': str(groups)})).size == size
   with pytest.raises(UserError, match='(?s)6 groups .* do not line up with 4 devices.*use 2 or 12 devices'):
     sharding.check_batch(240, 4, groups=6)
 
