@@ -25,7 +25,6 @@ from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
-HEARTBEAT = 20  # seconds of silence after which a process counts as lost
 LOOKS = 15      # times, a second apart, that the processes look before they give up
 LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
         'the lines before say why.',
@@ -65,8 +64,9 @@ def initialize() -> None:
                    place.coordinator if local and place.process_index == 0 else None}
   _explain_aborts(_not_joined(place))
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT,
-                               shutdown_timeout_seconds=HEARTBEAT, **options)
+    # After how long a silence a process counts as lost is left to jax (100 s): a file system that
+    # stalls for half a minute must not end a job.
+    jax.distributed.initialize(**options)
   except ValueError:
     if place:
       raise

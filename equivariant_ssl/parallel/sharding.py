@@ -81,8 +81,13 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place_array, tree)
 
 
-def check_batch(batch: int, devices: int, parts: int = 1) -> None:
-  """Raise a UserError where the global batch, in `parts`, does not divide over the devices."""
+def check_batch(batch: int, devices: int, parts: int = 1, groups: int = 1) -> None:
+  """Raise a UserError where the global batch does not divide over the devices.
+
+  parts:  that are computed one after the other; each must divide over the devices.
+  groups: of images with BatchNorm statistics of their own. A device must hold whole groups, or a
+          group whole devices; else images would have to move between devices.
+  """
   unit = devices * parts
   if batch % unit:
     near = max(batch // unit, 1) * unit
@@ -90,3 +95,8 @@ def check_batch(batch: int, devices: int, parts: int = 1) -> None:
     raise UserError(f'A batch of {batch} does not divide over {devices} devices{in_parts}.',
                     f'The batch is the global one. Use {near} or {near + unit}, '
                     f'e.g. --config.batch={near}.')
+  if groups % devices and devices % groups:
+    raise UserError(f'{groups} groups of images (config.batchnorm_groups) do not line up with '
+                    f'{devices} devices.', 'One number must divide the other: use '
+                    f'{math.gcd(groups, devices)} or {math.lcm(groups, devices)} devices; in a new '
+                    f'run, e.g. --config.batchnorm_groups={devices}.')

@@ -64,11 +64,14 @@ class DataRequest(NamedTuple):
 def mesh_for(config: Any) -> Mesh:
   """Return the mesh for reading a run that was made elsewhere.
 
-  The mesh has all devices if they divide the batch, else one.
+  The mesh has all devices if the run's batch can be split over them, else one.
   """
   devices = jax.devices()
-  return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0
-                       else devices[:1])
+  try:
+    sharding.check_batch(config.batch, len(devices), config.accumulate, config.batchnorm_groups)
+  except UserError:
+    devices = devices[:1]
+  return sharding.mesh(devices)
 
 
 def _load_source(config: Any, advice: str) -> Source:
@@ -126,7 +129,7 @@ def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: N
   batch does not fit the devices, and UserError OTHER_DATA if the data are not the run's.
   """
   mesh = mesh or sharding.mesh()
-  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate, config.batchnorm_groups)
   source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)
