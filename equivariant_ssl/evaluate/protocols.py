@@ -29,6 +29,7 @@ from equivariant_ssl.evaluate import (
   profile,
   regression,
   retrieval,
+  softmax_regression,
   transfer,
 )
 from equivariant_ssl.evaluate.features import labels_of
@@ -75,6 +76,11 @@ def _accuracy(s: Subject, result: Result) -> Measurement:
 def _of_features(classify: Callable[..., Result]) -> Callable[[Subject], Measurement]:
   """Return the measure of a protocol that classifies frozen features."""
   return lambda s: _accuracy(s, classify(*s.labeled_features()))
+
+
+def _of_split_features(classify: Callable[..., Result]) -> Callable[[Subject], Measurement]:
+  """Return the measure of a protocol that classifies frozen features on all devices of the run."""
+  return lambda s: _accuracy(s, classify(*s.labeled_features(), mesh=s.run.mesh))
 
 
 def _measure_probe(s: Subject, name: str) -> Measurement:
@@ -212,11 +218,11 @@ def _finetune_protocol(fraction: float) -> Protocol:
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
 PROTOCOLS = {
     'knn': Protocol(
-        _of_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
+        _of_split_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
         depends_on=lambda: (knn, knn.evaluate)),
     'cached': Protocol(
-        _of_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
-        depends_on=lambda: (linear, linear.cached), packages=SKLEARN),
+        _of_split_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
+        depends_on=lambda: (linear, linear.cached, softmax_regression), packages=SKLEARN),
     **{name: _probe_protocol(name) for name in probe.PROTOCOLS},
     'logistic': Protocol(
         _of_features(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',

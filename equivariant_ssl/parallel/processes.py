@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError, describe
 from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
@@ -115,6 +115,32 @@ def agree(subject: str, values: dict[str, Any]) -> None:
                       f'{first.get(name)} and {other.get(name)}.',
                       'Start all of them by the same command, from the same files and environment.',
                       OTHER_CONFIG)
+
+
+def raise_together(error: Exception | None) -> None:
+  """Raise UserError, in all processes, where any of them has an `error`: the first of them."""
+  described = None if error is None else describe(error)
+  first = next((other for other in gather(described) if other), None)
+  if first:
+    text, code = first
+    raise UserError(text, code=code) from error
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+  """Return `compute()`, a JSON value, of process 0; the other processes wait for it.
+
+  An error of process 0 is raised in all of them.
+  """
+  value, error = None, None
+  if is_main():
+    try:
+      value = compute()
+    except Exception as e:
+      if jax.process_count() == 1:
+        raise
+      error = e
+  raise_together(error)
+  return gather(value)[0]
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:

@@ -1,0 +1,274 @@
+"""Multinomial logistic regression in float32 on all devices, for more features than scikit-learn
+can fit in a day."""
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from scipy.special import logsumexp
+
+from equivariant_ssl.evaluate import row_sums
+from equivariant_ssl.evaluate.features import in_batches
+from equivariant_ssl.evaluate.row_sums import CHUNK, Rows, make_rows, product, sum_over_rows
+from equivariant_ssl.parallel import sharding
+from equivariant_ssl.types import Array
+
+MEMORY = 5         # steps that L-BFGS remembers; each takes two arrays of the size of the weights
+ITERATIONS = 200   # of L-BFGS for one penalty, at most
+TRIALS = 10        # passes of one line search, at most
+# L-BFGS stops where half the squared gradient, in the coordinates in which the curvature is about
+# 1, is this share of the objective: about what the objective can still fall by.
+TOLERANCE = 1e-6
+SAMPLE = 2048      # rows on which the result is compared with float64
+RIDGE = 1e-6       # of the trace, on the curvature
+PATIENCE = 2       # smaller penalties are not tried after so many that are less accurate
+
+
+class Coordinates(NamedTuple):
+  """The coordinates phi [D + 1, K] in which the curvature of the objective is about 1.
+
+  The weights are inverse^T phi without its last row, which times `stretch` is the bias. root,
+  inverse: [D D], the triangular root of the curvature and its inverse. stretch: a number.
+  """
+  root: Array
+  inverse: Array
+  stretch: Array
+
+
+class Fit(NamedTuple):
+  """A fit: weights [D K] for rows as they are read, bias [K]; the objective; the passes over the
+  rows that it took; whether it converged."""
+  weights: Array
+  bias: Array
+  objective: float
+  passes: int
+  converged: bool
+
+
+class Programs(NamedTuple):
+  """The compiled programs of one mesh.
+
+  gradient: ((weights, bias), rows) -> `row_sums.loss_and_gradient` of all rows. mean: (zeros [D],
+  rows) -> the mean row. scatter: (zeros [D D], rows) -> the mean of x x^T. judge: ((weights, bias),
+  rows) -> (top-1 accuracy, doubt). coordinates, weights: the functions of that name below. start,
+  step: of L-BFGS in the coordinates phi.
+  """
+  gradient: Callable
+  mean: Callable
+  scatter: Callable
+  judge: Callable
+  coordinates: Callable
+  weights: Callable
+  start: Callable
+  step: Callable
+
+
+def weights_of(c: Coordinates, phi: Array) -> tuple[Array, Array]:
+  """Return the weights [D K] and the bias [K] at the coordinates phi."""
+  return product(c.inverse.T, phi[:-1]), c.stretch * phi[-1]
+
+
+def _coordinates(scatter: Array, doubt: Array, penalty: Array, weights: Array, bias: Array
+                 ) -> tuple[Coordinates, Array]:
+  """Return the Coordinates at a fit of this `doubt`, and the phi at which they give that fit.
+
+  The curvature is taken as doubt / K x the rows' scatter + penalty: that of every class is alike. A
+  share of the trace is added, since the root is taken in float32.
+  """
+  D, share = weights.shape[0], doubt / weights.shape[1]
+  ridge = penalty + RIDGE * share * jnp.trace(scatter)
+  identity = jnp.eye(D, dtype=scatter.dtype)
+  root = jnp.linalg.cholesky(share * scatter + ridge * identity)
+  inverse = jax.scipy.linalg.solve_triangular(root, identity, lower=True)
+  stretch = 1. / jnp.sqrt(share)
+  phi = jnp.concatenate([product(root.T, weights), bias[None] / stretch])
+  return Coordinates(root, inverse, stretch), phi
+
+
+def _objective(mesh: Mesh) -> Callable:
+  """Return the function (phi, Coordinates, rows, penalty) -> the objective.
+
+  Its gradient is summed beside the loss, in one pass: differentiating the loop over chunks would
+  keep what each of them computed.
+  """
+  add_gradient = sum_over_rows(mesh, row_sums.loss_and_gradient, row_sums.no_gradient)
+
+  def evaluated(phi: Array, c: Coordinates, rows: Rows, penalty: Array) -> tuple[Array, Array]:
+    (weights, bias), total = weights_of(c, phi), rows.weight.sum()
+    loss, of_weights, of_bias = add_gradient((weights, bias), rows)
+    of_weights = of_weights / total + penalty * weights
+    of_phi = [product(c.inverse, of_weights), c.stretch * of_bias[None] / total]
+    return loss / total + .5 * penalty * jnp.sum(weights ** 2), jnp.concatenate(of_phi)
+  objective = jax.custom_vjp(lambda *arguments: evaluated(*arguments)[0])
+  objective.defvjp(evaluated, lambda gradient, of_value: (of_value * gradient, None, None, None))
+  return objective
+
+
+def _solver(mesh: Mesh) -> tuple[Callable, Callable]:
+  """Return (start, step) of L-BFGS.
+
+  start: phi -> the state. step: (phi, state, Coordinates, rows, penalty) -> (phi, state, the
+  objective, the squared gradient, passes over the rows).
+  """
+  objective = _objective(mesh)
+  search = optax.scale_by_zoom_linesearch(max_linesearch_steps=TRIALS, initial_guess_strategy='one')
+  solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(phi: Array, state: Any, c: Coordinates, rows: Rows, penalty: Array) -> tuple:
+    def at(phi: Array) -> Array:
+      return objective(phi, c, rows, penalty)
+    value, gradient = optax.value_and_grad_from_state(at)(phi, state=state)
+    updates, state = solver.update(gradient, state, phi, value=value, grad=gradient, value_fn=at)
+    end: Any = state[-1]
+    return (optax.apply_updates(phi, updates), state, end.value, jnp.sum(end.grad ** 2),
+            end.info.num_linesearch_steps)
+  return jax.jit(solver.init), step
+
+
+@functools.lru_cache
+def programs(mesh: Mesh) -> Programs:
+  """Return the Programs of a mesh."""
+  def average(read: Callable) -> Callable:
+    add = sum_over_rows(mesh, read, lambda zeros: zeros)
+    return jax.jit(lambda zeros, rows: add(zeros, rows) / rows.weight.sum())
+
+  add_judged = sum_over_rows(mesh, row_sums.judge, lambda shared: (jnp.zeros(()),) * 3)
+
+  def judge(shared: tuple, rows: Rows) -> tuple[Array, Array]:
+    right, total, doubt = add_judged(shared, rows)
+    return right / total, doubt / total
+  add_gradient = sum_over_rows(mesh, row_sums.loss_and_gradient, row_sums.no_gradient)
+  return Programs(jax.jit(add_gradient), average(row_sums.total), average(row_sums.scatter),
+                  jax.jit(judge), jax.jit(_coordinates), jax.jit(weights_of), *_solver(mesh))
+
+
+def _standardized(rows: Rows, mesh: Mesh) -> tuple[Rows, Array]:
+  """Return rows that are read with mean 0 and variance 1, and their mean of x x^T [D D].
+
+  Dimensions that never change are read as 0, as `linear.standardizer` has them.
+  """
+  p, D = programs(mesh), rows.x.shape[1]
+  rows = rows._replace(mean=p.mean(np.zeros(D, np.float32), rows))
+  scatter = p.scatter(np.zeros((D, D), np.float32), rows)
+  std = jnp.sqrt(jnp.diagonal(scatter))
+  alive = std > 1e-5 * jnp.maximum(std.max(), 1e-30)
+  scale = jnp.where(alive, 1. / jnp.where(alive, std, 1.), 0.)
+  return rows._replace(scale=scale), scatter * scale[:, None] * scale[None, :]
+
+
+def minimize(mesh: Mesh, rows: Rows, scatter: Array, start: Fit, penalty: float, doubt: Any) -> Fit:
+  """Return the Fit of weights W at one penalty: of the mean cross-entropy + penalty |W|^2 / 2.
+
+  start: the fit to start at. doubt: what `judge` says of it.
+  """
+  p, penalty_array = programs(mesh), np.float32(penalty)
+  c, phi = p.coordinates(scatter, doubt, penalty_array, start.weights, start.bias)
+  state, passes, value, converged = p.start(phi), 1, math.inf, False
+  for _ in range(ITERATIONS):
+    phi, state, new, square, trials = p.step(phi, state, c, rows, penalty_array)
+    before, value = value, float(new)
+    passes += int(trials)
+    converged = .5 * float(square) <= TOLERANCE * value
+    if converged or not value < before:  # float32 can tell no lower value
+      break
+  return Fit(*p.weights(c, phi), value, passes, converged)
+
+
+def _float64_difference(mesh: Mesh, rows: Rows, x: np.ndarray, y: np.ndarray, fit: Fit) -> float:
+  """Return the largest relative difference between float32 on the devices and float64 here: of the
+  mean cross-entropy of some rows [S D], and of its gradient."""
+  sample = make_rows(x, y, mesh)._replace(mean=rows.mean, scale=rows.scale)
+  on_devices = programs(mesh).gradient((fit.weights, fit.bias), sample)
+  mean, scale, weights, bias = (np.asarray(a, np.float64) for a in
+                                (rows.mean, rows.scale, fit.weights, fit.bias))
+  z = (x - mean) * scale
+  logits = z @ weights + bias
+  log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+  index = np.arange(len(y))
+  error = np.exp(log_p)
+  error[index, y] -= 1.
+  here = -log_p[index, y].sum(), z.T @ error, error.sum(0)
+  return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+             for a, b in zip(map(np.asarray, on_devices), here, strict=True))
+
+
+class Candidate(NamedTuple):
+  """The fit at one penalty: its accuracy on the held-out rows and its doubt on the others."""
+  top1: float
+  penalty: float
+  fit: Fit
+  doubt: Any
+
+
+class Chosen(NamedTuple):
+  """The fit to all rows at the chosen penalty.
+
+  mean, scale: float32 [D], by which a row is standardized. held_out_top1: of the chosen penalty;
+  None where nothing was held out. passes: over the rows, at all penalties. difference: between
+  float32 and float64, see `_float64_difference`.
+  """
+  fit: Fit
+  mean: np.ndarray
+  scale: np.ndarray
+  penalty: float
+  held_out_top1: float | None
+  passes: int
+  difference: float
+
+
+def _candidates(mesh: Mesh, rows: Rows, scatter: Array, out: np.ndarray, first: Candidate,
+                penalties: tuple[float, ...]) -> list[Candidate]:
+  """Return the fits at `penalties`, falling, to the rows that are not `out`, each started at the
+  one before. The last PATIENCE of them are less accurate than the best, if there are so many."""
+  judge, tried = programs(mesh).judge, [first]
+  fitted, held = (rows._replace(weight=sharding.place_rows(mask.astype(np.float32), mesh))
+                  for mask in (~out, out))
+  for penalty in penalties:
+    fit = minimize(mesh, fitted, scatter, tried[-1].fit, penalty, tried[-1].doubt)
+    weights = fit.weights, fit.bias
+    (top1, _), (_, doubt) = judge(weights, held), judge(weights, fitted)
+    tried.append(Candidate(float(top1), penalty, fit, doubt))
+    accuracies = [candidate.top1 for candidate in tried]
+    if max(accuracies[-PATIENCE:]) < max(accuracies):
+      break
+  return tried[1:]
+
+
+def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tuple[float, ...],
+           mesh: Mesh) -> Chosen:
+  """Return the fit to features [N D] float32 and labels [N] in [0, K) at one of `penalties`.
+
+  It is the one whose fit to the other rows is the most accurate on the rows `out`, a mask [N] (of
+  equal ones the largest). Penalties are tried from the largest down, until PATIENCE in a row are
+  less accurate than the best. All is computed on the devices, with the same bits in each process.
+  """
+  rows, scatter = _standardized(make_rows(x, y, mesh), mesh)
+  zero = sharding.place((np.zeros((x.shape[1], K), np.float32), np.zeros(K, np.float32)),
+                        sharding.replicated_sharding(mesh))
+  penalties = tuple(sorted(penalties, reverse=True))
+  first = Candidate(-1., penalties[0], Fit(*zero, math.inf, 0, False), np.float32(1 - 1 / K))
+  tried = _candidates(mesh, rows, scatter, out, first, penalties) if out.any() else []
+  best = max(tried, key=lambda candidate: candidate.top1) if tried else first
+  fit = minimize(mesh, rows, scatter, best.fit, best.penalty, best.doubt)
+  sample = np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(np.int64)
+  return Chosen(fit, np.asarray(rows.mean), np.asarray(rows.scale), best.penalty,
+                best.top1 if tried else None,
+                2 + sum(candidate.fit.passes + 2 for candidate in tried) + fit.passes,
+                _float64_difference(mesh, rows, x[sample], y[sample], fit))
+
+
+def _scores(weights: Array, bias: Array, mean: Array, scale: Array, x: Array) -> Array:
+  return product((x - mean[None, :]) * scale[None, :], weights) + bias[None, :]
+
+
+def scores(chosen: Chosen, x: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """Return the scores [M K] of features [M D] float32."""
+  f = Partial(_scores, chosen.fit.weights, chosen.fit.bias, chosen.mean, chosen.scale)
+  return in_batches(f, x, CHUNK, mesh)
