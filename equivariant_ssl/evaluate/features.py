@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import errors
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.data.stream import lazy, own
+from equivariant_ssl.data.stream import is_stream, process_rows
 from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.types import Array
 
@@ -113,7 +113,7 @@ def _shared_batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh) -> Ite
   split = sharding.batch_sharding(mesh)
   size = -(-size * jax.process_count() // mesh.size) * mesh.size
   f = jax.tree.map(lambda a: _on_mesh(a, mesh), f)
-  positions = own(split, size)
+  positions = process_rows(split, size)
 
   def place(a: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(split, a, (size, *a.shape[1:]))
@@ -146,7 +146,7 @@ def in_batches(f: Callable[[Any], Any], rows: Any, batch: int, mesh: Mesh | None
   device. The rows of a streamed data set are decoded batch by batch. Raises UserError where there
   are no rows; and, in all processes, an error with which one of them reads its rows.
   """
-  f, rows = as_partial(f), jax.tree.map(lambda a: a if lazy(a) else np.asarray(a), rows)
+  f, rows = as_partial(f), jax.tree.map(lambda a: a if is_stream(a) else np.asarray(a), rows)
   N = jax.tree.leaves(rows)[0].shape[0]
   if not N:
     raise errors.UserError('There is nothing to evaluate: 0 images.')
