@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from equivariant_ssl.data import holdout
+from equivariant_ssl.data import card, holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.frozen import frozen
@@ -18,7 +18,15 @@ from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
 from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
 from equivariant_ssl.evaluate.result_table import table
-from equivariant_ssl.evaluate.subject import Options, Protocol, Subject, config_of, source_of
+from equivariant_ssl.evaluate.subject import (
+  Options,
+  Protocol,
+  Subject,
+  config_of,
+  process_state,
+  source_of,
+)
+from equivariant_ssl.parallel import processes
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
@@ -74,7 +82,8 @@ def _subjects(run: runs.Run, states: dict[str, Callable], options: Options
   def once(compute: Callable, network: str) -> Callable[[], Any]:
     return functools.cache(lambda: compute(run, functions, states[network]()))
   labeled = {network: once(labeled_features, network) for network in states}
-  panel = {network: once(panel_features, network) for network in states}
+  panel = {network: functools.cache(lambda network=network: panel_features(
+      run, functions, process_state(states[network]()))) for network in states}
   return lambda network, seed: Subject(run, functions, states[network](), labeled[network],
                                        panel[network], jax.random.key(seed), options)
 
@@ -115,18 +124,28 @@ class Evaluation(NamedTuple):
   strict: bool
 
 
+def _measure(protocol: Protocol, s: Subject) -> Any:
+  """Return what a protocol measures of a network, in each process of a job."""
+  if protocol.together:
+    return protocol.measure(s)
+  if protocol.reads == 'features':
+    s.labeled_features()  # all processes compute them; process 0 alone would wait for ever
+  return processes.from_main(lambda: as_json(protocol.measure(s.alone)))
+
+
 def _result(e: Evaluation, name: str, protocol: Protocol) -> dict:
   """Return the result of protocol `name`: the stored one where it is valid, else a new one."""
   seeds = list(e.seeds if protocol.seeded else e.seeds[:1])
   about = e.about | {'protocol': name, 'seeds': seeds, 'definition': definition(protocol)}
-  about |= {'data': as_json(protocol.data(e.run, e.options))}
+  about |= {'data': processes.from_main(lambda: as_json(protocol.data(e.run, e.options)))}
   path = _path(e.workdir, name, e.options)
-  result = stored_result(path, about, e.states, e.console.print)
+  result = processes.from_main(lambda: stored_result(path, about, e.states, e.console.print))
   if result is not None:
     return result
-  numbers = {network: [protocol.measure(e.subject(network, seed)) for seed in seeds]
+  numbers = {network: [_measure(protocol, e.subject(network, seed)) for seed in seeds]
              for network in e.states}
-  return _write(path, e.run, about | numbers, e.about['readout'], e.console, e.strict)
+  return processes.from_main(lambda: _write(path, e.run, about | numbers, e.about['readout'],
+                                            e.console, e.strict))
 
 
 def _open(workdir: pathlib.Path, run: runs.Run, step: int | None, seeds: tuple[int, ...],
@@ -176,11 +195,18 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   reason, after the other protocols); else it is left out. untrained: measure the network at its
   initialization too. data_request: what the user says of the data, where these have moved or
   differ from what the run knows (UserError OTHER_DATA).
+
+  In a job of several processes each calls this; process 0 prints and writes.
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+  if not processes.is_main():
+    console = Console(quiet=True)
   protocol_names(names)  # an unknown name is reported before the data are read
+  processes.agree('the argument', {'DIR': str(workdir), 'protocol': names, 'step': step,
+                                   'seeds': seeds, **as_json(options)})
   run = runs.reopen_run(workdir, None, console.print,
                         data_request._replace(readout=options.readout))
+  processes.agree("the data's", card.card_facts(run.card))
   validation = config_of(run).validation
   readout = holdout.readout_name(validation, options.readout)
   # '' means: as the run says.

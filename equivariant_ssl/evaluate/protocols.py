@@ -205,14 +205,16 @@ def _pairs_depend_on(*more: Any) -> tuple:
 def _probe_protocol(name: str) -> Protocol:
   return Protocol(
       functools.partial(_measure_probe, name=name),
-      f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
+      f'SGD of a linear head on augmented images, as {name} has it', 'labels', together=True,
+      seeded=True,
       depends_on=lambda: (probe.definition(probe.PROTOCOLS[name]), probe.HELD_OUT, inputs.CENTRE))
 
 
 def _finetune_protocol(fraction: float) -> Protocol:
   return Protocol(
       functools.partial(_measure_finetune, fraction=fraction),
-      f'fine-tuning on {fraction:.0%} of the labels', 'labels', seeded=True, data=_finetune_marks,
+      f'fine-tuning on {fraction:.0%} of the labels', 'labels', together=True,
+      seeded=True, data=_finetune_marks,
       depends_on=lambda: (finetune.EPOCHS, finetune.BATCH, [*finetune.RATES.items()], fraction))
 
 
@@ -220,20 +222,22 @@ SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
 PROTOCOLS = {
     'knn': Protocol(
         _of_split_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
-        depends_on=lambda: (knn, knn.evaluate)),
+        reads='features', together=True, depends_on=lambda: (knn, knn.evaluate)),
     'cached': Protocol(
         _of_split_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
-        depends_on=lambda: (linear, linear.cached, softmax_regression), packages=SKLEARN),
+        reads='features', together=True, packages=SKLEARN,
+        depends_on=lambda: (linear, linear.cached, softmax_regression)),
     **{name: _probe_protocol(name) for name in probe.PROTOCOLS},
     'logistic': Protocol(
         _of_features(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',
-        depends_on=lambda: (logistic, logistic.logistic), packages=SCIPY),
+        reads='features', packages=SCIPY, depends_on=lambda: (logistic, logistic.logistic)),
     'few_labels': Protocol(
-        _measure_few_labels, 'ridge on five labels a class', 'labels', seeded=True,
-        depends_on=lambda: (fewshot, fewshot.few_labels), packages=SKLEARN),
+        _measure_few_labels, 'ridge on five labels a class', 'labels',
+        reads='features', seeded=True, packages=SKLEARN,
+        depends_on=lambda: (fewshot, fewshot.few_labels)),
     'episodes': Protocol(
-        _measure_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
-        depends_on=lambda: (episodes, episodes.episodes)),
+        _measure_episodes, '2,000 5-way episodes of the test images', 'labels',
+        reads='features', seeded=True, depends_on=lambda: (episodes, episodes.episodes)),
     **{f'finetune{round(100 * f)}': _finetune_protocol(f) for f in (.01, .1, 1.)},
     'gains': Protocol(
         _measure_gains, 'EquiMod\'s absolute gain on held-out images', 'target',

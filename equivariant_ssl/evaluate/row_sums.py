@@ -101,4 +101,4 @@ def judge(shared: tuple[Array, Array], x: Array, y: Array, w: Array) -> tuple:
   weights, bias = shared
   logits = product(x, weights) + bias[None, :]
   doubt = 1. - jnp.sum(jax.nn.softmax(logits) ** 2, axis=1)
-  return jnp.sum(w * (logits.argmax(1) == y)), jnp.sum(w), jnp.sum(w * doubt)
+  return jnp.sum(jnp.where(logits.argmax(1) == y, w, 0.)), jnp.sum(w), jnp.sum(w * doubt)

@@ -101,6 +101,19 @@ def gather(value: Any) -> list:
   return [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
 
 
+def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
+  """Return the arrays [n D] of all processes, in their order; n may differ, and D where n is 0."""
+  if jax.process_count() == 1:
+    return [rows]
+  from jax.experimental.multihost_utils import process_allgather
+  shapes = gather(rows.shape)
+  n, D = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+  padded = np.zeros((n, D), rows.dtype)
+  padded[:len(rows), :rows.shape[1]] = rows
+  return [array[:count] for array, (count, _) in
+          zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
+
+
 def agree(subject: str, values: dict[str, Any]) -> None:
   """Raise UserError OTHER_CONFIG, in all processes, if their values differ from those of process 0.
 
@@ -131,16 +144,19 @@ def from_main(compute: Callable[[], Any]) -> Any:
 
   An error of process 0 is raised in all of them.
   """
+  if jax.process_count() == 1:
+    return compute()
   value, error = None, None
   if is_main():
     try:
       value = compute()
     except Exception as e:
-      if jax.process_count() == 1:
-        raise
       error = e
-  raise_together(error)
-  return gather(value)[0]
+  value, described = gather((value, None if error is None else describe(error)))[0]
+  if described:
+    text, code = described
+    raise UserError(text, code=code) from error
+  return value
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:

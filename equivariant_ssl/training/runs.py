@@ -64,9 +64,12 @@ class DataRequest(NamedTuple):
 def mesh_for(config: Any) -> Mesh:
   """Return the mesh for reading a run that was made elsewhere.
 
-  The mesh has all devices if they divide the batch, else one.
+  The mesh has all devices if they divide the batch, else one. Raises UserError if they do not, in a
+  job of several processes, of which each must have a device of the mesh.
   """
   devices = jax.devices()
+  if jax.process_count() > 1:
+    sharding.check_batch(config.batch, len(devices), config.accumulate)
   return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0
                        else devices[:1])
 
@@ -236,8 +239,9 @@ def reopen_run(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambd
                     data_request.readout)
   if data_card is None and checkpoint.saved_steps(workdir / 'checkpoints'):
     run = add_first_card(workdir, run, log)
-    with contextlib.suppress(OSError):  # the folder may be read-only
-      card.write_card(workdir, run.card)
+    if processes.is_main():
+      with contextlib.suppress(OSError):  # the folder may be read-only
+        card.write_card(workdir, run.card)
   return run
 
 
