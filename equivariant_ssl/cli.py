@@ -198,7 +198,7 @@ def evaluate(args: Args) -> None:
   with processes.explain_lost_process():
     for folder in args.dirs:
       evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                          data_request=_data_options(args))
+                          data_request=_data_options(args), plan=args.plan)
 
 
 def _data_options(args: Args) -> Any:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from equivariant_ssl.data import card, holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
-from equivariant_ssl.evaluate import inputs
+from equivariant_ssl.evaluate import evaluation_plan, inputs
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
@@ -179,10 +179,27 @@ def _without_lacking(run: runs.Run, names: list[str], console: Console, strict: 
   return [n for n, reason in reasons.items() if not reason]
 
 
+def _affordable(e: Evaluation, names: list[str]) -> list[str]:
+  """Return the default protocols that the size of the data allows; the others are printed."""
+  reasons = evaluation_plan.too_costly(e.subject('trained', e.seeds[0]), names)
+  for name, reason in reasons.items():
+    e.console.print(f'{name} left out: {reason}. To measure it anyway: --protocol {name}')
+  return [name for name in names if name not in reasons]
+
+
+def _print_plan(e: Evaluation, names: list[str]) -> dict[str, dict]:
+  """Print what an evaluation costs; it has no results."""
+  plan = evaluation_plan.make_plan(e.subject('trained', e.seeds[0]), names)
+  for line in evaluation_plan.lines(plan, len(e.states)):
+    e.console.print(line, highlight=False)
+  return {}
+
+
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
              seeds: tuple[int, ...] = (0,), options: Options = Options(),
              console: Console | None = None, strict: bool = True, untrained: bool = True,
-             data_request: runs.DataRequest = runs.DataRequest()) -> dict[str, dict]:
+             data_request: runs.DataRequest = runs.DataRequest(), plan: bool = False
+             ) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols.
 
   It prints tables, writes eval/PROTOCOL.json, and returns {protocol: what was written}. A stored
@@ -194,7 +211,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   UserError where a protocol that is listed by name cannot be measured (where the data are the
   reason, after the other protocols); else it is left out. untrained: measure the network at its
   initialization too. data_request: what the user says of the data, where these have moved or
-  differ from what the run knows (UserError OTHER_DATA).
+  differ from what the run knows (UserError OTHER_DATA). plan: print what it costs, and stop.
 
   In a job of several processes each calls this; process 0 prints and writes.
   """
@@ -213,6 +230,10 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   options = options._replace(readout='test' if readout == 'test' and validation else '')
   measurable = _without_lacking(run, names, console, strict)
   e = _open(workdir, run, step, seeds, options, readout, console, strict, untrained)
+  if plan:
+    return _print_plan(e, measurable)
+  if not names:
+    measurable = _affordable(e, measurable)
   results, failed = {}, {}
   for name in measurable:
     try:

@@ -47,14 +47,19 @@ def _next_batch(rows: Any, start: int, batch: int) -> Any:
   return jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], lacking, axis=0)]), part)
 
 
-def _read_share(rows: Any, indices: np.ndarray) -> tuple[Any, Exception | None]:
-  """Return the rows at `indices`, which are this process's part of a batch.
+def _read_share(rows: Any, indices: np.ndarray, N: int) -> tuple[Any, Exception | None]:
+  """Return the rows at `indices`, which are this process's part of a batch, the last row of all in
+  the place of those from N on.
 
   Where they cannot be read, they are zeros, and the error stands beside them: the other processes
   are in the middle of the same batch, and learn of it with the result.
   """
+  real = np.unique(np.minimum(indices, N - 1))  # what fills up the batch is decoded once
+
+  def fill_up(part: np.ndarray) -> np.ndarray:
+    return np.concatenate([part, np.repeat(part[-1:], len(indices) - len(part), axis=0)])
   try:
-    return jax.tree.map(lambda a: a[indices], rows), None
+    return jax.tree.map(lambda a: fill_up(a[real]), rows), None
   except Exception as error:
     return jax.tree.map(lambda a: np.zeros((len(indices), *a.shape[1:]), a.dtype), rows), error
 
@@ -118,7 +123,7 @@ def _shared_batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh) -> Ite
   def place(a: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(split, a, (size, *a.shape[1:]))
   for start in range(0, N, size):
-    part, error = _read_share(rows, np.minimum(start + positions, N - 1))
+    part, error = _read_share(rows, start + positions, N)
     flags = np.full(len(positions), error is not None)
     results, failed = _flagged_caller(mesh)(f, *jax.tree.map(place, (part, flags)))
     yield _Batch(start, results, error, failed)

@@ -182,8 +182,10 @@ def lost_process_error(error: BaseException | None) -> UserError | None:
   """Return UserError WATCHDOG if `error`, or an error behind it, means that a process is lost."""
   while error is not None and jax.process_count() > 1:
     text = str(error)
-    if (isinstance(error, jax.errors.JaxRuntimeError)
-        and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
+    # jax raises some errors of the runtime as ValueError, such as 'UNKNOWN: Gloo AllGather failed'.
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match('[A-Z_]+: ', text))
+    if (of_runtime and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
         and re.search(LOST_SIGNS, text, re.IGNORECASE)):
       line = (text.splitlines() or [''])[0][:150]
       return UserError(f'{LOST[0]} What jax reports: {line}', LOST[1], WATCHDOG)

@@ -23,7 +23,7 @@ from equivariant_ssl.training import loop
 
 PROGRAM = pathlib.Path(__file__).parent.parent / 'evaluating_process.py'
 NAMES = ['knn', 'cached', 'few_labels']
-TRAIN, TEST = 39, 21  # images: neither is a multiple of a batch
+TRAIN, TEST = 600, 300  # images; each process decodes 256 of 512 at a time
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +87,59 @@ def test_two_processes_give_the_result_of_one(alone):
     assert two['numbers'] == one['numbers'] and two['controls'] == one['controls'], name
     if name != 'few_labels':
       assert two['detail']['predictions'] == one['detail']['predictions'], name
-  assert 'cached in float32' in out and not other_out  # process 0 prints
-  # Two networks, trained and untrained: each process decodes about half of the images of each, its last batch filled up.
+    assert two['name'] == ('cached in float32' if name == 'cached' else one['name'])
+  assert 'Written to' in out and 'Written to' not in other_out
+  # Of two networks: images 0-255 and 512-599 here, 256-511 there; the last image once more, where a process has no other.
   shares = [int(text.rsplit('decoded ')[-1]) for text in (said, other_said)]
-  assert all(TRAIN + TEST <= share <= 2 * (TRAIN + TEST) * .75 for share in shares), shares
+  assert shares == [2 * (256 + 88 + 256), 2 * (256 + 1 + 44)], shares
+
+
+@pytest.mark.slow
+def test_embedding_in_two_processes_gives_the_file_of_one(run, tmp_path, monkeypatch, capsys):
+  data = run.parent / 'data' / 'train'
+  (tmp_path / 'images').mkdir()
+  for i, path in enumerate(sorted(data.rglob('*.png'))[:39]):
+    shutil.copy(path, tmp_path / 'images' / f'{i:03d}.png')
+  (tmp_path / 'images' / '007.png').write_bytes(b'no image')
+  monkeypatch.setattr(embed, 'CHUNK', 7)  # six chunks: the last one is a process's alone
+  embed.embed(run, str(tmp_path / 'images'), str(tmp_path / 'one.npz'))
+  arguments = ('embed', run, tmp_path / 'images', '--out', tmp_path / 'two.npz')
+  results = ended([start(i, 2, 26000 + os.getpid() % 1000, *arguments, **{'report.embed.CHUNK': 7}) for i in range(2)])
+  assert [code for code, *_ in results] == [0, 0], results
+  one, two = (embeddings.read(tmp_path / name) for name in ('one.npz', 'two.npz'))
+  assert two.paths == one.paths and len(two.paths) == 38 and two.origin == one.origin
+  np.testing.assert_allclose(two.features, one.features, rtol=1e-5, atol=1e-6)
+  assert '007.png' in results[0][2] and '007.png' not in results[1][2] and 'written to' in results[0][1]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_the_line_of_all(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  port = 27000 + os.getpid() % 1000
+  results = ended([start(i, 2, port, 'eval', tmp_path / 'run', '--protocol', 'knn', **({'unreadable': 300} if i else {}))
+                   for i in range(2)])
+  for code, _, said in results:
+    assert code == BAD_DATA and 'eqssl: image 300 cannot be read.' in said, said
+  assert not (tmp_path / 'run' / 'eval').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_killed_half_way_no_half_of_a_file(run, tmp_path, victim):
+  shutil.copytree(run, tmp_path / 'run')
+  port = 28000 + os.getpid() % 1000 + 1000 * victim
+  pair = [start(i, 2, port, 'eval', tmp_path / 'run', '--protocol', 'profile,knn', wait=.01) for i in range(2)]
+  try:
+    deadline = time.monotonic() + 240
+    while not (tmp_path / 'run' / 'eval' / 'profile.json').is_file():
+      assert time.monotonic() < deadline and all(p.poll() is None for p in pair)
+      time.sleep(.2)
+    pair[victim].kill()  # while features of knn are computed
+    killed = time.monotonic()
+    code, _, said = ended([pair[1 - victim]], 120)[0]
+    assert code == WATCHDOG and 'eqssl: another process of this job was lost' in said, said
+    assert time.monotonic() - killed < 60
+  finally:
+    ended(pair)
+  assert files(tmp_path / 'run') == ['profile.json']
+  json.loads((tmp_path / 'run' / 'eval' / 'profile.json').read_text())
