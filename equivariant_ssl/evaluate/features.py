@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from equivariant_ssl import errors
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.data.stream import is_stream, process_rows
+from equivariant_ssl.evaluate.statistics import row_blocks
 from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.types import Array
 
@@ -193,7 +194,7 @@ def features(encode: Callable[[Array], Array], images: np.ndarray, batch: int = 
 
 def check_finite(values: np.ndarray) -> None:
   """Raise UserError (NOT_FINITE) where a row of the features [N D] is not finite."""
-  bad = int((~np.isfinite(values)).any(axis=1).sum())
+  bad = sum(int((~np.isfinite(values[rows])).any(axis=1).sum()) for rows in row_blocks(len(values)))
   if bad:
     raise errors.UserError(
         f'The features of {bad} of {len(values)} images are not finite.',

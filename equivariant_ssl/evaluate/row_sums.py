@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Array
 
-CHUNK = 4096  # rows at once on a device: 32 MiB of features of 2,048 dimensions
+CHUNK = 1024  # rows at once on a device: 8 MiB of features of 2,048 dimensions
 
 
 class Rows(NamedTuple):

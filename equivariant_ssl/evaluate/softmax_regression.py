@@ -25,7 +25,7 @@ TRIALS = 10        # passes of one line search, at most
 # L-BFGS stops where half the squared gradient, in the coordinates in which the curvature is about
 # 1, is this share of the objective: about what the objective can still fall by.
 TOLERANCE = 1e-6
-SAMPLE = 2048      # rows on which the result is compared with float64
+SAMPLE = 512      # rows on which the result is compared with float64
 RIDGE = 1e-6       # of the trace, on the curvature
 PATIENCE = 2       # smaller penalties are not tried after so many that are less accurate
 
@@ -33,10 +33,9 @@ PATIENCE = 2       # smaller penalties are not tried after so many that are less
 class Coordinates(NamedTuple):
   """The coordinates phi [D + 1, K] in which the curvature of the objective is about 1.
 
-  The weights are inverse^T phi without its last row, which times `stretch` is the bias. root,
-  inverse: [D D], the triangular root of the curvature and its inverse. stretch: a number.
+  The weights are inverse^T phi without its last row, which times `stretch` is the bias. inverse:
+  [D D], the inverse of the curvature's triangular root. stretch: a number.
   """
-  root: Array
   inverse: Array
   stretch: Array
 
@@ -88,7 +87,7 @@ def _coordinates(scatter: Array, doubt: Array, penalty: Array, weights: Array, b
   inverse = jax.scipy.linalg.solve_triangular(root, identity, lower=True)
   stretch = 1. / jnp.sqrt(share)
   phi = jnp.concatenate([product(root.T, weights), bias[None] / stretch])
-  return Coordinates(root, inverse, stretch), phi
+  return Coordinates(inverse, stretch), phi
 
 
 def _objective(mesh: Mesh) -> Callable:
@@ -117,7 +116,9 @@ def _solver(mesh: Mesh) -> tuple[Callable, Callable]:
   objective, the squared gradient, passes over the rows).
   """
   objective = _objective(mesh)
-  search = optax.scale_by_zoom_linesearch(max_linesearch_steps=TRIALS, initial_guess_strategy='one')
+  # The objective is convex and the curvature about 1, so that a whole step is nearly always taken.
+  search = optax.scale_by_backtracking_linesearch(
+      TRIALS, decrease_factor=.5, increase_factor=math.inf, store_grad=True)
   solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -224,21 +225,25 @@ class Chosen(NamedTuple):
 
 
 def _candidates(mesh: Mesh, rows: Rows, scatter: Array, out: np.ndarray, first: Candidate,
-                penalties: tuple[float, ...]) -> list[Candidate]:
-  """Return the fits at `penalties`, falling, to the rows that are not `out`, each started at the
-  one before. The last PATIENCE of them are less accurate than the best, if there are so many."""
-  judge, tried = programs(mesh).judge, [first]
+                penalties: tuple[float, ...]) -> tuple[Candidate, int]:
+  """Return the best of the fits at `penalties`, falling, to the rows that are not `out`, each
+  started at the one before, and the passes that they took.
+
+  Where PATIENCE in a row are less accurate than the best, no more are tried.
+  """
+  judge, best, last, passes, worse = programs(mesh).judge, first, first, 0, 0
   fitted, held = (rows._replace(weight=sharding.place_rows(mask.astype(np.float32), mesh))
                   for mask in (~out, out))
   for penalty in penalties:
-    fit = minimize(mesh, fitted, scatter, tried[-1].fit, penalty, tried[-1].doubt)
+    fit = minimize(mesh, fitted, scatter, last.fit, penalty, last.doubt)
     weights = fit.weights, fit.bias
     (top1, _), (_, doubt) = judge(weights, held), judge(weights, fitted)
-    tried.append(Candidate(float(top1), penalty, fit, doubt))
-    accuracies = [candidate.top1 for candidate in tried]
-    if max(accuracies[-PATIENCE:]) < max(accuracies):
+    last, passes = Candidate(float(top1), penalty, fit, doubt), passes + fit.passes + 2
+    worse = worse + 1 if last.top1 < best.top1 else 0
+    best = last if last.top1 > best.top1 else best
+    if worse == PATIENCE:
       break
-  return tried[1:]
+  return best, passes
 
 
 def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tuple[float, ...],
@@ -254,13 +259,13 @@ def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tup
                         sharding.replicated_sharding(mesh))
   penalties = tuple(sorted(penalties, reverse=True))
   first = Candidate(-1., penalties[0], Fit(*zero, math.inf, 0, False), np.float32(1 - 1 / K))
-  tried = _candidates(mesh, rows, scatter, out, first, penalties) if out.any() else []
-  best = max(tried, key=lambda candidate: candidate.top1) if tried else first
+  best, passes = first, 0
+  if out.any():
+    best, passes = _candidates(mesh, rows, scatter, out, first, penalties)
   fit = minimize(mesh, rows, scatter, best.fit, best.penalty, best.doubt)
   sample = np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(np.int64)
   return Chosen(fit, np.asarray(rows.mean), np.asarray(rows.scale), best.penalty,
-                best.top1 if tried else None,
-                2 + sum(candidate.fit.passes + 2 for candidate in tried) + fit.passes,
+                best.top1 if out.any() else None, 2 + passes + fit.passes,
                 _float64_difference(mesh, rows, x[sample], y[sample], fit))
 
 
