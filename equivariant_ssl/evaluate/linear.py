@@ -97,7 +97,8 @@ def cached(train_features: np.ndarray, train_labels: np.ndarray, test_features: 
   if len(np.unique(train_labels[~out])) < 2:
     raise UserError('All training images are of one class.',
                     'A linear probe needs two classes or more.')
-  if is_large(*train_features.shape, classes):
+  N, D = train_features.shape
+  if is_large(N, D, classes):
     scores, chosen = _scores_on_devices(train_features, train_labels, out, test_features, classes,
                                         penalties, mesh)
     return result('cached in float32', scores, test_labels, chosen)

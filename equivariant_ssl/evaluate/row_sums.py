@@ -59,8 +59,8 @@ def sum_over_rows(mesh: Mesh, read: Callable, zero: Callable) -> Callable:
       return jax.tree.map(jnp.add, total, read(shared, x, y, w)), None
     sums, _ = jax.lax.scan(add, zero(shared), jnp.arange(-(-n // C)) * C)
     return jax.lax.psum(sums, 'data')
-  specs = Rows(split, split, split, copied, copied)
-  return jax.shard_map(on_one_device, mesh=mesh, in_specs=(copied, specs), out_specs=copied,
+  specs: Any = (split, split, split, copied, copied)  # of the fields of Rows
+  return jax.shard_map(on_one_device, mesh=mesh, in_specs=(copied, Rows(*specs)), out_specs=copied,
                        check_vma=False)
 
 

@@ -19,13 +19,14 @@ from equivariant_ssl.evaluate.row_sums import CHUNK, Rows, make_rows, product, s
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Array
 
-MEMORY = 5         # steps that L-BFGS remembers; each takes two arrays of the size of the weights
+MEMORY = 3         # steps that L-BFGS remembers; each takes two arrays of the size of the weights
 ITERATIONS = 200   # of L-BFGS for one penalty, at most
 TRIALS = 10        # passes of one line search, at most
 # L-BFGS stops where half the squared gradient, in the coordinates in which the curvature is about
 # 1, is this share of the objective: about what the objective can still fall by.
 TOLERANCE = 1e-6
-SAMPLE = 512      # rows on which the result is compared with float64
+SAMPLE = 512       # rows on which the result is compared with float64
+SMALLEST = 1e-2    # mean cross-entropies below it are compared as if they were this large
 RIDGE = 1e-6       # of the trace, on the curvature
 PATIENCE = 2       # smaller penalties are not tried after so many that are less accurate
 
@@ -179,25 +180,27 @@ def minimize(mesh: Mesh, rows: Rows, scatter: Array, start: Fit, penalty: float,
     converged = .5 * float(square) <= TOLERANCE * value
     if converged or not value < before:  # float32 can tell no lower value
       break
-  return Fit(*p.weights(c, phi), value, passes, converged)
+  weights, bias = p.weights(c, phi)
+  return Fit(weights, bias, value, passes, converged)
 
 
 def _float64_difference(mesh: Mesh, rows: Rows, x: np.ndarray, y: np.ndarray, fit: Fit) -> float:
   """Return the largest relative difference between float32 on the devices and float64 here: of the
   mean cross-entropy of some rows [S D], and of its gradient."""
   sample = make_rows(x, y, mesh)._replace(mean=rows.mean, scale=rows.scale)
-  on_devices = programs(mesh).gradient((fit.weights, fit.bias), sample)
+  on_devices: Any = programs(mesh).gradient((fit.weights, fit.bias), sample)
   mean, scale, weights, bias = (np.asarray(a, np.float64) for a in
                                 (rows.mean, rows.scale, fit.weights, fit.bias))
+  least = SMALLEST * len(y)  # a cross-entropy near 0 has no relative accuracy, and needs none
   z = (x - mean) * scale
   logits = z @ weights + bias
   log_p = logits - logsumexp(logits, axis=1, keepdims=True)
   index = np.arange(len(y))
   error = np.exp(log_p)
   error[index, y] -= 1.
-  here = -log_p[index, y].sum(), z.T @ error, error.sum(0)
-  return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
-             for a, b in zip(map(np.asarray, on_devices), here, strict=True))
+  here: Any = -log_p[index, y].sum(), z.T @ error, error.sum(0)
+  return max(float(np.abs(np.asarray(a) - b).max() / max(np.abs(b).max(), least))
+             for a, b in zip(on_devices, here, strict=True))
 
 
 class Candidate(NamedTuple):
@@ -255,10 +258,11 @@ def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tup
   less accurate than the best. All is computed on the devices, with the same bits in each process.
   """
   rows, scatter = _standardized(make_rows(x, y, mesh), mesh)
-  zero = sharding.place((np.zeros((x.shape[1], K), np.float32), np.zeros(K, np.float32)),
-                        sharding.replicated_sharding(mesh))
+  weights, bias = sharding.place(
+      (np.zeros((x.shape[1], K), np.float32), np.zeros(K, np.float32)),
+      sharding.replicated_sharding(mesh))
   penalties = tuple(sorted(penalties, reverse=True))
-  first = Candidate(-1., penalties[0], Fit(*zero, math.inf, 0, False), np.float32(1 - 1 / K))
+  first = Candidate(-1., penalties[0], Fit(weights, bias, math.inf, 0, False), np.float32(1 - 1 / K))
   best, passes = first, 0
   if out.any():
     best, passes = _candidates(mesh, rows, scatter, out, first, penalties)

@@ -92,7 +92,7 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
   if padded == len(rows):
     return place(rows, split)
 
-  def part(index: tuple) -> np.ndarray:
+  def part(index: Any) -> np.ndarray:
     start, stop = index[0].start or 0, padded if index[0].stop is None else index[0].stop
     here = rows[start:stop]
     lacking = stop - start - len(here)

@@ -173,9 +173,9 @@ def main() -> int:
   local = os.environ.get('EQSSL_STUDY') == 'local'
   if local:
     _end_with_parent()
-  else:
-    processes.initialize()  # `srun` may start several processes for one run
   try:
+    if not local:
+      processes.initialize()  # `srun` may start several processes for one run
     with stop.listen(), processes.explain_lost_process():
       plan = study_plan.read(folder)
       if sys.argv[3:] == ['test']:
