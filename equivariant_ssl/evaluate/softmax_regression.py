@@ -262,7 +262,8 @@ def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tup
       (np.zeros((x.shape[1], K), np.float32), np.zeros(K, np.float32)),
       sharding.replicated_sharding(mesh))
   penalties = tuple(sorted(penalties, reverse=True))
-  first = Candidate(-1., penalties[0], Fit(weights, bias, math.inf, 0, False), np.float32(1 - 1 / K))
+  nothing = Fit(weights, bias, math.inf, 0, False)
+  first = Candidate(-1., penalties[0], nothing, np.float32(1 - 1 / K))
   best, passes = first, 0
   if out.any():
     best, passes = _candidates(mesh, rows, scatter, out, first, penalties)

@@ -51,8 +51,8 @@ def alone(run, tmp_path, monkeypatch):
   return tmp_path / 'two', evaluation.evaluate(tmp_path / 'one', NAMES, console=Console(quiet=True), untrained=False)
 
 
-def start(number, count, port, *arguments, **settings):
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'EQSSL_COORDINATOR': f'127.0.0.1:{port}',
+def start(number, count, port, *arguments, devices=1, **settings):
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices), 'EQSSL_COORDINATOR': f'127.0.0.1:{port}',
          'EQSSL_PROCESSES': str(count), 'EQSSL_PROCESS': str(number), 'EQSSL_TEST_SETTINGS': json.dumps(settings),
          'EQSSL_CACHE': str(jax.config.jax_compilation_cache_dir)}
   return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, arguments)], env=env, text=True,
@@ -93,6 +93,23 @@ def test_two_processes_give_the_result_of_one(alone):
   # still decoded for the second network.
   shares = [int(text.rsplit('decoded ')[-1]) for text in (said, other_said)]
   assert shares == [2 * (256 + 88) + 256, 2 * (256 + 1) + 44], shares
+
+
+@pytest.mark.slow
+def test_trained_protocols_of_two_processes_are_those_of_one_with_two_devices(run, tmp_path):
+  for folder in ('one', 'two'):
+    shutil.copytree(run, tmp_path / folder)
+  port, names = 29000 + os.getpid() % 1000, ['linear', 'finetune100', 'logistic', 'episodes', 'health']
+  more = '--protocol', ','.join(names), '--epochs', '1'
+  processes = [start(0, 1, port, 'eval', tmp_path / 'one', *more, devices=2),
+               *(start(i, 2, port, 'eval', tmp_path / 'two', *more) for i in range(2))]
+  results = ended(processes, 500)
+  assert [code for code, *_ in results] == [0, 0, 0], results
+  assert files(tmp_path / 'one') == files(tmp_path / 'two') and len(files(tmp_path / 'two')) == len(names)
+  for name in files(tmp_path / 'two'):
+    one, two = (json.loads((tmp_path / folder / 'eval' / name).read_text())['trained'][0] for folder in ('one', 'two'))
+    for row, value in one['numbers'].items():
+      assert two['numbers'][row] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (name, row)
 
 
 @pytest.mark.slow
