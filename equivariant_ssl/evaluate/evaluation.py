@@ -13,7 +13,7 @@ from rich.console import Console
 from equivariant_ssl.data import card, holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import evaluation_plan, inputs
-from equivariant_ssl.evaluate.frozen import frozen
+from equivariant_ssl.evaluate.frozen import Frozen, frozen
 from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
 from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
@@ -30,6 +30,7 @@ from equivariant_ssl.parallel import processes
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 
 WIDTH = 120  # of tables that go into a file
 
@@ -81,9 +82,11 @@ def _subjects(run: runs.Run, states: dict[str, Callable], options: Options
 
   def once(compute: Callable, network: str) -> Callable[[], Any]:
     return functools.cache(lambda: compute(run, functions, states[network]()))
+
+  def panel_alone(run: runs.Run, functions: Frozen, state: TrainState) -> Any:
+    return panel_features(run, functions, process_state(state))
   labeled = {network: once(labeled_features, network) for network in states}
-  panel = {network: functools.cache(lambda network=network: panel_features(
-      run, functions, process_state(states[network]()))) for network in states}
+  panel = {network: once(panel_alone, network) for network in states}
   return lambda network, seed: Subject(run, functions, states[network](), labeled[network],
                                        panel[network], jax.random.key(seed), options)
 

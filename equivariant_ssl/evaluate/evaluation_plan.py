@@ -37,7 +37,7 @@ SAMPLE = 16_384  # rows of features on each device that are timed
 SPARE = .9       # of the free memory may be taken
 
 
-class Sizes(NamedTuple):
+class EvaluationSize(NamedTuple):
   """The size of an evaluation: N training and M test images, D features of each, K classes."""
   N: int
   M: int
@@ -58,7 +58,7 @@ class EvaluationPlan(NamedTuple):
   that each process needs for features and what is computed of them. free: bytes that are free, None
   where the system does not say it.
   """
-  sizes: Sizes
+  sizes: EvaluationSize
   devices: int
   kind: str
   rate: float
@@ -76,17 +76,19 @@ def free_memory() -> int | None:
     free.append(1024 * int(next(li for li in lines if li.startswith('MemAvailable')).split()[1]))
   with contextlib.suppress(OSError, ValueError):  # the limit of a container or of a SLURM job
     group = pathlib.Path('/sys/fs/cgroup')
-    most, taken = ((group / f'memory.{name}').read_text() for name in ('max', 'current'))
-    free.append(int(most) - int(taken))
+    most, taken = (int((group / f'memory.{name}').read_text(encoding='utf-8'))
+                   for name in ('max', 'current'))
+    free.append(most - taken)
   return min(free, default=None)
 
 
-def sizes_of(s: Subject) -> Sizes:
-  """Return the Sizes of the evaluation of a network."""
+def evaluation_size(s: Subject) -> EvaluationSize:
+  """Return the EvaluationSize of the evaluation of a network."""
   source, side = source_of(s.run), s.run.recipe.size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   D = jax.eval_shape(s.encode, image).shape[-1]
-  return Sizes(len(source.bank.images), len(s.held_out.images), D, len(source.classes or ()))
+  return EvaluationSize(len(source.bank.images), len(s.held_out.images), D,
+                        len(source.classes or ()))
 
 
 def _timed(compute: Callable[[], Any]) -> float:
@@ -110,7 +112,7 @@ def encoder_rate(s: Subject) -> float:
   return count / _timed(lambda: inputs.features(s.encode, next(parts), run_inputs, mesh=run.mesh))
 
 
-def cached_seconds(sizes: Sizes, mesh: Mesh) -> float:
+def cached_seconds(sizes: EvaluationSize, mesh: Mesh) -> float:
   """Return the seconds of protocol `cached`, from those of one pass over some rows."""
   N, M, D, K = sizes
   count = min(N, SAMPLE * mesh.size)
@@ -126,7 +128,7 @@ def cached_seconds(sizes: Sizes, mesh: Mesh) -> float:
   return PASSES * N / count * one
 
 
-def knn_seconds(sizes: Sizes, mesh: Mesh) -> float:
+def knn_seconds(sizes: EvaluationSize, mesh: Mesh) -> float:
   """Return the seconds of protocol `knn`, from those of some queries on a part of the bank."""
   N, M, D, K = sizes
   bank, queries = min(N, SAMPLE * mesh.size), min(M, knn.QUERIES)
@@ -136,7 +138,7 @@ def knn_seconds(sizes: Sizes, mesh: Mesh) -> float:
   return one * M / queries * N / bank
 
 
-def _encoded_images(s: Subject, sizes: Sizes, name: str) -> float | None:
+def _encoded_images(s: Subject, sizes: EvaluationSize, name: str) -> float | None:
   """Return the images that pass the encoder in a protocol beside the shared features; None where it
   is not estimated."""
   if name in ('profile', 'health'):
@@ -155,7 +157,7 @@ def _encoded_images(s: Subject, sizes: Sizes, name: str) -> float | None:
 
 def make_plan(s: Subject, names: list[str]) -> EvaluationPlan:
   """Return the plan of an evaluation of one network under the protocols `names`."""
-  sizes, mesh, rate = sizes_of(s), s.run.mesh, encoder_rate(s)
+  sizes, mesh, rate = evaluation_size(s), s.run.mesh, encoder_rate(s)
   timed = {'knn': knn_seconds, 'cached': cached_seconds}
   seconds: dict[str, float | None] = {}
   for name in names:
@@ -166,7 +168,7 @@ def make_plan(s: Subject, names: list[str]) -> EvaluationPlan:
                         (sizes.N + sizes.M) / rate, seconds, _memory(sizes, names), free_memory())
 
 
-def _memory(sizes: Sizes, names: list[str]) -> int:
+def _memory(sizes: EvaluationSize, names: list[str]) -> int:
   """Return the bytes that a process needs of its machine for features and the work on them."""
   N, M, D, K = sizes
   work = {'cached': 4 * (2 * softmax_regression.MEMORY + 8) * D * K + 4 * M * K,
@@ -182,7 +184,7 @@ def too_costly(s: Subject, names: list[str]) -> dict[str, str]:
   Nothing is timed where the data are small. All processes of a job get the same answer.
   """
   readers = [name for name in names if name in ('knn', 'cached', 'few_labels')]
-  sizes = sizes_of(s)
+  sizes = evaluation_size(s)
   if not readers or not linear.is_large(sizes.N, sizes.D, sizes.K):
     return {}
   free = free_memory()

@@ -16,7 +16,7 @@ from equivariant_ssl.types import Array
 CHUNK = 1024  # rows at once on a device: 8 MiB of features of 2,048 dimensions
 
 
-class Rows(NamedTuple):
+class FeatureRows(NamedTuple):
   """Features on the devices, [N D] split over them, and what is done to each row when it is read.
 
   x: float32 [N' D], N' >= N a multiple of the devices. y: int32 [N']. weight: float32 [N'], 0 for a
@@ -29,25 +29,25 @@ class Rows(NamedTuple):
   scale: Array
 
 
-def make_rows(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Rows:
-  """Return features [N D] float32 and labels [N] as Rows that are read as they are."""
+def make_rows(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> FeatureRows:
+  """Return features [N D] float32 and labels [N] as FeatureRows that are read as they are."""
   D = x.shape[1]
   as_they_are = sharding.place((np.zeros(D, np.float32), np.ones(D, np.float32)),
                                sharding.replicated_sharding(mesh))
-  return Rows(sharding.place_rows(x, mesh), sharding.place_rows(y.astype(np.int32), mesh),
+  return FeatureRows(sharding.place_rows(x, mesh), sharding.place_rows(y.astype(np.int32), mesh),
               sharding.place_rows(np.ones(len(x), np.float32), mesh), *as_they_are)
 
 
 def sum_over_rows(mesh: Mesh, read: Callable, zero: Callable) -> Callable:
-  """Return the function (shared, Rows) -> the sum of `read(shared, chunk of the rows)` over all
-  chunks and devices.
+  """Return the function (shared, FeatureRows) -> the sum of `read(shared, chunk)` over all chunks
+  of rows and all devices.
 
   read: returns a pytree of sums, and gives a row of weight 0 no part in them. zero: (shared) -> the
   same pytree of zeros.
   """
   split, copied = PartitionSpec('data'), PartitionSpec()
 
-  def on_one_device(shared: Any, rows: Rows) -> Any:
+  def on_one_device(shared: Any, rows: FeatureRows) -> Any:
     n = rows.x.shape[0]
     C = min(CHUNK, n)
 
@@ -59,9 +59,9 @@ def sum_over_rows(mesh: Mesh, read: Callable, zero: Callable) -> Callable:
       return jax.tree.map(jnp.add, total, read(shared, x, y, w)), None
     sums, _ = jax.lax.scan(add, zero(shared), jnp.arange(-(-n // C)) * C)
     return jax.lax.psum(sums, 'data')
-  specs: Any = (split, split, split, copied, copied)  # of the fields of Rows
-  return jax.shard_map(on_one_device, mesh=mesh, in_specs=(copied, Rows(*specs)), out_specs=copied,
-                       check_vma=False)
+  specs: Any = (split, split, split, copied, copied)  # of the fields of FeatureRows
+  return jax.shard_map(on_one_device, mesh=mesh, in_specs=(copied, FeatureRows(*specs)),
+                       out_specs=copied, check_vma=False)
 
 
 def product(a: Array, b: Array) -> Array:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from equivariant_ssl.evaluate import row_sums
 from equivariant_ssl.evaluate.features import in_batches
-from equivariant_ssl.evaluate.row_sums import CHUNK, Rows, make_rows, product, sum_over_rows
+from equivariant_ssl.evaluate.row_sums import CHUNK, FeatureRows, make_rows, product, sum_over_rows
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Array
 
@@ -41,7 +41,7 @@ class Coordinates(NamedTuple):
   stretch: Array
 
 
-class Fit(NamedTuple):
+class SoftmaxFit(NamedTuple):
   """A fit: weights [D K] for rows as they are read, bias [K]; the objective; the passes over the
   rows that it took; whether it converged."""
   weights: Array
@@ -99,7 +99,7 @@ def _objective(mesh: Mesh) -> Callable:
   """
   add_gradient = sum_over_rows(mesh, row_sums.loss_and_gradient, row_sums.no_gradient)
 
-  def evaluated(phi: Array, c: Coordinates, rows: Rows, penalty: Array) -> tuple[Array, Array]:
+  def evaluated(phi: Array, c: Coordinates, rows: FeatureRows, penalty: Array) -> tuple:
     (weights, bias), total = weights_of(c, phi), rows.weight.sum()
     loss, of_weights, of_bias = add_gradient((weights, bias), rows)
     of_weights = of_weights / total + penalty * weights
@@ -123,7 +123,7 @@ def _solver(mesh: Mesh) -> tuple[Callable, Callable]:
   solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(phi: Array, state: Any, c: Coordinates, rows: Rows, penalty: Array) -> tuple:
+  def step(phi: Array, state: Any, c: Coordinates, rows: FeatureRows, penalty: Array) -> tuple:
     def at(phi: Array) -> Array:
       return objective(phi, c, rows, penalty)
     value, gradient = optax.value_and_grad_from_state(at)(phi, state=state)
@@ -143,7 +143,7 @@ def programs(mesh: Mesh) -> Programs:
 
   add_judged = sum_over_rows(mesh, row_sums.judge, lambda shared: (jnp.zeros(()),) * 3)
 
-  def judge(shared: tuple, rows: Rows) -> tuple[Array, Array]:
+  def judge(shared: tuple, rows: FeatureRows) -> tuple[Array, Array]:
     right, total, doubt = add_judged(shared, rows)
     return right / total, doubt / total
   add_gradient = sum_over_rows(mesh, row_sums.loss_and_gradient, row_sums.no_gradient)
@@ -151,7 +151,7 @@ def programs(mesh: Mesh) -> Programs:
                   jax.jit(judge), jax.jit(_coordinates), jax.jit(weights_of), *_solver(mesh))
 
 
-def _standardized(rows: Rows, mesh: Mesh) -> tuple[Rows, Array]:
+def _standardized(rows: FeatureRows, mesh: Mesh) -> tuple[FeatureRows, Array]:
   """Return rows that are read with mean 0 and variance 1, and their mean of x x^T [D D].
 
   Dimensions that never change are read as 0, as `linear.standardizer` has them.
@@ -165,8 +165,9 @@ def _standardized(rows: Rows, mesh: Mesh) -> tuple[Rows, Array]:
   return rows._replace(scale=scale), scatter * scale[:, None] * scale[None, :]
 
 
-def minimize(mesh: Mesh, rows: Rows, scatter: Array, start: Fit, penalty: float, doubt: Any) -> Fit:
-  """Return the Fit of weights W at one penalty: of the mean cross-entropy + penalty |W|^2 / 2.
+def minimize(mesh: Mesh, rows: FeatureRows, scatter: Array, start: SoftmaxFit, penalty: float,
+             doubt: Any) -> SoftmaxFit:
+  """Return the fit of weights W at one penalty: of the mean cross-entropy + penalty |W|^2 / 2.
 
   start: the fit to start at. doubt: what `judge` says of it.
   """
@@ -181,10 +182,11 @@ def minimize(mesh: Mesh, rows: Rows, scatter: Array, start: Fit, penalty: float,
     if converged or not value < before:  # float32 can tell no lower value
       break
   weights, bias = p.weights(c, phi)
-  return Fit(weights, bias, value, passes, converged)
+  return SoftmaxFit(weights, bias, value, passes, converged)
 
 
-def _float64_difference(mesh: Mesh, rows: Rows, x: np.ndarray, y: np.ndarray, fit: Fit) -> float:
+def _float64_difference(mesh: Mesh, rows: FeatureRows, x: np.ndarray, y: np.ndarray,
+                        fit: SoftmaxFit) -> float:
   """Return the largest relative difference between float32 on the devices and float64 here: of the
   mean cross-entropy of some rows [S D], and of its gradient."""
   sample = make_rows(x, y, mesh)._replace(mean=rows.mean, scale=rows.scale)
@@ -207,7 +209,7 @@ class Candidate(NamedTuple):
   """The fit at one penalty: its accuracy on the held-out rows and its doubt on the others."""
   top1: float
   penalty: float
-  fit: Fit
+  fit: SoftmaxFit
   doubt: Any
 
 
@@ -218,7 +220,7 @@ class Chosen(NamedTuple):
   None where nothing was held out. passes: over the rows, at all penalties. difference: between
   float32 and float64, see `_float64_difference`.
   """
-  fit: Fit
+  fit: SoftmaxFit
   mean: np.ndarray
   scale: np.ndarray
   penalty: float
@@ -227,7 +229,7 @@ class Chosen(NamedTuple):
   difference: float
 
 
-def _candidates(mesh: Mesh, rows: Rows, scatter: Array, out: np.ndarray, first: Candidate,
+def _candidates(mesh: Mesh, rows: FeatureRows, scatter: Array, out: np.ndarray, first: Candidate,
                 penalties: tuple[float, ...]) -> tuple[Candidate, int]:
   """Return the best of the fits at `penalties`, falling, to the rows that are not `out`, each
   started at the one before, and the passes that they took.
@@ -262,7 +264,7 @@ def choose(x: np.ndarray, y: np.ndarray, out: np.ndarray, K: int, penalties: tup
       (np.zeros((x.shape[1], K), np.float32), np.zeros(K, np.float32)),
       sharding.replicated_sharding(mesh))
   penalties = tuple(sorted(penalties, reverse=True))
-  nothing = Fit(weights, bias, math.inf, 0, False)
+  nothing = SoftmaxFit(weights, bias, math.inf, 0, False)
   first = Candidate(-1., penalties[0], nothing, np.float32(1 - 1 / K))
   best, passes = first, 0
   if out.any():

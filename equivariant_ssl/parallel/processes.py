@@ -139,6 +139,22 @@ def raise_together(error: Exception | None) -> None:
     raise UserError(text, code=code) from error
 
 
+def together(compute: Callable[[], Any]) -> Any:
+  """Return `compute()` of this process, which does not wait for others, once all have computed.
+
+  An error of any process is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  try:
+    value = compute()
+  except Exception as e:
+    error = e
+  raise_together(error)
+  return value
+
+
 def from_main(compute: Callable[[], Any]) -> Any:
   """Return `compute()`, a JSON value, of process 0; the other processes wait for it.
 

@@ -2,6 +2,7 @@
 
 `eqssl neighbors` finds the images of such a file that are nearest to an image.
 """
+import functools
 import os
 import pathlib
 import shlex
@@ -102,8 +103,7 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
 
 def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-  """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
-  row that cannot."""
+  """Return the rows of `part` that can be read, their features [N D], (row, reason) of the others."""
   split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
@@ -121,16 +121,8 @@ def _encode_shares(encoder: Encoder, part: folder.SplitFiles, batch: int
   count, number = jax.process_count(), jax.process_index()
   for first in range(0, len(part.paths), CHUNK * count):
     paths = part.paths[first + number * CHUNK:first + (number + 1) * CHUNK]
-    encoded, error = (np.zeros(0, np.int64), np.zeros((0, 0), np.float32), []), None
-    try:
-      if paths:
-        encoded = _encode_part(encoder, part._replace(paths=paths), batch)
-    except Exception as e:
-      if count == 1:
-        raise
-      error = e
-    processes.raise_together(error)
-    good, features, bad = encoded
+    good, features, bad = processes.together(
+        functools.partial(_encode_part, encoder, part._replace(paths=paths), batch))
     start = first + number * CHUNK
     rows = processes.gather(([start + int(i) for i in good], [(start + i, why) for i, why in bad]))
     for (good_rows, bad_rows), array in zip(rows, processes.gather_rows(features), strict=True):

@@ -6,12 +6,12 @@ import tiny
 from equivariant_ssl import cli
 from equivariant_ssl.config import load_config
 from equivariant_ssl.evaluate import evaluation, evaluation_plan, linear
-from equivariant_ssl.evaluate.evaluation_plan import Sizes
+from equivariant_ssl.evaluate.evaluation_plan import EvaluationSize
 from equivariant_ssl.evaluate.protocols import Measurement
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import loop
 
-IMAGENET = Sizes(1_281_167, 50_000, 2048, 1000)
+IMAGENET = EvaluationSize(1_281_167, 50_000, 2048, 1000)
 
 
 @pytest.fixture(scope='module')

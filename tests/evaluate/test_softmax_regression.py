@@ -108,7 +108,7 @@ def test_chunks_change_nothing(chunk, monkeypatch):
 def test_smaller_penalties_are_not_tried_for_ever(monkeypatch):
   mesh, (x, y) = sharding.mesh(jax.devices()[:1]), data(0, N)
   tried = []
-  fits = {p: softmax_regression.Fit(np.full((D, K), p, np.float32), np.zeros(K, np.float32), 1., 1, True)
+  fits = {p: softmax_regression.SoftmaxFit(np.full((D, K), p, np.float32), np.zeros(K, np.float32), 1., 1, True)
           for p in (1., .1, .01, 1e-3, 1e-4)}
   monkeypatch.setattr(softmax_regression, 'minimize', lambda m, r, s, start, p, d: tried.append(p) or fits[p])
   accuracy = {1.: .5, .1: .7, .01: .6, 1e-3: .65, 1e-4: .9}
