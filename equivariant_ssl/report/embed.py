@@ -103,7 +103,7 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
 
 def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-  """Return the rows of `part` that can be read, their features [N D], (row, reason) of the others."""
+  """Return the readable rows of `part`, their features [N D], and (row, reason) of the others."""
   split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
