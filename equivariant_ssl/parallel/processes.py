@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError, describe
 from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
@@ -101,6 +101,19 @@ def gather(value: Any) -> list:
   return [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
 
 
+def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
+  """Return the arrays [n D] of all processes, in their order; n may differ, and D where n is 0."""
+  if jax.process_count() == 1:
+    return [rows]
+  from jax.experimental.multihost_utils import process_allgather
+  shapes = gather(rows.shape)
+  n, D = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+  padded = np.zeros((n, D), rows.dtype)
+  padded[:len(rows), :rows.shape[1]] = rows
+  return [array[:count] for array, (count, _) in
+          zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
+
+
 def agree(subject: str, values: dict[str, Any]) -> None:
   """Raise UserError OTHER_CONFIG, in all processes, if their values differ from those of process 0.
 
@@ -115,6 +128,51 @@ def agree(subject: str, values: dict[str, Any]) -> None:
                       f'{first.get(name)} and {other.get(name)}.',
                       'Start all of them by the same command, from the same files and environment.',
                       OTHER_CONFIG)
+
+
+def raise_together(error: Exception | None) -> None:
+  """Raise UserError, in all processes, where any of them has an `error`: the first of them."""
+  described = None if error is None else describe(error)
+  first = next((other for other in gather(described) if other), None)
+  if first:
+    text, code = first
+    raise UserError(text, code=code) from error
+
+
+def together(compute: Callable[[], Any]) -> Any:
+  """Return `compute()` of this process, which does not wait for others, once all have computed.
+
+  An error of any process is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  try:
+    value = compute()
+  except Exception as e:
+    error = e
+  raise_together(error)
+  return value
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+  """Return `compute()`, a JSON value, of process 0; the other processes wait for it.
+
+  An error of process 0 is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  if is_main():
+    try:
+      value = compute()
+    except Exception as e:
+      error = e
+  value, described = gather((value, None if error is None else describe(error)))[0]
+  if described:
+    text, code = described
+    raise UserError(text, code=code) from error
+  return value
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:
@@ -140,8 +198,10 @@ def lost_process_error(error: BaseException | None) -> UserError | None:
   """Return UserError WATCHDOG if `error`, or an error behind it, means that a process is lost."""
   while error is not None and jax.process_count() > 1:
     text = str(error)
-    if (isinstance(error, jax.errors.JaxRuntimeError)
-        and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
+    # jax raises some errors of the runtime as ValueError, such as 'UNKNOWN: Gloo AllGather failed'.
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match('[A-Z_]+: ', text))
+    if (of_runtime and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
         and re.search(LOST_SIGNS, text, re.IGNORECASE)):
       line = (text.splitlines() or [''])[0][:150]
       return UserError(f'{LOST[0]} What jax reports: {line}', LOST[1], WATCHDOG)
