@@ -1,10 +1,11 @@
 """A TFDS data set that is already prepared as array_record, read without TensorFlow."""
+import functools
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -249,29 +250,50 @@ def records(builder: Any, split: str, image: str, label: str | None, hint: str =
   labels = np.zeros(count, np.int32) if label else None
   files = np.full(count, '', object) if FILE_FEATURE in builder.info.features else None
 
-  def read_one(i: int) -> dict[str, Any] | BadImage:
+  read = _RowReader(rows, split, image, label, labels, files)
+  return Records(functools.partial(_record_name, split), read, labels, count, files, rules)
+
+
+def _record_name(split: str, i: int) -> str:
+  return f'{split} record {i}'
+
+
+class _RowReader(NamedTuple):
+  """Reads records of a split, and notes their labels and file names. It can be pickled.
+
+  rows: TFDS's source of a split. split: its name. image, label: the names of the features.
+  labels, files: arrays [N] that are filled in as the records are read, or None.
+  """
+  rows: Any
+  split: str
+  image: str
+  label: str | None
+  labels: np.ndarray | None
+  files: np.ndarray | None
+
+  def read_one(self, i: int) -> dict[str, Any] | BadImage:
+    """Record i; a BadImage where it is damaged."""
     try:
-      return rows[i]
+      return self.rows[i]
     except Exception as error:  # array_record checks a hash of each record
       if passing(error):
-        raise disk.unread(f'{split} record {i}', passing(error)) from error
+        raise disk.unread(_record_name(self.split, i), passing(error)) from error
       return BadImage(f'cannot be read: {str(error).splitlines()[0]}')
 
-  def read(indices: range) -> Iterable[bytes | BadImage]:
+  def __call__(self, indices: range) -> Iterator[bytes | BadImage]:
+    """The encoded images of a range of records."""
     try:
-      batch = rows.__getitems__(list(indices))
+      batch = self.rows.__getitems__(list(indices))
     except Exception as error:
       if passing(error):
         time.sleep(disk.PAUSES[-1])
-      batch = [read_one(i) for i in indices]
+      batch = [self.read_one(i) for i in indices]
     for i, row in zip(indices, batch, strict=True):
       if isinstance(row, BadImage):
         yield row
         continue
-      if label and labels is not None:
-        labels[i] = row[label]
-      if files is not None:
-        files[i] = os.fsdecode(row[FILE_FEATURE])
-      yield row[image]
-
-  return Records(lambda i: f'{split} record {i}', read, labels, count, files, rules)
+      if self.label and self.labels is not None:
+        self.labels[i] = row[self.label]
+      if self.files is not None:
+        self.files[i] = os.fsdecode(row[FILE_FEATURE])
+      yield row[self.image]
