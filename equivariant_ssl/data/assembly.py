@@ -49,7 +49,8 @@ class Assembly:
 
   def __init__(self, canvases: Any, rows: Callable[[int], np.ndarray], steps: range,
                decoders: Decoders | None = None):
-    self.canvases, self.rows, self.steps = canvases, rows, collections.deque(steps)
+    self.canvases, self.rows, self.steps = canvases, rows, iter(steps)
+    self.unopened = len(steps)
     self.decoders, self.measures = decoders or Decoders(thread_count()), decoders is None
     self.lock = threading.Lock()
     self.room, self.ready = threading.Condition(self.lock), threading.Condition(self.lock)
@@ -146,7 +147,7 @@ class Assembly:
           return batch, start, batch.begun
         if self.opening or self._full():
           self.room.wait()
-        elif self.steps:
+        elif self.unopened:
           self._open()
         else:
           break
@@ -161,7 +162,8 @@ class Assembly:
 
   def _open(self) -> None:
     """Begin the next batch. The lock is held when this is called, and let go in between."""
-    self.opening, step = True, self.steps.popleft()
+    self.opening, step = True, next(self.steps)
+    self.unopened -= 1
     self.lock.release()
     try:
       batch = _Batch(np.asarray(self.rows(step)), self.canvases.side)
