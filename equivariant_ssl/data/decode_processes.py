@@ -21,8 +21,8 @@ from equivariant_ssl.data.decoders import Decoders
 from equivariant_ssl.data.source import Decoded, Records, decode_record
 from equivariant_ssl.training.stop import SIGNALS, say
 
-LOST = ('a process that decoded images is gone, perhaps for want of memory; threads of this process '
-        'decode in its place')
+LOST = ('a process that decoded images is gone, perhaps for want of memory: '
+        'threads of this process decode in its place')
 
 
 class DecodeProcesses:
