@@ -114,9 +114,9 @@ class Assembly:
     self.threads = [thread for thread in self.threads if thread.is_alive()]
     names = {thread.name for thread in self.threads}
     for number in range(decoders.threads):
-      if f'eqssl decoder {number}' not in names:
+      if f'decoder {number}' not in names:
         thread = threading.Thread(target=self._work, args=(number,), daemon=True,
-                                  name=f'eqssl decoder {number}')
+                                  name=f'decoder {number}')
         self.threads.append(thread)
         thread.start()
 

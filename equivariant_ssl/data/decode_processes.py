@@ -28,7 +28,7 @@ LOST = ('a process that decoded images is gone, perhaps for want of memory: '
 class DecodeProcesses:
   """Processes that decode records, and a connection to one of them for each thread."""
 
-  def __init__(self, children: list[subprocess.Popen], connections: list[Connection]):
+  def __init__(self, children: list[subprocess.Popen], connections: list[Connection | None]):
     self.children, self.connections = children, connections
     self.closed = False
 
@@ -42,7 +42,8 @@ class DecodeProcesses:
       job = pickle.dumps((canvases.records._replace(labels=None, files=None), canvases.side, most))
     except Exception:  # a source that someone has added may hold anything
       return None
-    children, connections = [], [None] * decoders.threads
+    children: list[subprocess.Popen] = []
+    connections: list[Connection | None] = [None] * decoders.threads
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
     for process in range(decoders.processes):
       numbers = range(process, decoders.threads, decoders.processes)
@@ -70,7 +71,7 @@ class DecodeProcesses:
       answer = connection.recv()
       if isinstance(answer, BaseException):
         raise answer
-      connection.recv_bytes_into(memoryview(images).cast('B'))
+      connection.recv_bytes_into(images.data.cast('B'))
       return [decoded._replace(canvas=images[i] if decoded.canvas is not None else None)
               for i, decoded in enumerate(answer)]
     except (EOFError, ConnectionError, BrokenPipeError):
@@ -86,13 +87,15 @@ class DecodeProcesses:
     for child in self.children:
       child.kill()
     for child in self.children:
-      with contextlib.suppress(OSError):
-        child.stdin.close()
+      if child.stdin:
+        with contextlib.suppress(OSError):
+          child.stdin.close()
       child.wait()
 
 
 def _send_job(child: subprocess.Popen, job: bytes) -> None:
   """Send a process its records. Its standard input stays open for as long as this process lives."""
+  assert child.stdin  # a pipe
   with contextlib.suppress(OSError, ValueError):
     child.stdin.write(len(job).to_bytes(8, 'big') + job)
     child.stdin.flush()
@@ -116,7 +119,7 @@ def _answer(connection: Connection, records: Records, side: int, most: int) -> N
         connection.send(error)
         continue
       connection.send(answer)
-      connection.send_bytes(memoryview(canvases[:len(indices)]).cast('B'))
+      connection.send_bytes(canvases[:len(indices)].data.cast('B'))
 
 
 def main() -> None:

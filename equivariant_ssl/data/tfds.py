@@ -2,16 +2,13 @@
 import functools
 import os
 import pathlib
-import sys
-import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.channel_moments import Moments, measure_moments
-from equivariant_ssl.data.decode import BadImage, PixelRules, pixel_rules
+from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.source import (
   REPLACED,
   Records,
@@ -21,7 +18,6 @@ from equivariant_ssl.data.source import (
   decode_splits,
   files_digest,
   fits_in_memory,
-  map_chunks,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.data.tfds_claims import check_counts
@@ -32,10 +28,8 @@ from equivariant_ssl.data.tfds_folders import (
   open_directory,
   split_hint,
 )
-from equivariant_ssl.errors import UserError, passing
-from equivariant_ssl.storage import disk
-
-FILE_FEATURE = 'file_name'   # the feature that names a record
+from equivariant_ssl.data.tfds_records import FILE_FEATURE, RowReader, read_labels, record_name
+from equivariant_ssl.errors import UserError
 
 # The (mean, std) that the users of a data set normalize by, where a stream would be measured.
 USUAL_MOMENTS: dict[str, Moments] = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
@@ -153,37 +147,6 @@ def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
   return None if files is None else tuple(files.tolist())
 
 
-def read_labels(path: pathlib.Path, split: str, records: Records
-                ) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """The labels [N] and the file names [N] of a split that is not decoded, each None without them.
-
-  Every record is read once for this, and the result is kept beside the data.
-  """
-  if records.labels is None and records.files is None:
-    return None, None
-
-  def unreadable(indices: range) -> list[int]:
-    return [i for i, data in zip(indices, records.read(indices), strict=True)
-            if isinstance(data, BadImage)]
-
-  def read() -> tuple[dict[str, np.ndarray], bool]:
-    print(f'{path.parent.name} {split}: reading {records.count:,} labels, once', file=sys.stderr)
-    bad = map_chunks(unreadable, records.count)
-    arrays = {}
-    if records.labels is not None:
-      arrays['labels'] = records.labels
-    if records.files is not None:
-      arrays['files'] = records.files.astype(str)
-    return arrays, not bad
-
-  files = (file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
-  arrays = cached(files, ('labels', split), read, stamped=True, beside=path)
-  labels = arrays.get('labels')
-  if labels is not None and (labels < 0).any():
-    labels = None
-  return labels, arrays.get('files')
-
-
 def keep_labels(path: pathlib.Path) -> None:
   """Read the labels of a prepared data set that is too large to decode, before any training."""
   builder = open_directory(path)
@@ -247,50 +210,5 @@ def split_records(builder: Any, split: str, image: str, label: str | None, hint:
   labels = np.zeros(count, np.int32) if label else None
   files = np.full(count, '', object) if FILE_FEATURE in builder.info.features else None
 
-  read = _RowReader(rows, split, image, label, labels, files)
-  return Records(functools.partial(_record_name, split), read, labels, count, files, rules)
-
-
-def _record_name(split: str, i: int) -> str:
-  return f'{split} record {i}'
-
-
-class _RowReader(NamedTuple):
-  """Reads records of a split, and notes their labels and file names. It can be pickled.
-
-  rows: TFDS's source of a split. split: its name. image, label: the names of the features.
-  labels, files: arrays [N] that are filled in as the records are read, or None.
-  """
-  rows: Any
-  split: str
-  image: str
-  label: str | None
-  labels: np.ndarray | None
-  files: np.ndarray | None
-
-  def read_one(self, i: int) -> dict[str, Any] | BadImage:
-    """Record i; a BadImage where it is damaged."""
-    try:
-      return self.rows[i]
-    except Exception as error:  # array_record checks a hash of each record
-      if passing(error):
-        raise disk.unreadable(_record_name(self.split, i), passing(error)) from error
-      return BadImage(f'cannot be read: {str(error).splitlines()[0]}')
-
-  def __call__(self, indices: range) -> Iterator[bytes | BadImage]:
-    """The encoded images of a range of records."""
-    try:
-      batch = self.rows.__getitems__(list(indices))
-    except Exception as error:
-      if passing(error):
-        time.sleep(disk.PAUSES[-1])
-      batch = [self.read_one(i) for i in indices]
-    for i, row in zip(indices, batch, strict=True):
-      if isinstance(row, BadImage):
-        yield row
-        continue
-      if self.label and self.labels is not None:
-        self.labels[i] = row[self.label]
-      if self.files is not None:
-        self.files[i] = os.fsdecode(row[FILE_FEATURE])
-      yield row[self.image]
+  read = RowReader(rows, split, image, label, labels, files)
+  return Records(functools.partial(record_name, split), read, labels, count, files, rules)

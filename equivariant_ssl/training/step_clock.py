@@ -65,7 +65,8 @@ class StepClock:
     with self.changed:
       self.changed.wait_for(lambda: self.computed == self.launched, FAREWELL)
       ends, self.ends = self.ends, {self.launched: self.end}
-    now, idle = time.perf_counter(), {}
+    now = time.perf_counter()
+    idle: dict[str, float] = {}
     for what, start, end, launched in self.spans:
       idle_since = max(start, ends.get(launched, start))
       idle[what] = idle.get(what, 0.) + max(end - idle_since, 0.)
