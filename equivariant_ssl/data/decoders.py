@@ -54,9 +54,10 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
     if tried[decoders] > GAIN * tried[best]:
       best = decoders
   share = measured.waited / max(measured.busy, 1e-9)
-  threads = min(math.ceil(cores * (1 + share)), 2 * now.threads, MOST_THREADS)
+  threads = min(int(cores * (1 + share)), 2 * now.threads, MOST_THREADS)
   more = Decoders(threads, now.processes)
-  if best == now and not now.processes and threads > now.threads and more not in tried:
+  wanted = threads >= 1.5 * now.threads and more not in tried
+  if best == now and not now.processes and wanted:
     return more
   idle = measured.busy * now.threads < .8 * cores * measured.worked
   others = Decoders(best.threads, math.ceil(cores / THREADS_A_PROCESS))

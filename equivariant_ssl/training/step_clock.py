@@ -30,7 +30,8 @@ class StepClock:
   """Measures the time of steps. `launch` each step, and put a `span` around all else that waits."""
 
   def __init__(self):
-    self.start, self.spans = time.perf_counter(), []
+    self.start = time.perf_counter()
+    self.spans: list[tuple[str, float, float, int]] = []
     self.launched = self.counted = self.computed = 0
     self.end = self.start  # when the last step was computed
     self.ends: dict[int, float] = {}
