@@ -11,7 +11,7 @@ crops of 224 with flips, as torchvision does, in a DataLoader with a worker a co
 seconds of the process and its workers: what else runs on the machine changes it less than it does images / s.
 
 `--free` streams canvases of 256 on one core from records that cost nothing, before and after three pauses of 5 s of the
-consumer. `--slow` reads each record in a log-normal time (median 20 ms, mean 33 ms), one of 2,000 in 5 s more.
+consumer. `--slow` reads each record in a log-normal time (median 20 ms, mean 33 ms), one of 50,000 in 5 s more.
 """
 import argparse
 import functools
@@ -28,7 +28,7 @@ import time
 
 SIDE, CROP, BATCH = 256, 224, 64
 RECORDS = 1_281_167  # of a stream that is not on a disk: as many as ImageNet has
-MEDIAN, SIGMA, STALL, STALLS = .02, 1., 5., 1 / 2000  # of a slow read: seconds, of its logarithm, seconds, a share
+MEDIAN, SIGMA, STALL, STALLS = .02, 1., 5., 1 / 50_000  # of a slow read: seconds, of its logarithm, seconds, a share
 SHARED = pathlib.Path(__file__).parent.parent.parent / 'shared' / 'data' / 'imagewoof320.tar'
 
 

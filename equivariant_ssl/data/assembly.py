@@ -6,8 +6,12 @@ make a batch of images. How many threads work, and whether they let other proces
 measured while they work (`decoders.choose`); the batches are the same in any case.
 """
 import collections
+import contextlib
+import math
+import mmap
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +28,33 @@ FORGET = 15     # looks at the choice of the decoders after which threads are tr
 FAREWELL = 30.  # seconds in which the threads must end after the last batch
 
 
+class _Memory:
+  """Arrays for images, whose memory is used again when nothing refers to them any more.
+
+  It takes longer to get new memory from the system than to fill it. And what threads allocate and
+  free in the usual way stays with the process, thread by thread.
+  """
+
+  def __init__(self):
+    self.free: list[mmap.mmap] = []
+
+  def array(self, shape: tuple[int, ...]) -> np.ndarray:
+    """An array uint8 of this shape, with any content. All are of one shape."""
+    size = math.prod(shape)
+    if not size:
+      return np.zeros(shape, np.uint8)
+    try:
+      memory = self.free.pop()
+    except IndexError:
+      memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+      if hasattr(mmap, 'MADV_HUGEPAGE'):
+        with contextlib.suppress(OSError):  # not every kernel has huge pages
+          memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)  # parts of it, and what jax makes of it, refer to it
+    weakref.finalize(array, self.free.append, memory).atexit = False
+    return array.reshape(shape)
+
+
 class _Batch:
   """A batch that is being decoded: its rows [n], images [n S S 3] and sizes [n 2].
 
@@ -32,9 +63,9 @@ class _Batch:
   errors:  {first row of a chunk: what was raised in decoding it}.
   """
 
-  def __init__(self, rows: np.ndarray, side: int):
+  def __init__(self, rows: np.ndarray, side: int, memory: _Memory):
     self.rows, self.begun, self.missing = rows, 0, len(rows)
-    self.images = np.empty((len(rows), side, side, 3), np.uint8)
+    self.images = memory.array((len(rows), side, side, 3))
     self.sizes = np.empty((len(rows), 2), np.float32)
     self.errors: dict[int, BaseException] = {}
 
@@ -56,6 +87,7 @@ class Assembly:
     self.room, self.ready = threading.Condition(self.lock), threading.Condition(self.lock)
     self.batches: collections.deque[_Batch] = collections.deque()  # begun, and not taken yet
     self.opening = self.closed = False
+    self.memory = _Memory()
     self.threads: list[threading.Thread] = []
     self.processes: DecodeProcesses | None = None
     self.measured, self.starved = Measured(), Measured()
@@ -166,9 +198,9 @@ class Assembly:
     self.unopened -= 1
     self.lock.release()
     try:
-      batch = _Batch(np.asarray(self.rows(step)), self.canvases.side)
+      batch = _Batch(np.asarray(self.rows(step)), self.canvases.side, self.memory)
     except BaseException as error:  # whoever takes the batch gets it
-      batch = _Batch(np.zeros(0, int), self.canvases.side)
+      batch = _Batch(np.zeros(0, int), self.canvases.side, self.memory)
       batch.errors[0] = error
     finally:
       self.lock.acquire()

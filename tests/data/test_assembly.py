@@ -69,8 +69,9 @@ def folder(tmp_path_factory):
   return place
 
 
-def test_processes_decode_the_same_bits_and_a_lost_one_is_replaced(folder, capsys):
-  """The second process is killed after some batches: threads go on in its place."""
+def test_processes_decode_the_same_bits_and_lost_ones_are_replaced(folder, capsys, monkeypatch):
+  """The processes are killed after some batches: threads go on in their place, and say so once."""
+  monkeypatch.setattr(assembly, 'AHEAD', 18)
   make = lambda: registry.make(data, 'folder', path=str(folder), size=16, test=0., stream=True).train
   here, there, rows = make(), make(), lambda step: (np.arange(9) * 5 + step) % 24
   for made in (here, there):
@@ -82,7 +83,8 @@ def test_processes_decode_the_same_bits_and_a_lost_one_is_replaced(folder, capsy
   assert len(work.processes.children) == 2 and len(work.processes.connections) == 3
   for step, (images, sizes, _) in enumerate(expected):
     if step == 5:
-      work.processes.children[1].kill()
+      for child in work.processes.children:
+        child.kill()
     taken, mine, my_sizes = work.take()
     np.testing.assert_array_equal(mine, images)
     np.testing.assert_array_equal(my_sizes, sizes)
