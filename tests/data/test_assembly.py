@@ -3,6 +3,7 @@ import itertools
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +56,20 @@ def test_batches_are_their_rows_in_order(monkeypatch, n, threads):
     assert labels.dtype == np.int32 and sizes.dtype == np.float32
   unlabeled = next(stream.batches(split(monkeypatch, labels=False), rows, 0, 1))
   assert not unlabeled[2].any() and not alive()
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it(monkeypatch):
+  """Batches that jax holds, perhaps without a copy, stay as they were; those let go are reused."""
+  rows, split_ = rows_of(70), split(monkeypatch)
+  held = [(jax.device_put(images), images[3:4] if step % 2 else None) for step, (images, _, _)
+          in enumerate(stream.batches(split_, rows, 0, 12, Decoders(2)))]
+  for step, (placed, part) in enumerate(held):
+    np.testing.assert_array_equal(np.asarray(placed)[:, 0, 0, 0], rows(step) % 251)
+    assert part is None or part[0, 0, 0, 0] == rows(step)[3] % 251
+  work = assembly.Assembly(split_.images, rows, range(40), Decoders(2))
+  places = {work.take()[1].__array_interface__['data'][0] for _ in range(40)}
+  work.close()
+  assert len(places) <= 6
 
 
 @pytest.fixture(scope='module')
