@@ -22,8 +22,9 @@ from equivariant_ssl.data.decoders import PERIOD, Decoders, Measured, choose
 from equivariant_ssl.data.source import decode_record, thread_count
 from equivariant_ssl.parallel import sharding
 
-CHUNK = 8       # rows that a thread decodes before it comes back
-AHEAD = 256     # images that are decoded ahead, or 4 a thread, or two batches if that is more
+CHUNK = 8       # rows that a thread decodes before it comes back, where each is quick
+QUICK = 1e-3    # seconds
+AHEAD = 256     # images that are decoded ahead, or 8 a thread, or two batches if that is more
 FORGET = 15     # looks at the choice of the decoders after which threads are tried again
 FAREWELL = 30.  # seconds in which the threads must end after the last batch
 
@@ -105,7 +106,7 @@ class Assembly:
       while not self.batches or self.batches[0].missing:
         self.ready.wait()
       batch = self.batches.popleft()
-      self.room.notify_all()
+      self.room.notify()  # the thread that begins the next batch wakes others
       # Only while somebody waits for a batch is the work as fast as it can be.
       waited = Measured(time.perf_counter() - began) - before + self.measured
       self.starved = self.starved + waited
@@ -175,7 +176,11 @@ class Assembly:
       while not self.closed and number < self.decoders.threads:
         batch = self.batches[-1] if self.batches else None
         if batch and batch.begun < len(batch.rows):
-          start, batch.begun = batch.begun, min(batch.begun + CHUNK, len(batch.rows))
+          quick = self.measured.worked < QUICK * self.measured.images
+          start = batch.begun
+          batch.begun = min(start + (CHUNK if quick else 1), len(batch.rows))
+          if batch.begun == len(batch.rows):
+            self.room.notify()
           return batch, start, batch.begun
         if self.opening or self._full():
           self.room.wait()
@@ -183,13 +188,14 @@ class Assembly:
           self._open()
         else:
           break
+      self.room.notify()  # this thread may have been woken in place of one that goes on
     return None
 
   def _full(self) -> bool:
     """Whether enough batches are begun."""
     if len(self.batches) < 2:
       return False
-    ahead = max(AHEAD, 4 * self.decoders.threads)
+    ahead = max(AHEAD, 8 * self.decoders.threads)
     return len(self.batches) * len(self.batches[0].rows) >= ahead
 
   def _open(self) -> None:
@@ -206,7 +212,7 @@ class Assembly:
       self.lock.acquire()
     self.opening = False
     self.batches.append(batch)
-    self.room.notify_all()
+    self.room.notify(max(batch.missing, 1))
     if not batch.missing:
       self.ready.notify()
 

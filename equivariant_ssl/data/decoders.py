@@ -43,7 +43,7 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
 
   tried: {decoders: images a second} of this run so far; what was measured of `now` goes into it.
 
-  Threads that wait for the storage are doubled, up to the number at which `cores` would be busy.
+  Where threads wait for the storage, there are up to four times as many, up to the number at which `cores` would be busy.
   Where threads wait for each other instead, one interpreter may be the limit, and processes are
   tried. A choice that is not better by GAIN than one with less is given up for good.
   """
@@ -54,7 +54,7 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
     if tried[decoders] > GAIN * tried[best]:
       best = decoders
   share = measured.waited / max(measured.busy, 1e-9)
-  threads = min(int(cores * (1 + share)), 2 * now.threads, MOST_THREADS)
+  threads = min(int(cores * (1 + share)), 4 * now.threads, MOST_THREADS)
   more = Decoders(threads, now.processes)
   wanted = threads >= 1.5 * now.threads and more not in tried
   if best == now and not now.processes and wanted:

@@ -200,10 +200,10 @@ def test_the_decoders_are_chosen_by_what_was_measured():
   assert choose(tried, Decoders(2), fast, 2) == Decoders(2)  # the cores are the limit
   assert choose({}, Decoders(8), measure(8, 400, 2., .1, .4), 8) == Decoders(8, 2)  # the interpreter
   slow, tried = measure(2, 40, 2., 1.8, .2), {}
-  assert choose(tried, Decoders(2), slow, 2) == Decoders(4)  # the storage
-  assert choose(tried, Decoders(4), measure(4, 80, 2., 1.8, .2), 2) == Decoders(8)
-  assert choose(tried, Decoders(8), measure(8, 81, 2., 1.9, .1), 2) == Decoders(4)  # no gain
-  assert choose(tried, Decoders(4), measure(4, 80, 2., 1.8, .2), 2) == Decoders(4)
+  assert choose(tried, Decoders(2), slow, 2) == Decoders(8)  # the storage
+  assert choose(tried, Decoders(8), measure(8, 160, 2., 1.8, .2), 2) == Decoders(20)
+  assert choose(tried, Decoders(20), measure(20, 161, 2., 1.9, .1), 2) == Decoders(8)  # no gain
+  assert choose(tried, Decoders(8), measure(8, 160, 2., 1.8, .2), 2) == Decoders(8)
   # A thread that met a stall does not make the others slow.
-  stalled = Measured(7., 400, 2 * 8 + 5., 2 * 8 + 5. - 1.6, 1.6)
-  assert choose(dict(tried), Decoders(8), stalled, 2).threads > 8
+  stalled = Measured(7., 160, 2 * 8 + 5., 2 * 8 + 5. - 1.6, 1.6)
+  assert choose({Decoders(2): 20.}, Decoders(8), stalled, 2).threads > 8
