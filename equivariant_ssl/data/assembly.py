@@ -112,6 +112,8 @@ class Assembly:
       self.starved = self.starved + waited
     if batch.errors:
       raise batch.errors[min(batch.errors)]
+    if self.processes and not self.processes.ready:
+      self.starved = Measured()
     if self.measures and self.starved.seconds > PERIOD:
       self.looks += 1
       if self.looks % FORGET == 0:  # the storage may have become another one

@@ -30,7 +30,8 @@ class DecodeProcesses:
 
   def __init__(self, children: list[subprocess.Popen], connections: list[Connection | None]):
     self.children, self.connections = children, connections
-    self.closed = False
+    self.closed, self.started = False, 0
+    self.lock = threading.Lock()
 
   @classmethod
   def start(cls, canvases: Any, decoders: Decoders, most: int) -> 'DecodeProcesses | None':
@@ -51,20 +52,40 @@ class DecodeProcesses:
       theirs = [there.detach() for _, there in pairs]
       children.append(subprocess.Popen(
           [sys.executable, '-m', __name__, *map(str, theirs)], stdin=subprocess.PIPE,
-          stdout=subprocess.DEVNULL, pass_fds=theirs, env=environment))
+          stdout=subprocess.PIPE, pass_fds=theirs, env=environment))
       for number, (here, _), there in zip(numbers, pairs, theirs, strict=True):
         os.close(there)
         connections[number] = Connection(here.detach())
+    processes = cls(children, connections)
     for child in children:  # all of them start at the same time
-      threading.Thread(target=_send_job, args=(child, job), daemon=True).start()
-    return cls(children, connections)
+      threading.Thread(target=processes._begin, args=(child, job), daemon=True).start()
+    return processes
+
+  def _begin(self, child: subprocess.Popen, job: bytes) -> None:
+    """Send a process its records, and wait until it has begun, or is gone.
+
+    Its standard input stays open for as long as this process lives.
+    """
+    assert child.stdin and child.stdout  # pipes
+    with contextlib.suppress(OSError, ValueError):
+      child.stdin.write(len(job).to_bytes(8, 'big') + job)
+      child.stdin.flush()
+      child.stdout.read(1)
+    with self.lock:
+      self.started += 1
+
+  @property
+  def ready(self) -> bool:
+    """Whether all processes have begun. Until then threads decode."""
+    return self.started == len(self.children)
 
   def decode(self, number: int, records: list[int], images: np.ndarray) -> list[Decoded] | None:
     """Decode records into `images` [n S S 3], and return what there is to say of each of them.
 
-    number: the number of the thread. None where the process is gone. Raises what it raised.
+    number: the number of the thread. None where the process is not there. Raises what it raised.
     """
-    if number >= len(self.connections) or not (connection := self.connections[number]):
+    connection = self.connections[number] if number < len(self.connections) else None
+    if not connection or not self.ready:
       return None
     try:
       connection.send(records)
@@ -87,18 +108,11 @@ class DecodeProcesses:
     for child in self.children:
       child.kill()
     for child in self.children:
-      if child.stdin:
-        with contextlib.suppress(OSError):
-          child.stdin.close()
       child.wait()
-
-
-def _send_job(child: subprocess.Popen, job: bytes) -> None:
-  """Send a process its records. Its standard input stays open for as long as this process lives."""
-  assert child.stdin  # a pipe
-  with contextlib.suppress(OSError, ValueError):
-    child.stdin.write(len(job).to_bytes(8, 'big') + job)
-    child.stdin.flush()
+      for pipe in (child.stdin, child.stdout):
+        if pipe:
+          with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def _answer(connection: Connection, records: Records, side: int, most: int) -> None:
@@ -132,6 +146,7 @@ def main() -> None:
   for descriptor in map(int, sys.argv[1:]):
     threading.Thread(target=_answer, args=(Connection(descriptor), records, side, most),
                      daemon=True).start()
+  os.write(1, b'.')
   stdin.read()  # ends with the process that started this one
   os._exit(0)
 

@@ -47,8 +47,10 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
   Where threads wait for each other instead, one interpreter may be the limit, and processes are
   tried. A choice that is not better by GAIN than one with less is given up for good.
   """
-  # Threads that had no room to go on, while one of them met a stall, do not count as slow.
-  tried[now] = now.threads * measured.images / max(measured.worked, 1e-9)
+  # Threads that had no room to go on, while one of them met a stall, do not count as slow; but no
+  # number of threads is faster than all cores.
+  tried[now] = measured.images * min(now.threads / max(measured.worked, 1e-9),
+                                     cores / max(measured.busy, 1e-9))
   best = min(tried)
   for decoders in sorted(tried):
     if tried[decoders] > GAIN * tried[best]:

@@ -96,6 +96,10 @@ def test_processes_decode_the_same_bits_and_lost_ones_are_replaced(folder, capsy
   assert capsys.readouterr().err.count('another record replaces it') == 1
   work = assembly.Assembly(there.images, rows, range(20), Decoders(3, 2))
   assert len(work.processes.children) == 2 and len(work.processes.connections) == 3
+  deadline = time.monotonic() + 60
+  while not work.processes.ready:
+    assert time.monotonic() < deadline
+    time.sleep(.01)
   for step, (images, sizes, _) in enumerate(expected):
     if step == 5:
       for child in work.processes.children:
