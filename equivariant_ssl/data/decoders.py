@@ -43,9 +43,9 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
 
   tried: {decoders: images a second} of this run so far; what was measured of `now` goes into it.
 
-  Where threads wait for the storage, there are up to four times as many, up to the number at which `cores` would be busy.
-  Where threads wait for each other instead, one interpreter may be the limit, and processes are
-  tried. A choice that is not better by GAIN than one with less is given up for good.
+  Where threads wait for the storage, there will be up to four times as many, up to the number at
+  which `cores` would be busy. Where threads wait for each other instead, one interpreter may be the
+  limit, and processes are tried. What is not better by GAIN than fewer threads is given up.
   """
   # Threads that had no room to go on, while one of them met a stall, do not count as slow; but no
   # number of threads is faster than all cores.
