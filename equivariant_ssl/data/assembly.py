@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from equivariant_ssl.data.decode_processes import DecodeProcesses
-from equivariant_ssl.data.decoders import PERIOD, Decoders, Measured, choose
+from equivariant_ssl.data.decoders import PERIOD, Decoders, DecodeTimes, choose
 from equivariant_ssl.data.source import decode_record, thread_count
 from equivariant_ssl.parallel import sharding
 
@@ -91,7 +91,7 @@ class Assembly:
     self.memory = _Memory()
     self.threads: list[threading.Thread] = []
     self.processes: DecodeProcesses | None = None
-    self.measured, self.starved = Measured(), Measured()
+    self.measured, self.starved = DecodeTimes(), DecodeTimes()
     self.tried: dict[Decoders, float] = {}
     self.looks = 0
     self._use(self.decoders)
@@ -108,18 +108,18 @@ class Assembly:
       batch = self.batches.popleft()
       self.room.notify()  # the thread that begins the next batch wakes others
       # Only while somebody waits for a batch is the work as fast as it can be.
-      waited = Measured(time.perf_counter() - began) - before + self.measured
+      waited = DecodeTimes(time.perf_counter() - began) - before + self.measured
       self.starved = self.starved + waited
     if batch.errors:
       raise batch.errors[min(batch.errors)]
     if self.processes and not self.processes.ready:
-      self.starved = Measured()
+      self.starved = DecodeTimes()
     if self.measures and self.starved.seconds > PERIOD:
       self.looks += 1
       if self.looks % FORGET == 0:  # the storage may have become another one
         self.tried = {d: rate for d, rate in self.tried.items() if d.processes}
       decoders = choose(self.tried, self.decoders, self.starved, sharding.count_cores())
-      self.starved = Measured()
+      self.starved = DecodeTimes()
       if decoders != self.decoders:
         self._use(decoders)
     return batch.rows, batch.images, batch.sizes
@@ -159,7 +159,7 @@ class Assembly:
     """Decode chunks until there are none, or until this thread is one too many."""
     while chunk := self._next_chunk(number):
       batch, start, stop = chunk
-      measured, error = Measured(), None
+      measured, error = DecodeTimes(), None
       try:
         measured = self._decode(number, batch, start, stop)
       except BaseException as raised:  # whoever takes the batch gets it
@@ -218,7 +218,7 @@ class Assembly:
     if not batch.missing:
       self.ready.notify()
 
-  def _decode(self, number: int, batch: _Batch, start: int, stop: int) -> Measured:
+  def _decode(self, number: int, batch: _Batch, start: int, stop: int) -> DecodeTimes:
     """Decode some rows of a batch, here or in a process, and return how long it took."""
     canvases, images, sizes = self.canvases, batch.images[start:stop], batch.sizes[start:stop]
     records = canvases.rows[batch.rows[start:stop]].tolist()
@@ -231,5 +231,5 @@ class Assembly:
       if not decoded:
         images[i] = canvas
       waited += result.waited
-    return Measured(0., stop - start, time.perf_counter() - began, waited,
+    return DecodeTimes(0., stop - start, time.perf_counter() - began, waited,
                     time.thread_time() - busy)

@@ -49,13 +49,13 @@ class DecodeProcesses:
     for process in range(decoders.processes):
       numbers = range(process, decoders.threads, decoders.processes)
       pairs = [socket.socketpair() for _ in numbers]
-      theirs = [there.detach() for _, there in pairs]
+      theirs = [remote.detach() for _, remote in pairs]
       children.append(subprocess.Popen(
           [sys.executable, '-m', __name__, *map(str, theirs)], stdin=subprocess.PIPE,
           stdout=subprocess.PIPE, pass_fds=theirs, env=environment))
-      for number, (here, _), there in zip(numbers, pairs, theirs, strict=True):
-        os.close(there)
-        connections[number] = Connection(here.detach())
+      for number, (local, _), remote in zip(numbers, pairs, theirs, strict=True):
+        os.close(remote)
+        connections[number] = Connection(local.detach())
     processes = cls(children, connections)
     for child in children:  # all of them start at the same time
       threading.Thread(target=processes._begin, args=(child, job), daemon=True).start()

@@ -15,7 +15,7 @@ class Decoders(NamedTuple):
   processes: int = 0
 
 
-class Measured(NamedTuple):
+class DecodeTimes(NamedTuple):
   """What was measured while a batch was waited for. Two of them can be added or subtracted.
 
   seconds: how long it was.
@@ -30,14 +30,14 @@ class Measured(NamedTuple):
   waited: float = 0.
   busy: float = 0.
 
-  def __add__(self, other: tuple) -> 'Measured':
-    return Measured(*(a + b for a, b in zip(self, other, strict=True)))
+  def __add__(self, other: tuple) -> 'DecodeTimes':
+    return DecodeTimes(*(a + b for a, b in zip(self, other, strict=True)))
 
-  def __sub__(self, other: tuple) -> 'Measured':
-    return Measured(*(a - b for a, b in zip(self, other, strict=True)))
+  def __sub__(self, other: tuple) -> 'DecodeTimes':
+    return DecodeTimes(*(a - b for a, b in zip(self, other, strict=True)))
 
 
-def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, cores: int
+def choose(tried: dict[Decoders, float], now: Decoders, measured: DecodeTimes, cores: int
            ) -> Decoders:
   """The decoders for the next seconds, where the training waits for the ones there are now.
 
@@ -58,8 +58,8 @@ def choose(tried: dict[Decoders, float], now: Decoders, measured: Measured, core
   share = measured.waited / max(measured.busy, 1e-9)
   threads = min(int(cores * (1 + share)), 4 * now.threads, MOST_THREADS)
   more = Decoders(threads, now.processes)
-  wanted = threads >= 1.5 * now.threads and more not in tried
-  if best == now and not now.processes and wanted:
+  worth_trying = threads >= 1.5 * now.threads and more not in tried
+  if best == now and not now.processes and worth_trying:
     return more
   idle = measured.busy * now.threads < .8 * cores * measured.worked
   others = Decoders(best.threads, math.ceil(cores / THREADS_A_PROCESS))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from equivariant_ssl import data, registry
 from equivariant_ssl.data import assembly, decode_processes, decoders, source, stream
-from equivariant_ssl.data.decoders import Decoders, Measured
+from equivariant_ssl.data.decoders import Decoders, DecodeTimes
 from equivariant_ssl.data.image_header import BadImage
 from equivariant_ssl.errors import BAD_DATA, UserError
 
@@ -195,7 +195,7 @@ def test_slow_storage_gets_more_threads_and_no_stall_ends_it(monkeypatch):
 
 
 def measure(threads, images, worked, waited, busy):
-  return Measured(2., images, worked * threads, waited * threads, busy * threads)
+  return DecodeTimes(2., images, worked * threads, waited * threads, busy * threads)
 
 
 def test_the_decoders_are_chosen_by_what_was_measured():
@@ -209,5 +209,5 @@ def test_the_decoders_are_chosen_by_what_was_measured():
   assert choose(tried, Decoders(20), measure(20, 161, 2., 1.9, .1), 2) == Decoders(8)  # no gain
   assert choose(tried, Decoders(8), measure(8, 160, 2., 1.8, .2), 2) == Decoders(8)
   # A thread that met a stall does not make the others slow.
-  stalled = Measured(7., 160, 2 * 8 + 5., 2 * 8 + 5. - 1.6, 1.6)
+  stalled = DecodeTimes(7., 160, 2 * 8 + 5., 2 * 8 + 5. - 1.6, 1.6)
   assert choose({Decoders(2): 20.}, Decoders(8), stalled, 2).threads > 8
