@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from equivariant_ssl.cli_arguments import build_parser
+from equivariant_ssl.dotted import allow_imports
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study.study_command import split
 from equivariant_ssl.training import stop
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
       args, rest = parser.parse_known_args(argv)
       args.overrides = _overrides(rest, has_config=hasattr(args, 'config'))
       args.command_line = shlex.join(['eqssl', *argv])
-      code = args.run(args) or OK
+      with allow_imports(*split(args.allow)):
+        code = args.run(args) or OK
       sys.stdout.flush()
       return code
   except BrokenPipeError:  # the reader, such as `head`, has enough

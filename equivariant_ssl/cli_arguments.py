@@ -28,6 +28,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
   def add(name: str, run: Callable, help_: str, group=subparsers) -> argparse.ArgumentParser:
     p = group.add_parser(name, help=help_, description=help_, allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
+    p.add_argument('--allow', default='', metavar='PACKAGES',
+                   help='packages, joined by commas, whose modules may be imported because a '
+                        'folder names them')
     p.set_defaults(run=run)
     return p
 

@@ -11,7 +11,7 @@ import equivariant_ssl
 ROOT = pathlib.Path(equivariant_ssl.__file__).parent
 # Of each floor the rooms (folders) and modules; a module that is named here is not on the floor of its room.
 FLOORS = (
-    {'__init__', 'types', 'keys', 'registry', 'errors', 'renamed', 'storage.disk', 'shipped', 'training.stop'},
+    {'__init__', 'types', 'keys', 'registry', 'errors', 'renamed', 'storage.disk', 'shipped', 'dotted', 'training.stop'},
     {'augment', 'losses'},
     {'nets'},
     {'invariance', 'equivariance'},
