@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl.data import card, folder, source
 from equivariant_ssl.data.decode import FORMATS, BadImage, Reading, reading
+from equivariant_ssl.encoder import open_run
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central
@@ -24,7 +25,6 @@ from equivariant_ssl.report.embeddings import Embeddings, Origin
 from equivariant_ssl.report.gallery import block, read_image
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import runs
 
 CHUNK = 1024     # images that are decoded at a time: 150 MB of 224 x 224 pixels
 BATCH = 256
@@ -32,7 +32,7 @@ THUMBNAIL = 192  # pixels of a picture's longer side
 K = 10           # neighbors where the user gives no number
 
 
-class Encoder(NamedTuple):
+class ImageEncoder(NamedTuple):
   """The encoder of a checkpoint.
 
   encode: images [B S S 3] in [0, 1] -> features [B D]. size: S, in pixels.
@@ -45,21 +45,16 @@ class Encoder(NamedTuple):
   rules: Reading = Reading()
 
 
-def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
+def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> ImageEncoder:
   """Return the encoder of a run's newest valid checkpoint, or of the checkpoint of `step`.
 
   The mean and the standard deviation of its inputs are those of its data card.
   place: where the data of a run without a data card are now.
   """
-  def say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-  run = runs.reopen(workdir, None, say, runs.Asked(place), needs_data=False)
-  number, state, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
-  data_card = card.from_json(meta['data']) if 'data' in meta else run.card
-  origin = Origin(str(workdir), number, digest(state), card.mark(data_card))
-  return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
-                 origin, _reading(run.config))
+  run, number, state = open_run(workdir, step, place)
+  origin = Origin(str(workdir), number, digest(state), card.mark(run.card))
+  encode = Partial(frozen(run.recipe).encode, variables(state))
+  return ImageEncoder(encode, run.recipe.size, run.mesh, origin, _reading(run.config))
 
 
 def _reading(config: Any) -> Reading:
@@ -92,7 +87,7 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.Part, str, li
   return folder.Part(path, index.paths, index.within), images, lines
 
 
-def _encode_part(encoder: Encoder, part: folder.Part, batch: int
+def _encode_part(encoder: ImageEncoder, part: folder.Part, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
   """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
   row that cannot."""
@@ -188,7 +183,7 @@ def _query(stored: Embeddings, file: str, query: str, workdir: str | None, place
   return features[0], None
 
 
-def _file_encoder(stored: Embeddings, file: str, workdir: pathlib.Path, place: str) -> Encoder:
+def _file_encoder(stored: Embeddings, file: str, workdir: pathlib.Path, place: str) -> ImageEncoder:
   """Return the encoder of a run, at the step that made `file` if the run still has that step.
 
   Raises UserError where the file says that another network, or another data card, made it.
