@@ -39,7 +39,7 @@ def name_modules(fields: Any) -> None:
     name = short_name(path)
     if name not in fields:
       fields[name] = ConfigDict()
-    if hasattr(fields[name], 'keys'):  # else `resolve` says that it needs fields
+    if hasattr(fields[name], 'keys'):  # else `resolve_config` says that it needs fields
       fields[name]['module'] = path
 
 
@@ -150,6 +150,6 @@ def _override(config: Any, key: str, text: str) -> None:
       raise _no_fields(node, path, last, '' if last.isdecimal() else last, text)
     node[int(last)] = value
     return
-  if last in node:  # the value is replaced, not merged; `resolve` checks its type
+  if last in node:  # the value is replaced, not merged; `resolve_config` checks its type
     del node[last]
   node[last] = ConfigDict(value) if isinstance(value, dict) else value

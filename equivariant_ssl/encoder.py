@@ -15,7 +15,7 @@ from equivariant_ssl.data.arrays import to_rgb_array
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_finite, in_batches
 from equivariant_ssl.evaluate.frozen import variables
-from equivariant_ssl.evaluate.inputs import array_pixels, at
+from equivariant_ssl.evaluate.inputs import array_pixels, canvas_inputs
 from equivariant_ssl.evaluate.predicted_embeddings import complete_action, embed, predict
 from equivariant_ssl.export.exported_encoder import is_export, read_export
 from equivariant_ssl.nets.network import Network
@@ -48,9 +48,10 @@ def open_run(workdir: pathlib.Path, step: int | None = None, place: str = '') ->
   def say(line: str) -> None:
     print(line, file=sys.stderr)
 
-  run = runs.reopen(workdir, None, say, runs.Asked(place), needs_data=False)
-  number, state, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step, say)
-  data_card = card.from_json(meta['data']) if 'data' in meta else run.card
+  run = runs.reopen_run(workdir, None, say, runs.DataRequest(place), needs_data=False)
+  number, state, meta = checkpoint.load_checkpoint(workdir / 'checkpoints',
+                                                   runs.abstract_state(run), step, say)
+  data_card = card.card_from_json(meta['data']) if 'data' in meta else run.card
   return OpenRun(run._replace(card=data_card), number, state)
 
 
@@ -74,7 +75,7 @@ def _network_functions(recipe: Recipe) -> tuple[Callable, Callable]:
 
 def _make_encode(network: Network, size: int, canvas: int) -> Callable:
   """Return the function (layer, variables, images [B H W 3]) -> features [B D] float32."""
-  run_inputs = at(size, canvas)
+  run_inputs = canvas_inputs(size, canvas)
 
   def encode(layer: int, values: dict, images: Array) -> Array:
     features: Any = network.apply(values, array_pixels(run_inputs, images), False, layer,
@@ -163,7 +164,7 @@ class Encoder(NamedTuple):
                       'A single image is images[None].')
     return self.encode(layer, variables, images)
 
-  def embed(self, features: Any, objective: str = '') -> jax.Array:
+  def embed(self, features: Any, objective: str = '') -> Array:
     """The embeddings [N E] of features [N D], in the space in which `predict` predicts.
 
     objective: the label of the run's equivariance objective; '' where there is one. Its `tap_layer`
@@ -172,7 +173,7 @@ class Encoder(NamedTuple):
     recipe, name = self._objective(objective)
     return embed(recipe, name, self.variables, jnp.asarray(features))
 
-  def predict(self, features: Any, action: Action, objective: str = '') -> jax.Array:
+  def predict(self, features: Any, action: Action, objective: str = '') -> Array:
     """Where an action will move the embeddings: the predicted embeddings [N E] float32.
 
     features:  [N D], of the images before the action.

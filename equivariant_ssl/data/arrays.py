@@ -15,9 +15,9 @@ from PIL import Image
 
 from equivariant_ssl.data.channel_moments import measure_moments
 from equivariant_ssl.data.decode import squash
-from equivariant_ssl.data.holdout import held_out
+from equivariant_ssl.data.holdout import held_out_mask
 from equivariant_ssl.data.source import MEMORY, Source, Split
-from equivariant_ssl.data.stream import lazy, some
+from equivariant_ssl.data.stream import is_stream, take_rows
 from equivariant_ssl.errors import BAD_DATA, UserError
 
 # The splits, and how the names of their arrays begin in a file.
@@ -171,7 +171,7 @@ def to_source(data: Any, size: int) -> Source:
   The splits are 'train', and 'test' where there is one. size: as in `to_split`. Raises UserError.
   """
   if isinstance(data, Source):
-    if lazy(data.train.images):
+    if is_stream(data.train.images):
       raise UserError(f'{data.name} streams: its images are not in memory.',
                       'Name the module that makes it: --config.data.name=my_pkg.data')
     return data
@@ -216,8 +216,8 @@ def _hold_out(source: Source, share: float) -> Source:
   if source.test or not share:
     return source
   count, labels = len(source.train.images), source.train.labels
-  mask = held_out(np.zeros(count, np.int32) if labels is None else labels, share)
-  train, test = (some(source.train, np.flatnonzero(rows)) for rows in (~mask, mask))
+  mask = held_out_mask(np.zeros(count, np.int32) if labels is None else labels, share)
+  train, test = (take_rows(source.train, np.flatnonzero(rows)) for rows in (~mask, mask))
   return source._replace(train=train, test=test if mask.any() else None)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from equivariant_ssl import augment, registry
-from equivariant_ssl.config import as_json, resolve
+from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.dotted import is_dotted, short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.training.recipe import build_objectives
@@ -47,7 +47,7 @@ def base_config(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   Those that it lacks come last in the chain, with the role off and default settings. `augs` may
   have dotted paths of modules; the config has these ops under their short names.
   """
-  values = as_json(config)
+  values = config_to_json(config)
   for path in augs:
     name = short_name(path) if is_dotted(path) else path
     if name not in values['augment']['order']:
@@ -55,7 +55,7 @@ def base_config(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
         raise registry.unknown_name('--augs', name, registry.names(augment))
       values['augment']['order'].append(path)
       values['augment'][name] = {'role': 'off'}
-  return resolve(ConfigDict(values))
+  return resolve_config(ConfigDict(values))
 
 
 def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, list]:
@@ -64,7 +64,7 @@ def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, 
   Each objective of `names` is a label of its own, with the config's settings where it has some.
   Without `names` all objectives of the config are one label.
   """
-  sections = as_json(config)['equivariance']
+  sections = config_to_json(config)['equivariance']
   sections = [section for section in (sections if isinstance(sections, list) else [sections])
               if section['name'] != 'none']
   if not names:
@@ -76,12 +76,12 @@ def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, 
 
 def arm_config(config: ConfigDict, arm: Arm, sections: dict[str, list]) -> dict[str, Any]:
   """Return the config of an arm as JSON values: `config` with the arm's roles and objective."""
-  values = as_json(config)
+  values = config_to_json(config)
   for name, role in arm.roles.items():
     values['augment'][name]['role'] = role
   objectives = sections[arm.objective] if arm.objective else [{'name': 'none'}]
   values['equivariance'] = objectives if len(objectives) > 1 else objectives[0]
-  return as_json(resolve(ConfigDict(values)))
+  return config_to_json(resolve_config(ConfigDict(values)))
 
 
 def usable_arms(config: ConfigDict, arms: list[Arm],
@@ -96,7 +96,7 @@ def usable_arms(config: ConfigDict, arms: list[Arm],
   for arm in arms:
     values = arm_config(config, arm, sections)
     try:
-      objectives = build_objectives(resolve(ConfigDict(values)), 0)[1]
+      objectives = build_objectives(resolve_config(ConfigDict(values)), 0)[1]
     except UserError as error:
       sensitive = [aug for aug, role in arm.roles.items() if LEVELS[role][1]]
       if not arm.objective or sensitive:
