@@ -161,15 +161,14 @@ def resume(args: Args) -> None:
   _train(relocate_data(config, args.data_path), args.dir, args)
 
 
-def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> None:
+def _train(config: Any, workdir: str, args: Args, start_from: str | None = None) -> None:
   """Train a config in `workdir`, as one of the processes of a job."""
   from equivariant_ssl.parallel import processes
   processes.initialize()  # before anything else touches jax
   _cache()
-  from equivariant_ssl.training import loop
-  with processes.explain_lost_process():
-    loop.train(config, workdir, args.command_line, quiet=args.quiet, accept_data=args.accept_data,
-               start_from=begin)
+  from equivariant_ssl import api
+  api.pretrain(config, None, workdir, start_from=start_from, accept_data=args.accept_data,
+               quiet=args.quiet, command=args.command_line)
   if processes.is_main():
     stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
@@ -177,7 +176,8 @@ def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> N
 def evaluate(args: Args) -> None:
   """Run `eqssl eval`."""
   _cache()
-  from equivariant_ssl.evaluate import evaluation, protocols, transfer
+  from equivariant_ssl import api
+  from equivariant_ssl.evaluate import protocols, transfer
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
     groups = {**protocols.GROUPS, 'default': protocols.DEFAULT}
@@ -193,11 +193,10 @@ def evaluate(args: Args) -> None:
                     'e.g. --seeds 0,1,2 --epochs 90')
   targets = split(args.targets)
   transfer.check_targets(targets, args.root)
-  options = protocols.Options(args.epochs, args.batch, args.images, tuple(targets), args.root, '',
-                              args.readout)
   for folder in args.dirs:
-    evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                        data_request=_data_options(args))
+    api.evaluate(folder, names, step=args.step, seeds=tuple(map(int, seeds)), epochs=args.epochs,
+                 batch=args.batch, images=args.images, targets=tuple(targets), root=args.root,
+                 readout=args.readout, data_path=args.data_path, accept_data=args.accept_data)
 
 
 def _data_options(args: Args) -> Any:

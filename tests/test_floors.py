@@ -19,7 +19,8 @@ FLOORS = (
     {'config', 'config_fields', 'config_overrides', 'data', 'evaluate', 'storage', 'parallel.cluster',
      'parallel.processes', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
      'training.step_log', 'training.loop'},
-    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli'},
+    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli', 'encoder',
+     'api'},
 )
 KNOWN = set().union(*FLOORS)
 
