@@ -97,13 +97,7 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
     raise UserError('pretrain needs a folder for the run.', "e.g. workdir='runs/mine'")
   processes.initialize()
   workdir = pathlib.Path(workdir).absolute()
-  resolved: Any = to_config(config, overrides)
-  file = None
-  if data is not None:
-    fields, file = _data_fields(resolved, data, workdir)
-    values = configs.config_to_json(resolved) | {'data': fields}
-    with allow_imports(EVERY):
-      resolved = configs.resolve_config(ConfigDict(values))
+  resolved, file = _config_of_data(config, overrides or {}, data, workdir)
   try:
     with processes.explain_lost_process():
       loop.train(resolved, workdir, command or shlex.join(sys.argv), quiet=quiet,
@@ -127,14 +121,32 @@ def to_config(config: Any, overrides: Mapping[str, Any] | None = None) -> Config
   return configs.override_config(copied.copy_and_resolve_references().unlock(), texts)
 
 
-def _data_fields(config: Any, images: Any, workdir: pathlib.Path
+def _config_of_data(config: Any, overrides: Mapping[str, Any], images: Any, workdir: pathlib.Path
+                    ) -> tuple[ConfigDict, pathlib.Path | None]:
+  """The resolved config that trains on what a user gives as data, and the file written for it.
+
+  Overrides of config.data, such as 'data.test', are about that data.
+  """
+  if images is None:
+    return to_config(config, overrides), None
+  of_data = {k: v for k, v in overrides.items() if k.startswith('data.')}
+  base = to_config(config, {k: v for k, v in overrides.items() if k not in of_data})
+  fields, file = _data_fields(base, images, workdir, of_data.get('data.size', 0))
+  values = ConfigDict(configs.config_to_json(base) | {'data': fields})
+  return to_config(values, of_data), file
+
+
+def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int
                  ) -> tuple[dict[str, Any], pathlib.Path | None]:
-  """The section config.data for what a user gives as data, and the file that was written for it."""
+  """The section config.data for what a user gives as data, and the file that was written for it.
+
+  size: the side of canvases; 0 for the config's own.
+  """
   if not isinstance(images, str | os.PathLike):
-    source = arrays.to_source(images, config.data.get('size', 0) or config.size)
-    before = set(workdir.glob('*.npz'))
-    path = arrays.save(source, workdir) if processes.is_main() else None
-    path = pathlib.Path(processes.gather(path and str(path))[0])
+    size = size or config.data.get('size', 0) or config.size
+    source, before = arrays.to_source(images, size), set(workdir.glob('*.npz'))
+    saved = str(arrays.save(source, workdir)) if processes.is_main() else ''
+    path = pathlib.Path(processes.gather(saved)[0])
     return {'name': 'arrays', 'path': str(path)}, None if path in before else path
   text = os.fspath(images)
   path = pathlib.Path(text).expanduser()
@@ -223,7 +235,9 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
   if config:
     texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}
     if data is not None:
-      texts |= {'data': repr(_data_fields(to_config(config, texts), data, folder)[0])}
+      complete_config = _config_of_data(config, texts, data, folder)[0]
+      texts = {k: v for k, v in texts.items() if not k.startswith('data.')}
+      texts['data'] = repr(configs.config_to_json(complete_config)['data'])
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
                               for k, v in settings.items()}
     complete = study_plan.Settings(os.fspath(config), tuple(augmentations), texts, **values)
@@ -235,7 +249,7 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
 
 def views(config: Any, images: Any, *, overrides: Mapping[str, Any] | None = None, seed: int = 0
           ) -> dict[str, Views]:
-  """The views that a config makes of images, and the actions that checked them: {view group: Views}.
+  """The views that a config makes of images, and their actions: {view group: Views}.
 
   config, overrides: as in `pretrain`.
   images: [B H W 3], uint8 or floats in [0, 1]; or a list of images of several sizes. Those that
