@@ -17,22 +17,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from equivariant_ssl import augment, registry
-from equivariant_ssl import config as configs
-from equivariant_ssl import data as data_sets
 from equivariant_ssl.augment import laws
+from equivariant_ssl.config import config_to_json
 from equivariant_ssl.data import arrays
 from equivariant_ssl.data.source import Source, Split
-from equivariant_ssl.dotted import EVERY, allow_imports, is_dotted
+from equivariant_ssl.dotted import EVERY, allow_imports
 from equivariant_ssl.encoder import Classifier, Encoder, load_encoder
 from equivariant_ssl.errors import OTHER_DATA, UserError
 from equivariant_ssl.evaluate import evaluation
 from equivariant_ssl.evaluate.subject import Options
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.report.pictures import first_views
+from equivariant_ssl.run_arguments import config_of_data, to_config
 from equivariant_ssl.study import study_plan, study_session
 from equivariant_ssl.training import loop, runs
 from equivariant_ssl.training.recipe import make_recipe
@@ -97,7 +96,7 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
     raise UserError('pretrain needs a folder for the run.', "e.g. workdir='runs/mine'")
   processes.initialize()
   workdir = pathlib.Path(workdir).absolute()
-  resolved, file = _config_of_data(config, overrides or {}, data, workdir)
+  resolved, file = config_of_data(config, overrides or {}, data, workdir)
   try:
     with processes.explain_lost_process():
       loop.train(resolved, workdir, command or shlex.join(sys.argv), quiet=quiet,
@@ -107,59 +106,6 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
       file.unlink(missing_ok=True)
     raise
   return workdir
-
-
-def to_config(config: Any, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-  """The resolved config of a name, a file or a ConfigDict, after `overrides` {'a.b': value}."""
-  texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}
-  if isinstance(config, str | os.PathLike):
-    return configs.load_config(os.fspath(config), texts)
-  if not isinstance(config, ConfigDict | Mapping):
-    raise UserError(f'a config is a name, a file or a ConfigDict, not a {type(config).__name__}.',
-                    "e.g. 'cifar10_quick'")
-  copied = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
-  return configs.override_config(copied.copy_and_resolve_references().unlock(), texts)
-
-
-def _config_of_data(config: Any, overrides: Mapping[str, Any], images: Any, workdir: pathlib.Path
-                    ) -> tuple[ConfigDict, pathlib.Path | None]:
-  """The resolved config that trains on what a user gives as data, and the file written for it.
-
-  Overrides of config.data, such as 'data.test', are about that data.
-  """
-  if images is None:
-    return to_config(config, overrides), None
-  of_data = {k: v for k, v in overrides.items() if k.startswith('data.')}
-  base = to_config(config, {k: v for k, v in overrides.items() if k not in of_data})
-  fields, file = _data_fields(base, images, workdir, of_data.get('data.size', 0))
-  values = ConfigDict(configs.config_to_json(base) | {'data': fields})
-  return to_config(values, of_data), file
-
-
-def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int
-                 ) -> tuple[dict[str, Any], pathlib.Path | None]:
-  """The section config.data for what a user gives as data, and the file that was written for it.
-
-  size: the side of canvases; 0 for the config's own.
-  """
-  if not isinstance(images, str | os.PathLike):
-    size = size or config.data.get('size', 0) or config.size
-    source, before = arrays.to_source(images, size), set(workdir.glob('*.npz'))
-    saved = str(arrays.save(source, workdir)) if processes.is_main() else ''
-    path = pathlib.Path(processes.gather(saved)[0])
-    return {'name': 'arrays', 'path': str(path)}, None if path in before else path
-  text = os.fspath(images)
-  path = pathlib.Path(text).expanduser()
-  if (path / 'dataset_info.json').is_file():
-    return {'name': 'tfds', 'dataset': str(path)}, None
-  if path.is_dir():
-    known = configs.config_to_json(config)['data'] if config.data.name == 'folder' else {}
-    return {'size': config.size} | known | {'name': 'folder', 'path': str(path)}, None
-  if path.suffix == '.npz':
-    return {'name': 'arrays', 'path': str(path)}, None
-  if is_dotted(text) or text in registry.names(data_sets):
-    return {'name': text}, None
-  raise registry.unknown_name('data', text, registry.names(data_sets))
 
 
 def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None = None,
@@ -235,9 +181,9 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
   if config:
     texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}
     if data is not None:
-      complete_config = _config_of_data(config, texts, data, folder)[0]
+      complete_config = config_of_data(config, texts, data, folder)[0]
       texts = {k: v for k, v in texts.items() if not k.startswith('data.')}
-      texts['data'] = repr(configs.config_to_json(complete_config)['data'])
+      texts['data'] = repr(config_to_json(complete_config)['data'])
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
                               for k, v in settings.items()}
     complete = study_plan.Settings(os.fspath(config), tuple(augmentations), texts, **values)

@@ -20,7 +20,7 @@ FLOORS = (
      'parallel.processes', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
      'training.step_log', 'training.loop'},
     {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli', 'encoder',
-     'api'},
+     'run_arguments', 'api'},
 )
 KNOWN = set().union(*FLOORS)
 
