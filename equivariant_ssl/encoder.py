@@ -154,8 +154,8 @@ class Encoder(NamedTuple):
 
     >>> encoder = es.load('runs/mine')
     >>> loss = lambda variables, x: (encoder.apply(variables, x) ** 2).mean()
-    >>> gradient = jax.grad(loss, argnums=1)(encoder.variables, np.full((2, 16, 16, 3), .5, 'f4'))
-    >>> gradient.shape
+    >>> gradient = jax.jit(jax.grad(loss, argnums=1))
+    >>> gradient(encoder.variables, np.full((2, 16, 16, 3), .5, 'float32')).shape
     (2, 16, 16, 3)
     """
     self._check_layer(layer)

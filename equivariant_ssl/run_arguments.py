@@ -35,6 +35,8 @@ def config_of_data(config: Any, overrides: Mapping[str, Any], images: Any, workd
   """
   if images is None:
     return to_config(config, overrides), None
+  if isinstance(config, ConfigDict | Mapping) and 'data' not in config:
+    config = {**dict(config.items()), 'data': {'name': 'digits'}}  # only until the data are known
   of_data = {k: v for k, v in overrides.items() if k.startswith('data.')}
   base = to_config(config, {k: v for k, v in overrides.items() if k not in of_data})
   fields, file = _data_fields(base, images, workdir, int(of_data.get('data.size', 0)))

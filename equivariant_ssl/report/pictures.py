@@ -1,4 +1,5 @@
 """Pictures with words under them: views with their actions, retrieved views, and neighbors."""
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -146,11 +147,15 @@ def host_identity(chain: Op, side: int) -> Action:
   return {name: jax.device_get(action) for name, action in actions.items()}
 
 
+@functools.lru_cache(8)
+def _views_program(recipe: Recipe) -> Callable[[Key, step.Batch], dict[str, Views]]:
+  return jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
+                 compiler_options=sharding.ONCE)
+
+
 def first_views(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, Views]:
   """Return {view group: the views of `batch`} that the first step of a run would draw."""
-  program = jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
-                    compiler_options=sharding.ONCE)
-  return program(key, batch)
+  return _views_program(recipe)(key, batch)
 
 
 def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
