@@ -36,7 +36,7 @@ __all__ = [
 ROOMS = ('evaluate', 'study')
 
 
-class Room(ModuleType):
+class CallableRoom(ModuleType):
   """A package that can be called: `es.evaluate(...)` is `api.evaluate(...)`."""
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ class Package(ModuleType):
 
   def __setattr__(self, name: str, value: Any) -> None:
     if name in ROOMS and isinstance(value, ModuleType):
-      value.__class__ = Room
+      value.__class__ = CallableRoom
     super().__setattr__(name, value)
 
 

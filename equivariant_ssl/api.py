@@ -139,8 +139,8 @@ def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None
   >>> 0 <= result['trained'][0]['numbers']['top1'] <= 1
   True
   """
-  if unknown := sorted(set(options) - set(Options._fields)):
-    raise registry.unknown_name('evaluate', unknown[0], Options._fields)
+  if unlisted := sorted(set(options) - set(Options._fields)):
+    raise registry.unknown_name('evaluate', unlisted[0], Options._fields)
   names = [protocols] if isinstance(protocols, str) else list(protocols)
   request = runs.DataRequest(str(data_path), accept_data)
   console = Console(quiet=True) if quiet else None
@@ -179,8 +179,8 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
   """
   if not folder:
     raise UserError('a study needs a folder.', "e.g. folder='runs/study'")
-  if unknown := sorted(set(settings) - set(study_plan.Settings._fields)):
-    raise registry.unknown_name('study', unknown[0], study_plan.Settings._fields)
+  if unlisted := sorted(set(settings) - set(study_plan.Settings._fields)):
+    raise registry.unknown_name('study', unlisted[0], study_plan.Settings._fields)
   folder, complete = pathlib.Path(folder).absolute(), None
   if config:
     texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}

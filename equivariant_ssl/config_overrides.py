@@ -44,16 +44,17 @@ def name_modules(fields: Any) -> None:
 
 
 def spell_out(config: Any) -> None:
-  """Replace the objectives of a config by sections, and begin those of ops, in place."""
+  """Replace objectives by sections, and old names by today's, and begin ops' sections, in place."""
+  readers = {'invariance': objective_section, 'augment': renamed.augmentations,
+             'equivariance': lambda value: renamed.objective(objective_section(value)),
+             'data': renamed.data}
+  for k, read in readers.items():
+    if k in config:
+      value = read(config[k])
+      del config[k]  # a ConfigDict lets no field change its type otherwise
+      config[k] = value
   if hasattr(config.get('augment'), 'keys'):
     name_modules(config.augment)
-  for k in ('invariance', 'equivariance'):
-    if k in config:
-      objective = objective_section(config[k])
-      if k == 'equivariance':
-        objective = renamed.objective(objective)
-      del config[k]  # a ConfigDict lets no field change its type otherwise
-      config[k] = objective
 
 
 def apply_overrides(config: Any, overrides: dict[str, str]) -> None:

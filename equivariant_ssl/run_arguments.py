@@ -6,8 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import data as data_sets
-from equivariant_ssl import registry
+from equivariant_ssl import data, registry
 from equivariant_ssl.config import config_to_json, load_config, override_config
 from equivariant_ssl.data import arrays
 from equivariant_ssl.dotted import is_dotted
@@ -65,6 +64,6 @@ def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int
     return {'size': config.size} | known | {'name': 'folder', 'path': str(path)}, None
   if path.suffix == '.npz':
     return {'name': 'arrays', 'path': str(path)}, None
-  if is_dotted(text) or text in registry.names(data_sets):
+  if is_dotted(text) or text in registry.names(data):
     return {'name': text}, None
-  raise registry.unknown_name('data', text, registry.names(data_sets))
+  raise registry.unknown_name('data', text, registry.names(data))

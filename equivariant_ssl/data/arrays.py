@@ -21,7 +21,7 @@ from equivariant_ssl.data.stream import is_stream, take_rows
 from equivariant_ssl.errors import BAD_DATA, UserError
 
 # The splits, and how the names of their arrays begin in a file.
-SPLITS = {'train': '', 'test': 'test_', 'labelled': 'labelled_'}
+SPLITS = {'train': '', 'test': 'test_', 'labeled': 'labeled_'}
 OVERSHOOT = 1e-3  # by which floats may leave [0, 1], as those of a resized image do
 FORMS = ('Give uint8 [N H W 3], or floats in [0, 1]; with labels (images, labels); with a test '
          "split {'train': (images, labels), 'test': (images, labels)}.")
@@ -208,7 +208,7 @@ def _source(name: str, splits: dict[str, Split], classes: tuple[str, ...] | None
   known = moments if len(moments) == 2 else None
   measured, remarks = measure_moments(known, lambda: parts['train'].images)
   return Source(name, parts['train'], parts.get('test'), classes, *measured, remarks,
-                labelled=parts.get('labelled'))
+                labeled=parts.get('labeled'))
 
 
 def _hold_out(source: Source, share: float) -> Source:

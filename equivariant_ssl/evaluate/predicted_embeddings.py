@@ -37,14 +37,14 @@ def complete_action(recipe: Recipe, name: str, action: Mapping[str, Any], count:
   """
   identity = recipe.wirings[name].own_chains[0].identity(
       jnp.full(2, recipe.canvas, jnp.float32))
-  if unknown := sorted(set(action) - set(identity)):
-    raise unknown_name(f'the chain of {name}', unknown[0], identity)
+  if unlisted := sorted(set(action) - set(identity)):
+    raise unknown_name(f'the chain of {name}', unlisted[0], identity)
   complete = {}
   for op, nothing in identity.items():
     fields, drawn = nothing._asdict(), action.get(op, {})
     drawn = drawn if isinstance(drawn, Mapping) else drawn._asdict()
-    if unknown := sorted(set(drawn) - set(fields)):
-      raise unknown_name(f'the action of {op}', unknown[0], fields)
+    if unlisted := sorted(set(drawn) - set(fields)):
+      raise unknown_name(f'the action of {op}', unlisted[0], fields)
     for field, value in {**fields, **drawn}.items():
       like = jnp.asarray(fields[field])
       value = jnp.asarray(value, like.dtype)
