@@ -30,13 +30,8 @@ from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.dotted import EVERY, allow_imports
 from equivariant_ssl.encoder import Classifier, Encoder, load_encoder
 from equivariant_ssl.errors import OTHER_DATA, UserError
-from equivariant_ssl.evaluate import evaluation
-from equivariant_ssl.evaluate.subject import Options
 from equivariant_ssl.parallel import processes
-from equivariant_ssl.report.pictures import first_views
 from equivariant_ssl.run_arguments import config_of_data, to_config
-from equivariant_ssl.study import study_plan, study_session
-from equivariant_ssl.training import loop, runs
 from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import Op, Views
@@ -98,7 +93,8 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
   """
   if not workdir:
     raise UserError('pretrain needs a folder for the run.', "e.g. workdir='runs/mine'")
-  processes.initialize()
+  from equivariant_ssl.training import loop
+  processes.initialize()  # before anything else touches jax
   workdir = pathlib.Path(workdir).absolute()
   resolved, file = config_of_data(config, overrides or {}, data, workdir)
   try:
@@ -139,10 +135,13 @@ def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None
   >>> 0 <= result['trained'][0]['numbers']['top1'] <= 1
   True
   """
+  from equivariant_ssl.evaluate import evaluation  # it takes a second to import
+  from equivariant_ssl.evaluate.subject import Options
+  from equivariant_ssl.training.runs import DataRequest
   if unlisted := sorted(set(options) - set(Options._fields)):
     raise registry.unknown_name('evaluate', unlisted[0], Options._fields)
   names = [protocols] if isinstance(protocols, str) else list(protocols)
-  request = runs.DataRequest(str(data_path), accept_data)
+  request = DataRequest(str(data_path), accept_data)
   console = Console(quiet=True) if quiet else None
   with allow_imports(*allow):
     return evaluation.evaluate(pathlib.Path(run), names, step, tuple(seeds), Options(**options),
@@ -177,6 +176,7 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
     ...
   equivariant_ssl.errors.UserError: --seeds none --budget 0 --proxies none: seeds must differ, ...
   """
+  from equivariant_ssl.study import study_plan, study_session
   if not folder:
     raise UserError('a study needs a folder.', "e.g. folder='runs/study'")
   if unlisted := sorted(set(settings) - set(study_plan.Settings._fields)):
@@ -213,6 +213,7 @@ def views(config: Any, images: Any, *, overrides: Mapping[str, Any] | None = Non
   >>> both['views'].images.shape, both['views'].actions['rotate'].turns.shape
   ((4, 2, 16, 16, 3), (4, 2))
   """
+  from equivariant_ssl.report.pictures import first_views
   resolved: Any = to_config(config, overrides)
   split = arrays.to_split(images, resolved.data.get('size', 0) or resolved.size)
   recipe = _recipe_of_views(json.dumps(config_to_json(resolved)), split.images.shape[1])

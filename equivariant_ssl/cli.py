@@ -163,10 +163,9 @@ def resume(args: Args) -> None:
 
 def _train(config: Any, workdir: str, args: Args, start_from: str | None = None) -> None:
   """Train a config in `workdir`, as one of the processes of a job."""
-  from equivariant_ssl.parallel import processes
-  processes.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl import api
+  from equivariant_ssl.parallel import processes
   api.pretrain(config, None, workdir, start_from=start_from, accept_data=args.accept_data,
                quiet=args.quiet, command=args.command_line)
   if processes.is_main():

@@ -58,10 +58,10 @@ def allowed_packages() -> tuple[str, ...]:
 
 def names_in(config: Mapping[str, Any]) -> list[str]:
   """The dotted paths that a resolved config, or one of JSON values, names."""
-  objectives = config['equivariance']
-  sections = [config['data'], config['encoder'], config['invariance'],
-              *(objectives if isinstance(objectives, list | tuple) else [objectives])]
-  ops = [section for section in config['augment'].values() if hasattr(section, 'keys')]
+  objectives = config.get('equivariance', ())
+  sections = [config.get(k, {}) for k in ('data', 'encoder', 'invariance')]
+  sections += objectives if isinstance(objectives, list | tuple) else [objectives]
+  ops = [section for section in config.get('augment', {}).values() if hasattr(section, 'keys')]
   names = [*(section.get('name') for section in sections), *(op.get('module') for op in ops)]
   return list(dict.fromkeys(filter(is_dotted, names)))
 

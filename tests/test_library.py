@@ -14,13 +14,14 @@ import pytest
 
 import equivariant_ssl as es
 from equivariant_ssl import api, encoder
+from equivariant_ssl.data import arrays
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import OTHER_DATA
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import runs
+from equivariant_ssl.training import loop, runs
 from equivariant_ssl.types import Image
 
 ROOT = pathlib.Path(api.__file__).parent.parent
@@ -206,7 +207,7 @@ def test_arrays_are_kept_in_the_run(folder):
 def test_what_is_given_as_data(tmp_path, monkeypatch):
   """A path or a name becomes the config's section `data`; the run is not trained here."""
   trained = []
-  monkeypatch.setattr(api.loop, 'train', lambda config, workdir, *rest, **more: trained.append(config))
+  monkeypatch.setattr(loop, 'train', lambda config, workdir, *rest, **more: trained.append(config))
   (tmp_path / 'photos').mkdir()
   (tmp_path / 'set').mkdir()
   (tmp_path / 'set' / 'dataset_info.json').write_text('{}')
@@ -260,7 +261,7 @@ def test_a_split_of_views_is_the_runs_own(mine):
   assert views['views'].images.shape == (2, 2, 16, 16, 3) and views['reference'].images.shape == (2, 1, 16, 16, 3)
   assert np.array_equal(views['views'].images, again['views'].images)
   np.testing.assert_allclose(views['reference'].images[0, 0] * 255., IMAGES[0], atol=1e-3)
-  assert isinstance(api.arrays.to_split([IMAGES[0], IMAGES[1][:12]], 16), Split)
+  assert isinstance(arrays.to_split([IMAGES[0], IMAGES[1][:12]], 16), Split)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
