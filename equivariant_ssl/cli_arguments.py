@@ -31,6 +31,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
     p = group.add_parser(name, aliases=old_names, help=help_, description=help_,
                          allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
+    p.add_argument('--allow', default='', metavar='PACKAGES',
+                   help='packages, joined by commas, whose modules may be imported because a '
+                        'folder names them')
     p.set_defaults(run=run)
     return p
 
