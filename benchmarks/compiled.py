@@ -1,0 +1,112 @@
+"""What the compilers of an H100 and of a TPU v5e say of the training step: bytes, instructions, memory. No device is needed.
+
+  python benchmarks/compiled.py --config cifar10_simclr_equimod --on h100 [--config.a.b=value ...]   one program
+  python benchmarks/compiled.py --record [--only cifar10]                 the eight of PROGRAMS, into benchmarks/compiled.json
+  python benchmarks/compiled.py --compare [--only cifar10]                the eight, beside that file; exits with 1 if worse
+
+It needs pip install -e ".[plan-gpu,plan-tpu]". Instructions in a loop count once for each round. A program that is still the
+one of the file, for the same compiler, is not compiled again. `make test-all` compares (tests/test_compiled.py).
+"""
+import argparse
+import json
+import pathlib
+import sys
+
+from equivariant_ssl import config as configs
+from equivariant_ssl.cli import _overrides
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel.accelerators import parse_target
+from equivariant_ssl.parallel.compilers import CompiledStep, compile_step
+from equivariant_ssl.parallel.program_report import PARTS
+
+FILE = pathlib.Path(__file__).with_suffix('.json')
+SMALL, LARGE = ('h100:1', 'v5e:2x4'), ('h100:8', 'v5e:4x8')
+PROGRAMS = {'cifar10_simclr': SMALL, 'cifar10_simclr_equimod': SMALL, 'cifar10_byol_equimod': SMALL,
+            'stl10_simclr_augself': SMALL, 'imagenet_simclr': LARGE, 'imagenet_simclr_equimod': LARGE,
+            'imagenet_byol_equimod': LARGE, 'imagenet_simclr_vit_s': LARGE}
+WORSE = .03  # of a figure; the compilers' own choices between two versions of a program differ by less
+FIGURES = 'peak', 'moved', 'instructions'
+
+
+def figures(step: CompiledStep) -> dict:
+  """What is kept of a program: its bytes at the peak and moved, its instructions; of the last two each part, too."""
+  work = step.work or {'moved': {}, 'instructions': {}}
+  return {'peak': step.peak, 'fits': step.fits, 'moved': sum(work['moved'].values()),
+          'instructions': sum(work['instructions'].values()),
+          'moved_by_part': work['moved'], 'instructions_by_part': work['instructions'],
+          'program': step.program, 'compiler': step.compiler}
+
+
+def worse(old: dict, new: dict) -> list[str]:
+  """The figures that grew by more than WORSE, in words."""
+  return [f'{name} {old[name]:,} -> {new[name]:,} ({new[name] / old[name] - 1:+.1%})' for name in FIGURES
+          if old.get(name) and new[name] > (1 + WORSE) * old[name]]
+
+
+def show(step: CompiledStep) -> None:
+  """Print a program's figures, by part, and the instructions that move most."""
+  f = figures(step)
+  print(f'{step.target}: peak {f["peak"] / 2**30:.2f} GiB of {step.limit / 2**30:.2f}, moved {f["moved"] / 1e9:.2f} GB, '
+        f'{f["instructions"]:,} instructions, {sum(step.flops.values()) / 1e12:.3g} TFLOP ({step.compiler})')
+  for part in PARTS if step.work else ():
+    print(f'  {part:17} {f["instructions_by_part"][part]:6,} instructions {f["moved_by_part"][part] / 1e9:9.2f} GB')
+  for kind, (count, size) in (step.work or {'collectives': {}})['collectives'].items():
+    print(f'  {kind:17} {count:6,}              {size / 1e9:9.3f} GB')
+  for size, part, kind, shape, name in (step.work or {'largest': []})['largest']:
+    print(f'  {size / 1e9:7.2f} GB {part}: {kind} {shape} {name}')
+
+
+def recorded() -> dict:
+  """The figures of benchmarks/compiled.json: {'CONFIG on DEVICES': figures}."""
+  return json.loads(FILE.read_text(encoding='utf-8')) if FILE.is_file() else {}
+
+
+def programs(only: str) -> list[tuple[str, str]]:
+  """The (config, devices) of PROGRAMS whose name has `only` in it."""
+  return [(name, on) for name, targets in PROGRAMS.items() for on in targets if only in f'{name} on {on}']
+
+
+def compare(name: str, on: str, old: dict) -> list[str]:
+  """What is worse in a program than in its recorded figures; an unchanged program is not compiled."""
+  step = compile_step(configs.load(name), parse_target(on), old.get('program', ''))
+  return worse(old, figures(step)) if step else []
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
+  parser.add_argument('--config', default='')
+  parser.add_argument('--on', default='h100')
+  parser.add_argument('--record', action='store_true')
+  parser.add_argument('--compare', action='store_true')
+  parser.add_argument('--only', default='')
+  args, rest = parser.parse_known_args()
+  try:
+    if args.config:
+      step = compile_step(configs.load(args.config, _overrides(rest, True)), parse_target(args.on))
+      assert step  # no program is known
+      show(step)
+      return 0
+    code, kept = 0, recorded()
+    for name, on in programs(args.only):
+      key = f'{name} on {on}'
+      old = kept.get(key, {})
+      step = compile_step(configs.load(name), parse_target(on), old.get('program', ''))
+      if step is None:
+        print(f'{key}: unchanged')
+        continue
+      print(key)
+      show(step)
+      for line in worse(old, figures(step)):
+        print(f'  WORSE: {line}')
+        code = 1 if args.compare else 0
+      if args.record:
+        kept[key] = figures(step)
+        FILE.write_text(json.dumps(kept, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+    return code
+  except UserError as error:
+    print(error, file=sys.stderr)
+    return error.code
+
+
+if __name__ == '__main__':
+  sys.exit(main())
