@@ -12,8 +12,7 @@ import json
 import pathlib
 import sys
 
-from equivariant_ssl import config as configs
-from equivariant_ssl.cli import _overrides
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel.accelerators import parse_target
 from equivariant_ssl.parallel.compilers import CompiledStep, compile_step
@@ -68,7 +67,7 @@ def programs(only: str) -> list[tuple[str, str]]:
 
 def compare(name: str, on: str, old: dict) -> list[str]:
   """What is worse in a program than in its recorded figures; an unchanged program is not compiled."""
-  step = compile_step(configs.load(name), parse_target(on), old.get('program', ''))
+  step = compile_step(load_config(name), parse_target(on), old.get('program', ''))
   return worse(old, figures(step)) if step else []
 
 
@@ -80,9 +79,10 @@ def main() -> int:
   parser.add_argument('--compare', action='store_true')
   parser.add_argument('--only', default='')
   args, rest = parser.parse_known_args()
+  overrides = dict(a.removeprefix('--config.').split('=', 1) for a in rest)
   try:
     if args.config:
-      step = compile_step(configs.load(args.config, _overrides(rest, True)), parse_target(args.on))
+      step = compile_step(load_config(args.config, overrides), parse_target(args.on))
       assert step  # no program is known
       show(step)
       return 0
@@ -90,7 +90,7 @@ def main() -> int:
     for name, on in programs(args.only):
       key = f'{name} on {on}'
       old = kept.get(key, {})
-      step = compile_step(configs.load(name), parse_target(on), old.get('program', ''))
+      step = compile_step(load_config(name), parse_target(on), old.get('program', ''))
       if step is None:
         print(f'{key}: unchanged')
         continue

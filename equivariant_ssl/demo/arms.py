@@ -11,14 +11,14 @@ from jax.tree_util import Partial
 from rich.console import Console
 from rich.progress import Progress
 
-from equivariant_ssl.config import load
+from equivariant_ssl.config import load_config
 from equivariant_ssl.evaluate import fewshot, inputs, knn, linear
 from equivariant_ssl.evaluate.frozen import Frozen, frozen, gains, variables
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.shipped import config as shipped_config
+from equivariant_ssl.shipped import shipped_config
 from equivariant_ssl.training.loop import fit
-from equivariant_ssl.training.runs import initial, prepare
+from equivariant_ssl.training.runs import initial_state, prepare_run
 
 # The head of each read-out's column: cached; k=200, T=.1; five labels a class, ridge.
 READOUTS = {'linear': 'linear %', 'knn': 'kNN %', 'few': '5 labels %'}
@@ -55,17 +55,17 @@ def readouts(network: Frozen, values: dict, source: Any, size: int) -> dict[str,
   values: the network's variables. size: the side of the images that it reads.
   """
   encode, classes = Partial(network.encode, values), len(source.classes)
-  train, test = (inputs.features(encode, split, inputs.of(size, split), batch=512)
+  train, test = (inputs.features(encode, split, inputs.split_inputs(size, split), batch=512)
                  for split in (source.train, source.test))
   arrays = train, source.train.labels, test, source.test.labels, classes
   return {'linear': 100 * linear.cached(*arrays).top1, 'knn': 100 * knn.evaluate(*arrays).top1,
           'few': 100 * fewshot.few_labels(*arrays, jax.random.key(0)).mean}
 
 
-def load_config(spec: ArmSpec, steps: int) -> Any:
+def arm_config(spec: ArmSpec, steps: int) -> Any:
   """Return the config of an arm, for `steps` steps where that is more than 0."""
   overrides = {**spec.overrides, **({'steps': str(steps)} if steps else {})}
-  return load(spec.config, overrides, shipped_config(spec.config))
+  return load_config(spec.config, overrides, shipped_config(spec.config))
 
 
 def train_arm(name: str, spec: ArmSpec, seeds: int, steps: int) -> dict[str, TrainedArm]:
@@ -73,7 +73,7 @@ def train_arm(name: str, spec: ArmSpec, seeds: int, steps: int) -> dict[str, Tra
 
   Where the spec says so, its untrained network is another arm, 'untrained'.
   """
-  run = prepare(load_config(spec, steps), sharding.mesh(jax.devices()[:1]))
+  run = prepare_run(arm_config(spec, steps), sharding.mesh(jax.devices()[:1]))
   recipe, source = run.recipe, run.source
   assert source is not None and source.test is not None  # the digits have a test split
   network, test = frozen(recipe), source.test
@@ -91,7 +91,7 @@ def train_arm(name: str, spec: ArmSpec, seeds: int, steps: int) -> dict[str, Tra
 
   for seed in range(seeds):
     seeded = run._replace(key=jax.random.key(seed))
-    first = initial(seeded)
+    first = initial_state(seeded)
     if spec.untrained:
       read_out(arms['untrained'], first)
     trained, metrics = _train(seeded, first)
@@ -143,7 +143,7 @@ def train_all(specs: dict[str, ArmSpec], seeds: int, steps: int,
 
   Steps this small do not keep two cores busy, but two arms do.
   """
-  configs = [load_config(spec, steps) for spec in specs.values()]
+  configs = [arm_config(spec, steps) for spec in specs.values()]
   total = sum(seeds * (c.steps or round(c.epochs * (1000 // c.batch))) for c in configs)
   spawn = multiprocessing.get_context('spawn')
   steps_done: Any = spawn.Value('q', 0)

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-from equivariant_ssl.config import load
+from equivariant_ssl.config import load_config
 from equivariant_ssl.demo.arms import TrainedArm
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel.sharding import mesh
-from equivariant_ssl.shipped import config as shipped_config
+from equivariant_ssl.shipped import shipped_config
 from equivariant_ssl.training import step
-from equivariant_ssl.training.runs import prepare
+from equivariant_ssl.training.runs import prepare_run
 
 # Colors that color-blind readers can tell apart too.
 COLORS = ('#7f7f7f', '#0072b2', '#d55e00', '#009e73', '#cc79a7')
@@ -34,12 +34,12 @@ def caption(actions: dict, index: tuple[int, int]) -> str:
 def _draw_views(figure: Any) -> None:
   """Draw each of a few digits, then two of its views with the actions that made them."""
   name = 'digits_simclr_equimod'
-  config = load(name, {'augment.rotate.role': 'both'}, shipped_config(name))
-  run = prepare(config, mesh(jax.devices()[:1]))
+  config = load_config(name, {'augment.rotate.role': 'both'}, shipped_config(name))
+  run = prepare_run(config, mesh(jax.devices()[:1]))
   assert run.source is not None  # prepare loads the data
   train = run.source.train
   batch = step.Batch(train.images[:IMAGES], train.sizes[:IMAGES])
-  views = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))['views']
+  views = jax.device_get(step.draw_views(run.recipe, jax.random.key(0), 0, batch))['views']
   figure.suptitle('Digits: each image, two of its views, and what was done to them')
   panels = figure.subplots(1, 3 * IMAGES)
   for axes, (i, k) in zip(panels, np.ndindex(IMAGES, 3), strict=True):

@@ -12,7 +12,7 @@ from rich.table import Table
 from equivariant_ssl.demo import demo_figure
 from equivariant_ssl.demo.arms import READOUTS, ArmSpec, TrainedArm, show_mean, train_all
 from equivariant_ssl.evaluate.evaluation import as_json
-from equivariant_ssl.evaluate.statistics import Interval, paired, show
+from equivariant_ssl.evaluate.statistics import Interval, interval_text, paired
 from equivariant_ssl.storage import record
 
 ARMS = {
@@ -47,11 +47,11 @@ def conclude(arms: dict[str, TrainedArm]) -> str:
   over_shuffled = [gain['all'].over_shuffled for gain in arms['sensitive'].gains or ()]
   uses = all(interval.excludes_zero and interval.mean > 0 for interval in over_shuffled)
   return (f'On these digits, turning as an invariance {_verb(cost, "helps", "costs")} kNN accuracy '
-          f'({show(cost)} points against crops alone); conditioning EquiMod on the turns '
-          f'{_verb(repair, "wins back some of", "loses more of")} it ({show(repair)}); and '
-          f'sensitivity instead of invariance {_verb(addition, "adds to", "takes from")} crops '
-          f'alone ({show(addition)}), while the predictor {"uses" if uses else "does not use"} '
-          'the turn that it is given.')
+          f'({interval_text(cost)} points against crops alone); conditioning EquiMod on the turns '
+          f'{_verb(repair, "wins back some of", "loses more of")} it ({interval_text(repair)}); '
+          f'and sensitivity instead of invariance {_verb(addition, "adds to", "takes from")} crops '
+          f'alone ({interval_text(addition)}), while the predictor '
+          f'{"uses" if uses else "does not use"} the turn that it is given.')
 
 
 def tables(arms: dict[str, TrainedArm], console: Console) -> None:
@@ -66,7 +66,7 @@ def tables(arms: dict[str, TrainedArm], console: Console) -> None:
   for name, arm in arms.items():
     against_crops = paired(arm.readouts['knn'], arms['crops'].readouts['knn'])
     table.add_row(name, *(show_mean(arm.readouts[key]) for key in READOUTS),
-                  '' if name == 'crops' else show(against_crops, digits=1))
+                  '' if name == 'crops' else interval_text(against_crops, digits=1))
   console.print(table)
   console.print(_gain_table(arms))
 
@@ -104,7 +104,7 @@ def run_demo(out: pathlib.Path, seeds: int = 3, steps: int = 0) -> dict[str, Tra
       tables(arms, printer)
       printer.print(conclude(arms))
   content = {'arms': as_json(arms), 'minutes': minutes, 'environment': record.environment()}
-  record.write_whole(out / 'results.json', json.dumps(content, indent=1) + '\n')
+  record.write_atomically(out / 'results.json', json.dumps(content, indent=1) + '\n')
   demo_figure.draw(out / 'figure.png', arms)
   print(f'{minutes:.1f} minutes. Figure: {out / "figure.png"}  Numbers: {out / "results.json"}\n'
         'Next: eqssl train --config digits_simclr_equimod --workdir runs/mine')

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import resolve_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding, step_plan
 from equivariant_ssl.parallel.accelerators import (
@@ -69,14 +69,14 @@ def compile_for(config: Any, target: Target, version: str, known: str) -> Compil
   known: the digest of a program; None is returned if the step is that program.
   """
   device = ACCELERATORS[target.kind]
-  run = step_plan.described(config, sharding.mesh(open_devices(target)), lambda line: None)
+  run = step_plan.planned_run(config, sharding.mesh(open_devices(target)), lambda line: None)
   resident = step_plan.resident_images(config, run)
   traced = step_plan.trace_step(run, resident)
   lowered = traced.lower()
   program = hashlib.sha256((version + lowered.as_text()).encode()).hexdigest()[:16]
   if program == known:
     return None
-  state = runs.abstract(run, config.sharding)
+  state = runs.abstract_state(run, config.sharding)
   facts = CompiledStep(
       target=target_name(target), compiler=version, fits=True,
       limit=int(device.usable * device.memory), peak=0,
@@ -115,7 +115,7 @@ def main() -> None:
   """Answer the request on the standard input."""
   request = json.load(sys.stdin)
   try:
-    config = configs.resolve(ConfigDict(json.loads(request['config'])))
+    config = resolve_config(ConfigDict(json.loads(request['config'])))
     compiled = compile_for(config, Target(*request['target']), request['version'],
                            request['known'])
     answer: dict = compiled._asdict() if compiled else {}

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.stages import Traced
 
-from equivariant_ssl.data.source import fits
-from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.data.source import fits_in_memory
+from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
-from equivariant_ssl.training import recipe as recipes
 from equivariant_ssl.training import runs
-from equivariant_ssl.training import step as steps
+from equivariant_ssl.training.recipe import make_recipe, warmup_warning
+from equivariant_ssl.training.step import Batch, draw_views, resident_step, streamed_step
 
 # The images of each split and the classes of data sets, as published. They serve a plan for data
 # that are not prepared.
@@ -70,10 +70,10 @@ class StepPlan(NamedTuple):
 def resident_images(config: Any, run: runs.Run) -> int:
   """Return the number of images that lie on each device; 0 if they are streamed to it."""
   if run.source:
-    count, streams = len(run.source.train.images), lazy(run.source.train.images)
+    count, streams = len(run.source.train.images), is_stream(run.source.train.images)
   else:
     count = _train_count(config)
-    streams = config.data.get('stream') or not fits(count, run.recipe.canvas)
+    streams = config.data.get('stream') or not fits_in_memory(count, run.recipe.canvas)
   return 0 if streams else count
 
 
@@ -89,14 +89,14 @@ def tree_bytes(tree: Any) -> int:
              for x in jax.tree.leaves(tree))
 
 
-def plan(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
+def plan_step(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
   """Compile the step of a resolved config for a mesh, and return what it costs.
 
   Raises UserError if the data are neither prepared nor known.
   """
-  run = described(config, mesh, log)
-  recipe, state = run.recipe, runs.abstract(run, config.sharding)
-  if line := recipes.warmup_warning(config, recipe):
+  run = planned_run(config, mesh, log)
+  recipe, state = run.recipe, runs.abstract_state(run, config.sharding)
+  if line := warmup_warning(config, recipe):
     log(line)
   device, batch = mesh.devices.flat[0], batch_shapes(run)
   resident = resident_images(config, run)
@@ -124,28 +124,28 @@ def plan(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
 
 def count_views(run: runs.Run) -> int:
   """Return the number of views of each image."""
-  views = jax.eval_shape(lambda: steps.views(run.recipe, run.key, jnp.zeros((), jnp.int32),
-                                             _zeros(batch_shapes(run))))
+  views = jax.eval_shape(lambda: draw_views(run.recipe, run.key, jnp.zeros((), jnp.int32),
+                                            _zeros(batch_shapes(run))))
   return sum(v.images.shape[1] for v in views.values())
 
 
-def work(config: Any) -> float:
+def step_flops(config: Any) -> float:
   """Return the FLOPs of a step of a config. The step is traced and not compiled."""
-  run = described(config, sharding.mesh(jax.devices()[:1]), lambda line: None)
+  run = planned_run(config, sharding.mesh(jax.devices()[:1]), lambda line: None)
   return flops(trace_step(run).jaxpr.jaxpr)
 
 
-def _image_shapes(run: runs.Run, count: int, split: Any) -> steps.Batch:
+def _image_shapes(run: runs.Run, count: int, split: Any) -> Batch:
   """Return the shapes of `count` canvases, with what goes with them, placed by a sharding."""
   side = run.recipe.canvas
 
   def shape(dimensions: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(dimensions, dtype, sharding=split)
-  return steps.Batch(shape((count, side, side, 3), jnp.uint8), shape((count, 2), jnp.float32),
-                     shape((count,), jnp.int32) if run.recipe.probe else None)
+  return Batch(shape((count, side, side, 3), jnp.uint8), shape((count, 2), jnp.float32),
+               shape((count,), jnp.int32) if run.recipe.probe else None)
 
 
-def batch_shapes(run: runs.Run) -> steps.Batch:
+def batch_shapes(run: runs.Run) -> Batch:
   """Return the shapes of a batch, split over the run's mesh."""
   return _image_shapes(run, run.recipe.batch, sharding.batch_sharding(run.mesh))
 
@@ -156,13 +156,13 @@ def trace_step(run: runs.Run, resident: int = 0) -> Traced:
   resident: the number of images that lie on each device; 0 if batches are passed to the step.
   """
   rule = run.config.sharding
-  state = runs.abstract(run, rule)
+  state = runs.abstract_state(run, rule)
   if not resident:
-    step = steps.streamed_step(run.recipe, run.mesh, rule=rule)
+    step = streamed_step(run.recipe, run.mesh, rule=rule)
     return step.trace(run.key, state, batch_shapes(run))
   copied = sharding.replicated_sharding(run.mesh)
   order = jax.ShapeDtypeStruct((resident,), jnp.int32, sharding=copied)
-  step = steps.resident_step(run.recipe, run.mesh, rule=rule)
+  step = resident_step(run.recipe, run.mesh, rule=rule)
   return step.trace(run.key, state, _image_shapes(run, resident, copied), order)
 
 def known_data(config: Any) -> tuple[int, int] | None:
@@ -186,14 +186,14 @@ def _train_count(config: Any) -> int:
   return round(facts[0] * (1 - config.validation))
 
 
-def described(config: Any, mesh: Mesh, log: Say) -> runs.Run:
+def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
   sharding.check_batch(config.batch, mesh.size, config.accumulate)
   facts = known_data(config)
   if facts is None:
-    return runs.prepare(config, mesh, log)
-  recipe = recipes.make(config, _train_count(config), config.data.get('size') or config.size,
-                        classes=facts[1])
+    return runs.prepare_run(config, mesh, log)
+  recipe = make_recipe(config, _train_count(config), config.data.get('size') or config.size,
+                       classes=facts[1])
   no_card: Any = None
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), no_card)
 
@@ -247,6 +247,6 @@ def run(config: Any, devices: int, log: Say) -> StepPlan:
   if devices:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', devices)
-  result = plan(config, sharding.mesh(), log)
+  result = plan_step(config, sharding.mesh(), log)
   print('\n'.join(lines(result)))
   return result
