@@ -107,12 +107,13 @@ def compile_step(config: Any, target: Target, known: str = '') -> CompiledStep |
         [sys.executable, '-m', 'equivariant_ssl.parallel.compile_process'],
         env={**os.environ, **ENVIRONMENT}, input=json.dumps(request), encoding='utf-8',
         errors='replace', stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    values = json.loads(answer.read_text(encoding='utf-8')) if answer.is_file() else {
-        'error': [f'the compiler for {target_name(target)} ended with {child.returncode}: '
-                  f'{_last_line(child.stdout)}', 'Add --debug to see all that it printed.']}
+    if not answer.is_file():
+      log = pathlib.Path(tempfile.gettempdir()) / f'eqssl-compiler-{os.getpid()}.txt'
+      log.write_text(child.stdout, encoding='utf-8')
+      raise UserError(f'the compiler for {target_name(target)} ended with {child.returncode}: '
+                      f'{_last_line(child.stdout)}', f'All that it printed: {log}', code=1)
+    values = json.loads(answer.read_text(encoding='utf-8'))
   if 'error' in values:
-    if '--debug' in sys.argv:
-      print(child.stdout, file=sys.stderr)
     raise UserError(*values['error'])
   return CompiledStep(**values) if values else None
 
