@@ -3,9 +3,10 @@
   python benchmarks/compiled.py --config cifar10_simclr_equimod --on h100 [--config.a.b=value ...]   one program
   python benchmarks/compiled.py --record [--only cifar10]                 the eight of PROGRAMS, into benchmarks/compiled.json
   python benchmarks/compiled.py --compare [--only cifar10]                the eight, beside that file; exits with 1 if worse
+  python benchmarks/compiled.py --table                                   the table of docs/scaling.md, from that file
 
 It needs pip install -e ".[plan-gpu,plan-tpu]". Instructions in a loop count once for each round. A program that is still the
-one of the file, for the same compiler, is not compiled again. `make test-all` compares (tests/test_compiled.py).
+one of the file, for the same compiler, is not compiled again. `make test-all` compares (tests/benchmarks/test_compiled.py).
 """
 import argparse
 import json
@@ -14,15 +15,16 @@ import sys
 
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.parallel.accelerators import parse_target
+from equivariant_ssl.parallel.accelerators import ACCELERATORS, parse_target
 from equivariant_ssl.parallel.compilers import CompiledStep, compile_step
+from equivariant_ssl.parallel.device_plan import find_changes, lower_bound
 from equivariant_ssl.parallel.program_report import PARTS
 
 FILE = pathlib.Path(__file__).with_suffix('.json')
 SMALL, LARGE = ('h100:1', 'v5e:2x4'), ('h100:8', 'v5e:4x8')
-PROGRAMS = {'cifar10_simclr': SMALL, 'cifar10_simclr_equimod': SMALL, 'cifar10_byol_equimod': SMALL,
-            'stl10_simclr_augself': SMALL, 'imagenet_simclr': LARGE, 'imagenet_simclr_equimod': LARGE,
-            'imagenet_byol_equimod': LARGE, 'imagenet_simclr_vit_s': LARGE}
+PROGRAMS = {'cifar10_simclr_equimod': SMALL, 'cifar10_byol_equimod': SMALL, 'imagenet_simclr': LARGE,
+            'imagenet_simclr_equimod': LARGE, 'imagenet_byol': LARGE, 'imagenet_byol_equimod': LARGE,
+            'imagenet_barlow': LARGE, 'imagenet_simclr_vit_s': LARGE}
 WORSE = .03  # of a figure; the compilers' own choices between two versions of a program differ by less
 FIGURES = 'peak', 'moved', 'instructions'
 
@@ -30,14 +32,17 @@ FIGURES = 'peak', 'moved', 'instructions'
 def figures(step: CompiledStep) -> dict:
   """What is kept of a program: its bytes at the peak and moved, its instructions; of the last two each part, too."""
   work = step.work or {'moved': {}, 'instructions': {}}
-  return {'peak': step.peak, 'fits': step.fits, 'moved': sum(work['moved'].values()),
+  return {'peak': step.peak, 'limit': step.limit, 'fits': step.fits, 'moved': sum(work['moved'].values()),
           'instructions': sum(work['instructions'].values()),
           'moved_by_part': work['moved'], 'instructions_by_part': work['instructions'],
+          'seconds': max(lower_bound(step, ACCELERATORS[parse_target(step.target).kind])) if step.work else 0.,
           'program': step.program, 'compiler': step.compiler}
 
 
 def worse(old: dict, new: dict) -> list[str]:
-  """The figures that grew by more than WORSE, in words."""
+  """What is worse: figures that grew by more than WORSE, or a program that no longer fits; in words."""
+  if old.get('fits', False) and not new.get('fits', True):
+    return [f'it no longer fits: {new["peak"]:,} bytes']
   return [f'{name} {old[name]:,} -> {new[name]:,} ({new[name] / old[name] - 1:+.1%})' for name in FIGURES
           if old.get(name) and new[name] > (1 + WORSE) * old[name]]
 
@@ -53,6 +58,18 @@ def show(step: CompiledStep) -> None:
     print(f'  {kind:17} {count:6,}              {size / 1e9:9.3f} GB')
   for size, part, kind, shape, name in (step.work or {'largest': []})['largest']:
     print(f'  {size / 1e9:7.2f} GB {part}: {kind} {shape} {name}')
+
+
+def table_rows(kept: dict) -> list[str]:
+  """The rows of the table of docs/scaling.md: a config and devices, its peak, what it moves, its floor, what makes it fit."""
+  rows = ['| config | devices | GiB at the peak, of | fits | instructions | GB moved | floor, s | fits with |', '|' + '---|' * 8]
+  for key, f in kept.items():
+    name, on = key.split(' on ')
+    known = [f'{f["instructions"]:,}', f'{f["moved"] / 1e9:,.1f}', f'{f["seconds"]:.3f}'] if f['moved'] else ['-'] * 3
+    changes = '; '.join(f'`{text}`: {peak / 2**30:.1f}' for text, peak in f.get('fits_with', ()))
+    rows.append(f'| `{name}` | `{on}` | {f["peak"] / 2**30:.1f} of {f["limit"] / 2**30:.1f} | {"yes" if f["fits"] else "**no**"} | '
+                + ' | '.join(known) + f' | {changes} |')
+  return rows
 
 
 def recorded() -> dict:
@@ -77,6 +94,7 @@ def main() -> int:
   parser.add_argument('--on', default='h100')
   parser.add_argument('--record', action='store_true')
   parser.add_argument('--compare', action='store_true')
+  parser.add_argument('--table', action='store_true')
   parser.add_argument('--only', default='')
   args, rest = parser.parse_known_args()
   overrides = dict(a.removeprefix('--config.').split('=', 1) for a in rest)
@@ -87,6 +105,9 @@ def main() -> int:
       show(step)
       return 0
     code, kept = 0, recorded()
+    if args.table:
+      print('\n'.join(table_rows(kept)))
+      return 0
     for name, on in programs(args.only):
       key = f'{name} on {on}'
       old = kept.get(key, {})
@@ -101,7 +122,10 @@ def main() -> int:
         code = 1 if args.compare else 0
       if args.record:
         kept[key] = figures(step)
-        FILE.write_text(json.dumps(kept, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+        if not step.fits:
+          changes = find_changes(load_config(name), parse_target(on), step, print)
+          kept[key]['fits_with'] = [(text, changed.peak) for text, changed in changes]
+        FILE.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     return code
   except UserError as error:
     print(error, file=sys.stderr)

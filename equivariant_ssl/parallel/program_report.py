@@ -3,6 +3,7 @@ import re
 from typing import Any, NamedTuple
 
 from equivariant_ssl.parallel.program_text import (
+    Computation,
     Instruction,
     array_bytes,
     executed,
@@ -12,7 +13,7 @@ from equivariant_ssl.parallel.program_text import (
 from equivariant_ssl.parallel.step_cost import collectives
 from equivariant_ssl.training.step import AUGMENTATION, ENCODER, OPTIMIZER
 
-PARTS = ('augmentation', 'forward', 'backward', 'heads and losses', 'optimizer', 'other')
+PARTS: tuple[str, ...] = ('augmentation', 'forward', 'backward', 'heads and losses', 'optimizer', 'other')
 LARGEST = 10  # instructions that are listed one by one
 
 
@@ -31,10 +32,17 @@ class Work(NamedTuple):
   largest: list[list]
 
 
-def operation_name(instruction: Instruction) -> str:
-  """Return the name of the operation in the source that an instruction comes from, or ''."""
+def operation_name(instruction: Instruction, computations: dict[str, Computation]) -> str:
+  """Return the name of the operation in the source that an instruction comes from, or ''.
+
+  A fusion that has none gets that of the last instruction in it that has one.
+  """
   match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', instruction.rest)
-  return match[1] if match else ''
+  called = re.search(r'calls=%([\w.\-]+)', instruction.rest)
+  if match or not called:
+    return match[1] if match else ''
+  names = [operation_name(inner, {}) for inner in computations.get(called[1], {}).values()]
+  return next((name for name in reversed(names) if '/' in name), '')
 
 
 def part_of(name: str) -> str:
@@ -59,7 +67,7 @@ def read_program(text: str) -> Work:
   instructions, moved = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
   rows = []
   for instruction, computation, rounds in executed(computations, entry):
-    name = operation_name(instruction)
+    name = operation_name(instruction, computations)
     part, size = part_of(name), rounds * moved_bytes(instruction, computation, computations)
     instructions[part] += rounds
     moved[part] += size

@@ -1,6 +1,5 @@
 """`eqssl train --plan`: FLOPs counted as by hand, collectives read off a program, bytes as the shapes have them."""
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from equivariant_ssl import cli, nets, registry, shipped
 from equivariant_ssl.config import load_config
 from equivariant_ssl.nets.conv import conv2d
 from equivariant_ssl.parallel import sharding, step_cost, step_plan
-
 
 CANVAS = 16 ** 2 * 3 + 8  # bytes of a digit's canvas with its height and width
 
