@@ -33,7 +33,7 @@ def lower_bound(step: CompiledStep, device: Accelerator) -> tuple[float, float]:
   return by_bytes, sum(count / device.peaks[kind] for kind, count in step.flops.items())
 
 
-def least_bytes(step: CompiledStep, parts: int) -> float:
+def least_bytes(step: CompiledStep, parts: float) -> float:
   """Return bytes that a step needs at least if its temporaries are spread over `parts`.
 
   This is what serves to leave out hopeless tries: views, embeddings and gradients are not spread.
