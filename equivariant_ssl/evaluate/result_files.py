@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 from equivariant_ssl.evaluate.frozen import variables
 from equivariant_ssl.storage import fingerprint, record
 from equivariant_ssl.training.state import TrainState
@@ -129,7 +129,9 @@ def stored_result(path: pathlib.Path, request: dict[str, Any], networks: Iterabl
   again = f'{path.name} is computed again: '
   try:
     result = read_result(path)
-  except (OSError, UserError):
+  except (OSError, UserError) as error:
+    if passing(error):
+      raise
     say(f'{again}it is damaged.')
     return None
   if not states_origin(result):

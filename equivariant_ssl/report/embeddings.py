@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 
 AGAIN = 'Make it again: eqssl embed DIR IMAGES --out FILE'
 METADATA = 'equivariant_ssl'  # the key of a .parquet file's metadata that holds the Origin
@@ -132,6 +132,8 @@ def read(path: pathlib.Path) -> Embeddings:
   try:
     embeddings = file_form.read(path)
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    if passing(e):
+      raise
     reason = e.strerror if isinstance(e, OSError) else None
     reason = reason or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e
