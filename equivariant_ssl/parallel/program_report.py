@@ -13,7 +13,8 @@ from equivariant_ssl.parallel.program_text import (
 from equivariant_ssl.parallel.step_cost import collectives
 from equivariant_ssl.training.step import AUGMENTATION, ENCODER, OPTIMIZER
 
-PARTS: tuple[str, ...] = ('augmentation', 'forward', 'backward', 'heads and losses', 'optimizer', 'other')
+PARTS: tuple[str, ...] = ('augmentation', 'forward', 'backward', 'heads and losses',
+                          'optimizer', 'other')
 LARGEST = 10  # instructions that are listed one by one
 
 
