@@ -19,6 +19,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding, step_plan
 from equivariant_ssl.parallel.accelerators import (
     ACCELERATORS,
+    EXAMPLE,
     Target,
     gpu_description,
     target_name,
@@ -46,8 +47,12 @@ def open_devices(target: Target) -> list:
         2 - target.topology.count('x'))
   if target.kind == 'v4':  # the two cores of its chip are one device, as on the machines themselves
     options['chip_config_name'] = 'megacore'
-  return list(topologies.get_topology_desc(
-      platform='tpu', topology_name=f'{target.kind}:{target.topology}', **options).devices)
+  try:
+    return list(topologies.get_topology_desc(
+        platform='tpu', topology_name=f'{target.kind}:{target.topology}', **options).devices)
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(f'--on {target_name(target)}: there is no such slice. '
+                    f'{str(error).splitlines()[0][:200]}', EXAMPLE) from error
 
 
 def _name_the_gpu() -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,9 @@ def compiler_version(target: Target) -> str:
                     f'{next(iter(wheels.values()))}). It needs no device.',
                     f'pip install -e ".[{extra}]"')
   jax, compiler = (importlib.metadata.version(name) for name in ('jax', wheel))
+  if is_gpu and jax != compiler:  # jax then leaves the compiler aside
+    raise UserError(f'--on {target_name(target)}: {wheel} {compiler} is not for jax {jax}.',
+                    f'pip install --upgrade {wheel}=={jax}')
   return f'jax {jax}, {wheel} {compiler}'
 
 
@@ -108,6 +112,10 @@ def compile_step(config: Any, target: Target, known: str = '') -> CompiledStep |
         env={**os.environ, **ENVIRONMENT}, input=json.dumps(request), encoding='utf-8',
         errors='replace', stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if not answer.is_file():
+      if child.returncode == -signal.SIGKILL:
+        raise UserError(f'the compiler for {target_name(target)} was killed: this machine may have '
+                        'too little memory for it. A large step takes some GiB.',
+                        'Run this on a larger machine, or with fewer programs beside it.')
       log = pathlib.Path(tempfile.gettempdir()) / f'eqssl-compiler-{os.getpid()}.txt'
       log.write_text(child.stdout, encoding='utf-8')
       raise UserError(f'the compiler for {target_name(target)} ended with {child.returncode}: '

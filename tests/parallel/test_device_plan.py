@@ -1,5 +1,8 @@
 """`eqssl train --plan --on`: names of devices, programs read from their text, changes that make a step fit. No compiler runs."""
+import importlib.metadata
 import pathlib
+import subprocess
+import tempfile
 
 import pytest
 
@@ -149,6 +152,29 @@ def test_a_compiler_that_is_missing_is_said_with_the_line_to_type(on, wheel, ext
   captured = capsys.readouterr()
   assert not captured.out and captured.err.count('\n') == 2
   assert f'(the wheel {wheel})' in captured.err and f'pip install -e ".[{extra}]"' in captured.err
+
+
+def test_a_compiler_of_another_version_of_jax(capsys, monkeypatch):
+  monkeypatch.setattr(compilers, 'is_installed', lambda module: True)
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: {'jax': '0.10.2'}.get(name, '0.9.0'))
+  assert cli.main(['train', '--config', 'smoke', '--plan', '--on', 'h100']) == 2
+  assert 'jax-cuda13-plugin 0.9.0 is not for jax 0.10.2' in capsys.readouterr().err
+  assert compilers.compiler_version(parse_target('v5e')) == 'jax 0.10.2, libtpu 0.9.0'
+
+
+@pytest.mark.parametrize(('code', 'cause'), [(-9, 'was killed'), (1, 'ended with 1: XlaRuntimeError: INTERNAL')])
+def test_a_compiler_that_ends_without_an_answer(code, cause, capsys, monkeypatch, tmp_path):
+  """Its last line is said, and the file with all that it printed."""
+  def end(argv, **kw):
+    return subprocess.CompletedProcess(argv, code, 'chatter\nXlaRuntimeError: INTERNAL\n\n')
+  monkeypatch.setattr(compilers, 'compiler_version', lambda target: 'any')
+  monkeypatch.setattr(device_plan, 'compiler_version', lambda target: 'any')
+  monkeypatch.setattr(subprocess, 'run', end)
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  assert cli.main(['train', '--config', 'smoke', '--plan', '--on', 'h100']) == (1 if code == 1 else 2)
+  captured = capsys.readouterr()
+  assert cause in captured.err and 'chatter' not in captured.err and not captured.out
+  assert [f.read_text().split()[0] for f in tmp_path.iterdir()] == ['chatter'] * (code == 1)
 
 
 @pytest.mark.parametrize(('arguments', 'cause'), [
