@@ -3,7 +3,7 @@
   python benchmarks/compiled.py --config cifar10_simclr_equimod --on h100 [--config.a.b=value ...]   one program
   python benchmarks/compiled.py --record [--only cifar10]                 the eight of PROGRAMS, into benchmarks/compiled.json
   python benchmarks/compiled.py --compare [--only cifar10]                the eight, beside that file; exits with 1 if worse
-  python benchmarks/compiled.py --table                                   the table of docs/scaling.md, from that file
+  python benchmarks/compiled.py --publish                                 that file into docs/scaling.md and the configs' Planned
 
 It needs pip install -e ".[plan-gpu,plan-tpu]". Instructions in a loop count once for each round. A program that is still the
 one of the file, for the same compiler, is not compiled again. `make test-all` compares (tests/benchmarks/test_compiled.py).
@@ -11,7 +11,9 @@ one of the file, for the same compiler, is not compiled again. `make test-all` c
 import argparse
 import json
 import pathlib
+import re
 import sys
+import textwrap
 
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
@@ -20,7 +22,9 @@ from equivariant_ssl.parallel.compilers import CompiledStep, compile_step
 from equivariant_ssl.parallel.device_plan import find_changes, lower_bound
 from equivariant_ssl.parallel.program_report import PARTS
 
+ROOT = pathlib.Path(__file__).parents[1]
 FILE = pathlib.Path(__file__).with_suffix('.json')
+MARK = '<!-- written by benchmarks/compiled.py --publish -->'
 SMALL, LARGE = ('h100:1', 'v5e:2x4'), ('h100:8', 'v5e:4x8')
 PROGRAMS = {'cifar10_simclr_equimod': SMALL, 'cifar10_byol_equimod': SMALL, 'imagenet_simclr': LARGE,
             'imagenet_simclr_equimod': LARGE, 'imagenet_byol': LARGE, 'imagenet_byol_equimod': LARGE,
@@ -31,11 +35,12 @@ FIGURES = 'peak', 'moved', 'instructions'
 
 def figures(step: CompiledStep) -> dict:
   """What is kept of a program: its bytes at the peak and moved, its instructions; of the last two each part, too."""
-  work = step.work or {'moved': {}, 'instructions': {}}
+  work, target = step.work or {'moved': {}, 'instructions': {}}, parse_target(step.target)
   return {'peak': step.peak, 'limit': step.limit, 'fits': step.fits, 'moved': sum(work['moved'].values()),
           'instructions': sum(work['instructions'].values()),
           'moved_by_part': work['moved'], 'instructions_by_part': work['instructions'],
-          'seconds': max(lower_bound(step, ACCELERATORS[parse_target(step.target).kind])) if step.work else 0.,
+          'seconds': max(lower_bound(step, ACCELERATORS[target.kind])) if step.work else 0.,
+          'parameters': step.parameters, 'steps': step.steps, 'flops': sum(step.flops.values()) * target.count,
           'program': step.program, 'compiler': step.compiler}
 
 
@@ -72,6 +77,38 @@ def table_rows(kept: dict) -> list[str]:
   return rows
 
 
+def planned(name: str, kept: dict) -> str:
+  """What the docstring of a config says under Planned: its size, and its memory on each of its two kinds of devices."""
+  figures_on = {on: kept[f'{name} on {on}'] for on in PROGRAMS[name] if f'{name} on {on}' in kept}
+  if not figures_on:
+    return ''
+  parts = []
+  for on, f in figures_on.items():
+    target = parse_target(on)
+    changes = ' or '.join(f'{text.removeprefix("--")} ({peak / 2**30:.1f})' for text, peak in f.get('fits_with', ()))
+    fits = 'fits' if f['fits'] else 'does not fit' + (f', but with {changes}' if changes else '')
+    parts.append(f'{f["peak"] / 2**30:.1f} GiB of {f["limit"] / 2**30:.1f} on each of {target.count} x '
+                 f'{ACCELERATORS[target.kind].title}: {fits}')
+  first = next(iter(figures_on.values()))
+  return (f'{first["parameters"] / 1e6:.2f} million parameters, {first["flops"] / 1e12:.3g} TFLOP a step, '
+          f'{first["flops"] * first["steps"] / 1e18:.3g} EFLOP in all. {"; ".join(parts)} (eqssl train --config {name} '
+          f'--plan --on {" or ".join(figures_on)}; {"; ".join(f["compiler"] for f in figures_on.values())}).')
+
+
+def publish(kept: dict) -> None:
+  """Write the table of docs/scaling.md, and what the docstrings of the ImageNet configs say under Planned."""
+  page = ROOT / 'docs' / 'scaling.md'
+  text = page.read_text(encoding='utf-8')
+  rows = '\n'.join(table_rows(kept))
+  page.write_text(re.sub(rf'({MARK}\n).*?\n\n', lambda m: f'{m[1]}{rows}\n\n', text, flags=re.DOTALL), encoding='utf-8')
+  for name in PROGRAMS:
+    config, said = ROOT / 'configs' / f'{name}.py', planned(name, kept)
+    if name.startswith('imagenet') and said:
+      text = re.sub(r'^Planned: .*?(?=^Measured: )', '', config.read_text(encoding='utf-8'), flags=re.DOTALL | re.MULTILINE)
+      lines = textwrap.fill(f'Planned:   {said}', 120, subsequent_indent=' ' * 11, break_on_hyphens=False)
+      config.write_text(text.replace('\nMeasured: ', f'\n{lines}\nMeasured: ', 1), encoding='utf-8')
+
+
 def recorded() -> dict:
   """The figures of benchmarks/compiled.json: {'CONFIG on DEVICES': figures}."""
   return json.loads(FILE.read_text(encoding='utf-8')) if FILE.is_file() else {}
@@ -94,7 +131,7 @@ def main() -> int:
   parser.add_argument('--on', default='h100')
   parser.add_argument('--record', action='store_true')
   parser.add_argument('--compare', action='store_true')
-  parser.add_argument('--table', action='store_true')
+  parser.add_argument('--publish', action='store_true')
   parser.add_argument('--only', default='')
   args, rest = parser.parse_known_args()
   overrides = dict(a.removeprefix('--config.').split('=', 1) for a in rest)
@@ -105,8 +142,8 @@ def main() -> int:
       show(step)
       return 0
     code, kept = 0, recorded()
-    if args.table:
-      print('\n'.join(table_rows(kept)))
+    if args.publish:
+      publish(kept)
       return 0
     for name, on in programs(args.only):
       key = f'{name} on {on}'
