@@ -5,9 +5,8 @@ Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
 Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
            byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
            .99, weight decay 1e-6.
-Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all; at least 68.16 GiB on each of 8 devices
-           (of 80 GiB), 17.43 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_byol --plan --devices 8
-           (32); jax 0.10.2 on the CPU, 2026-11-26.
+Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. What a device needs, its own compiler says:
+           eqssl train --config imagenet_byol --plan --on h100:8
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. Colours are torchvision's: brightness multiplied (the code
            adds), contrast about the mean grey (each channel's), saturation as a blend with grey (in HSV); crops are
