@@ -8,7 +8,7 @@ Planned:   43.73 million parameters, 333 TFLOP a step, 104 EFLOP in all. What a 
            eqssl train --config imagenet_byol_essl --plan --on h100:8
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
-           one's chances: blur .1 and solarize .2. Colours, crops and precision as in imagenet_byol.
+           one's chances: blur .1 and solarize .2. Colors, crops and precision as in imagenet_byol.
 """
 from ml_collections import ConfigDict
 

@@ -7,8 +7,8 @@ Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod
 Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all. What a device needs, its own compiler says:
            eqssl train --config imagenet_simclr --plan --on h100:8
 Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling. Colours are
-           not rounded to 8 bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling. Colors are
+           not rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -102,7 +102,7 @@ def _check(s: Settings) -> None:
   transfer.check_targets(s.transfer, s.root)
   for name in s.transfer:
     target = transfer.open_target(name, s.root)
-    if isinstance(target, transfer.Missing):
+    if isinstance(target, transfer.MissingTarget):
       raise UserError(f'--transfer {target.name}: this data set is not on disk.', target.command,
                       BAD_DATA)
 
