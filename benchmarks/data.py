@@ -40,7 +40,7 @@ def eqssl(folder: str, epochs: int):
   n, split_over = len(split.images) // BATCH, sharding.batch_sharding(sharding.mesh(jax.devices()[:1]))
   order = lambda e: np.random.default_rng(e).permutation(len(split.images))
   rows = lambda step: order(step // n)[step % n * BATCH:(step % n + 1) * BATCH]
-  for step, batch in enumerate(stream.placed(stream.batches(split, rows, 0, epochs * n), split_over, BATCH)):
+  for step, batch in enumerate(stream.place_batches(stream.batches(split, rows, 0, epochs * n), split_over, BATCH)):
     jax.block_until_ready(batch)
     yield BATCH, step % n == n - 1
 

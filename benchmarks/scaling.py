@@ -37,11 +37,11 @@ def main() -> None:
   args = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', NODE)
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import load_config
   from equivariant_ssl.parallel import sharding, step_plan
-  of = lambda devices: configs.load(args.config, {'batch': str(devices * args.images)})
-  at = step_plan.plan(of(NODE), sharding.mesh())
-  flops = {n: step_plan.work(of(n)) / n for n in (1, *SIZES)}  # of a device: the loss grows with the batch
+  of = lambda devices: load_config(args.config, {'batch': str(devices * args.images)})
+  at = step_plan.plan_step(of(NODE), sharding.mesh())
+  flops = {n: step_plan.step_flops(of(n)) / n for n in (1, *SIZES)}  # of a device: the loss grows with the batch
   alone = args.seconds or flops[1] / args.tflops / 1e12
   print(f'{args.config}: {args.images} images a device, one device {alone:.3f} s a step, '
         f'{flops[1] / alone / 1e12:.0f} TFLOP/s' + ('' if args.seconds else ' (assumed)'))

@@ -16,7 +16,7 @@ import optax
 import torch
 import torch_step
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.nets import conv
 from equivariant_ssl.nets.resnet import to_torch
 from equivariant_ssl.parallel import sharding
@@ -26,14 +26,14 @@ from equivariant_ssl.training import loop, state, step
 
 def prepared(device, batch: int, width: int, dtype: str):
   """(run, its first state, views [B 2 32 32 3]) of SimCLR's CIFAR step on noise images."""
-  config = configs.load('cifar10_simclr', {'dtype': dtype, 'batch': str(batch), 'encoder.width': str(width),
-                                           'data.name': 'digits', 'optimizer.warmup_epochs': '0',
-                                           'optimizer.lr': '.01'})  # the same views again and again: a small rate
-  run = loop.prepare(config, sharding.mesh([device]))
+  config = load_config('cifar10_simclr', {'dtype': dtype, 'batch': str(batch), 'encoder.width': str(width),
+                                          'data.name': 'digits', 'optimizer.warmup_epochs': '0',
+                                          'optimizer.lr': '.01'})  # the same views again and again: a small rate
+  run = loop.prepare_run(config, sharding.mesh([device]))
   images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
   data = jax.device_put(step.Batch(images, np.full((batch, 2), 32, np.float32)), device)
-  shown = jax.jit(functools.partial(step.views, run.recipe))(jax.device_put(run.key, device), 0, data)
-  return run, loop.initial(run), shown
+  shown = jax.jit(functools.partial(step.draw_views, run.recipe))(jax.device_put(run.key, device), 0, data)
+  return run, loop.initial_state(run), shown
 
 
 def ours(run: loop.Run, shown, fast: bool):
@@ -48,7 +48,7 @@ def ours(run: loop.Run, shown, fast: bool):
   try:
     if not fast:
       conv.conv2d = conv.plain
-    compiled = jax.jit(update).lower(loop.abstract(run), shown).compile()
+    compiled = jax.jit(update).lower(loop.abstract_state(run), shown).compile()
   finally:
     conv.conv2d = kept
   return compiled

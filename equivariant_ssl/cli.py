@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
       reconfigure(errors='backslashreplace')
   debug = '--debug' in argv
   try:
-    with stop.heard() if argv and argv[0] in RESUMABLE else contextlib.nullcontext():
+    with stop.listen() if argv and argv[0] in RESUMABLE else contextlib.nullcontext():
       parser = build_parser('The command line: `eqssl COMMAND`.', COMMANDS)
       args, rest = parser.parse_known_args(argv)
       args.overrides = _overrides(rest, has_config=hasattr(args, 'config'))
@@ -68,11 +68,11 @@ def entry() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
   until_exit = contextlib.ExitStack()  # it is never closed: signals are heard to the last line
   if sys.argv[1:] and sys.argv[1] in RESUMABLE:
-    until_exit.enter_context(stop.heard())
+    until_exit.enter_context(stop.listen())
   code = main()
   if code in (OK, PREEMPTED):
     stop.ignore_signals()
-  stop.flush()
+  stop.flush_output()
   jax = sys.modules.get('jax')
   if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
     os._exit(code)
@@ -102,8 +102,8 @@ def _overrides(arguments: list[str], has_config: bool) -> dict[str, str]:
 
 def _cache() -> None:
   """Keep compiled programs on disk."""
-  from equivariant_ssl.training.runs import keep_programs
-  keep_programs()
+  from equivariant_ssl.training.runs import keep_compiled_programs
+  keep_compiled_programs()
 
 
 def demo(args: Args) -> None:
@@ -125,15 +125,15 @@ def demo(args: Args) -> None:
 
 def train(args: Args) -> None:
   """Run `eqssl train`."""
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import load_config, override_config, read_config
   if bool(args.config) == bool(args.begin):
     raise UserError('train needs one of --config NAME and --from DIR.', 'See eqssl train --help.',
                     USAGE)
   if args.config:
-    config = configs.load(args.config, args.overrides)
+    config = load_config(args.config, args.overrides)
   else:
-    first_config = configs.read(pathlib.Path(args.begin) / 'config.json')
-    config = configs.changed(first_config.unlock(), args.overrides)
+    first_config = read_config(pathlib.Path(args.begin) / 'config.json')
+    config = override_config(first_config.unlock(), args.overrides)
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
@@ -152,16 +152,16 @@ def train(args: Args) -> None:
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
-  return launch.run(args.where, args.config, args.workdir, args.overrides, args.settings,
-                    args.dry_run)
+  return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
+                       args.dry_run)
 
 
 def resume(args: Args) -> None:
   """Run `eqssl resume`."""
-  from equivariant_ssl import config as configs
-  from equivariant_ssl.training.run_config import moved
-  config = configs.read(pathlib.Path(args.dir) / 'config.json')
-  _train(moved(config, args.data_path), args.dir, args)
+  from equivariant_ssl.config import read_config
+  from equivariant_ssl.training.run_config import relocate_data
+  config = read_config(pathlib.Path(args.dir) / 'config.json')
+  _train(relocate_data(config, args.data_path), args.dir, args)
 
 
 def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> None:
@@ -171,8 +171,8 @@ def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> N
   _cache()
   from equivariant_ssl.training import loop
   with processes.explain_lost_process():
-    loop.train(config, workdir, args.command_line, quiet=args.quiet, accept=args.accept_data,
-               begin=begin)
+    loop.train(config, workdir, args.command_line, quiet=args.quiet, accept_data=args.accept_data,
+               start_from=begin)
   if processes.is_main():
     stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
@@ -200,13 +200,13 @@ def evaluate(args: Args) -> None:
                               args.readout)
   for folder in args.dirs:
     evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                        asked=_data_options(args))
+                        data_request=_data_options(args))
 
 
 def _data_options(args: Args) -> Any:
   """Return what a command says of the data of an existing run."""
-  from equivariant_ssl.training.runs import Asked
-  return Asked(args.data_path, args.accept_data)
+  from equivariant_ssl.training.runs import DataRequest
+  return DataRequest(args.data_path, args.accept_data)
 
 
 def compare(args: Args) -> None:
@@ -221,16 +221,16 @@ def write_report(args: Args) -> None:
   _cache()
   from equivariant_ssl import report
   path = report.report(args.dirs, args.out or None, args.group_by, not args.no_images,
-                       asked=_data_options(args))
+                       data_request=_data_options(args))
   print(f'Report: {path}')
 
 
 def show_augs(args: Args) -> None:
   """Run `eqssl show-augs`."""
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import load_config
   from equivariant_ssl.report import gallery
-  path = gallery.show(configs.load(args.config, args.overrides), args.image,
-                      pathlib.Path(args.out), args.count)
+  path = gallery.write_gallery(load_config(args.config, args.overrides), args.image,
+                               pathlib.Path(args.out), args.count)
   print(f'Views: {path}')
 
 
@@ -260,8 +260,8 @@ def import_weights(args: Args) -> None:
   """Run `eqssl import`."""
   _cache()
   from equivariant_ssl.export import importing
-  importing.import_(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config,
-                    args.overrides, args.command_line)
+  importing.import_weights(pathlib.Path(args.file), pathlib.Path(args.workdir), args.config,
+                           args.overrides, args.command_line)
 
 
 def show_doctor(args: Args) -> int:

@@ -36,7 +36,7 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
   _add_launch(add, commands)
   _add_evaluation(add, commands)
   p = add('study', study_command.run, 'which augmentations should features be sensitive to?')
-  study_command.arguments(p)
+  study_command.add_arguments(p)
   _add_encoder_use(add, commands)
   _add_export(add, commands)
   add('doctor', commands['doctor'], 'show what is installed, which devices there are, and what is '
@@ -46,7 +46,7 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
 
   def add_data(name: str, run: Callable, help_: str) -> argparse.ArgumentParser:
     return add(name, run, help_, data_group)
-  data_command.arguments(add_data)
+  data_command.add_data_commands(add_data)
   return parser
 
 

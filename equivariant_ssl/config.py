@@ -30,8 +30,8 @@ from equivariant_ssl.training import optim
 from equivariant_ssl.types import ROLES
 
 
-def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path | None = None
-         ) -> ConfigDict:
+def load_config(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path | None = None
+                ) -> ConfigDict:
   """Return the resolved config of a config file, after `overrides` {'a.b': 'text'}.
 
   name: the path of the file, or the name of one of the shipped configs.
@@ -39,7 +39,7 @@ def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path 
 
   The file runs as a program. Raises UserError on any mistake.
   """
-  path = path or shipped.find(name)
+  path = path or shipped.find_config(name)
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   if spec is None or spec.loader is None:
     raise UserError(f'config file {str(path)!r} is not a Python file.',
@@ -56,24 +56,24 @@ def load(name: str, overrides: dict[str, str] | None = None, path: pathlib.Path 
   except Exception as error:  # the user's file can raise anything
     raise UserError(f'config file {str(path)!r} failed: {type(error).__name__}: {error}',
                     'It needs a function get_config() that returns a ConfigDict.') from error
-  return changed(config.copy_and_resolve_references().unlock(), overrides)
+  return override_config(config.copy_and_resolve_references().unlock(), overrides)
 
 
-def changed(config: ConfigDict, overrides: dict[str, str] | None = None) -> ConfigDict:
+def override_config(config: ConfigDict, overrides: dict[str, str] | None = None) -> ConfigDict:
   """Return the resolved config of an unlocked one, after `overrides` {'a.b': 'text'}.
 
   The unlocked config is changed. Raises UserError on any mistake.
   """
   spell_out(config)
   apply_overrides(config, overrides or {})
-  return resolve(config)
+  return resolve_config(config)
 
 
-def read(path: pathlib.Path) -> ConfigDict:
+def read_config(path: pathlib.Path) -> ConfigDict:
   """Return the resolved config that a run left in its config.json."""
   fix = 'Restore it from a backup or start a new --workdir.'
   try:
-    return resolve(ConfigDict(record.read_object(path, fix)))
+    return resolve_config(ConfigDict(record.read_json_object(path, fix)))
   except FileNotFoundError:
     raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
                     'Start one: eqssl train --config NAME --workdir DIR') from None
@@ -82,7 +82,7 @@ def read(path: pathlib.Path) -> ConfigDict:
     raise UserError(f'{path} is damaged, it is no config: {why}', fix) from error
 
 
-def as_json(config: ConfigDict) -> dict:
+def config_to_json(config: ConfigDict) -> dict:
   """Return a config as JSON holds it: tuples become lists."""
   return json.loads(config.to_json())
 
@@ -191,7 +191,7 @@ def _check_numbers(config: Any) -> None:
                     'nothing to train.', 'e.g. --config.epochs=10')
 
 
-def resolve(config: Any) -> ConfigDict:
+def resolve_config(config: Any) -> ConfigDict:
   """Return the config with every default written out.
 
   Raises UserError on an unknown field or a wrong type.

@@ -131,6 +131,6 @@ def _override(config: Any, key: str, text: str) -> None:
       raise _no_fields(node, path, last, '' if last.isdecimal() else last, text)
     node[int(last)] = value
     return
-  if last in node:  # the value is replaced, not merged; `resolve` checks its type
+  if last in node:  # the value is replaced, not merged; `resolve_config` checks its type
     del node[last]
   node[last] = ConfigDict(value) if isinstance(value, dict) else value

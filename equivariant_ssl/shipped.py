@@ -19,7 +19,7 @@ def folders(name: str = 'configs') -> list[pathlib.Path]:
   return [p for p in candidates if p.is_dir()]
 
 
-def config(name: str) -> pathlib.Path | None:
+def shipped_config(name: str) -> pathlib.Path | None:
   """Return the package's own config of that name, or None.
 
   A run, an archive or the current folder cannot put another file in its place.
@@ -28,9 +28,9 @@ def config(name: str) -> pathlib.Path | None:
   return next((p for p in paths if p.is_file()), None) if re.fullmatch(r'\w+', name) else None
 
 
-def find(name: str) -> pathlib.Path:
+def find_config(name: str) -> pathlib.Path:
   """Return the config file that a user names. Raise UserError if there is none, or two."""
-  local, packaged = pathlib.Path('configs', f'{name}.py'), config(name)
+  local, packaged = pathlib.Path('configs', f'{name}.py'), shipped_config(name)
   if pathlib.Path(name).is_file():
     return pathlib.Path(name)
   if local.is_file() and packaged and local.read_bytes() != packaged.read_bytes():

@@ -18,7 +18,7 @@ from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.training import loop
-from equivariant_ssl.training import step as steps
+from equivariant_ssl.training.step import Batch, draw_views
 
 
 def get_config() -> ConfigDict:
@@ -37,8 +37,8 @@ def train_with_views(config, workdir, *args, **kw):
     if n == 1:
       data = run.source.train
       rows = epoch_order(run.key, 0, len(data.images))[:run.recipe.batch]
-      batch = sharding.place(steps.Batch(data.images[rows], data.sizes[rows]), sharding.batch_sharding(run.mesh))
-      prints = fingerprint.of(jax.jit(functools.partial(steps.views, run.recipe))(run.key, jnp.int32(0), batch))
+      batch = sharding.place(Batch(data.images[rows], data.sizes[rows]), sharding.batch_sharding(run.mesh))
+      prints = fingerprint.fingerprints(jax.jit(functools.partial(draw_views, run.recipe))(run.key, jnp.int32(0), batch))
       if processes.is_main():
         (pathlib.Path(workdir) / 'views.json').write_text(json.dumps(prints))
   return TRAIN(config, workdir, *args, hooks=(keep,), **kw)

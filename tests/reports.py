@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.report import maps, pictures
 
 HOSTILE = '</script><img src=x onerror=alert(1)>"\'&'
@@ -110,8 +110,8 @@ def run(
   """
   folder.mkdir(parents=True)
   fields = {'seed': str(seed), **overrides}
-  config = configs.load('smoke', fields)
-  (folder / 'config.json').write_text(json.dumps(configs.as_json(config)))
+  config = load_config('smoke', fields)
+  (folder / 'config.json').write_text(json.dumps(config_to_json(config)))
   (folder / 'env.json').write_text(json.dumps(ENV))
   typed = ' '.join(f'--config.{k}={v}' for k, v in fields.items())
   (folder / 'command.txt').write_text(f'eqssl train --config smoke --workdir {folder} {typed}\n')
@@ -163,7 +163,7 @@ def study(folder: pathlib.Path) -> pathlib.Path:
     'made': [
       {
         'name': 'base',
-        'config': configs.as_json(configs.load('digits_study', {'validation': '.2'})),
+        'config': config_to_json(load_config('digits_study', {'validation': '.2'})),
       }
     ],
   }
@@ -282,7 +282,7 @@ def study(folder: pathlib.Path) -> pathlib.Path:
 
 def fake_panels(patch, side: int = 32) -> None:
   """Replace what needs data and a checkpoint by as many pictures of noise, with hostile words."""
-  from equivariant_ssl.report import run_page as page
+  from equivariant_ssl.report import run_page
   from equivariant_ssl.storage import checkpoint
   from equivariant_ssl.training import runs
 
@@ -304,10 +304,10 @@ def fake_panels(patch, side: int = 32) -> None:
     config: object
 
   groups = {name: Group((), side) for name in ('views', 'reference', 'rotated')}
-  patch.setattr(runs, 'reopen', lambda *_: Run(Recipe(groups), None))
-  patch.setattr(runs, 'abstract', lambda run: None)
-  patch.setattr(checkpoint, 'load', lambda *_: (40, None, {}))
-  patch.setattr(page, 'frozen', lambda *_: None)
+  patch.setattr(runs, 'reopen_run', lambda *_: Run(Recipe(groups), None))
+  patch.setattr(runs, 'abstract_state', lambda run: None)
+  patch.setattr(checkpoint, 'load_checkpoint', lambda *_: (40, None, {}))
+  patch.setattr(run_page, 'frozen', lambda *_: None)
   patch.setattr(
     pictures,
     'gallery',

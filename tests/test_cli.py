@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config, read_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
@@ -47,8 +47,8 @@ def command(*argv, devices=1):
 
 def weights(workdir, devices=1):
   """Every leaf of a run's newest checkpoint."""
-  run = loop.prepare(configs.read(pathlib.Path(workdir) / 'config.json'), sharding.mesh(jax.devices()[:devices]))
-  return [np.asarray(x) for x in jax.tree.leaves(checkpoint.load(workdir / 'checkpoints', loop.abstract(run))[1])]
+  run = loop.prepare_run(read_config(pathlib.Path(workdir) / 'config.json'), sharding.mesh(jax.devices()[:devices]))
+  return [np.asarray(x) for x in jax.tree.leaves(checkpoint.load_checkpoint(workdir / 'checkpoints', loop.abstract_state(run))[1])]
 
 
 def rows(workdir):
@@ -61,7 +61,7 @@ def on(tmp_path_factory):
   @functools.cache
   def of(devices):
     workdir = tmp_path_factory.mktemp(f'straight{devices}')
-    loop.train(configs.load(tiny.NAME), workdir, 'straight', mesh=sharding.mesh(jax.devices()[:devices]), quiet=True)
+    loop.train(load_config(tiny.NAME), workdir, 'straight', mesh=sharding.mesh(jax.devices()[:devices]), quiet=True)
     return workdir
   return of
 
@@ -88,7 +88,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize('devices', [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_straight(on, tmp_path, devices):
   """Three steps, an end without warning, and on to eight: bitwise the weights and the losses of eight at once."""
-  config = configs.load(tiny.NAME, {'checkpoint_every': '1'})
+  config = load_config(tiny.NAME, {'checkpoint_every': '1'})
   mesh = sharding.mesh(jax.devices()[:devices])
 
   def kill(run, state, n):
@@ -119,7 +119,7 @@ def test_signals_in_a_process_of_its_own(tmp_path, sent):
     assert process.returncode == 75 and f'eqssl resume {tmp_path}' in err and saved == done
   else:
     assert process.returncode == -9 and done - saved <= 10
-  config = configs.read(tmp_path / 'config.json')
+  config = read_config(tmp_path / 'config.json')
   stop = saved + 4
 
   def end(run, state, n):
@@ -209,11 +209,11 @@ def test_a_run_that_explodes_keeps_nothing_of_it(tmp_path, capsys):
   code, _, err = eqssl('train', '--config', tiny.NAME, '--workdir', tmp_path, '--config.optimizer.lr=1e30',
                        '--config.checkpoint_every=1', capsys=capsys)
   assert code == 6 and 'exploded (params/' in err and 'Last good checkpoint: none' in err and 'Traceback' not in err
-  assert checkpoint.steps(tmp_path / 'checkpoints') == []
+  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == []
 
 
 def test_a_loss_that_is_not_finite():
-  run = loop.prepare(configs.load(tiny.NAME), sharding.mesh(jax.devices()[:1]))
+  run = loop.prepare_run(load_config(tiny.NAME), sharding.mesh(jax.devices()[:1]))
   window = step_log.start_window(0)
   window.pending.append((3, {'loss': np.float32(np.nan)}))
   outputs = step_log.LogOutputs(None, None, None, lambda: 2)
@@ -224,8 +224,8 @@ def test_a_loss_that_is_not_finite():
 
 @pytest.mark.parametrize('what', ['warn', 'stop'])
 def test_a_collapse_is_said_once_or_stops(what):
-  config = configs.load(tiny.NAME, {'on_collapse': what})
-  run = loop.prepare(config, sharding.mesh(jax.devices()[:1]))
+  config = load_config(tiny.NAME, {'on_collapse': what})
+  run = loop.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   window, said = step_log.start_window(0), []
   outputs = step_log.LogOutputs(lambda *a: None, lambda *a: None, said.append, lambda: None)
   metrics = {k: np.float32(1.) for k in ('loss', 'invariance', 'equimod')}

@@ -5,31 +5,31 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config, read_config, resolve_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
-from equivariant_ssl.storage.record import leaves
+from equivariant_ssl.storage.record import config_leaves
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_config_resolves_and_survives_json(name, tmp_path):
-  config = configs.load(name)
+  config = load_config(name)
   (tmp_path / 'config.json').write_text(config.to_json())
-  assert configs.read(tmp_path / 'config.json') == config
-  assert configs.resolve(config) == config
+  assert read_config(tmp_path / 'config.json') == config
+  assert resolve_config(config) == config
 
 
 def test_every_default_is_written_out():
-  config = configs.load('smoke')
+  config = load_config('smoke')
   assert config.augment.crop.ratio == (3 / 4, 4 / 3)
   assert config.invariance.projector.last_norm == 'batch_noaffine'
 
 
 def test_overrides():
-  config = configs.load('smoke', {'epochs': '3', 'augment.crop.scale': '.5,1', 'augment.rotate.role': 'off',
-                                  'optimizer.lr': '1e-3', 'invariance.projector.hidden': '32'})
+  config = load_config('smoke', {'epochs': '3', 'augment.crop.scale': '.5,1', 'augment.rotate.role': 'off',
+                                 'optimizer.lr': '1e-3', 'invariance.projector.hidden': '32'})
   assert config.epochs == 3. and isinstance(config.epochs, float)
   assert config.augment.crop.scale == (.5, 1.)
   assert config.augment.rotate.role == 'off'
@@ -46,24 +46,24 @@ AS_TYPED = ('2024_01_15', '1e5', 'a,b', '1', '0x10', 'None', "('a', 'b')", '{}',
 def test_text_is_taken_as_typed(key, text, tmp_path):
   """Whatever Python would read in it; and it comes back from config.json as that."""
   name, _, field = key.partition('.')
-  config = configs.load('smoke', {'data.name': name, f'data.{field}': text})
+  config = load_config('smoke', {'data.name': name, f'data.{field}': text})
   assert config.data[field] == text and type(config.data[field]) is str
   (tmp_path / 'config.json').write_text(config.to_json(), encoding='utf-8')
-  assert configs.read(tmp_path / 'config.json') == config
+  assert read_config(tmp_path / 'config.json') == config
 
 
 def test_every_field_that_is_text_is_taken_as_typed():
   """A law over the whole schema: no field of text is read as anything else, and no name is."""
-  fields = [k for k, v in leaves(configs.as_json(configs.load('imagenet_byol_equimod'))).items() if isinstance(v, str)]
+  fields = [k for k, v in config_leaves(config_to_json(load_config('imagenet_byol_equimod'))).items() if isinstance(v, str)]
   assert {'data.root', 'dtype', 'encoder.stem', 'augment.crop.role', 'invariance.projector.last_norm'} <= set(fields)
   for field in fields:
     for text in ('1e5', '1,2'):
       try:
-        config = configs.load('imagenet_byol_equimod', {field: text})
+        config = load_config('imagenet_byol_equimod', {field: text})
       except UserError as e:
         assert repr(text) in str(e), f'{field}: {e}'
       else:
-        assert leaves(configs.as_json(config))[field] == text
+        assert config_leaves(config_to_json(config))[field] == text
 
 
 @pytest.mark.parametrize('key,value,cause,fix', [
@@ -108,7 +108,7 @@ def test_every_field_that_is_text_is_taken_as_typed():
 ])
 def test_a_mistake_is_named_with_its_remedy(key, value, cause, fix):
   with pytest.raises(UserError) as error:
-    configs.load('smoke', {key: value})
+    load_config('smoke', {key: value})
   assert error.value.code == 2
   assert cause in str(error.value) and fix in str(error.value)
 
@@ -119,71 +119,71 @@ def test_a_mistake_is_named_with_its_remedy(key, value, cause, fix):
     ('2', 'config.equivariance has 2 objectives', '--config.equivariance.0=x')])
 def test_a_mistake_in_one_of_several_objectives(key, cause, fix):
   with pytest.raises(UserError) as error:
-    configs.load('smoke', {'equivariance': 'equimod,essl', f'equivariance.{key}': 'x'})
+    load_config('smoke', {'equivariance': 'equimod,essl', f'equivariance.{key}': 'x'})
   assert cause in str(error.value) and fix in str(error.value)
 
 
 def test_one_word_is_a_list_and_a_switch_is_true_in_any_letters():
-  config = configs.load('smoke', {'equivariance': 'equimod,essl', 'equivariance.0.augmentations': 'crop', 'probe': 'true',
-                                  'equivariance.1': 'sie', 'tensorboard': 'FALSE'})
+  config = load_config('smoke', {'equivariance': 'equimod,essl', 'equivariance.0.augmentations': 'crop', 'probe': 'true',
+                                 'equivariance.1': 'sie', 'tensorboard': 'FALSE'})
   assert config.equivariance[0].augmentations == ('crop',) and config.equivariance[1].name == 'sie'
   assert config.probe is True and config.tensorboard is False
-  assert configs.load('smoke', {'equivariance.augmentations': 'crop'}).equivariance.augmentations == ('crop',)
+  assert load_config('smoke', {'equivariance.augmentations': 'crop'}).equivariance.augmentations == ('crop',)
 
 
 def test_a_section_under_another_name_keeps_what_both_have():
-  config = configs.load('imagenet_simclr', {'optimizer.name': 'adam', 'data.name': 'folder', 'data.path': 'x'})
+  config = load_config('imagenet_simclr', {'optimizer.name': 'adam', 'data.name': 'folder', 'data.path': 'x'})
   assert config.optimizer.lr == 2.4 and config.optimizer.weight_decay == 1e-6 and 'trust' not in config.optimizer
   assert config.data.size == 256 and config.data.test == .1  # TFDS's `test` is a word, a folder's a share
-  config = configs.load('cifar10_byol', {'invariance.name': 'simclr'})
+  config = load_config('cifar10_byol', {'invariance.name': 'simclr'})
   assert 'predictor' not in config.invariance
-  config = configs.load('imagenet_simclr', {'invariance.predictor.hidden': '64', 'invariance.name': 'byol'})
+  config = load_config('imagenet_simclr', {'invariance.predictor.hidden': '64', 'invariance.name': 'byol'})
   assert config.invariance.predictor.hidden == (64,)
 
 
 @pytest.mark.parametrize('order', [1, -1])
 def test_what_is_asked_beside_another_name_must_be_there(order):
   with pytest.raises(UserError, match="config.encoder has no 'stem'"):
-    configs.load('imagenet_simclr', dict([('encoder.name', 'vit'), ('encoder.stem', 'cifar')][::order]))
+    load_config('imagenet_simclr', dict([('encoder.name', 'vit'), ('encoder.stem', 'cifar')][::order]))
 
 
 def test_a_missing_or_broken_file(tmp_path):
   with pytest.raises(UserError, match='not found.*\n.*Available: .*smoke'):
-    configs.load('smook')
+    load_config('smook')
   broken = tmp_path / 'broken.py'
   broken.write_text('def get_config(:')
   with pytest.raises(UserError, match='SyntaxError'):
-    configs.load(str(broken))
+    load_config(str(broken))
   for returned in ("{'seed': 1}", 'None'):
     broken.write_text(f'def get_config():\n  return {returned}')
     with pytest.raises(UserError, match='get_config.. returned .*\n.*that returns a ConfigDict'):
-      configs.load(str(broken))
+      load_config(str(broken))
   with pytest.raises(UserError, match='config.json is missing'):
-    configs.read(tmp_path / 'config.json')
+    read_config(tmp_path / 'config.json')
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(UserError, match='is not a Python file.\n.*eqssl resume '):
-    configs.load(str(tmp_path / 'config.json'))
+    load_config(str(tmp_path / 'config.json'))
   with pytest.raises(UserError, match='config.json is damaged.*\n.*backup'):
-    configs.read(tmp_path / 'config.json')
+    read_config(tmp_path / 'config.json')
 
 
 def test_the_old_names_of_fields_are_read():
   """An old command line, config file and config.json have `told`, and a fill that is `grey`."""
   order = {'augment.order': 'crop,flip,rotate,erase'}
-  new = configs.load('smoke', {**order, 'augment.erase': "{'fill': 'gray'}",
-                               'equivariance.augmentations': 'crop'})
-  old = configs.load('smoke', {**order, 'augment.erase': "{'fill': 'grey'}",
-                               'equivariance.told': 'crop'})
+  new = load_config('smoke', {**order, 'augment.erase': "{'fill': 'gray'}",
+                              'equivariance.augmentations': 'crop'})
+  old = load_config('smoke', {**order, 'augment.erase': "{'fill': 'grey'}",
+                              'equivariance.told': 'crop'})
   assert new == old and old.equivariance.augmentations == ('crop',) and 'told' not in old.equivariance
-  values = configs.as_json(new)
+  values = config_to_json(new)
   values['equivariance']['told'] = values['equivariance'].pop('augmentations')
   values['augment']['erase']['fill'] = 'grey'
   values['augment']['second'] = {'erase': {'fill': 'grey'}}
-  read = configs.resolve(ConfigDict(values))
+  read = resolve_config(ConfigDict(values))
   assert read.augment.second.erase.fill == 'gray'
-  assert {**configs.as_json(read)['augment'], 'second': {}} == configs.as_json(new)['augment']
+  assert {**config_to_json(read)['augment'], 'second': {}} == config_to_json(new)['augment']
   assert read.equivariance == new.equivariance
-  several = configs.load('smoke', {
+  several = load_config('smoke', {
       'equivariance': "[{'name': 'equimod', 'told': ('crop',)}, {'name': 'essl'}]",
       'equivariance.1.told': 'rotate'})
   assert [e.augmentations for e in several.equivariance] == [('crop',), ('rotate',)]
@@ -191,11 +191,11 @@ def test_the_old_names_of_fields_are_read():
 
 def test_a_run_with_the_old_names_is_resumed(tmp_path):
   """The config.json of an older version is the same config as today's."""
-  config = configs.load('smoke', {'equivariance.augmentations': 'crop'})
-  values = configs.as_json(config)
+  config = load_config('smoke', {'equivariance.augmentations': 'crop'})
+  values = config_to_json(config)
   values['equivariance']['told'] = values['equivariance'].pop('augmentations')
   (tmp_path / 'config.json').write_text(json.dumps(values), encoding='utf-8')
-  assert configs.read(tmp_path / 'config.json') == config
-  record.compare(tmp_path, configs.as_json(config), ())
+  assert read_config(tmp_path / 'config.json') == config
+  record.compare(tmp_path, config_to_json(config), ())
   with pytest.raises(UserError, match='equivariance.augmentations'):
-    record.compare(tmp_path, configs.as_json(configs.load('smoke')), ())
+    record.compare(tmp_path, config_to_json(load_config('smoke')), ())

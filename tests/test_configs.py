@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import equivariance, invariance, nets, registry
+from equivariant_ssl.config import load_config, resolve_config
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.training import optim, recipe
 from equivariant_ssl.types import Embeddings
@@ -100,7 +100,7 @@ FORKS = {
 
 @pytest.fixture(scope='module')
 def loaded():
-  return {name: configs.load(name) for name in NAMES}
+  return {name: load_config(name) for name in NAMES}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -193,7 +193,7 @@ def test_a_section_may_take_another_name(name):
   for over in ({'encoder.name': 'vit'}, {'encoder.name': 'resnet'}, {'equivariance.name': 'none'},
                {'invariance.name': 'byol'}, {'invariance.name': 'none'}, {'optimizer.name': 'adam'},
                {'data.name': 'folder', 'data.path': 'x'}):
-    config = configs.load(name, over)
+    config = load_config(name, over)
     assert all(config[k.split('.')[0]][k.split('.')[1]] == v for k, v in over.items())
 
 
@@ -203,7 +203,7 @@ def test_the_lines_in_the_docs_are_config_lines():
   assert len(blocks) == 4
   for block in blocks:
     lines = ast.literal_eval('{' + block + '}')
-    config = configs.resolve(ConfigDict({**configs.load('smoke').to_dict(), **lines}))
+    config = resolve_config(ConfigDict({**load_config('smoke').to_dict(), **lines}))
     for key, given in lines.items():
       sections = zip(given, config[key], strict=True) if isinstance(given, list) else [(given, config[key])]
       for section, resolved in sections:

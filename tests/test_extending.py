@@ -86,8 +86,8 @@ def written(tmp_path_factory):
     {'equivariance': "{'name': 'myequivariance', 'width': 4}"},
 ], ids=list(FILES))
 def test_one_new_file_trains(overrides, tmp_path):
-  made = config.load('smoke', {**overrides, 'steps': '2', 'encoder': f"{{'name': '{TINY}'}}"})
-  run = loop.prepare(made, sharding.mesh(jax.devices()[:1]))
+  made = config.load_config('smoke', {**overrides, 'steps': '2', 'encoder': f"{{'name': '{TINY}'}}"})
+  run = loop.prepare_run(made, sharding.mesh(jax.devices()[:1]))
   seen = []
-  loop.fit(run, loop.initial(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))
+  loop.fit(run, loop.initial_state(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))
   assert len(seen) == 2 and all(np.isfinite(v) for m in seen for v in m.values())

@@ -83,6 +83,15 @@ def test_a_file_name_says_which_file_it_is():
   assert sorted(names) == sorted(set(names))
 
 
+def test_tests_mirror_the_rooms():
+  """Each room has a folder of tests; pytest needs a different name of each file."""
+  tests = pathlib.Path(__file__).parent
+  files = list(tests.rglob('test_*.py'))
+  rooms = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob('*.py'))}
+  assert {p.parent.name for p in files} == rooms | {tests.name, 'benchmarks', 'faults', 'golden'}
+  assert len({p.name for p in files}) == len(files)
+
+
 def test_flax_is_behind_its_firewall():
   for path in ROOT.rglob('*.py'):
     if path.relative_to(ROOT).parts[0] not in ('nets', 'equivariance'):

@@ -14,7 +14,7 @@ import tiny
 from PIL import Image
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.data import tfds
 from equivariant_ssl.evaluate import target_data, targets, transfer
 from equivariant_ssl.storage import record
@@ -55,7 +55,7 @@ def test_data_prepared_in_an_ascii_locale_are_those_of_any_other(tmp_path):
   """Names of folders and classes come out as what they are, and nothing stops on them."""
   out = ascii_only('data', 'prepare', 'bilder', '--src', images(tmp_path / 'bilder ü'), '--root', tmp_path / ODD)
   assert shlex.split(out.splitlines()[-1])[:3] == ['Next:', 'eqssl', 'train']
-  made = tfds.source('bilder', str(tmp_path / ODD), 'train[:80%]', 'train[80%:]', 8)
+  made = tfds.read_tfds('bilder', str(tmp_path / ODD), 'train[:80%]', 'train[80%:]', 8)
   assert list(made.classes) == ['café', 'thé']
   assert 'café' in next((tmp_path / ODD).rglob('*labels.txt')).read_text(encoding='utf-8')
 
@@ -66,15 +66,15 @@ def test_a_run_in_an_ascii_locale_is_that_of_any_other(tmp_path):
                    '--config.data.size=16', f'--config.data.path={images(tmp_path / "bilder ü")}', '--config.steps=1')
   workdir = tmp_path / ODD
   assert f'data.path={tmp_path}/bilder ü' in (workdir / 'command.txt').read_text(encoding='utf-8')
-  assert configs.read(workdir / 'config.json').data.path == str(tmp_path / 'bilder ü')
+  assert read_config(workdir / 'config.json').data.path == str(tmp_path / 'bilder ü')
   assert json.loads((workdir / 'data.json').read_text(encoding='utf-8'))['classes'] == ['café', 'thé']
   assert out.startswith('Next: eqssl eval ')
 
 
 def test_what_is_no_utf_8_is_written_as_it_is(tmp_path):
   """A folder's name can be of other bytes, which Python holds as surrogates."""
-  record.start(tmp_path, {'seed': 0}, f'eqssl train --workdir {os.fsdecode(b"x/caf")}{os.fsdecode(bytes([0xe9]))}')
-  record.start(tmp_path, {'seed': 0}, 'eqssl resume é')
+  record.start_record(tmp_path, {'seed': 0}, f'eqssl train --workdir {os.fsdecode(b"x/caf")}{os.fsdecode(bytes([0xe9]))}')
+  record.start_record(tmp_path, {'seed': 0}, 'eqssl resume é')
   assert (tmp_path / 'command.txt').read_bytes() == b'eqssl train --workdir x/caf\xe9\neqssl resume \xc3\xa9\n'
 
 
@@ -121,7 +121,7 @@ def hint(err):
 def test_hints_can_be_typed(here, capsys):
   """A folder whose name has spaces, quotes and a semicolon."""
   workdir = here / ODD
-  record.start(workdir, configs.as_json(configs.load(tiny.NAME)), 'eqssl train')
+  record.start_record(workdir, config_to_json(load_config(tiny.NAME)), 'eqssl train')
 
   def said(*argv):
     assert cli.main([str(a) for a in argv]) in (2, 4, 5)

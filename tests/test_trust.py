@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import shipped
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import cache, tfds
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.report import embeddings, run_folder
 from equivariant_ssl.storage import record
-from equivariant_ssl.study import runner as studies
-from equivariant_ssl.study import study_plan as plans
+from equivariant_ssl.study.runner import isolated_environment
+from equivariant_ssl.study.study_plan import read
 
 ROOT = pathlib.Path(__file__).parent.parent
 DICT = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
@@ -41,7 +41,7 @@ def evil(tmp_path, monkeypatch):
 def test_the_config_that_a_run_names_is_not_run(named, evil):
   sent, mark = evil
   said = named if named.startswith('--') else f'--config {named.format(sent=sent)}'
-  record.start(sent, configs.as_json(configs.load(str(ROOT / 'configs' / 'smoke.py'))), f'eqssl train {said} --workdir x')
+  record.start_record(sent, config_to_json(load_config(str(ROOT / 'configs' / 'smoke.py'))), f'eqssl train {said} --workdir x')
   found = run_folder.base(run_folder.read(sent))
   assert not mark.exists()
   known = 'smoke' in named
@@ -51,19 +51,19 @@ def test_the_config_that_a_run_names_is_not_run(named, evil):
 
 def test_a_name_is_looked_up_among_the_shipped_ones_alone(evil):
   sent, mark = evil
-  assert shipped.config('smoke').parent == ROOT / 'configs'
-  assert all(shipped.config(n) is None for n in ('evil', '../configs/smoke', str(sent / 'evil'), '', 'smoke.py'))
+  assert shipped.shipped_config('smoke').parent == ROOT / 'configs'
+  assert all(shipped.shipped_config(n) is None for n in ('evil', '../configs/smoke', str(sent / 'evil'), '', 'smoke.py'))
   with pytest.raises(UserError, match='is two'):  # what a user types is not guessed
-    configs.load('cifar10_quick')
+    load_config('cifar10_quick')
   assert not mark.exists()
-  configs.load('evil')
+  load_config('evil')
   assert mark.exists(), 'a config that the user names runs, by design'
 
 
 def test_processes_of_a_study_import_nothing_from_its_folder(evil):
   sent, mark = evil
   code = 'import json, sys; sys.modules.pop("json"); import json; print(json.__file__)'
-  out = subprocess.run([sys.executable, '-c', code], env={**os.environ, **studies.safe()}, cwd=sent, text=True,
+  out = subprocess.run([sys.executable, '-c', code], env={**os.environ, **isolated_environment()}, cwd=sent, text=True,
                        capture_output=True)
   assert out.returncode == 0 and str(sent) not in out.stdout and not mark.exists(), out.stderr
   plain = {k: v for k, v in os.environ.items() if k != 'PYTHONSAFEPATH'}
@@ -75,11 +75,11 @@ def test_a_study_that_is_sent_names_no_folder_outside_of_it(tmp_path):
   for name in ('../../x', 'a/../../../x'):
     (tmp_path / 'study.json').write_text(json.dumps({'made': [{'name': name, 'config': {}}], 'seeds': [0], 'proxies': []}))
     with pytest.raises(UserError, match='outside of its folder'):
-      plans.read(tmp_path)
+      read(tmp_path)
   for text in ('{}', '[]', '3', '{"made": 3, "seeds": [0], "proxies": []}'):
     (tmp_path / 'study.json').write_text(text)
     with pytest.raises(UserError, match='is not a study'):
-      plans.read(tmp_path)
+      read(tmp_path)
 
 
 class Bomb:

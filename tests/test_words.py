@@ -90,6 +90,18 @@ def test_a_class_has_a_name_of_its_own():
   assert not twice
 
 
+def test_no_module_has_an_alias_and_no_name_is_passed_on():
+  """A module is imported under its name, a function from the module that it is defined in: no `X as X`."""
+  for path in PACKAGE.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('equivariant_ssl'):
+        folder = PACKAGE.parent / node.module.replace('.', '/')
+        for name in node.names:
+          is_module = (folder / f'{name.name}.py').is_file() or (folder / name.name).is_dir()
+          assert not name.asname or not is_module and name.asname != name.name, (
+              f'{path.name}: {name.name} as {name.asname}')
+
+
 def test_the_glossary_has_the_words_of_the_code():
   """What it says of types and fields is there, and each type of types.py is in it."""
   fields = re.findall(r'`([A-Z]\w+)\.(\w+)`', GLOSSARY)

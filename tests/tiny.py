@@ -3,7 +3,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.nets import resnet
 
 resnet.DEPTHS[4] = ((1,), False)
@@ -11,6 +11,6 @@ NAME = str(pathlib.Path(__file__))
 
 
 def get_config() -> ConfigDict:
-  config = configs.load('smoke')
+  config = load_config('smoke')
   config.encoder.depth = 4
   return config

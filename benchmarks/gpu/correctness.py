@@ -10,16 +10,16 @@ from functools import partial
 import jax
 import numpy as np
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import load_config
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import loop, state, step
 
 
 def on(device: jax.Device, batch: int, changed: dict[str, str]):
   """(loss, gradient leaves, views) of the first step of cifar10_simclr_equimod on noise images, on one device."""
-  config = configs.load('cifar10_simclr_equimod', {**changed, 'dtype': 'float32', 'batch': str(batch),
-                                                   'data.name': 'digits', 'size': '32'})
-  run = loop.prepare(config, sharding.mesh([device]))
+  config = load_config('cifar10_simclr_equimod', {**changed, 'dtype': 'float32', 'batch': str(batch),
+                                                  'data.name': 'digits', 'size': '32'})
+  run = loop.prepare_run(config, sharding.mesh([device]))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
   cpu = jax.devices('cpu')[0]
@@ -29,7 +29,7 @@ def on(device: jax.Device, batch: int, changed: dict[str, str]):
     params, stats, data = jax.device_put((first.params, first.stats, step.Batch(
         images, np.full((batch, 2), 32, np.float32))), device)
     key = jax.device_put(run.key, device)
-    shown = jax.jit(partial(step.views, run.recipe))(key, 0, data)
+    shown = jax.jit(partial(step.draw_views, run.recipe))(key, 0, data)
     (loss, _), grads = jax.jit(jax.value_and_grad(partial(step.loss, run.recipe), has_aux=True))(params, stats, shown)
   return float(loss), [np.asarray(g) for g in jax.tree.leaves(grads)], [
       np.asarray(v.images) for v in shown.values()]

@@ -57,10 +57,10 @@ def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
   import parts
 
   from equivariant_ssl.training import runs
-  runs.keep_programs()
+  runs.keep_compiled_programs()
   run = parts.described(size, arm[1], _settings(size, arm, epochs, seed), images=False)
   parts.compiled(run)
-  runs.initial(run)
+  runs.initial_state(run)
   return {'arm': arm[0], 'epochs': epochs}
 
 
@@ -81,15 +81,15 @@ def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 def untrained(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
   """The network of an arm before its first step as a run of step 0, to be evaluated like the others."""
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import config_to_json, load_config
   from equivariant_ssl.storage import checkpoint, record
   from equivariant_ssl.training import runs
-  runs.keep_programs()
+  runs.keep_compiled_programs()
   place = folder('untrained', seed)
-  run = runs.prepare(configs.load(arm[1], _settings(size, arm, epochs, seed)))
-  record.start(place, configs.as_json(run.config), f'benchmarks/gpu/parts.py untrained, of {arm[0]}')
-  with checkpoint.open(place / 'checkpoints') as saved:
-    saved.save(0, runs.initial(run), {}, wait=True)
+  run = runs.prepare_run(load_config(arm[1], _settings(size, arm, epochs, seed)))
+  record.start_record(place, config_to_json(run.config), f'benchmarks/gpu/parts.py untrained, of {arm[0]}')
+  with checkpoint.open_checkpoints(place / 'checkpoints') as saved:
+    saved.save(0, runs.initial_state(run), {}, wait=True)
   return {'arm': arm[0], 'seed': seed}
 
 
@@ -98,18 +98,18 @@ def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
   import jax
   import numpy as np
 
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import config_to_json, read_config
   from equivariant_ssl.storage import checkpoint, fingerprint, record
   from equivariant_ssl.training import runs
   place = folder(label, seed)
-  run = runs.prepare(configs.read(place / 'config.json'))
-  step, state, _ = checkpoint.load(place / 'checkpoints', runs.abstract(run))
+  run = runs.prepare_run(read_config(place / 'config.json'))
+  step, state, _ = checkpoint.load_checkpoint(place / 'checkpoints', runs.abstract_state(run))
   kept = {part: {k: v for k, v in getattr(state, part).items() if k not in LEFT} for part in ('params', 'stats')}
-  leaves = {k: np.asarray(v) for k, v in fingerprint.flat(jax.device_get(kept)).items()}
+  leaves = {k: np.asarray(v) for k, v in fingerprint.flatten(jax.device_get(kept)).items()}
   out = STORE / 'brought'
   out.mkdir(exist_ok=True)
   files = encoders.write(leaves, out, f'{place.name}.encoder')
-  return {**files, 'run': place.name, 'step': step, 'steps': run.recipe.steps, 'config': configs.as_json(run.config),
+  return {**files, 'run': place.name, 'step': step, 'steps': run.recipe.steps, 'config': config_to_json(run.config),
           'environment': json.loads((place / 'env.json').read_text()), 'metrics': record.read_metrics(place),
           'command': (place / 'command.txt').read_text()}
 
@@ -118,7 +118,7 @@ def probe(size: sizes.Size, say, label: str, seed: int, protocols: list[str]) ->
   """The results of protocols of an arm's newest checkpoint, or of the untrained network's, one after the other."""
   from equivariant_ssl.evaluate import evaluation
   from equivariant_ssl.training import runs
-  runs.keep_programs()
+  runs.keep_compiled_programs()
   found = {}
   for name in protocols:
     found |= evaluation.evaluate(folder(label, seed), [name], untrained=False)

@@ -68,15 +68,15 @@ def described(size: sizes.Size, config: str, more: dict[str, str] | None = None,
   import jax
   import numpy as np
 
-  from equivariant_ssl import config as configs
+  from equivariant_ssl.config import load_config
   from equivariant_ssl.data.cifar10 import NORMAL
   from equivariant_ssl.data.source import Source, Split
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.training import recipe, runs
-  resolved = configs.load(config, sizes.overrides(size, config, more))
+  resolved = load_config(config, sizes.overrides(size, config, more))
   side = resolved.data.get('size') or resolved.size
   num = 5 * size.records if config.startswith('cifar10') else 2 * resolved.batch
-  made = recipe.make(resolved, num, side, *NORMAL, 10)
+  made = recipe.make_recipe(resolved, num, side, *NORMAL, 10)
   mesh = sharding.mesh(jax.devices()[:1])
   pixels = np.random.default_rng(0).integers(0, 256, (num, side, side, 3), np.uint8) if images else None
   split = Split(pixels, np.full((num, 2), side, np.float32), None)
@@ -90,11 +90,11 @@ def compiled(run):
 
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.training import runs
-  from equivariant_ssl.training import step as steps
+  from equivariant_ssl.training.step import Batch, resident_step
   num, whole, side = len(run.source.train.sizes), sharding.replicated_sharding(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-  data = steps.Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
-  return steps.resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract(run), data, of((num,), np.int32)).compile()
+  data = Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
+  return resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract_state(run), data, of((num,), np.int32)).compile()
 
 
 def timed(run, program, seconds: float, say, found: dict):
@@ -105,11 +105,11 @@ def timed(run, program, seconds: float, say, found: dict):
   from equivariant_ssl.data.order import epoch_order
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.training import runs
-  from equivariant_ssl.training import step as steps
+  from equivariant_ssl.training.step import Batch
   train, whole = run.source.train, sharding.replicated_sharding(run.mesh)
-  data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
+  data = sharding.place(Batch(train.images, train.sizes, None), whole)
   order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
-  state = runs.initial(run)
+  state = runs.initial_state(run)
 
   def advance(count: int) -> float:
     nonlocal state
@@ -143,7 +143,7 @@ def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float
   from budget import middle
 
   from equivariant_ssl.training import runs
-  runs.keep_programs()
+  runs.keep_compiled_programs()
   held = open(lock, 'a') if lock else None
   if held:
     fcntl.flock(held, fcntl.LOCK_SH)
@@ -199,19 +199,19 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.storage import fingerprint
   from equivariant_ssl.training import runs
-  from equivariant_ssl.training import step as steps
-  runs.keep_programs()
+  from equivariant_ssl.training.step import Batch
+  runs.keep_compiled_programs()
   run = described(size, config)
   program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
-  given = sharding.place((steps.Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
+  given = sharding.place((Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
 
   def twenty(stop: bool) -> dict:
-    state = runs.initial(run)
+    state = runs.initial_state(run)
     for n in range(20):
       if stop and n == 10:
         state = sharding.place(jax.device_get(state), whole)
       state, _ = program(run.key, state, *given)
-    return fingerprint.of(state)
+    return fingerprint.fingerprints(state)
   first, again, stopped = twenty(False), twenty(False), twenty(True)
   return {'flags': os.environ.get('XLA_FLAGS', ''), 'twice': first == again, 'resumed': first == stopped}
 
@@ -221,7 +221,7 @@ def pytorch(size: sizes.Size, say) -> dict:
   import torch_parts
 
   from equivariant_ssl.training import runs
-  runs.keep_programs()
+  runs.keep_compiled_programs()
   return torch_parts.compare(size, say, functools.partial(described, size, 'cifar10_simclr'), compiled)
 
 

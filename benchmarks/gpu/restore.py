@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.errors import BAD_DATA, UserError, describe
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, fingerprint, record
@@ -28,7 +28,7 @@ def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
   """{run: what `bring` says of it, its files as paths} of the results of every folder; of two, the later step."""
   found = {}
   for folder in folders:
-    results = record.read_object(folder / 'results.json', 'Give the folder that $OUT came back as.')
+    results = record.read_json_object(folder / 'results.json', 'Give the folder that $OUT came back as.')
     for key, part in results.get('parts', {}).items():
       about = part.get('found', {})
       if key.startswith('bring ') and 'sha256' in about and about['step'] > found.get(about['run'], {}).get('step', -1):
@@ -45,14 +45,14 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
   workdir = out / about['run']
   if workdir.exists():
     raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')
-  config = configs.resolve(ConfigDict(about['config']))
-  run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+  config = resolve_config(ConfigDict(about['config']))
+  run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   try:
     leaves = encoders.read(about['files'], about['sha256'])
   except ValueError as error:
     raise UserError(f'{error}.', 'Copy the files again from where the call put them.', BAD_DATA) from None
-  state = runs.initial(run)
-  flat = fingerprint.flat(state)
+  state = runs.initial_state(run)
+  flat = fingerprint.flatten(state)
   wrong = [k for k, v in leaves.items() if k not in flat or flat[k].shape != v.shape]
   wrong += [k for k in flat if k.startswith(('params/encoder/', 'stats/encoder/')) and k not in leaves]
   if wrong:
@@ -62,11 +62,11 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out, prefix='.restore-') as scratch:
     new = pathlib.Path(scratch, about['run'])
-    record.start(new, configs.as_json(config), about['command'])
+    record.start_record(new, config_to_json(config), about['command'])
     here = json.loads((new / 'env.json').read_text())
-    record.write_whole(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
+    record.write_atomically(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
     (new / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in about['metrics']))
-    with checkpoint.open(new / 'checkpoints', config.keep) as saved:
+    with checkpoint.open_checkpoints(new / 'checkpoints', config.keep) as saved:
       saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimiser'}, wait=True)
     os.replace(new, workdir)
   return workdir

@@ -16,7 +16,7 @@ from budget import middle
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs
-from equivariant_ssl.training import step as steps
+from equivariant_ssl.training.step import Batch
 
 ROUNDS = 2
 
@@ -40,9 +40,9 @@ def ours_given(run, first, shown) -> Turn:
 def ours_whole(run, compiled: Callable) -> Turn:
   """Our training step: the batch picked, augmented and learned from on the device."""
   program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
-  data = sharding.place(steps.Batch(train.images, train.sizes, None), whole)
+  data = sharding.place(Batch(train.images, train.sizes, None), whole)
   order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
-  held = [runs.initial(run)]
+  held = [runs.initial_state(run)]
 
   def advance() -> None:
     held[0] = program(run.key, held[0], data, order)[0]

@@ -14,7 +14,7 @@ BROKEN = (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.Bad
 # Bytes that an archive may unpack to. The official ones have a third of it or more.
 UNPACKED = {'cifar10': 2**29, 'cifar100': 2**29, 'stl10': 2**32}
 IMAGENET = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
-FOUND_AT = {
+ADDRESSES = {
     'imagenet': 'https://image-net.org (an account is needed): ' + ', '.join(IMAGENET.values()),
     'cifar10': 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
     'cifar100': 'https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
@@ -41,13 +41,13 @@ def archive_errors(path: pathlib.Path, name: str) -> Iterator[None]:
     text = str(getattr(error, 'strerror', None) or error)
     reason = ' '.join(text.split()) or type(error).__name__
     raise UserError(f'{path} cannot be read as {name}: {reason}.',
-                    f'The archive is at {FOUND_AT[name]}') from error
+                    f'The archive is at {ADDRESSES[name]}') from error
 
 
 def archive_file(src: str, name: str) -> pathlib.Path:
   """The archive of the data set `name`: the file `src`, or a file in the folder `src`."""
   path = source_paths(src)[0]
-  file = path / posixpath.basename(FOUND_AT[name]) if path.is_dir() else path
+  file = path / posixpath.basename(ADDRESSES[name]) if path.is_dir() else path
   if not file.is_file():
-    raise UserError(f'{str(file)!r} does not exist.', f'The archive is at {FOUND_AT[name]}')
+    raise UserError(f'{str(file)!r} does not exist.', f'The archive is at {ADDRESSES[name]}')
   return file

@@ -12,7 +12,7 @@ import numpy as np
 
 from equivariant_ssl.data import folder, folder_index, layout
 from equivariant_ssl.data.archive_files import (
-  FOUND_AT,
+  ADDRESSES,
   IMAGENET,
   UNPACKED,
   archive_errors,
@@ -21,7 +21,7 @@ from equivariant_ssl.data.archive_files import (
 )
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
 from equivariant_ssl.data.encode import png
-from equivariant_ssl.data.source import to_check
+from equivariant_ssl.data.source import check_advice
 from equivariant_ssl.data.unpack import (
   check_end,
   members,
@@ -47,7 +47,7 @@ def folder_dataset(name: str, base: pathlib.Path, links: bool = False,
 
   The folder has class folders, or images without classes.
   """
-  content = folder.read(base, links=links, splits=splits)
+  content = folder.read_folder(base, links=links, splits=splits)
   numbers: dict[str | None, int] = {c: number for number, c in enumerate(content.classes or ())}
 
   def label(path: str) -> int:
@@ -63,17 +63,17 @@ def folder_dataset(name: str, base: pathlib.Path, links: bool = False,
     notes = (*notes, f'{name} is prepared without labels')
   return Dataset(name, '1.0.0', content.classes, examples,
                  _total_bytes(content.index.root, content.index.paths), notes=notes, places=places,
-                 fix=to_check(str(base)))
+                 fix=check_advice(str(base)))
 
 
-def _unreadable(index: folder_index.Index, part: folder.Part) -> dict[str, BadImage]:
+def _unreadable(index: folder_index.Index, part: folder.SplitFiles) -> dict[str, BadImage]:
   """{path within the split: why it cannot be read} of the images of a split."""
   place = os.path.relpath(part.root, index.root)
   prefix = '' if place == '.' else place + os.sep
   return {path[len(prefix):]: error for path, error in index.bad if path.startswith(prefix)}
 
 
-def _folder_examples(part: folder.Part, bad: dict[str, BadImage], label: Callable[[str], int],
+def _folder_examples(part: folder.SplitFiles, bad: dict[str, BadImage], label: Callable[[str], int],
                      key: Callable[[str], str] = folder_index.as_text) -> Iterator[Example]:
   """The images of a folder, with those that cannot be read. bad: {path: why it cannot be read}."""
   for path in sorted((*part.paths, *bad)):
@@ -124,15 +124,15 @@ def imagenet(src: str) -> Dataset:
         splits[split] = functools.partial(_tar_examples, tar)
         size += tar.stat().st_size
       elif place:
-        index = folder_index.index(str(place))
-        part = folder.Part(index.root, index.paths)
+        index = folder_index.index_folder(str(place))
+        part = folder.SplitFiles(index.root, index.paths)
         splits[split] = functools.partial(_folder_examples, part, dict(index.bad),
                                           imagenet_labels(), os.path.basename)
         size += _total_bytes(index.root, index.paths)
-        notes = (*notes, *folder_index.said(index, ''))
+        notes = (*notes, *folder_index.left_out_lines(index, ''))
   if 'train' not in splits:
     raise UserError(f'{src} has neither {IMAGENET["train"]} nor train/ with class folders.',
-                    f'The archives are at {FOUND_AT["imagenet"]}')
+                    f'The archives are at {ADDRESSES["imagenet"]}')
   return Dataset('imagenet2012', '5.1.0', None, splits, size, official=True, notes=notes,
                  published={'train': 1_281_167, 'validation': 50_000})
 

@@ -12,18 +12,18 @@ import numpy as np
 
 from equivariant_ssl.data.cache import MOST
 from equivariant_ssl.data.source import Source, Split, thread_count
-from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 from equivariant_ssl.types import Config
 
-FILE = 'data.json'   # in the folder of a run
+CARD_FILE = 'data.json'   # in the folder of a run
 DECIMALS = 6         # of a mean, for the comparison: its last bits depend on the CPU
 CLASSES_LISTED = 3   # classes that a difference names
 BLOCK_BYTES = 2**22  # canvases that are hashed at a time, in bytes
 
 
-class Part(NamedTuple):
+class SplitFacts(NamedTuple):
   """What a data card says of one split.
 
   A digest is 16 hexadecimal digits, or '' where it is unknown.
@@ -57,8 +57,8 @@ class Card(NamedTuple):
   """
   name: str
   settings: dict[str, Any]
-  train: Part
-  test: Part | None
+  train: SplitFacts
+  test: SplitFacts | None
   classes: tuple[str, ...] | None
   canvas: int
   mean: tuple[float, ...]
@@ -68,7 +68,7 @@ class Card(NamedTuple):
   since: int = 0
   changes: tuple[str, ...] = ()
   start: dict[str, Any] | None = None
-  labelled: Part | None = None
+  labelled: SplitFacts | None = None
 
 
 def digest(content: bytes) -> str:
@@ -92,16 +92,16 @@ def pixel_digest(images: np.ndarray) -> str:
   return digest(repr(images.shape).encode() + blocks)
 
 
-def describe_split(split: Split, files: str = '') -> Part:
+def describe_split(split: Split, files: str = '') -> SplitFacts:
   """What a card says of a split. files: the digest of the split's files, which its source made."""
   labels = ''
   if split.labels is not None:
     labels = digest(np.ascontiguousarray(split.labels, np.int32).tobytes())
-  pixels = '' if lazy(split.images) else pixel_digest(split.images)
-  return Part(len(split.images), files, labels, pixels)
+  pixels = '' if is_stream(split.images) else pixel_digest(split.images)
+  return SplitFacts(len(split.images), files, labels, pixels)
 
 
-def of(source: Source, config: Config) -> Card:
+def make_card(source: Source, config: Config) -> Card:
   """The card of the data as they are now. config: the resolved config by which they were read."""
   train = describe_split(source.train, source.files[0])
   test = source.test and describe_split(source.test, source.files[1])
@@ -115,38 +115,38 @@ def of(source: Source, config: Config) -> Card:
       labelled=labelled)
 
 
-def facts(card: Card) -> dict[str, Any]:
+def card_facts(card: Card) -> dict[str, Any]:
   """All facts on which a number depends, by the names that a user knows them by."""
   def rounded(values: tuple[float, ...]) -> list[float]:
     return [round(float(value), DECIMALS) for value in values]
 
   named = {'classes': card.classes and list(card.classes), 'canvas': card.canvas,
            'mean': rounded(card.mean), 'std': rounded(card.std)}
-  splits = {'training': card.train, 'test': card.test or Part(0)}
+  splits = {'training': card.train, 'test': card.test or SplitFacts(0)}
   splits |= {'labelled': card.labelled} if card.labelled else {}
   for name, part in splits.items():
     named |= {f'{name} {field}': value for field, value in part._asdict().items()}
   return named
 
 
-def mark(card: Card) -> str:
+def data_mark(card: Card) -> str:
   """A short digest of all on which a number depends.
 
   These are the fingerprints of the splits, the counts, the classes, the mean and the standard
   deviation. The place of the data is not among them.
   """
-  return digest(json.dumps(facts(card), sort_keys=True).encode())
+  return digest(json.dumps(card_facts(card), sort_keys=True).encode())
 
 
-def as_json(card: Card) -> dict[str, Any]:
+def card_to_json(card: Card) -> dict[str, Any]:
   """The card as a JSON object."""
   parts = {'train': card.train, 'test': card.test, 'labelled': card.labelled}
   fields = card._asdict() | {name: part and part._asdict() for name, part in parts.items()}
   return json.loads(json.dumps(fields))
 
 
-def from_json(content: dict[str, Any]) -> Card:
-  """The card that `as_json` made `content` from. It leaves out the fields of a later version.
+def card_from_json(content: dict[str, Any]) -> Card:
+  """The card that `card_to_json` made `content` from. It leaves out the fields of a later version.
 
   Raises ValueError where `content` is not a card.
   """
@@ -155,28 +155,28 @@ def from_json(content: dict[str, Any]) -> Card:
                               for key, value in content.items() if key in Card._fields}
     for name in ('train', 'test', 'labelled'):
       if name in fields or name != 'labelled':  # cards of an older version have no `labelled`
-        fields[name] = fields[name] and Part(**fields[name])
+        fields[name] = fields[name] and SplitFacts(**fields[name])
     return Card(**fields)
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'this is not a data card: {error}') from None
 
 
-def read(workdir: pathlib.Path) -> Card | None:
+def read_card(workdir: pathlib.Path) -> Card | None:
   """The card in a run's data.json, or None where there is none. UserError where it is damaged."""
-  path = workdir / FILE
+  path = workdir / CARD_FILE
   fix = 'Restore it from a backup, or delete it: the next start makes a new one.'
   try:
-    return from_json(record.read_object(path, fix))
+    return card_from_json(record.read_json_object(path, fix))
   except FileNotFoundError:
     return None
   except ValueError as error:
     raise UserError(f'{path} is damaged: {error}.', fix) from None
 
 
-def write(workdir: pathlib.Path, card: Card) -> None:
+def write_card(workdir: pathlib.Path, card: Card) -> None:
   """Write a run's data.json. A write that fails leaves the old file as it was."""
-  text = json.dumps(as_json(card), indent=1, ensure_ascii=False) + '\n'
-  record.write_whole(workdir / FILE, text)
+  text = json.dumps(card_to_json(card), indent=1, ensure_ascii=False) + '\n'
+  record.write_atomically(workdir / CARD_FILE, text)
 
 
 def _class_list(names: list[str]) -> str:
@@ -196,7 +196,7 @@ def _class_differences(known: tuple[str, ...], now: tuple[str, ...]) -> list[str
   return lines or ['the classes are in another order']
 
 
-def _split_differences(name: str, known: Part, now: Part) -> list[str]:
+def _split_differences(name: str, known: SplitFacts, now: SplitFacts) -> list[str]:
   """How the split `name` differs from the split that the run knows: one line, or none."""
   def differs(field: str) -> bool:
     old, new = getattr(known, field), getattr(now, field)
@@ -219,7 +219,7 @@ def _split_differences(name: str, known: Part, now: Part) -> list[str]:
   return []
 
 
-def differences(known: Card, now: Card) -> list[str]:
+def card_differences(known: Card, now: Card) -> list[str]:
   """How data as they are `now` differ from those that a run knows, in one line each.
 
   What is unknown of one of the two is not compared. [] where nothing differs.
@@ -234,11 +234,11 @@ def differences(known: Card, now: Card) -> list[str]:
                  'there are no labels, and the run knows some')
   for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test),
                          ('labelled', known.labelled, now.labelled)):
-    lines += _split_differences(name, old or Part(0), new or Part(0))
+    lines += _split_differences(name, old or SplitFacts(0), new or SplitFacts(0))
   return lines
 
 
-def taken(known: Card, now: Card) -> Card:
+def accept_data(known: Card, now: Card) -> Card:
   """The card of a run that accepts other data: `now`, with what a run keeps for ever from `known`.
 
   A run keeps its mean, its standard deviation, the number of images from which it counts epochs,

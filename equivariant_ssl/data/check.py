@@ -14,9 +14,10 @@ from equivariant_ssl.data.channel_moments import (
   moments,
   remarks,
 )
-from equivariant_ssl.data.decode import DAMAGED, BadImage, decode, reading
+from equivariant_ssl.data.decode import decode, pixel_rules
 from equivariant_ssl.data.encode import CANVAS
 from equivariant_ssl.data.folder_index import printable
+from equivariant_ssl.data.image_header import DAMAGED, BadImage
 from equivariant_ssl.data.source import Records, counted_list, map_chunks
 
 WIDE = 4.      # a long side that is more than so many times the short side is unusual
@@ -81,9 +82,9 @@ def check_digits() -> Report:
 
 def check_folder(path: pathlib.Path, options: Options = Options()) -> Report:
   """Decode every image of a folder."""
-  content = folder.read(path, .1, options.links, options.splits)
-  rules = reading(options.background, options.bits)
-  parts = {split: folder.records(part, content.classes, rules)
+  content = folder.read_folder(path, .1, options.links, options.splits)
+  rules = pixel_rules(options.background, options.bits)
+  parts = {split: folder.folder_records(part, content.classes, rules)
            for split, part in content.parts.items() if part.paths}
   not_read = [f'{printable(place)}: {error}' for place, error in content.index.bad
               if error.reason != DAMAGED]
@@ -98,10 +99,10 @@ def check_folder(path: pathlib.Path, options: Options = Options()) -> Report:
 
 def check_tfds(dataset: str, root: str, options: Options = Options()) -> Report:
   """Decode every record of every split of a prepared TFDS data set."""
-  builder = tfds.open_directory(tfds.find(dataset, root, '--root DIR'))
-  image, label = tfds.keys(dataset, builder.info)
-  rules = reading(options.background, options.bits)
-  parts = {split: tfds.records(builder, split, image, label, rules=rules)
+  builder = tfds.open_directory(tfds.find_version(dataset, root, '--root DIR'))
+  image, label = tfds.image_and_label(dataset, builder.info)
+  rules = pixel_rules(options.background, options.bits)
+  parts = {split: tfds.split_records(builder, split, image, label, rules=rules)
            for split in builder.info.splits}
   names = tuple(builder.info.features[label].names) if label else None
   return make_report(str(builder.data_dir), parts, names)
@@ -114,7 +115,7 @@ def scan(split: str, records: Records) -> list[Look]:
     if isinstance(data, BadImage):
       return Look(split, name, error=str(data))
     try:
-      canvas, size = decode(data, CANVAS, records.how)
+      canvas, size = decode(data, CANVAS, records.rules)
     except BadImage as error:
       return Look(split, name, error=str(error))
     content = measure_content(canvas[None], moments(canvas[None]))

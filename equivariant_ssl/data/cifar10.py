@@ -12,4 +12,4 @@ def make(root: str = '') -> Source:
 
   root: the folder of TFDS data sets; '' for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
   """
-  return tfds.source('cifar10:3.0.2', root, 'train', 'test', 32, NORMAL)
+  return tfds.read_tfds('cifar10:3.0.2', root, 'train', 'test', 32, NORMAL)

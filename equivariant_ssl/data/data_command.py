@@ -15,7 +15,7 @@ DEFAULTS = {'background': 'black', 'bits': 16}
 ROOT = 'folder of TFDS data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)'
 
 
-def arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   """Add both commands. add: the function from (name, run, help) to the parser of a command."""
   parser = add('prepare', prepare, 'make a data set readable by TFDS, without TensorFlow')
   parser.add_argument('name', help='cifar10 cifar100 stl10 tiny-imagenet imagenet, or a name of '
@@ -49,7 +49,7 @@ def _folder_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(args: argparse.Namespace) -> None:
   """Run `eqssl data prepare`."""
   from equivariant_ssl.data import archives, tfds, writer
-  from equivariant_ssl.data.decode import reading
+  from equivariant_ssl.data.decode import pixel_rules
   from equivariant_ssl.data.prepare import cifar10
   if args.shrink < 0:
     raise UserError(f'--shrink {args.shrink} is not a side in pixels.', 'e.g. --shrink 256')
@@ -62,9 +62,9 @@ def prepare(args: argparse.Namespace) -> None:
     return
   if not args.src:
     raise UserError(f'{args.name} is made from files that you have: --src says where they are.',
-                    archives.FOUND_AT.get(args.name, 'e.g. --src FOLDER, with a folder for each '
-                                          'class'))
-  rules = reading(args.background, args.bits)
+                    archives.ADDRESSES.get(args.name, 'e.g. --src FOLDER, with a folder for each '
+                                           'class'))
+  rules = pixel_rules(args.background, args.bits)
   if args.name in archives.KNOWN:
     data = archives.KNOWN[args.name](args.src)
   else:

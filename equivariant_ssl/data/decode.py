@@ -12,8 +12,6 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image, ImageColor
 
-from equivariant_ssl.data.image_header import DAMAGED as DAMAGED
-from equivariant_ssl.data.image_header import FORMATS as FORMATS
 from equivariant_ssl.data.image_header import (
   LINK,
   NO_FILE,
@@ -43,7 +41,7 @@ UPRIGHT = {                # what undoes each of its values
 SIDES_SWAPPED = UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]
 
 
-class Reading(NamedTuple):
+class PixelRules(NamedTuple):
   """How pixels become 8-bit RGB.
 
   background: (red, green, blue) under what is transparent.
@@ -53,7 +51,7 @@ class Reading(NamedTuple):
   bits: int = 16
 
 
-def reading(background: str = 'black', bits: int = 16) -> Reading:
+def pixel_rules(background: str = 'black', bits: int = 16) -> PixelRules:
   """The Reading with a background as CSS writes colors. Raises UserError."""
   if not 8 <= bits <= 16:
     raise UserError(f'bits is {bits}, but images of 16 bits use 8 to 16 of them.',
@@ -63,7 +61,7 @@ def reading(background: str = 'black', bits: int = 16) -> Reading:
   except ValueError:
     raise UserError(f'background is {background!r}, which is not a color.',
                     "e.g. --config.data.background=white, or '#808080'") from None
-  return Reading(cast(tuple[int, int, int], color), bits)
+  return PixelRules(cast(tuple[int, int, int], color), bits)
 
 
 def open_file(path: str, root: str) -> io.BufferedReader:
@@ -100,23 +98,23 @@ def read_file(path: str, root: str) -> bytes:
     with open_file(path, root) as file:
       return file.read(FILE_BYTES + 1)
   try:
-    return disk.again(once, path)
+    return disk.retry(once, path)
   except OSError as error:
     raise BadImage(f'cannot be read: {one_line(error)}') from error
 
 
-def header(path: str, root: str) -> tuple[int, int]:
+def read_header(path: str, root: str) -> tuple[int, int]:
   """The (height, width) that a file's header declares. The pixels are not decoded."""
   def once() -> tuple[int, int]:
     with open_file(path, root) as file, open_image(file) as image:
       return image.height, image.width
-  return disk.again(once, path)
+  return disk.retry(once, path)
 
 
 _ROOM = Room(PIXELS, LARGE)
 
 
-def decode(data: bytes | BadImage, size: int | None, rules: Reading = Reading()
+def decode(data: bytes | BadImage, size: int | None, rules: PixelRules = PixelRules()
            ) -> tuple[np.ndarray, tuple[int, int]]:
   """The whole image squashed to uint8 [size size 3], upright, and its true (height, width).
 
@@ -140,7 +138,7 @@ def decode(data: bytes | BadImage, size: int | None, rules: Reading = Reading()
       raise BadImage(f'cannot be decoded: {one_line(error)}') from error
 
 
-def _decoded(image: Image.Image, data: bytes, size: int | None, rules: Reading
+def _decoded(image: Image.Image, data: bytes, size: int | None, rules: PixelRules
              ) -> tuple[np.ndarray, tuple[int, int]]:
   width, height = image.size
   if image.format in ('JPEG', 'MPO'):
@@ -190,7 +188,7 @@ def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:
   return to_rgb(image)
 
 
-def to_rgb(image: Image.Image, rules: Reading = Reading(), raw: str = '') -> Image.Image:
+def to_rgb(image: Image.Image, rules: PixelRules = PixelRules(), raw: str = '') -> Image.Image:
   """The first frame in 8-bit RGB.
 
   Transparency lies on the background. Of 16-bit gray the high byte is taken, where Pillow would
@@ -208,7 +206,7 @@ def to_rgb(image: Image.Image, rules: Reading = Reading(), raw: str = '') -> Ima
   return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def _gray_to_rgb(image: Image.Image, rules: Reading) -> Image.Image:
+def _gray_to_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
   """A gray image of up to 16 bits in 8-bit RGB."""
   values = np.asarray(image)
   least, most = int(values.min()), int(values.max())

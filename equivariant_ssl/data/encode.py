@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from equivariant_ssl.data.decode import BadImage, Reading, decode
+from equivariant_ssl.data.decode import BadImage, PixelRules, decode
 from equivariant_ssl.data.image_header import open_image
 
 CANVAS = 32    # the side to which an image is decoded as a test: enough to meet every damaged byte
@@ -30,7 +30,7 @@ def png(pixels: np.ndarray) -> bytes:
   return out.getvalue()
 
 
-def shrunk_jpeg(data: bytes | BadImage, side: int, rules: Reading = Reading()) -> bytes:
+def shrunk_jpeg(data: bytes | BadImage, side: int, rules: PixelRules = PixelRules()) -> bytes:
   """The image as a JPEG in RGB, with a short side of at most `side` pixels.
 
   An image is never enlarged. Raises BadImage.
@@ -43,7 +43,7 @@ def shrunk_jpeg(data: bytes | BadImage, side: int, rules: Reading = Reading()) -
   return encode_jpeg(image, QUALITY)
 
 
-def readable(data: bytes | BadImage, rules: Reading = Reading()) -> bytes:
+def readable(data: bytes | BadImage, rules: PixelRules = PixelRules()) -> bytes:
   """The image as it is, or, where TFDS's readers do not read it as RGB, as another format.
 
   CMYK becomes a JPEG of TFDS's own quality; TIFF and PPM become a PNG. Raises BadImage where the

@@ -11,18 +11,25 @@ import numpy as np
 
 from equivariant_ssl.data import layout
 from equivariant_ssl.data.channel_moments import measure_moments
-from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading, read_file, reading
-from equivariant_ssl.data.folder_index import EXTENSIONS, Index, index, printable, said
+from equivariant_ssl.data.decode import PixelRules, pixel_rules, read_file
+from equivariant_ssl.data.folder_index import (
+  EXTENSIONS,
+  Index,
+  index_folder,
+  left_out_lines,
+  printable,
+)
+from equivariant_ssl.data.image_header import DAMAGED, BadImage
 from equivariant_ssl.data.source import (
   REPLACED,
   Records,
   Source,
+  check_advice,
   counted_list,
   decode_splits,
   files_digest,
-  fits,
-  to_check,
-  too_many,
+  fits_in_memory,
+  too_many_unreadable,
   unreadable_error,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
@@ -31,7 +38,7 @@ from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 FIX_PATH = 'Say where the images are: --config.data.path=DIR'
 
 
-class Part(NamedTuple):
+class SplitFiles(NamedTuple):
   """The images of one split.
 
   paths:  relative to the folder `root`, sorted.
@@ -51,13 +58,13 @@ class Folder(NamedTuple):
   """
   # The field hides a method of tuple that nobody calls.
   index: Index  # pyright: ignore[reportIncompatibleMethodOverride]
-  parts: dict[str, Part]
+  parts: dict[str, SplitFiles]
   classes: tuple[str, ...] | None
   notes: tuple[str, ...]
 
   def lines(self, follow: str = '--config.data.links=True') -> tuple[str, ...]:
     """What was left out, in one line, and the notes. follow: what to type to follow links."""
-    return said(self.index, follow) + self.notes
+    return left_out_lines(self.index, follow) + self.notes
 
 
 def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
@@ -76,11 +83,11 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   replaced by another one of its split (see `source.decode_splits`).
 
   stream:     decode images as they are needed. Data that do not fit in memory are always streamed.
-  links:      follow links to folders and out of `path` (see `folder_index.index`).
+  links:      follow links to folders and out of `path` (see `folder_index.index_folder`).
   background: a color under what is transparent.
   bits:       the number of bits that gray images of 16 bits use.
   """
-  rules = reading(background, bits)
+  rules = pixel_rules(background, bits)
   if not path:
     raise UserError('The data set `folder` needs a path.', FIX_PATH)
   if not (size > 0 and 0 <= test < 1):
@@ -88,18 +95,18 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   base = pathlib.Path(path).expanduser()
   if not base.is_dir():
     raise UserError(f'{path!r} is not a folder.', FIX_PATH)
-  content = read(base, test, links, splits)
+  content = read_folder(base, test, links, splits)
   train, held_out = content.parts['train'], _held_out(content)
   if not train.paths:
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
-  judge(base, content.index)
+  check_headers(base, content.index)
   damaged, count = content.index.damaged, len(train.paths)
-  train_records, test_records = records(train, content.classes, rules), None
+  train_records, test_records = folder_records(train, content.classes, rules), None
   if held_out and held_out.paths:
-    test_records = records(held_out, content.classes, rules)
+    test_records = folder_records(held_out, content.classes, rules)
     count += test_records.count
   problems, left_out = counted_list('damaged, left out:', damaged), content.index.left_out
-  if stream or not fits(count, size):
+  if stream or not fits_in_memory(count, size):
     train_split = lazy_split(str(base), train_records, size, train_records.labels, len(damaged))
     test_split = test_records and lazy_split(str(base), test_records, size, test_records.labels,
                                              len(damaged))
@@ -117,11 +124,11 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
                 place=(('path', os.path.abspath(base)),), left_out=left_out)
 
 
-def _held_out(content: Folder) -> Part | None:
+def _held_out(content: Folder) -> SplitFiles | None:
   return content.parts.get('validation') or content.parts.get('test')
 
 
-def part_digest(part: Part | None) -> str:
+def part_digest(part: SplitFiles | None) -> str:
   """A digest of the names and the sizes in bytes of a split's files; '' where it has none."""
   if not part or not part.paths:
     return ''
@@ -142,34 +149,35 @@ def _unused_test(content: Folder) -> tuple[str, ...]:
   return (f'test: its {count:,} images are not used here, because validation is held out',)
 
 
-def judge(base: pathlib.Path, index: Index) -> None:
+def check_headers(base: pathlib.Path, index: Index) -> None:
   """Raise UserError (BAD_DATA) where more than 1 % of the images have no readable header."""
   damaged = index.damaged
   total = len(index.paths) + len(damaged)
-  if too_many(len(damaged), total):
-    raise unreadable_error(str(base), len(damaged), total, damaged[0], to_check(str(base)))
+  if too_many_unreadable(len(damaged), total):
+    raise unreadable_error(str(base), len(damaged), total, damaged[0], check_advice(str(base)))
 
 
-def read(base: pathlib.Path, share: float = 0., links: bool = False, splits: bool = True) -> Folder:
+def read_folder(base: pathlib.Path, share: float = 0., links: bool = False, splits: bool = True
+                ) -> Folder:
   """What a folder holds, read alike for training, `data check`, `data prepare` and `transfer`.
 
   share: the share of the images to hold out as 'test' where no folder is a split. Raises UserError
   where there is no image, or where the folders can be read in two ways.
   """
-  images = index(str(base), links)
+  images = index_folder(str(base), links)
   if not images.paths:
     _refuse_empty(base, images)
   paths = sorted((*images.paths,
                   *(path for path, error in images.bad if error.reason == DAMAGED)))
   prefixes, notes = layout.arrange(paths, str(base), splits)
-  parts = {split: Part(os.path.join(str(base), prefix).rstrip(os.sep),
-                       _paths_within(images, prefix), images.within)
+  parts = {split: SplitFiles(os.path.join(str(base), prefix).rstrip(os.sep),
+                             _paths_within(images, prefix), images.within)
            for split, prefix in prefixes.items()}
   has_splits = len(parts) > 1
   if share and not has_splits:
     root, paths, within = parts['train']
-    parts = {'train': Part(root, tuple(p for p in paths if _hash_share(p) >= share), within),
-             'test': Part(root, tuple(p for p in paths if _hash_share(p) < share), within)}
+    parts = {'train': SplitFiles(root, tuple(p for p in paths if _hash_share(p) >= share), within),
+             'test': SplitFiles(root, tuple(p for p in paths if _hash_share(p) < share), within)}
   names = {split: part.paths for split, part in parts.items()}
   classes, odd = layout.class_names(names, str(base), splits, has_splits)
   unmatched = layout.unmatched_classes(names) if classes else ()
@@ -204,7 +212,8 @@ def _refuse_empty(place: pathlib.Path, images: Index) -> None:
                   BAD_DATA if images.damaged else USAGE)
 
 
-def records(part: Part, classes: tuple[str, ...] | None, rules: Reading = Reading()) -> Records:
+def folder_records(part: SplitFiles, classes: tuple[str, ...] | None,
+                   rules: PixelRules = PixelRules()) -> Records:
   """The images of one split, not yet decoded. rules: how their pixels become 8-bit RGB."""
   root, paths, within = part
 
@@ -220,4 +229,4 @@ def records(part: Part, classes: tuple[str, ...] | None, rules: Reading = Readin
     labels = np.array([numbers[layout.class_of(path)] for path in paths], np.int32)
   return Records(lambda i: printable(paths[i]),
                  lambda indices: (read_one(paths[i]) for i in indices), labels, len(paths),
-                 how=rules)
+                 rules=rules)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from equivariant_ssl.data.decode import DAMAGED, BadImage, header
+from equivariant_ssl.data.decode import read_header
+from equivariant_ssl.data.image_header import DAMAGED, BadImage
 from equivariant_ssl.parallel import sharding
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.tif',
@@ -54,7 +55,7 @@ class _Skipped(NamedTuple):
   system: list[str]
 
 
-def said(index: Index, follow: str) -> tuple[str, ...]:
+def left_out_lines(index: Index, follow: str) -> tuple[str, ...]:
   """What was left out of a folder, in one line with the number for each reason, largest first.
 
   follow: what to type to follow links; a second line says it where there are such links.
@@ -69,7 +70,7 @@ def said(index: Index, follow: str) -> tuple[str, ...]:
           *((f'links are followed with {follow}',) if links and follow else ()))
 
 
-def index(root: str, links: bool = False) -> Index:
+def index_folder(root: str, links: bool = False) -> Index:
   """The Index of a folder: every folder in it is walked, and the header of every image is read.
 
   An image is a file with an extension of EXTENSIONS; hidden files are left out. links: follow links
@@ -94,7 +95,7 @@ def index(root: str, links: bool = False) -> Index:
 
   def problem(relative: str) -> BadImage | None:
     try:
-      header(os.path.join(root, relative), within)
+      read_header(os.path.join(root, relative), within)
       return None
     except BadImage as error:
       return error

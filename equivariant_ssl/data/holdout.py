@@ -17,7 +17,7 @@ def rank_in_class(labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
   return rank
 
 
-def held_out(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
+def held_out_mask(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
   """A mask [N] of the images to hold out: floor(fraction x its size) images of every class.
 
   The seed is fixed, so that the mask is the same for every network and run.
@@ -26,7 +26,7 @@ def held_out(labels: np.ndarray, fraction: float = HELD_OUT) -> np.ndarray:
   return rank < np.floor(np.bincount(labels) * fraction)[labels]
 
 
-def named(share: float, readout: str = '') -> str:
+def readout_name(share: float, readout: str = '') -> str:
   """The one of READOUTS on which a run is read out.
 
   share:   the share of the training images that the run holds out.
@@ -42,7 +42,7 @@ def named(share: float, readout: str = '') -> str:
   return READOUTS[0] if share and readout != 'test' else READOUTS[1]
 
 
-def split(source: Source, share: float, readout: str = '') -> Source:
+def hold_out(source: Source, share: float, readout: str = '') -> Source:
   """`source` with `share` of the training images of each class held out in place of its test split.
 
   The same images are always held out. Without labels they are a share of all images. With `readout`
@@ -57,7 +57,7 @@ def split(source: Source, share: float, readout: str = '') -> Source:
                     'each class: 0 for none, and below 1.', 'e.g. --config.validation=.2')
   bank = source.bank
   labels = np.zeros(len(bank.images), np.int32) if bank.labels is None else bank.labels
-  out = held_out(labels, share)
+  out = held_out_mask(labels, share)
   if not out.any():
     raise UserError(
         f'config.validation is {share:g}, but no class has the {np.ceil(1 / share):.0f} images of '
@@ -65,7 +65,7 @@ def split(source: Source, share: float, readout: str = '') -> Source:
         'read out on the test split.')
 
   def part(rows: np.ndarray) -> Split:
-    return stream.some(bank, np.flatnonzero(rows))
+    return stream.take_rows(bank, np.flatnonzero(rows))
 
   source = source._replace(test=source.test if readout == 'test' else part(out))
   if source.labelled:

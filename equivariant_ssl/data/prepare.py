@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.data.archive_files import FOUND_AT, UNPACKED, archive_file
+from equivariant_ssl.data.archive_files import ADDRESSES, UNPACKED, archive_file
 from equivariant_ssl.data.encode import png
 from equivariant_ssl.data.tfds_folders import default_root, open_directory
 from equivariant_ssl.data.unpack import open_member, open_tar
 from equivariant_ssl.data.writer import Dataset, Example, build, publish, scratch_folder
 from equivariant_ssl.errors import UserError
 
-URL = FOUND_AT['cifar10']
+URL = ADDRESSES['cifar10']
 SIZE = 170_052_171
 SHA256 = 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 NAMES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from equivariant_ssl.data.decode import BadImage, Reading, decode
+from equivariant_ssl.data.decode import BadImage, PixelRules, decode
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.parallel import sharding
 
@@ -73,7 +73,7 @@ class Records(NamedTuple):
   labels: int32 [N], or None. They may be known only after all records are read.
   count:  N.
   files:  [N] the file names, or None. They may be known only after all records are read.
-  how:    how their pixels become 8-bit RGB.
+  rules:  how their pixels become 8-bit RGB.
   """
   names: Callable[[int], str]
   read: Callable[[range], Iterable[bytes | BadImage]]
@@ -81,7 +81,7 @@ class Records(NamedTuple):
   # The field hides a method of tuple that nobody calls.
   count: int  # pyright: ignore[reportIncompatibleMethodOverride]
   files: np.ndarray | None = None
-  how: Reading = Reading()
+  rules: PixelRules = PixelRules()
 
 
 def files_digest(files: Iterable[tuple]) -> str:
@@ -97,7 +97,7 @@ def files_digest(files: Iterable[tuple]) -> str:
   return digest.hexdigest()[:16]
 
 
-def fits(count: int, size: int) -> bool:
+def fits_in_memory(count: int, size: int) -> bool:
   """Whether `count` canvases of side `size` may be kept in memory."""
   return count * size * size * 3 <= MEMORY
 
@@ -137,7 +137,7 @@ def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:
   return {i: next(j for j in replacements(i, count) if j not in bad) for i in sorted(bad)}
 
 
-def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
+def decode_records(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   """Decode every record to a canvas of side `size`, and replace each unreadable one by another.
 
   Returns the split, and the (index, reason) of each record that was replaced.
@@ -149,7 +149,7 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
     bad = []
     for i, data in zip(indices, records.read(indices), strict=True):
       try:
-        images[i], sizes[i] = decode(data, size, records.how)
+        images[i], sizes[i] = decode(data, size, records.rules)
       except BadImage as error:
         bad.append((i, str(error)))
     return bad
@@ -165,7 +165,7 @@ def fill(records: Records, size: int) -> tuple[Split, list[tuple[int, str]]]:
   return Split(images, sizes, labels), bad
 
 
-def too_many(bad: int, total: int) -> bool:
+def too_many_unreadable(bad: int, total: int) -> bool:
   """Whether `bad` unreadable images of `total` end a command: more than 1 %, and more than one."""
   return bad > max(1, .01 * total) or bad == total > 0
 
@@ -176,7 +176,7 @@ def unreadable_error(name: str, bad: int, total: int, first: str, fix: str) -> U
                    f'1 %. The first is {first.removesuffix(".")}.', fix, BAD_DATA)
 
 
-def to_check(path: str) -> str:
+def check_advice(path: str) -> str:
   """The advice on broken images. path: a folder of images, or a prepared data set's directory."""
   return (f'Run `eqssl data check {shlex.quote(path)}` to list the broken images, and remove or '
           'repair them.')
@@ -204,11 +204,11 @@ def decode_splits(name: str, train: Records, test: Records | None, size: int,
     if records is None:
       splits.append(None)
       continue
-    split, bad = fill(records, size)
+    split, bad = decode_records(records, size)
     splits.append(split)
     replaced += [f'{records.names(i)}: {reason}' for i, reason in bad]
     hopeless |= bool(bad) and len(bad) == records.count
   problems = [*lost, *replaced]
-  if hopeless or too_many(len(problems), total):
-    raise unreadable_error(name, len(problems), total, problems[0], to_check(name))
+  if hopeless or too_many_unreadable(len(problems), total):
+    raise unreadable_error(name, len(problems), total, problems[0], check_advice(name))
   return splits[0], splits[1], replaced

@@ -19,11 +19,11 @@ from equivariant_ssl.data.source import (
   MEMORY,
   Records,
   Split,
-  fits,
+  check_advice,
+  fits_in_memory,
   replacements,
   thread_count,
-  to_check,
-  too_many,
+  too_many_unreadable,
   unreadable_error,
 )
 from equivariant_ssl.errors import BAD_DATA, UserError
@@ -76,14 +76,14 @@ class Canvases:
     for index in itertools.chain((first,), tries):
       try:
         data, = self.records.read(range(index, index + 1))
-        canvas, size = decode(data, self.side, self.records.how)
+        canvas, size = decode(data, self.side, self.records.rules)
         if self.labels is not None and index != first:
           self.labels[first] = self.labels[index]
         return canvas, np.asarray(size, np.float32)
       except BadImage as error:
         self.report(index, str(error))
-    raise UserError(f'{self.name}: {TRIES} records in a row cannot be read.', to_check(self.name),
-                    BAD_DATA)
+    raise UserError(f'{self.name}: {TRIES} records in a row cannot be read.',
+                    check_advice(self.name), BAD_DATA)
 
   def report(self, index: int, why: str) -> None:
     """Note that a record is unreadable, and print it once.
@@ -95,11 +95,11 @@ class Canvases:
         return
       self.bad[index] = why
       bad, total = len(self.bad) + self.lost, self.records.count + self.lost
-      if too_many(bad, total):
+      if too_many_unreadable(bad, total):
         first = next(iter(self.bad))
         raise unreadable_error(self.name, bad, total,
                                f'{self.records.names(first)}: {self.bad[first]}',
-                               to_check(self.name))
+                               check_advice(self.name))
       if len(self.bad) <= REPORTED:
         print(f'{self.records.names(index)}: {why}; another record replaces it', file=sys.stderr)
 
@@ -113,7 +113,7 @@ class Canvases:
       last = self.last
     if last is not None and np.array_equal(last[0], indices):  # images[rows], then sizes[rows]
       return last[1]
-    if not fits(len(indices), self.side):
+    if not fits_in_memory(len(indices), self.side):
       raise UserError(
           f'{self.name}: this needs {len(indices):,} decoded images in memory at once.',
           f'At most {MEMORY / 2**30:.0f} GiB are kept: use a smaller --config.data.size, or fewer '
@@ -159,7 +159,7 @@ class Sizes:
     return self[:].astype(dtype or np.float32, copy=False)
 
 
-def lazy(images: Any) -> bool:
+def is_stream(images: Any) -> bool:
   """Whether `images` are a stream, whose rows are decoded when they are indexed."""
   return isinstance(images, Canvases | Sizes)
 
@@ -169,10 +169,10 @@ def take_images(images: Any, rows: np.ndarray) -> Any:
   return images.part(rows) if isinstance(images, Canvases) else images[rows]
 
 
-def some(split: Split, rows: np.ndarray) -> Split:
+def take_rows(split: Split, rows: np.ndarray) -> Split:
   """The part of a split at `rows`; the images of a stream are not decoded."""
   images = take_images(split.images, rows)
-  return Split(images, Sizes(images) if lazy(images) else split.sizes[rows],
+  return Split(images, Sizes(images) if is_stream(images) else split.sizes[rows],
                None if split.labels is None else split.labels[rows])
 
 
@@ -231,8 +231,8 @@ class Rows(NamedTuple):
   start: int
 
 
-def epochs(split: Split, order: Callable[[int], np.ndarray], batch: int, per_epoch: int, steps: int,
-           place: Callable) -> Iterator[Rows]:
+def epoch_rows(split: Split, order: Callable[[int], np.ndarray], batch: int, per_epoch: int,
+               steps: int, place: Callable) -> Iterator[Rows]:
   """The Rows of `steps` steps.
 
   Data in memory are placed on the devices once, with the order of each epoch. Of a stream only the
@@ -242,7 +242,7 @@ def epochs(split: Split, order: Callable[[int], np.ndarray], batch: int, per_epo
   place: the function that puts a pytree of arrays on the devices.
   """
   order = lru_cache(2)(order)
-  if not lazy(split.images):
+  if not is_stream(split.images):
     images, sizes, labels = place(tuple(split))
     for epoch in range(-(-steps // per_epoch)):
       placed_order = place(order(epoch))
@@ -260,7 +260,7 @@ def epochs(split: Split, order: Callable[[int], np.ndarray], batch: int, per_epo
     yield Rows(images, sizes, labels, in_order, 0)
 
 
-def own(sharding: NamedSharding, batch: int) -> np.ndarray:
+def process_rows(sharding: NamedSharding, batch: int) -> np.ndarray:
   """The positions in a global batch of the rows that this process holds, in order."""
   slices = set()
   for index in sharding.addressable_devices_indices_map((batch,)).values():
@@ -269,7 +269,7 @@ def own(sharding: NamedSharding, batch: int) -> np.ndarray:
   return np.concatenate([np.arange(start, stop) for start, stop in sorted(slices)])
 
 
-def placed(arrays: Iterator, sharding: NamedSharding, batch: int) -> Iterator:
+def place_batches(arrays: Iterator, sharding: NamedSharding, batch: int) -> Iterator:
   """Pytrees of this process's rows as global arrays of `batch` rows.
 
   AHEAD of them are on their way to the devices before they are needed.

@@ -10,7 +10,7 @@ import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.channel_moments import Moments, measure_moments
-from equivariant_ssl.data.decode import BadImage, Reading, reading
+from equivariant_ssl.data.decode import BadImage, PixelRules, pixel_rules
 from equivariant_ssl.data.source import (
   REPLACED,
   Records,
@@ -19,21 +19,18 @@ from equivariant_ssl.data.source import (
   counted_list,
   decode_splits,
   files_digest,
-  fits,
+  fits_in_memory,
   map_chunks,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.data.tfds_claims import check_counts
-from equivariant_ssl.data.tfds_folders import OWN as OWN
-from equivariant_ssl.data.tfds_folders import NotPrepared as NotPrepared
 from equivariant_ssl.data.tfds_folders import (
   default_root,
-  find,
+  find_version,
   is_path,
   open_directory,
   split_hint,
 )
-from equivariant_ssl.data.tfds_folders import known as known
 from equivariant_ssl.errors import UserError, passing
 from equivariant_ssl.storage import disk
 
@@ -61,33 +58,33 @@ def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: s
   There are no labels where there is no class label, or where some labels are negative. The mean and
   the standard deviation are measured on `train`.
   """
-  rules = reading(background, bits)
-  data = source(dataset, root, train, test, size, stream=stream, rules=rules)
+  rules = pixel_rules(background, bits)
+  data = read_tfds(dataset, root, train, test, size, stream=stream, rules=rules)
   if not labelled:
     return data
   moments = data.mean, data.std
-  bank = source(dataset, root, labelled, '', size, moments, stream, rules).train
+  bank = read_tfds(dataset, root, labelled, '', size, moments, stream, rules).train
   return data._replace(labelled=bank)
 
 
-def source(dataset: str, root: str, train: str, test: str, size: int,
-           moments: Moments | None = None, stream: bool = False,
-           rules: Reading = Reading()) -> Source:
+def read_tfds(dataset: str, root: str, train: str, test: str, size: int,
+              moments: Moments | None = None, stream: bool = False,
+              rules: PixelRules = PixelRules()) -> Source:
   """`make`, with the moments if they are known. rules: how the pixels become 8-bit RGB."""
-  path = find(dataset, root)
+  path = find_version(dataset, root)
   builder = open_directory(path)
-  image, label = keys(dataset, builder.info)
+  image, label = image_and_label(dataset, builder.info)
   size = size or _common_size(dataset, builder.info.features[image].shape)
   classes = tuple(builder.info.features[label].names) if label else None
   hint = split_hint(builder.info.splits)
-  train_records = records(builder, train, image, label, hint, rules)
-  test_records = records(builder, test, image, label, hint, rules) if test else None
+  train_records = split_records(builder, train, image, label, hint, rules)
+  test_records = split_records(builder, test, image, label, hint, rules) if test else None
   count = train_records.count + (test_records.count if test_records else 0)
   if is_path(dataset):
     place = 'dataset', os.path.abspath(path)
   else:
     place = 'root', os.path.abspath(default_root(root))
-  if stream or not fits(count, size):
+  if stream or not fits_in_memory(count, size):
     train_split, names = _lazy_split(path, train, train_records, size)
     test_split = _lazy_split(path, test, test_records, size)[0] if test_records else None
     moments, lines = measure_moments(moments or USUAL_MOMENTS.get(builder.info.name),
@@ -189,13 +186,13 @@ def read_labels(path: pathlib.Path, split: str, records: Records
 def keep_labels(path: pathlib.Path) -> None:
   """Read the labels of a prepared data set that is too large to decode, before any training."""
   builder = open_directory(path)
-  image, label = keys(path.parent.name, builder.info)
+  image, label = image_and_label(path.parent.name, builder.info)
   if builder.info.dataset_size > MOST:
     for split in builder.info.splits:
-      read_labels(path, split, records(builder, split, image, label))
+      read_labels(path, split, split_records(builder, split, image, label))
 
 
-def keys(dataset: str, info: Any) -> tuple[str, str | None]:
+def image_and_label(dataset: str, info: Any) -> tuple[str, str | None]:
   """The names of the features that are the image and the class label.
 
   They are the supervised ones, where the data set names them.
@@ -228,8 +225,8 @@ def _common_size(dataset: str, shape: tuple[int | None, ...]) -> int:
   return height
 
 
-def records(builder: Any, split: str, image: str, label: str | None, hint: str = '',
-            rules: Reading = Reading()) -> Records:
+def split_records(builder: Any, split: str, image: str, label: str | None, hint: str = '',
+                  rules: PixelRules = PixelRules()) -> Records:
   """The records of one split. Their `labels` and `files` are filled in as the records are read.
 
   image, label: the names of the features. hint: advice for the error where the split is not there.
@@ -254,7 +251,7 @@ def records(builder: Any, split: str, image: str, label: str | None, hint: str =
       return rows[i]
     except Exception as error:  # array_record checks a hash of each record
       if passing(error):
-        raise disk.unread(f'{split} record {i}', passing(error)) from error
+        raise disk.unreadable(f'{split} record {i}', passing(error)) from error
       return BadImage(f'cannot be read: {str(error).splitlines()[0]}')
 
   def read(indices: range) -> Iterable[bytes | BadImage]:

@@ -12,11 +12,11 @@ from equivariant_ssl.data.tfds_claims import SAFE, unsafe_class
 from equivariant_ssl.errors import UserError
 
 # What this package prepares itself: {name: the command}.
-OWN = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',
-       'cifar100': 'eqssl data prepare cifar100 --src ARCHIVE',
-       'stl10': 'eqssl data prepare stl10 --src ARCHIVE',
-       'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
-       'imagenet2012': 'eqssl data prepare imagenet --src FOLDER'}
+PREPARED_HERE = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',
+                 'cifar100': 'eqssl data prepare cifar100 --src ARCHIVE',
+                 'stl10': 'eqssl data prepare stl10 --src ARCHIVE',
+                 'tiny_imagenet': 'eqssl data prepare tiny-imagenet --src ARCHIVE',
+                 'imagenet2012': 'eqssl data prepare imagenet --src FOLDER'}
 
 
 class NotPrepared(UserError):  # noqa: N818
@@ -30,10 +30,10 @@ def default_root(root: str = '') -> pathlib.Path:
 
 
 @functools.cache
-def known() -> frozenset[str]:
-  """The names of the data sets that can be prepared: TFDS's, and those of OWN."""
+def preparable_names() -> frozenset[str]:
+  """The names of the data sets that can be prepared: TFDS's, and those of PREPARED_HERE."""
   import tensorflow_datasets as tfds
-  return frozenset({*tfds.list_builders(with_community_datasets=False), *OWN})
+  return frozenset({*tfds.list_builders(with_community_datasets=False), *PREPARED_HERE})
 
 
 def is_path(dataset: str) -> bool:
@@ -41,7 +41,8 @@ def is_path(dataset: str) -> bool:
   return (pathlib.Path(os.path.expanduser(dataset)) / 'dataset_info.json').is_file()
 
 
-def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -> pathlib.Path:
+def find_version(dataset: str, root: str = '', option: str = '--config.data.root=DIR'
+                 ) -> pathlib.Path:
   """The directory of one prepared version of a data set.
 
   option: the option that sets `root`. Raises NotPrepared, or another UserError, where there is
@@ -59,7 +60,8 @@ def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -
     raise UserError(f'{dataset!r} has configurations.',
                     f'Name one: {", ".join(f"{name}/{config}" for config in configs)}.')
   others = f' (there are versions {", ".join(versions)})' if versions else ''
-  if name.split('/')[0] not in known() and (os.sep in dataset or pathlib.Path(dataset).is_file()):
+  if (name.split('/')[0] not in preparable_names()
+      and (os.sep in dataset or pathlib.Path(dataset).is_file())):
     raise no_data_error(dataset)
   raise NotPrepared(f'{dataset!r} is not prepared under {default_root(root)}{others}.',
                     f'Prepare it once: {prepare_command(name)}; or say where it is: {option}')
@@ -67,8 +69,8 @@ def find(dataset: str, root: str = '', option: str = '--config.data.root=DIR') -
 
 def prepare_command(name: str) -> str:
   """What to type to prepare a data set of this name."""
-  if name in OWN or name.split('/')[0] not in known():
-    return OWN.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
+  if name in PREPARED_HERE or name.split('/')[0] not in preparable_names():
+    return PREPARED_HERE.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
   return (f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record')"
           '.download_and_prepare()')
 

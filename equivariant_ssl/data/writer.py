@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from equivariant_ssl.data import encode
 from equivariant_ssl.data.ahead import map_in_order, with_progress
-from equivariant_ssl.data.decode import DAMAGED, BadImage, Reading
+from equivariant_ssl.data.decode import PixelRules
 from equivariant_ssl.data.folder_index import printable
+from equivariant_ssl.data.image_header import DAMAGED, BadImage
 from equivariant_ssl.data.key_order import in_key_order, spread
-from equivariant_ssl.data.source import counted_list, too_many, unreadable_error
+from equivariant_ssl.data.source import counted_list, too_many_unreadable, unreadable_error
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
-from equivariant_ssl.storage.record import lock
+from equivariant_ssl.storage.record import lock_folder
 
 SPARE = 1.03          # bytes on disk for one byte of the sources
 YOUNG = 60.           # seconds for which a new folder may not be locked yet
@@ -80,7 +81,7 @@ def amount(count: int) -> str:
   return f'{count / UNITS[unit]:.1f} {unit}'
 
 
-def encoded(example: Example, shrink: int, rules: Reading) -> Example:
+def encoded(example: Example, shrink: int, rules: PixelRules) -> Example:
   """The example with its image as it is written.
 
   Where `shrink` is 0 the image stays as it is; else it is made smaller. An image that cannot be
@@ -103,14 +104,15 @@ def scratch_folder(root: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
   for old in root.glob(f'.preparing-{name}-*'):
     with contextlib.suppress(UserError, OSError):  # another process may hold it or remove it
       if time.time() - old.stat().st_mtime > YOUNG:
-        with lock(old):
+        with lock_folder(old):
           shutil.rmtree(old)
-  with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=root) as place, lock(place):
+  with (tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=root) as place,
+        lock_folder(place)):
     yield pathlib.Path(place)
 
 
 def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print,
-          rules: Reading = Reading()) -> pathlib.Path:
+          rules: PixelRules = PixelRules()) -> pathlib.Path:
   """Write `root`/NAME/VERSION, which `tfds.data_source` reads, and return its path.
 
   An image that cannot be decoded is left out and listed; more than 1 % of them are an error. A data
@@ -147,7 +149,7 @@ def write(data: Dataset, root: pathlib.Path, shrink: int = 0, log: Log = print,
 
 
 def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log,
-          rules: Reading = Reading()) -> tuple[Any, list[str]]:
+          rules: PixelRules = PixelRules()) -> tuple[Any, list[str]]:
   """Write the data set in `scratch`.
 
   Returns its TFDS DatasetInfo, whose data_dir is where it was written, and a line for each image
@@ -179,7 +181,7 @@ def build(data: Dataset, scratch: pathlib.Path, shrink: int, log: Log,
       raise UserError(f'{data.name} {split}: no image {"can be read" if lines else "is there"}.',
                       'Check that this is the right archive or folder.',
                       BAD_DATA if damaged else USAGE)
-    if too_many(len(damaged), good + len(damaged)):
+    if too_many_unreadable(len(damaged), good + len(damaged)):
       raise unreadable_error(f'{data.name} {split}', len(damaged), good + len(damaged),
                              damaged[0], data.fix)
 

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl.config import load
+from equivariant_ssl.config import load_config
 from equivariant_ssl.data import digits, holdout
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.demo.turns import Retrieved, readouts, retriever
 from equivariant_ssl.evaluate.frozen import frozen, gains, variables
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.shipped import config as shipped_config
+from equivariant_ssl.shipped import shipped_config
 from equivariant_ssl.training.loop import fit
-from equivariant_ssl.training.runs import initial, prepare
+from equivariant_ssl.training.runs import initial_state, prepare_run
 
 # The head of each read-out's column; `turns.readouts` says what each is.
 READOUTS = {'turn': 'turn %', 'linear': 'class %', 'both': 'class and turn %',
@@ -68,16 +68,16 @@ class TrainedArm(NamedTuple):
   retrieved: list[Retrieved] | None = None
 
 
-def load_config(spec: ArmSpec, budget: Budget) -> Any:
+def arm_config(spec: ArmSpec, budget: Budget) -> Any:
   """Return the config of an arm for a budget."""
   steps = {'steps': str(budget.steps)} if budget.steps else {}
   held_out = {'validation': str(VALIDATION)} if budget.readout == 'validation' else {}
-  return load(spec.config, {**spec.overrides, **steps, **held_out}, shipped_config(spec.config))
+  return load_config(spec.config, {**spec.overrides, **steps, **held_out}, shipped_config(spec.config))
 
 
 def readout_split(budget: Budget) -> Split:
   """Return the digits that arms are read out on."""
-  source = holdout.split(digits.make(), VALIDATION if budget.readout == 'validation' else 0.)
+  source = holdout.hold_out(digits.make(), VALIDATION if budget.readout == 'validation' else 0.)
   assert source.test is not None  # the digits have a test split
   return source.test
 
@@ -91,7 +91,7 @@ def readout_images(budget: Budget) -> str:
 
 def costs(spec: ArmSpec, budget: Budget) -> tuple[int, int, int]:
   """Return (the steps of one seed, the cost of a step, the cost of a read-out) of an arm."""
-  config = load_config(spec, budget)
+  config = arm_config(spec, budget)
   images = round(1000 * (1 - config.validation))
   has_views = not hasattr(config.equivariance, 'name') or config.equivariance.name != 'none'
   return (config.steps or round(config.epochs * (images // config.batch)), 1 + has_views,
@@ -110,7 +110,7 @@ def train_arm(name: str, spec: ArmSpec, budget: Budget,
   Where the spec says so, its untrained network is another arm, 'untrained'. advance: is called with
   the cost of what was done, step by step.
   """
-  run = prepare(load_config(spec, budget), sharding.mesh(jax.devices()[:1]))
+  run = prepare_run(arm_config(spec, budget), sharding.mesh(jax.devices()[:1]))
   recipe, source = run.recipe, run.source
   assert source is not None and source.test is not None  # the digits have a test split
   network, test = frozen(recipe), source.test
@@ -135,7 +135,7 @@ def train_arm(name: str, spec: ArmSpec, budget: Budget,
 
   for seed in budget.seed_numbers:
     seeded = run._replace(key=jax.random.key(seed))
-    first = initial(seeded)
+    first = initial_state(seeded)
     if spec.untrained:
       read_out('untrained', first)
     trained, metrics = _train(seeded, first, lambda: advance(step_cost))

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-from equivariant_ssl.demo.arms import ArmSpec, Budget, TrainedArm, load_config, readout_split
+from equivariant_ssl.demo.arms import ArmSpec, Budget, TrainedArm, arm_config, readout_split
 from equivariant_ssl.demo.turns import NEAREST, TURNS, turned
 from equivariant_ssl.evaluate.features import labels_of
-from equivariant_ssl.evaluate.statistics import interval, paired, show
+from equivariant_ssl.evaluate.statistics import interval, interval_text, paired
 from equivariant_ssl.parallel.sharding import mesh
 from equivariant_ssl.training import step
-from equivariant_ssl.training.runs import prepare
+from equivariant_ssl.training.runs import prepare_run
 
 # Colors that color-blind readers can tell apart too, and a shape for each arm.
 STYLES = {'untrained': ('#7f7f7f', 's'), 'crops': ('#0072b2', 'o'), 'invariant': ('#d55e00', 'v'),
@@ -45,12 +45,12 @@ def _show(axes: Any, pixels: np.ndarray, words: str = '', color: str = '') -> No
 
 def _views(spec: ArmSpec, budget: Budget) -> tuple[np.ndarray, dict[str, Any]]:
   """Return a training digit [S S 3] and the views of it, {group: Views}, of an arm's first step."""
-  run = prepare(load_config(spec, budget), mesh(jax.devices()[:1]))
+  run = prepare_run(arm_config(spec, budget), mesh(jax.devices()[:1]))
   assert run.source is not None  # prepare loads the data
   train = run.source.train
   one = slice(first := int(np.flatnonzero(labels_of(train) == SHOWN_CLASS)[0]), first + 1)
   batch = step.Batch(train.images[one], train.sizes[one])
-  views = jax.device_get(step.views(run.recipe, jax.random.key(0), 0, batch))
+  views = jax.device_get(step.draw_views(run.recipe, jax.random.key(0), 0, batch))
   return train.images[first] / 255., views
 
 
@@ -109,8 +109,8 @@ def _draw_accuracies(axes: Any, arms: dict[str, TrainedArm]) -> None:
   axes.annotate('', (x1, y1), (x0, y0), arrowprops={
       'arrowstyle': '-|>', 'color': '#bbbbbb', 'linewidth': 1.5, 'shrinkA': 12, 'shrinkB': 12},
       zorder=0)
-  axes.annotate(f'turn {show(difference, digits=1)}', ((x0 + x1) / 2, (y0 + y1) / 2), (8, -4),
-                textcoords='offset points', fontsize=10, color='#555555')
+  axes.annotate(f'turn {interval_text(difference, digits=1)}', ((x0 + x1) / 2, (y0 + y1) / 2),
+                (8, -4), textcoords='offset points', fontsize=10, color='#555555')
   axes.grid(color='#eeeeee')
   axes.set_axisbelow(True)
   axes.spines[['top', 'right']].set_visible(False)

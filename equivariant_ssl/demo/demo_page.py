@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.config import as_json
+from equivariant_ssl.config import config_to_json
 from equivariant_ssl.demo.arms import (
   FIRST_SEED,
   READOUTS,
@@ -13,10 +13,10 @@ from equivariant_ssl.demo.arms import (
   ArmSpec,
   Budget,
   TrainedArm,
-  load_config,
+  arm_config,
   show_mean,
 )
-from equivariant_ssl.evaluate.statistics import interval, show
+from equivariant_ssl.evaluate.statistics import interval, interval_text
 from equivariant_ssl.report import charts, page, panels
 from equivariant_ssl.report.page import Chart, Charts, Points, Section, Table, Text
 from equivariant_ssl.report.svg import escape
@@ -36,8 +36,8 @@ def _picture(path: pathlib.Path, words: str) -> Chart:
 
 
 def _result(out: pathlib.Path, arms: dict[str, TrainedArm], content: dict[str, Any]) -> Section:
-  rows = [(name, *(show(interval(arm.readouts[key]), digits=1, sign=False) for key in READOUTS))
-          for name, arm in arms.items()]
+  rows = [(name, *(interval_text(interval(arm.readouts[key]), digits=1, sign=False)
+                   for key in READOUTS)) for name, arm in arms.items()]
   table = Table('Mean over seeds [95 % interval]; chance: turn 25 %, class 10 %, both 2.5 %',
                 ('arm', *READOUTS.values()), rows)
   return Section('What the features keep', 'result', [
@@ -74,9 +74,9 @@ def _training(arms: dict[str, TrainedArm], specs: dict[str, ArmSpec], budget: Bu
     if arm.losses:
       losses = np.mean(arm.losses, axis=0).tolist()
       series[name] = list(range(1, len(losses) + 1)), losses
-  chart = Chart('Training loss, mean over seeds', charts.lines('Training loss', series),
+  chart = Chart('Training loss, mean over seeds', charts.line_chart('Training loss', series),
                 'Arms have different terms: compare shapes, not heights.')
-  configs = [panels.config_table(as_json(load_config(spec, budget)), f'The config of {name}')
+  configs = [panels.config_table(config_to_json(arm_config(spec, budget)), f'The config of {name}')
              for name, spec in specs.items()]
   return Section('How it trained', 'training', [
       Table('The arms', ('arm', 'what it is'),
@@ -95,10 +95,10 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
       Text(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
   command = f'eqssl demo --seeds {budget.seeds} --readout {budget.readout}'
   command += f' --steps {budget.steps}' if budget.steps else ''
-  again = panels.again(environment, [command], 'every number of the demo')
+  again = panels.rerun_section(environment, [command], 'every number of the demo')
   sections = [_result(out, arms, content), chosen, _predictor(arms),
               _training(arms, specs, budget), again._replace(
-                  blocks=[*again.blocks, panels.environment(environment)])]
+                  blocks=[*again.blocks, panels.environment_table(environment)])]
   about = (f'Digits, read out on {content["images"]}; seeds {seeds}; {content["minutes"]:.1f} '
            'minutes. The arms differ in the role of the quarter turn alone.')
   text = page.render('Turns of digits: forgotten or kept', about, sections, content)

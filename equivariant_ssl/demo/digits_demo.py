@@ -22,7 +22,7 @@ from equivariant_ssl.demo.arms import (
 )
 from equivariant_ssl.demo.workers import train_all
 from equivariant_ssl.evaluate.evaluation import as_json
-from equivariant_ssl.evaluate.statistics import Interval, paired, show
+from equivariant_ssl.evaluate.statistics import Interval, interval_text, paired
 from equivariant_ssl.storage import record
 
 ARMS = {
@@ -49,7 +49,7 @@ def difference(arms: dict[str, TrainedArm], readout: str, arm: str, other: str) 
 
 
 def _points(interval: Interval) -> str:
-  return f'{show(interval, digits=1)} points'
+  return f'{interval_text(interval, digits=1)} points'
 
 
 def _verb(interval: Interval, up: str, down: str) -> str:
@@ -98,7 +98,7 @@ def accuracy_table(arms: dict[str, TrainedArm], images: str) -> Table:
     against = [('turn', 'invariant'), ('linear', 'crops')]
     table.add_row(name, *(show_mean(arm.readouts[key]) for key in IN_TABLE),
                   *('' if name == other else
-                    show(difference(arms, readout, name, other), digits=1)
+                    interval_text(difference(arms, readout, name, other), digits=1)
                     for readout, other in against))
   table.add_row('chance', *(f'{CHANCE[key]:g}' for key in IN_TABLE), '', '')
   return table
@@ -132,7 +132,7 @@ def run_demo(out: pathlib.Path, budget: Budget = Budget(3)) -> dict[str, Trained
   content = {'arms': as_json(arms), 'conclusion': conclude(arms), 'readout': budget.readout,
              'images': images, 'seeds': list(budget.seed_numbers), 'steps': budget.steps,
              'minutes': minutes, 'environment': record.environment()}
-  record.write_whole(out / 'results.json', json.dumps(content, indent=1) + '\n')
+  record.write_atomically(out / 'results.json', json.dumps(content, indent=1) + '\n')
   demo_figure.draw(out / 'figure.png', arms, ARMS, budget)
   page = demo_page.write(out, arms, ARMS, budget, content)
   console.print(f'{minutes:.1f} minutes. Figure: {out / "figure.png"}  Report: {page}  '

@@ -17,9 +17,9 @@ from equivariant_ssl.demo.arms import (
 )
 from equivariant_ssl.demo.workers import train_all
 from equivariant_ssl.evaluate.evaluation import as_json
-from equivariant_ssl.evaluate.statistics import paired, show
+from equivariant_ssl.evaluate.statistics import interval_text, paired
 from equivariant_ssl.storage import record
-from equivariant_ssl.training.loop import COLLAPSED
+from equivariant_ssl.training.step_log import COLLAPSED
 
 INVARIANCES = ('simclr', 'byol', 'simsiam', 'barlow', 'vicreg')
 TURNS = {'augment.order': "('crop', 'rotate')", 'augment.rotate': "{'role': 'sensitive'}"}
@@ -62,7 +62,7 @@ def table(arms: dict[str, TrainedArm], images: str) -> Table:
       name = f'{invariance} {equivariance}'.strip()
       spread = np.array([last['std'] for last in arms[name].last])
       difference = paired(arms[name].readouts['knn'], arms[invariance].readouts['knn'])
-      add_row(name, show(difference, digits=1) if equivariance else '',
+      add_row(name, interval_text(difference, digits=1) if equivariance else '',
               f'{spread.mean():.2f}' + (' COLLAPSED' if spread.min() < COLLAPSED else ''))
   return result
 
@@ -93,6 +93,6 @@ def run_demo(out: pathlib.Path, budget: Budget = Budget(1)) -> dict[str, Trained
       printer.print(table(arms, readout_images(budget)))
       printer.print(conclude(arms))
   content = {'arms': as_json(arms), 'minutes': minutes, 'environment': record.environment()}
-  record.write_whole(out / 'methods.json', json.dumps(content, indent=1) + '\n')
+  record.write_atomically(out / 'methods.json', json.dumps(content, indent=1) + '\n')
   print(f'{minutes:.1f} minutes. Numbers: {out / "methods.json"}')
   return arms

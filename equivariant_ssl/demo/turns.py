@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl.data.holdout import held_out
+from equivariant_ssl.data.holdout import held_out_mask
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import fewshot, frozen, inputs, knn, linear, logistic
 from equivariant_ssl.evaluate.features import in_batches, labels_of
 from equivariant_ssl.evaluate.frozen import Frozen
-from equivariant_ssl.evaluate.gains import answers
+from equivariant_ssl.evaluate.gains import predictions
 from equivariant_ssl.report.pictures import nearest
 from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.types import Array, Pair
@@ -73,11 +73,11 @@ def readouts(encode: Callable[[Array], Array], source: Source, size: int) -> dic
   """
   assert source.test is not None and source.classes is not None  # the digits have both
   train, test = turned(source.train), turned(source.test)
-  h, h_test = (inputs.features(encode, split, inputs.of(size, split), batch=512)
+  h, h_test = (inputs.features(encode, split, inputs.split_inputs(size, split), batch=512)
                for split in (train, test))
   labels, labels_test, classes = labels_of(train), labels_of(test), len(source.classes)
   turns, turns_test = (np.arange(len(rows)) % TURNS for rows in (h, h_test))
-  out = np.repeat(held_out(labels[::TURNS]), TURNS)
+  out = np.repeat(held_out_mask(labels[::TURNS]), TURNS)
   turn = _probe(h, turns, out, h_test, turns_test, TURNS)
   digit = _probe(h, labels, out, h_test, labels_test, classes)
   arrays = h[::TURNS], labels[::TURNS], h_test[::TURNS], labels_test[::TURNS], classes
@@ -110,7 +110,7 @@ def retriever(recipe: Recipe, network: Frozen, name: str) -> Callable[[dict, Spl
       """Return the views [4N NEAREST] of other digits, the nearest first."""
       after = {**nothing, 'rotate': nothing['rotate']._replace(turns=turns.astype(np.int32))}
       pair = Pair(np.repeat(z[::TURNS], TURNS, axis=0), z, nothing, after)
-      predicted = answers(Partial(network.answer[name], variables), pair, 512)
+      predicted = predictions(Partial(network.answer[name], variables), pair, 512)
       views, _ = nearest(predicted, z, NEAREST + TURNS)
       others = views // TURNS != (numbers // TURNS)[:, None]
       return np.stack([row[other][:NEAREST] for row, other in zip(views, others, strict=True)])

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from equivariant_ssl.demo.arms import ArmSpec, Budget, TrainedArm, costs, show_mean, train_arm
-from equivariant_ssl.evaluate.statistics import counted
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.parallel import sharding
 
-QUIET = 20.  # seconds between two lines of progress where there is no terminal
+QUIET = 20.      # seconds between two lines of progress where there is no terminal
+ESTIMATED = .03  # the share of the work from which on the rest is estimated
 
 Report = Callable[[float], None]
 
@@ -26,14 +27,15 @@ def _clock(seconds: float) -> str:
   return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
-def remaining(done: float, seconds: float) -> str:
+def remaining(done: float, seconds: float, compiling: float) -> str:
   """Return how far a demonstration is and how long it will take, in words.
 
-  done: the share of the work. seconds: since it began.
+  done: the share of the work. seconds: since it began. compiling: the seconds of these before the
+  first work was done.
   """
-  if done <= 0:
+  if done < ESTIMATED:
     return f'{_clock(seconds)} gone, the programs are being compiled'
-  return f'{_clock(seconds)} gone, about {_clock(seconds * (1 - done) / done)} left'
+  return f'{_clock(seconds)} gone, about {_clock((seconds - compiling) * (1 - done) / done)} left'
 
 
 @contextmanager
@@ -45,13 +47,14 @@ def shown_progress(quiet: float = QUIET) -> Iterator[tuple[Report, Callable[[str
   console = Console(stderr=True, soft_wrap=True)
   bar = Progress(BarColumn(30), TextColumn('{task.percentage:3.0f} %  {task.fields[note]}'),
                  console=console, transient=True, disable=not console.is_terminal)
-  start = shown = time.monotonic()
+  start = shown = first = time.monotonic()
   task = bar.add_task('', total=1., note='starting')
 
   def report(done: float) -> None:
-    nonlocal shown
+    nonlocal shown, first
     now = time.monotonic()
-    note = remaining(done, now - start)
+    first = first if done else now
+    note = remaining(done, now - start, first - start)
     bar.update(task, completed=done, note=note)
     if not console.is_terminal and now - shown >= quiet:
       shown = now
@@ -86,7 +89,7 @@ def _work(name: str, spec: ArmSpec, budget: Budget) -> dict[str, TrainedArm]:
 
 
 def _arm_line(name: str, arm: TrainedArm, seconds: float) -> str:
-  return (f'{name}: {counted(len(arm.losses), "seed")} after {_clock(seconds)}; turn '
+  return (f'{name}: {quantity(len(arm.losses), "seed")} after {_clock(seconds)}; turn '
           f'{show_mean(arm.readouts["turn"])} %, class {show_mean(arm.readouts["linear"])} %')
 
 

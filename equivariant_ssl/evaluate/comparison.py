@@ -10,13 +10,18 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl.config import as_json
-from equivariant_ssl.config import read as read_config
+from equivariant_ssl.config import config_to_json, read_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.evaluation import WIDTH
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.result_files import NEW, WORDS, read_result, says
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, paired, plain, show
+from equivariant_ssl.evaluate.result_files import NEW, WORDS, read_result, states_origin
+from equivariant_ssl.evaluate.statistics import (
+  Interval,
+  interval_text,
+  mean_std,
+  mean_value,
+  paired,
+)
 from equivariant_ssl.storage import record
 
 COLUMNS = ('protocol', 'number', 'group', 'seeds', 'trained', 'untrained', 'difference')
@@ -69,17 +74,17 @@ def group(config: Any, by: str) -> str:
     node = node[part]
   parts = node if isinstance(node, (list, tuple)) else [node]
   if any(hasattr(p, 'get') for p in parts):
-    fields = [k for k in record.leaves(as_json(config)) if k.startswith(f'{by}.')]
+    fields = [k for k in record.config_leaves(config_to_json(config)) if k.startswith(f'{by}.')]
     raise UserError(f'config.{by} is a whole section, and does not name a group.',
                     f'e.g. --group-by {" or --group-by ".join(["method", *fields[:1]])}')
   return str(node)
 
 
 def _mean_over_seeds(seeds: list[dict], number: str) -> float:
-  return mean_std([plain(seed['numbers'][number]) for seed in seeds])[0]
+  return mean_std([mean_value(seed['numbers'][number]) for seed in seeds])[0]
 
 
-def read(workdir: pathlib.Path, by: str) -> tuple[str, int, Numbers]:
+def read_numbers(workdir: pathlib.Path, by: str) -> tuple[str, int, Numbers]:
   """Return (group, seed, Numbers) of a run.
 
   A protocol is named as its file is, which says what epochs and batch it was given.
@@ -130,7 +135,7 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
   """
   groups: dict[str, dict[int, Numbers]] = {}
   for workdir in workdirs:
-    name, seed, numbers = read(workdir, by)
+    name, seed, numbers = read_numbers(workdir, by)
     if seed in groups.setdefault(name, {}):
       raise UserError(f'{str(workdir)!r} is a second run of {name!r} with seed {seed}.',
                       'Give one run a seed, or --group-by a field in which they differ.')
@@ -159,13 +164,13 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
         files.setdefault(path.stem, {})[workdir] = read_result(path)
   lines = []
   for stem, results in files.items():
-    old = [workdir for workdir, result in results.items() if not says(result)]
+    old = [workdir for workdir, result in results.items() if not states_origin(result)]
     if old:
       folders = ' '.join(shlex.quote(str(workdir)) for workdir in old)
       lines.append(f'{stem} of {", ".join(map(str, old))}: an earlier version wrote it, which did '
                    'not record the data and the pixels. '
                    f'Again: eqssl eval {folders} --protocol {stem}')
-    new = [result for result in results.values() if says(result)]
+    new = [result for result in results.values() if states_origin(result)]
     for field in NEW:
       values = [r['inputs']['version'] if field == 'inputs' else r[field] for r in new]
       if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
@@ -188,7 +193,7 @@ def table(rows: list[Row]) -> Table:
     out.add_row(*(name if name != before else ('', '')), r.group, str(len(r.seeds)),
                 f'{s * mean:.2f}' + (f' ± {s * std:.2f}' if std is not None else ''),
                 f'{s * r.untrained:.2f}' if r.untrained is not None else '',
-                show(r.difference, s) if r.difference else '')
+                interval_text(r.difference, s) if r.difference else '')
     before = name
   return out
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled, in_batches
-from equivariant_ssl.evaluate.statistics import counted
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Array, Key
@@ -209,5 +209,5 @@ def episodes(features: np.ndarray, labels: np.ndarray, classes: int, key: Key, w
   mean, half = float(accuracies.mean()), float(1.96 * accuracies.std() / np.sqrt(count))
   protocol = f'{ways}-way {shots}-shot {classifier}, {count} episodes'
   if left_out:
-    protocol += f', {counted(left_out, "small class", plural="small classes")} left out'
+    protocol += f', {quantity(left_out, "small class", plural="small classes")} left out'
   return Episodes(protocol, mean, mean - half, mean + half, accuracies)

@@ -16,7 +16,7 @@ from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
-from equivariant_ssl.evaluate.result_files import as_json, definition, digest, stored_result
+from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
 from equivariant_ssl.evaluate.result_table import table
 from equivariant_ssl.evaluate.subject import Options, Protocol, Subject, config_of, source_of
 from equivariant_ssl.registry import unknown_name
@@ -26,7 +26,7 @@ from equivariant_ssl.training import runs
 WIDTH = 120  # of tables that go into a file
 
 
-def chosen(names: list[str]) -> list[str]:
+def protocol_names(names: list[str]) -> list[str]:
   """Return the protocols that `names` (protocols or groups; none means the default ones) stand for;
   UserError for an unknown name."""
   protocols = []
@@ -37,7 +37,7 @@ def chosen(names: list[str]) -> list[str]:
   return protocols
 
 
-def lacks(run: runs.Run, needs: str) -> tuple[str, str] | None:
+def unmet_need(run: runs.Run, needs: str) -> tuple[str, str] | None:
   """Return (cause, fix) where the run lacks what a protocol `needs`, else None."""
   source, config = source_of(run), config_of(run)
   labels = source.bank.labels
@@ -94,7 +94,7 @@ def _write(path: pathlib.Path, run: runs.Run, result: dict, readout: str, consol
     raise UserError(f'{result["protocol"]}: nothing that it needs is on disk.',
                     'Each line above ends with the command that makes it.', BAD_DATA)
   path.parent.mkdir(exist_ok=True)
-  record.write_whole(path, json.dumps(result, indent=1) + '\n')
+  record.write_atomically(path, json.dumps(result, indent=1) + '\n')
   return result
 
 
@@ -133,14 +133,14 @@ def _open(workdir: pathlib.Path, run: runs.Run, step: int | None, seeds: tuple[i
           options: Options, readout: str, console: Console, strict: bool, untrained: bool
           ) -> Evaluation:
   """Return the Evaluation of the newest valid checkpoint of a run, or of that of `step`."""
-  number, state = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step,
-                                  console.print)[:2]
+  number, state = checkpoint.load_checkpoint(workdir / 'checkpoints', runs.abstract_state(run),
+                                             step, console.print)[:2]
   states: dict[str, Callable] = {'trained': lambda: state}
   if untrained:
-    states['untrained'] = functools.cache(lambda: runs.initial(run))
+    states['untrained'] = functools.cache(lambda: runs.initial_state(run))
   cache = options.cache or str(workdir / 'eval' / 'features')
-  run_inputs = inputs.of(run.recipe.size, source_of(run).train)
-  about = {'checkpoint': number, 'digest': digest(state), 'options': as_json(options),
+  run_inputs = inputs.split_inputs(run.recipe.size, source_of(run).train)
+  about = {'checkpoint': number, 'digest': weights_digest(state), 'options': as_json(options),
            'readout': readout, 'inputs': inputs.definition(run_inputs)}
   return Evaluation(workdir, run, states, _subjects(run, states, options._replace(cache=cache)),
                     about, seeds, options, console, strict)
@@ -151,7 +151,7 @@ def _without_lacking(run: runs.Run, names: list[str], console: Console, strict: 
 
   strict: UserError where a protocol that `names` lists by its own name is among the latter.
   """
-  reasons = {n: lacks(run, PROTOCOLS[n].needs) for n in chosen(names)}
+  reasons = {n: unmet_need(run, PROTOCOLS[n].needs) for n in protocol_names(names)}
   for n, reason in reasons.items():
     if reason and n in names and strict:
       raise UserError(f'{n}: {reason[0]}.', reason[1])
@@ -163,7 +163,7 @@ def _without_lacking(run: runs.Run, names: list[str], console: Console, strict: 
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
              seeds: tuple[int, ...] = (0,), options: Options = Options(),
              console: Console | None = None, strict: bool = True, untrained: bool = True,
-             asked: runs.Asked = runs.Asked()) -> dict[str, dict]:
+             data_request: runs.DataRequest = runs.DataRequest()) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols.
 
   It prints tables, writes eval/PROTOCOL.json, and returns {protocol: what was written}. A stored
@@ -174,14 +174,15 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   names those that it cannot have). seeds: the seeds of the protocols' own draws. strict: raise
   UserError where a protocol that is listed by name cannot be measured (where the data are the
   reason, after the other protocols); else it is left out. untrained: measure the network at its
-  initialization too. asked: what the user says of the data, where these have moved or differ from
-  what the run knows (UserError OTHER_DATA).
+  initialization too. data_request: what the user says of the data, where these have moved or
+  differ from what the run knows (UserError OTHER_DATA).
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
-  chosen(names)  # an unknown name is reported before the data are read
-  run = runs.reopen(workdir, None, console.print, asked._replace(readout=options.readout))
+  protocol_names(names)  # an unknown name is reported before the data are read
+  run = runs.reopen_run(workdir, None, console.print,
+                        data_request._replace(readout=options.readout))
   validation = config_of(run).validation
-  readout = holdout.named(validation, options.readout)
+  readout = holdout.readout_name(validation, options.readout)
   # '' means: as the run says.
   options = options._replace(readout='test' if readout == 'test' and validation else '')
   measurable = _without_lacking(run, names, console, strict)

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl import errors
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Array
 
@@ -48,7 +48,7 @@ def in_batches(f: Callable[[Any], Any], rows: Any, batch: int, mesh: Mesh | None
   program, which then serves every checkpoint; a plain closure compiles them in. The rows of a
   streamed data set are decoded batch by batch. Raises UserError where there are no rows.
   """
-  f, rows = as_partial(f), jax.tree.map(lambda a: a if lazy(a) else np.asarray(a), rows)
+  f, rows = as_partial(f), jax.tree.map(lambda a: a if is_stream(a) else np.asarray(a), rows)
   N = jax.tree.leaves(rows)[0].shape[0]
   if not N:
     raise errors.UserError('There is nothing to evaluate: 0 images.')

@@ -9,7 +9,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled
 from equivariant_ssl.evaluate.linear import one_thread, standardizer
-from equivariant_ssl.evaluate.statistics import accuracy, counted, mean_std
+from equivariant_ssl.evaluate.statistics import accuracy, mean_std, quantity
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Key
 
@@ -60,7 +60,7 @@ def _large_classes(train: np.ndarray, test: np.ndarray, classes: int, per_class:
     raise UserError(f'{large.sum()} of {classes} classes have {per_class} training images or more; '
                     'two are needed, and test images of them.', 'Add labeled images.')
   small = int((~large).sum())
-  words = f', {counted(small, "small class", plural="small classes")} left out' if small else ''
+  words = f', {quantity(small, "small class", plural="small classes")} left out' if small else ''
   return large, large.cumsum() - 1, words
 
 

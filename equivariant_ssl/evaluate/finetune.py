@@ -199,7 +199,7 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
 
   def order(epoch: int) -> np.ndarray:
     return np.asarray(epoch_order(key, epoch, N))
-  for index, rows in enumerate(stream.epochs(data, order, batch, per_epoch, steps, place)):
+  for index, rows in enumerate(stream.epoch_rows(data, order, batch, per_epoch, steps, place)):
     cosine = .5 * (1. + math.cos(math.pi * index / steps))
     rates = {'backbone': np.float32(lr_backbone * cosine), 'head': np.float32(lr_head * cosine)}
     state, value = step(state, key, Split(*rows[:3]), rows.order, index, rows.start, rates)
@@ -216,7 +216,7 @@ def _scores(network: Network, tuned: Tuned, data: Split, size: int, batch: int, 
   def encode(variables: dict, images: Array) -> Any:
     return network.apply(variables, images, method='encode')
   _, encode = _programs.setdefault(id(network), (network, encode))
-  test_inputs = inputs.with_center_crop(inputs.of(size, data))
+  test_inputs = inputs.with_center_crop(inputs.split_inputs(size, data))
   h = inputs.unchecked_features(Partial(encode, tuned.variables), data, test_inputs, batch, mesh)
   kernel, bias = (np.asarray(a, np.float64) for a in tuned.head)
   with np.errstate(all='ignore'):  # the caller reports features that are not finite
@@ -228,7 +228,7 @@ def _check(state: TrainState, source: Source) -> None:
     if split is None or split.labels is None:
       raise UserError(f'{source.name} has no labeled {part} images.', 'Fine-tuning needs labels.')
     check_labels(split.labels, len(split.images), len(source.classes or ()), part)
-  bad = fingerprint.survey(fingerprint.flat((state.params, state.stats)))[1]
+  bad = fingerprint.digest_leaves(fingerprint.flatten((state.params, state.stats)))[1]
   if bad:
     raise UserError(f'The weights of the network are not finite: {bad[0]}.',
                     'It has diverged: fine-tune an earlier checkpoint: --step N', NOT_FINITE)
@@ -262,8 +262,8 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
                     'Use more labels: --protocol finetune10 or finetune100.')
   variables = {part: {'encoder': tree['encoder']} if 'encoder' in tree else {}
                for part, tree in (('params', state.params), ('batch_stats', state.stats))}
-  tuned = train(recipe.network, variables, stream.some(bank, rows), recipe.size, K, key, epochs,
-                *rates, B, mesh)
+  tuned = train(recipe.network, variables, stream.take_rows(bank, rows), recipe.size, K, key,
+                epochs, *rates, B, mesh)
   assert source.test is not None  # `_check` has seen to it
   scores = _scores(recipe.network, tuned, source.test, recipe.size, BATCH, mesh)
   if not np.isfinite(scores).all():

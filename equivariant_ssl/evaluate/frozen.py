@@ -58,17 +58,17 @@ def variables(state: TrainState) -> dict:
   return {'params': state.params, 'batch_stats': state.stats}
 
 
-def told(recipe: Recipe, name: str) -> list[str]:
+def objective_augmentations(recipe: Recipe, name: str) -> list[str]:
   """Return the names of the augmentations of objective `name`, which its head is conditioned on."""
   return recipe.wirings[name].conditioning.name.split('+')
 
 
-def canvas(pixels: Array, size: Size) -> Image:
+def canvas_image(pixels: Array, size: Size) -> Image:
   """Return a uint8 canvas [S S C] as an image in [0, 1] of true `size`."""
   return Image(pixels.astype(jnp.float32) / 255., size)
 
 
-def rows(split: Split, part: slice | None = None) -> tuple[np.ndarray, Any, Any]:
+def indexed_images(split: Split, part: slice | None = None) -> tuple[np.ndarray, Any, Any]:
   """Return (index, images, sizes) of a split, or of a part of it, as the evaluation functions read
   them. The index counts from 0."""
   images, sizes = split.images, split.sizes
@@ -91,7 +91,7 @@ def _source_action(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
   if 'reference' in recipe.equivariances[name].uses:  # the reference's chain may have more ops
     action = recipe.groups['reference'].chains[0].sample(jax.random.key(SEED), size)
     return {op: action[op] for op in chain.identity(size)}
-  return inputs.still(inputs.at(recipe.size, recipe.canvas), chain, size)
+  return inputs.input_action(inputs.canvas_inputs(recipe.size, recipe.canvas), chain, size)
 
 
 def _masked(recipe: Recipe, name: str, chain: Op, mask: Mask) -> Op:
@@ -114,7 +114,7 @@ def _pairs(recipe: Recipe, name: str, chains: tuple[Op, ...]):
                      for g, group in groups.items()}
 
     def views_of_image(index: Array, pixels: Array, size: Size):
-      image = jax.tree.map(lambda a: a[None], canvas(pixels, size))
+      image = jax.tree.map(lambda a: a[None], canvas_image(pixels, size))
       key = key_for(jax.random.key(SEED), 'held out', index)
       return jax.tree.map(lambda a: a[0], augment.views(masked_groups, key, image))
     views = jax.vmap(views_of_image)(*rows)
@@ -134,7 +134,7 @@ def _prepend(first: Array, others: Array) -> Array:
 def _bank(recipe: Recipe, name: str, chain: Op, M: int):
   """Return the function of Frozen.banks that draws M views of each image from `chain`."""
   objective = recipe.equivariances[name]
-  run_inputs = inputs.at(recipe.size, recipe.canvas)
+  run_inputs = inputs.canvas_inputs(recipe.size, recipe.canvas)
 
   def source(image: Image, action: Action) -> Array:
     if 'reference' in objective.uses:
@@ -147,7 +147,7 @@ def _bank(recipe: Recipe, name: str, chain: Op, M: int):
     masked = _masked(recipe, name, chain, mask)
 
     def views_of_image(index: Array, pixels: Array, size: Size):
-      image = canvas(pixels, size)
+      image = canvas_image(pixels, size)
       numbers = jnp.arange(1, M)
       keys = jax.vmap(lambda m: key_for(jax.random.key(SEED), 'bank', index, m))(numbers)
       augmented, actions = jax.vmap(lambda k: augment.augment(masked, k, image))(keys)
@@ -169,7 +169,7 @@ def _changes(recipe: Recipe, sections: Any, name: str, views: int) -> dict[str, 
   sections: {op: its config section}, from which the range beyond an op's own is computed.
   """
   wiring = recipe.wirings[name]
-  names, ops = wiring.own_chains[0].name.split('+'), told(recipe, name)
+  names, ops = wiring.own_chains[0].name.split('+'), objective_augmentations(recipe, name)
 
   def mask(change: str) -> Mask:
     return {op: np.array(change in ('all', op)) for op in names}
@@ -219,7 +219,7 @@ def gains(recipe: Recipe, functions: Frozen, state: TrainState, name: str, split
 
   change: 'all', the name of an op, or 'OP beyond'; see Frozen.
   """
-  images, values = rows(split), variables(state)
+  images, values = indexed_images(split), variables(state)
   pair = in_batches(Partial(functions.pairs[name][change], values), images, batch)
   V = pair.target.shape[1]
   pair = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), pair)
@@ -232,7 +232,7 @@ def bank(functions: Frozen, state: TrainState, name: str, images: tuple, change:
          batch: int = 16) -> tuple[np.ndarray, Action]:
   """Return (embeddings [N M E], actions [N M ...]) of M views of each image, for objective `name`.
 
-  The first view is not augmented. images: what `rows` returns. change: see Frozen.
+  The first view is not augmented. images: what `indexed_images` returns. change: see Frozen.
   """
   return in_batches(Partial(functions.banks[name][change], variables(state)), images, batch)
 
@@ -269,7 +269,7 @@ def panel_views(encode: Callable, ops: dict[str, Op], run_inputs: Inputs, views:
     return jax.vmap(lambda a: op.apply(a, source).pixels)(actions), drawn_actions
 
   def views_of_image(index: Array, pixels: Array, size: Size):
-    image, pictures, actions = canvas(pixels, size), [], {}
+    image, pictures, actions = canvas_image(pixels, size), [], {}
     input_image = inputs.input_image(run_inputs, image)
     for name, op in ops.items():
       from_canvas = name == 'crop' and not shared

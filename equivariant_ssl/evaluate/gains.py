@@ -117,7 +117,7 @@ def _answer(predict: Callable[[Pair], Array], pair: Pair) -> Array:
   return predict(pair).astype(jnp.float32)
 
 
-def answers(predict: Callable[[Pair], Array], pair: Pair, batch: int) -> np.ndarray:
+def predictions(predict: Callable[[Pair], Array], pair: Pair, batch: int) -> np.ndarray:
   """Return what a head `predict` answers for N pairs, `batch` at a time: estimates [N E] of their
   targets."""
   estimates = in_batches(Partial(_answer, as_partial(predict)), pair, batch)
@@ -158,7 +158,7 @@ def measure(predict: Callable[[Pair], Array], pair: Pair, identity: Action, key:
   images = np.arange(N) if image is None else image
   source, target = np.asarray(pair.source), np.asarray(pair.target)
   pairs = pair, *controls(pair, identity, key, images)
-  true, shuffled, zeroed = (per_pair(source, target, answers(predict, p, batch)) for p in pairs)
+  true, shuffled, zeroed = (per_pair(source, target, predictions(predict, p, batch)) for p in pairs)
 
   def over(control: PerPair) -> Interval:
     return interval(over_images(true.absolute - control.absolute, image))

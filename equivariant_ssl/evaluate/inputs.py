@@ -11,9 +11,9 @@ network is given them at the `size` at which it is trained, in their true aspect
                                      and CenterCrop(224), to the pixel.
 
 A square image that is stored at that size is given as it is. Protocols that test on a central crop
-(`with_center_crop`) resize the first kind to 36/32 of `size` before they cut. `whole` treats every
-canvas as the first kind: it serves other data sets (transfer) and any image (embed). Probes and
-fine-tuning train on `training_views`. Resampling is bicubic and antialiased throughout.
+(`with_center_crop`) resize the first kind to 36/32 of `size` before they cut. `uncropped_inputs`
+treats every canvas as the first kind: it serves other data sets (transfer) and any image (embed).
+Probes and fine-tuning train on `training_views`. Resampling is bicubic and antialiased throughout.
 """
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from jax.tree_util import Partial
 from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.pixels import resample
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.evaluate.features import as_partial, check_finite, check_images, in_batches
 from equivariant_ssl.types import Action, Array, Group, Image, Key, Op, Size
 
@@ -56,24 +56,24 @@ class Inputs(NamedTuple):
     return self.canvas == self.size
 
 
-def at(size: int, canvas: int) -> Inputs:
+def canvas_inputs(size: int, canvas: int) -> Inputs:
   """Return the Inputs of a run's own canvases (side `canvas`), its network trained at `size`."""
   return Inputs(size, canvas, size if canvas <= size else round(size * PHOTOGRAPH))
 
 
-def of(size: int, split: Split) -> Inputs:
+def split_inputs(size: int, split: Split) -> Inputs:
   """Return the Inputs of a split of a run's own data, for a network trained at `size`."""
-  return _with_square(at(size, split.images.shape[1]), split)
+  return _with_square(canvas_inputs(size, split.images.shape[1]), split)
 
 
-def whole(size: int, split: Split) -> Inputs:
+def uncropped_inputs(size: int, split: Split) -> Inputs:
   """Return the Inputs that cut nothing but what is not square: Resize(size), CenterCrop(size)."""
   return _with_square(Inputs(size, split.images.shape[1], size), split)
 
 
 def _with_square(inputs: Inputs, split: Split) -> Inputs:
   """Return `inputs` with `square` set by the sizes of the images; streamed sizes are not read."""
-  if not inputs.stored or lazy(split.sizes):
+  if not inputs.stored or is_stream(split.sizes):
     return inputs._replace(square=False)
   return inputs._replace(square=bool((split.sizes[:, 0] == split.sizes[:, 1]).all()))
 
@@ -128,7 +128,7 @@ def input_image(inputs: Inputs, image: Image) -> Image:
   return Image(input_pixels(inputs, image), jnp.full(2, inputs.size, jnp.float32))
 
 
-def still(inputs: Inputs, chain: Op, true: Size) -> Action:
+def input_action(inputs: Inputs, chain: Op, true: Size) -> Action:
   """Return the action of `chain` that does no more than an evaluation does.
 
   It is the identity, but that its crop keeps the box that a network is given.
@@ -183,10 +183,13 @@ def features(encode: Callable[[Array], Array], split: Split, inputs: Inputs, bat
   return h
 
 
-def central(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256,
-            mesh: Mesh | None = None) -> np.ndarray:
-  """Return the `features` of a split's central squares, at `size` pixels (see `whole`)."""
-  return features(encode, split, whole(size, split), batch, mesh)
+def central_features(encode: Callable[[Array], Array], split: Split, size: int, batch: int = 256,
+                     mesh: Mesh | None = None) -> np.ndarray:
+  """Return the `features` of a split's central squares, at `size` pixels.
+
+  See `uncropped_inputs`.
+  """
+  return features(encode, split, uncropped_inputs(size, split), batch, mesh)
 
 
 def pixels(split: Split, inputs: Inputs) -> np.ndarray:

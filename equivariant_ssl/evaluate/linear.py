@@ -7,7 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from equivariant_ssl.data.holdout import HELD_OUT, held_out
+from equivariant_ssl.data.holdout import HELD_OUT, held_out_mask
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
@@ -60,7 +60,7 @@ def cached(train_features: np.ndarray, train_labels: np.ndarray, test_features: 
   """
   check_labeled(train_features, train_labels, classes, 'training')
   check_labeled(test_features, test_labels, classes, 'test')
-  out = held_out(train_labels, HELD_OUT)
+  out = held_out_mask(train_labels, HELD_OUT)
   if len(np.unique(train_labels[~out])) < 2:
     raise UserError('All training images are of one class.',
                     'A linear probe needs two classes or more.')

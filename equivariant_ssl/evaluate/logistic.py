@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled
-from equivariant_ssl.evaluate.linear import held_out, one_thread
+from equivariant_ssl.evaluate.linear import held_out_mask, one_thread
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 
 # Penalties of |theta|^2, beside the sum of the cross-entropies.
@@ -107,7 +107,7 @@ def _split(x: np.ndarray, y: np.ndarray, valid: Labeled | None, held: float):
   if not 0 < held < 1:
     raise UserError(f'{held:g} of the training images cannot be held out.',
                     'Give a fraction between 0 and 1.')
-  out = held_out(y, held)
+  out = held_out_mask(y, held)
   if not out.any():
     raise UserError(f'No class has {np.ceil(1 / held):.0f} training images, '
                     f'of which {held:g} could be held out.',

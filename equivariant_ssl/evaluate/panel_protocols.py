@@ -14,7 +14,7 @@ from equivariant_ssl.evaluate import frozen, health, inputs, profile, regression
 from equivariant_ssl.evaluate.care_measure import over_actions
 from equivariant_ssl.evaluate.features import in_batches
 from equivariant_ssl.evaluate.frozen import Frozen, variables
-from equivariant_ssl.evaluate.statistics import counted
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.evaluate.subject import Measurement, Subject, held_out, source_of
 from equivariant_ssl.training.runs import Run
 from equivariant_ssl.training.state import TrainState
@@ -34,9 +34,9 @@ def _panel(run: Run, functions: Frozen, state: TrainState, images: tuple, p: flo
            shared: int = 0, batch: int = 16) -> tuple[np.ndarray, Any]:
   """Return (features [N P 1 + V D], {op: actions [N V ...]}) of the P ops of frozen.PANEL.
 
-  images: what `frozen.rows` returns. p, views, shared: see `frozen.panel_views`.
+  images: what `frozen.indexed_images` returns. p, views, shared: see `frozen.panel_views`.
   """
-  run_inputs = inputs.at(run.recipe.size, run.recipe.canvas)
+  run_inputs = inputs.canvas_inputs(run.recipe.size, run.recipe.canvas)
   program = _panel_program(functions.encode, run_inputs, p, views, shared)
   return in_batches(Partial(program, variables(state)), images, batch)
 
@@ -44,7 +44,7 @@ def _panel(run: Run, functions: Frozen, state: TrainState, images: tuple, p: flo
 def panel_features(run: Run, functions: Frozen, state: TrainState) -> np.ndarray:
   """Return the features [N P 2 D] of held-out images before and after each op of frozen.PANEL
   alone, always applied."""
-  images = frozen.rows(held_out(run), slice(PANEL_TEST))
+  images = frozen.indexed_images(held_out(run), slice(PANEL_TEST))
   return _panel(run, functions, state, images, 1., 1)[0]
 
 
@@ -58,17 +58,17 @@ def measure_profile(s: Subject) -> Measurement:
 
 
 def _fit_and_test(source: Source) -> tuple[tuple, tuple]:
-  """Return (images to fit on, other images to test on), as `frozen.rows` returns them.
+  """Return (images to fit on, other images to test on), as `frozen.indexed_images` returns them.
 
   Without a test split, a third of the training split is tested on.
   """
   if source.test is not None:
-    return (frozen.rows(source.train, slice(PANEL_TRAIN)),
-            frozen.rows(source.test, slice(PANEL_TEST)))
+    return (frozen.indexed_images(source.train, slice(PANEL_TRAIN)),
+            frozen.indexed_images(source.test, slice(PANEL_TEST)))
   N = len(source.train.images)
   first = N - min(PANEL_TEST, N // 3)
-  return (frozen.rows(source.train, slice(min(PANEL_TRAIN, first))),
-          frozen.rows(source.train, slice(first, None)))
+  return (frozen.indexed_images(source.train, slice(min(PANEL_TRAIN, first))),
+          frozen.indexed_images(source.train, slice(first, None)))
 
 
 def _regression_data(op: Op, h: np.ndarray, actions: Any) -> dict[str, tuple]:
@@ -103,20 +103,20 @@ def measure_regression(s: Subject, kind: str) -> Measurement:
         numbers[row] = getattr(scores['true'], mean)
         chance = scores['true'].pooled_chance if mean == 'pooled' else 0.
         controls[row] = {'shuffled': getattr(scores['shuffled'], mean), 'chance': chance}
-  protocol = f'regression {kind}: {len(h):,} and {counted(len(test_h), "image")}'
+  protocol = f'regression {kind}: {len(h):,} and {quantity(len(test_h), "image")}'
   return Measurement(protocol, numbers, controls, detail)
 
 
 def measure_care(s: Subject) -> Measurement:
   """Measure protocol 'care': CARE's gamma and Wahba's error of each op."""
-  images = frozen.rows(s.held_out, slice(CARE))
+  images = frozen.indexed_images(s.held_out, slice(CARE))
   h, _ = _panel(s.run, s.functions, s.state, images, 1., SHARED, shared=1)
   cares = {op: over_actions(h[:, i, 0], h[:, i, 1:].transpose(1, 0, 2))
            for i, op in enumerate(frozen.PANEL)}
   numbers = {f'{op} {k}': getattr(care, k) for op, care in cares.items()
              for k in ('gamma', 'relative')}
   worst = {k: {'ignores it': 1.} for k in numbers if k.endswith('gamma')}
-  return Measurement(f'care: {SHARED} actions, {counted(len(h), "image")}', numbers, worst, cares)
+  return Measurement(f'care: {SHARED} actions, {quantity(len(h), "image")}', numbers, worst, cares)
 
 
 def measure_health(s: Subject) -> Measurement:

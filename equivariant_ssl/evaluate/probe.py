@@ -17,7 +17,7 @@ from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import NOT_FINITE, UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.features import as_partial, check_labels, labels_of
-from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.statistics import Result, accuracy, result
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.parallel import sharding
@@ -156,7 +156,7 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
     return np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B))
   data = data._replace(labels=labels_of(data).astype(np.int32))
   steps = protocol.epochs * per_epoch
-  for index, rows in enumerate(stream.epochs(data, order, B, per_epoch, steps, place)):
+  for index, rows in enumerate(stream.epoch_rows(data, order, B, per_epoch, steps, place)):
     left = N - index % per_epoch * B
     state = step(encode, state, key, *rows[:3], rows.order, rows.start, left, index, rates, end)
   return state[0]
@@ -165,7 +165,7 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
 def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, data: Split,
             size: int, mesh: Mesh | None) -> np.ndarray:
   """Return the scores [R M K] of un-augmented images, in float64 so that no rounding decides."""
-  test_inputs = inputs.of(size, data)
+  test_inputs = inputs.split_inputs(size, data)
   if protocol.center_crop:
     test_inputs = inputs.with_center_crop(test_inputs)
   h = inputs.features(encode, data, test_inputs, protocol.batch, mesh)
@@ -191,11 +191,11 @@ def evaluate(name: str, encode: Callable[[Array], Array], data: Split, test: Spl
   protocol = published._replace(epochs=epochs or published.epochs,
                                 batch=min(batch or published.batch, len(data.images)))
   chosen: dict[str, Any] = {'epochs': protocol.epochs, 'batch': protocol.batch}
-  out = held_out(labels, HELD_OUT)
+  out = held_out_mask(labels, HELD_OUT)
   rate: float = protocol.rates[0]
   if len(protocol.rates) > 1 and out.any():
-    heads = train(protocol, encode, stream.some(data, ~out), size, classes, key, mesh)
-    scores = _scores(protocol, encode, heads, stream.some(data, out), size, mesh)
+    heads = train(protocol, encode, stream.take_rows(data, ~out), size, classes, key, mesh)
+    scores = _scores(protocol, encode, heads, stream.take_rows(data, out), size, mesh)
     accuracies = [accuracy(s.argmax(1), labels[out]) if np.isfinite(s).all() else -1.
                   for s in scores]
     best = int(np.argmax(accuracies))

@@ -32,7 +32,7 @@ from equivariant_ssl.evaluate import (
   transfer,
 )
 from equivariant_ssl.evaluate.features import labels_of
-from equivariant_ssl.evaluate.statistics import Interval, Result, counted
+from equivariant_ssl.evaluate.statistics import Interval, Result, quantity
 from equivariant_ssl.evaluate.subject import (
   Measurement,
   Options,
@@ -53,8 +53,9 @@ def labeled_features(run: Run, functions: frozen.Frozen, state: TrainState) -> t
   source, encode = source_of(run), Partial(functions.encode, frozen.variables(state))
 
   def features(split: Split | None) -> np.ndarray:
-    assert split is not None  # `evaluation.lacks` has seen to it
-    return inputs.features(encode, split, inputs.of(run.recipe.size, split), mesh=run.mesh)
+    assert split is not None  # `evaluation.unmet_need` has seen to it
+    return inputs.features(encode, split, inputs.split_inputs(run.recipe.size, split),
+                           mesh=run.mesh)
   return (features(source.bank), source.bank.labels, features(source.test), labels_of(source.test),
           len(source.classes or ()))
 
@@ -79,7 +80,7 @@ def _of_features(classify: Callable[..., Result]) -> Callable[[Subject], Measure
 
 def _measure_probe(s: Subject, name: str) -> Measurement:
   source = source_of(s.run)
-  assert source.test is not None  # `evaluation.lacks` has seen to it
+  assert source.test is not None  # `evaluation.unmet_need` has seen to it
   return _accuracy(s, probe.evaluate(
       name, s.encode, source.bank, source.test, s.run.recipe.size, len(source.classes or ()), s.key,
       s.options.epochs, s.options.batch, s.run.mesh))
@@ -123,7 +124,7 @@ def _measure_gains(s: Subject) -> Measurement:
 
 def _measure_retrieval(s: Subject) -> Measurement:
   numbers, controls, detail = {}, {}, {}
-  images = frozen.rows(s.held_out, slice(BANK))
+  images = frozen.indexed_images(s.held_out, slice(BANK))
   for name, banks in s.functions.banks.items():
     for change in banks:
       embeddings, actions = frozen.bank(s.functions, s.state, name, images, change)
@@ -140,7 +141,7 @@ def _measure_retrieval(s: Subject) -> Measurement:
       for k, errors in _errors(s, name, actions, retrieved.picked).items():
         row = f'{name} {change} {k}'
         numbers[row], controls[row] = errors.pop('true'), errors
-  return Measurement(f'retrieval of {counted(len(images[0]), "image")}', numbers, controls, detail)
+  return Measurement(f'retrieval of {quantity(len(images[0]), "image")}', numbers, controls, detail)
 
 
 # {op that rotates: action -> its angle in degrees}
@@ -153,7 +154,7 @@ def _errors(s: Subject, name: str, actions: Any, picked: dict[str, np.ndarray]
 
   The SIE error is given where the objective is conditioned on a rotation and one was drawn.
   """
-  ops = frozen.told(s.run.recipe, name)
+  ops = frozen.objective_augmentations(s.run.recipe, name)
   encode = jax.jit(jax.vmap(jax.vmap(s.run.recipe.wirings[name].conditioning.encode)))
   encoded = np.asarray(encode({op: actions[op] for op in ops}))
   errors = {'STL error': retrieval.errors(retrieval.stl_error, encoded, picked)}
@@ -175,7 +176,7 @@ def _measure_transfer(s: Subject) -> Measurement:
 def _finetune_marks(run: Run, options: Options) -> tuple[str, str]:
   """Return the marks of what fine-tuning reads: the data, and the list of images."""
   names = ' '.join(finetune.read_list(options.images)) if options.images else ''
-  return card.mark(run.card), hashlib.sha256(names.encode()).hexdigest()[:16]
+  return card.data_mark(run.card), hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def _transfer_marks(run: Run, options: Options) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_finite, in_batches
-from equivariant_ssl.evaluate.linear import held_out, one_thread, standardizer
+from equivariant_ssl.evaluate.linear import held_out_mask, one_thread, standardizer
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.types import Array, Key
 
@@ -66,7 +66,7 @@ def _linear(x: np.ndarray, y: np.ndarray, test: np.ndarray, penalties: tuple[flo
 
   The penalty is the best on a held-out fifth (of equal ones the largest).
   """
-  out = held_out(np.zeros(len(x), np.int64))
+  out = held_out_mask(np.zeros(len(x), np.int64))
   with one_thread():
     candidates = [(float(np.mean((predict(x[out]) - y[out]) ** 2)), -penalty)
                   for penalty, predict in _ridge(x[~out], y[~out], penalties)]

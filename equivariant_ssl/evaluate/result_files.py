@@ -38,9 +38,9 @@ def as_json(value: Any) -> Any:
   return value
 
 
-def digest(state: TrainState) -> str:
+def weights_digest(state: TrainState) -> str:
   """Return a fingerprint of the weights and statistics of a state, which a result is valid for."""
-  leaves = fingerprint.of(variables(state))
+  leaves = fingerprint.fingerprints(variables(state))
   return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,7 +96,7 @@ def definition(protocol: Any) -> dict[str, Any]:
 def read_result(path: pathlib.Path) -> dict[str, Any]:
   """Return the content of a result file; raise UserError where it is damaged."""
   fix = f'Delete it, or evaluate again: eqssl eval {shlex.quote(str(path.parent.parent))}'
-  result = record.read_object(path, fix)
+  result = record.read_json_object(path, fix)
   for seeds in (result[network] for network in ('trained', 'untrained') if network in result):
     complete = isinstance(seeds, list) and all(
         isinstance(seed, dict) and isinstance(seed.get('numbers'), dict) for seed in seeds)
@@ -105,7 +105,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def says(result: dict[str, Any]) -> bool:
+def states_origin(result: dict[str, Any]) -> bool:
   """Whether a result states its data, its pixels and its protocol; results of earlier versions do
   not."""
   return all(k in result for k in NEW)
@@ -132,7 +132,7 @@ def stored_result(path: pathlib.Path, request: dict[str, Any], networks: Iterabl
   except (OSError, UserError):
     say(f'{again}it is damaged.')
     return None
-  if not says(result):
+  if not states_origin(result):
     say(f'{again}an earlier version wrote it, which did not record what its numbers depend on.')
   elif differences := _differences(result, request):
     say(f'{again}it was measured with other {", other ".join(differences)}.')

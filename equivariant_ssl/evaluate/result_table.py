@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
+from equivariant_ssl.evaluate.statistics import Interval, interval_text, mean_std, mean_value
 
 HEAD = 10  # letters in a line of a narrow column's head
 
@@ -29,7 +29,7 @@ class Fitting(NamedTuple):
 def _number(value: Any, scale: float) -> str:
   """Return a value of a result file as text: '46.10', or with its interval."""
   if isinstance(value, dict):
-    return show(Interval(**value), scale, sign=False)
+    return interval_text(Interval(**value), scale, sign=False)
   return f'{scale * value:.2f}'
 
 
@@ -38,7 +38,7 @@ def _over_seeds(seeds: list[dict], row: str, scale: float) -> str:
   values = [seed['numbers'][row] for seed in seeds]
   if len(values) == 1:
     return _number(values[0], scale)
-  mean, std = mean_std([plain(v) for v in values])
+  mean, std = mean_std([mean_value(v) for v in values])
   assert std is not None  # there are two values or more
   return f'{scale * mean:.2f} ± {scale * std:.2f}'
 
@@ -60,7 +60,7 @@ def _cells(result: dict, networks: list[str], row: str, scale: float) -> dict[st
   """Return {head: text} of a row. The intervals of controls are left to the file."""
   values = {network: _over_seeds(result[network], row, scale) for network in networks}
   for control, value in result['trained'][0]['controls'].get(row, {}).items():
-    values[control] = _number(plain(value), 1. if control.startswith('ratio') else scale)
+    values[control] = _number(mean_value(value), 1. if control.startswith('ratio') else scale)
   return values
 
 

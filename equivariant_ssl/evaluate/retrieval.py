@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_ssl.evaluate.features import check_finite, in_batches
-from equivariant_ssl.evaluate.gains import answers, controls
+from equivariant_ssl.evaluate.gains import controls, predictions
 from equivariant_ssl.evaluate.statistics import Interval, interval, paired
 from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Action, Array, Key, Pair
@@ -141,7 +141,7 @@ def measure(predict: Callable[[Pair], Array], source: Any, bank: Any, actions: A
   N, M, E = bank.shape
   pair = _all_pairs(source, bank, actions)
   pairs = pair, *controls(pair, identity, key, np.repeat(np.arange(N), M))
-  estimates = {name: answers(predict, p, batch)
+  estimates = {name: predictions(predict, p, batch)
                for name, p in zip(('true', 'shuffled', 'zeroed'), pairs, strict=True)}
   estimates = {**estimates, 'identity': np.asarray(pair.source)}
   estimates = {k: estimate.reshape(N, M, E) for k, estimate in estimates.items()}

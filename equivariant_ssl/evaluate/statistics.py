@@ -33,7 +33,7 @@ class Result(NamedTuple):
   chosen: dict[str, Any]
 
 
-def plain(value) -> float:
+def mean_value(value) -> float:
   """Return a number of a result file without its interval."""
   return value['mean'] if isinstance(value, dict) else value
 
@@ -93,7 +93,7 @@ def over_images(values, image=None) -> np.ndarray:
   return np.bincount(index, values) / np.bincount(index)
 
 
-def show(interval: Interval, scale: float = 1., digits: int = 2, sign: bool = True) -> str:
+def interval_text(interval: Interval, scale: float = 1., digits: int = 2, sign: bool = True) -> str:
   """Return an interval as text: '+1.23 [0.80, 1.66]', or '+1.23 (n=1)' where there are no bounds.
 
   Values are multiplied by `scale` (100 for percent).
@@ -105,7 +105,7 @@ def show(interval: Interval, scale: float = 1., digits: int = 2, sign: bool = Tr
   return f'{mean} [{interval.low * scale:.{digits}f}, {interval.high * scale:.{digits}f}]'
 
 
-def counted(n: float | str, noun: str, form: str = ',', plural: str = '') -> str:
+def quantity(n: float | str, noun: str, form: str = ',', plural: str = '') -> str:
   """Return a count with its noun: '1 image', '2,048 images'.
 
   form: the format of the number. plural: the plural of the noun where it is not `noun` + 's'.

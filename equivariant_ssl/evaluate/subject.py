@@ -91,7 +91,7 @@ class Measurement(NamedTuple):
 
 
 def _card_mark(run: Run, options: Options) -> Any:
-  return card.mark(run.card)
+  return card.data_mark(run.card)
 
 
 class Protocol(NamedTuple):

@@ -10,8 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from equivariant_ssl import data, registry
-from equivariant_ssl.data import archives, folder, tfds
-from equivariant_ssl.data.source import Records, Source, Split, fill, to_check, too_many
+from equivariant_ssl.data import archives, folder, tfds, tfds_folders
+from equivariant_ssl.data.source import (
+  Records,
+  Source,
+  Split,
+  check_advice,
+  decode_records,
+  too_many_unreadable,
+)
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.targets import BUILD, DATASETS, Target
 from equivariant_ssl.storage import fingerprint
@@ -34,7 +41,7 @@ class Part(NamedTuple):
   read: Callable[[int], Iterable[Split]]
 
 
-class Opened(NamedTuple):
+class OpenTarget(NamedTuple):
   """A data set that is not read yet.
 
   parts: {'train', 'test', and 'valid' where it has validation images of its own}.
@@ -59,7 +66,7 @@ def _piece(records: Records, start: int, count: int) -> Records:
   def read(rows: range) -> Iterable:
     return records.read(range(start + rows.start, start + rows.stop))
   labels = None if records.labels is None else records.labels[start:start + count]
-  return Records(records.names, read, labels, count, how=records.how)
+  return Records(records.names, read, labels, count, rules=records.rules)
 
 
 def _decoded(records: Records, size: int, place: pathlib.Path) -> Iterator[Split]:
@@ -70,33 +77,33 @@ def _decoded(records: Records, size: int, place: pathlib.Path) -> Iterator[Split
   bad = 0
   for start in range(0, records.count, CHUNK):
     count = min(CHUNK, records.count - start)
-    split, unreadable = fill(_piece(records, start, count), size)
+    split, unreadable = decode_records(_piece(records, start, count), size)
     bad += len(unreadable)
-    if too_many(bad, records.count) or len(unreadable) == count:
+    if too_many_unreadable(bad, records.count) or len(unreadable) == count:
       number, reason = unreadable[0]
       raise UserError(
           f'more than 1 % cannot be decoded: {records.names(start + number)}: {reason}.',
-          to_check(str(place)), BAD_DATA)
+          check_advice(str(place)), BAD_DATA)
     yield split
 
 
-def _in_memory(target: Target, source: Source) -> Opened:
+def _in_memory(target: Target, source: Source) -> OpenTarget:
   """Return a data set that a module of `data` has read."""
   def part(split: Split | None) -> Part:
     if split is None or split.labels is None:
       raise UserError('it has no labeled test images.', 'Transfer needs labels.')
-    return Part(text_digest(fingerprint.of(split._asdict())), lambda size: (split,))
+    return Part(text_digest(fingerprint.fingerprints(split._asdict())), lambda size: (split,))
   parts = {'train': part(source.train), 'test': part(source.test)}
-  return Opened(target, len(source.classes or ()), parts)
+  return OpenTarget(target, len(source.classes or ()), parts)
 
 
-def _of_folder(target: Target, base: pathlib.Path) -> Opened:
+def _of_folder(target: Target, base: pathlib.Path) -> OpenTarget:
   """Return a folder as `data.folder` reads it.
 
   Where it has validation and test images, the penalty is chosen on the former.
   """
-  read = folder.read(base, .1)
-  folder.judge(base, read.index)
+  read = folder.read_folder(base, .1)
+  folder.check_headers(base, read.index)
   for line in read.lines(''):
     print(f'{target.dataset or base}: {line}', file=sys.stderr)
   classes = read.classes
@@ -104,23 +111,23 @@ def _of_folder(target: Target, base: pathlib.Path) -> Opened:
     raise UserError(f'{read.notes[-1] if read.notes else "its images lie in no class folders"}.',
                     'Make train/CLASS/ and test/CLASS/.')
   splits = read.parts
-  empty = folder.Part(str(base), ())
+  empty = folder.SplitFiles(str(base), ())
   parts = {'train': splits['train'],
            'test': splits.get('test') or splits.get('validation') or empty}
   if {'validation', 'test'} <= set(splits):
     parts['valid'] = splits['validation']
 
-  def part(p: folder.Part) -> Part:
+  def part(p: folder.SplitFiles) -> Part:
     stamps = _stamps(pathlib.Path(p.root, path) for path in p.paths)
     return Part(text_digest(stamps, classes),
-                lambda size: _decoded(folder.records(p, classes), size, base))
-  return Opened(target, len(classes), {k: part(p) for k, p in parts.items()})
+                lambda size: _decoded(folder.folder_records(p, classes), size, base))
+  return OpenTarget(target, len(classes), {k: part(p) for k, p in parts.items()})
 
 
-def _of_tfds(target: Target, path: pathlib.Path) -> Opened:
+def _of_tfds(target: Target, path: pathlib.Path) -> OpenTarget:
   """Return a data set that TFDS has prepared in the folder `path`."""
   builder = tfds.open_directory(path)
-  image, label = tfds.keys(target.dataset, builder.info)
+  image, label = tfds.image_and_label(target.dataset, builder.info)
   if label is None:
     raise UserError('it has no class label among its features.', 'Transfer needs labels.')
   test = target.test if target.test in builder.info.splits else 'validation'
@@ -130,13 +137,13 @@ def _of_tfds(target: Target, path: pathlib.Path) -> Opened:
   stamps = _stamps(f for f in path.iterdir() if f.is_file())
 
   def read(size: int, split: str) -> Iterable[Split]:
-    return _decoded(tfds.records(builder, split, image, label), size, path)
-  return Opened(target, len(builder.info.features[label].names), {
+    return _decoded(tfds.split_records(builder, split, image, label), size, path)
+  return OpenTarget(target, len(builder.info.features[label].names), {
       k: Part(text_digest(stamps, s, image, label), functools.partial(read, split=s))
       for k, s in splits.items()})
 
 
-def find(name: str, root: str = '') -> Opened | Missing:
+def open_target(name: str, root: str = '') -> OpenTarget | Missing:
   """Return the data set `name`, not read yet, or what makes it.
 
   name: of DATASETS (from TFDS, or from root/NAME/train/CLASS/ and so on), a module of `data`, a
@@ -151,8 +158,8 @@ def find(name: str, root: str = '') -> Opened | Missing:
   if name not in DATASETS and name in registry.names(data):
     return _in_memory(target, registry.make(data, name))
   try:
-    path = tfds.find(target.dataset or name, root, '--root DIR')
-  except tfds.NotPrepared:
+    path = tfds.find_version(target.dataset or name, root, '--root DIR')
+  except tfds_folders.NotPrepared:
     return Missing(name, command_for(target, base))
   return _of_tfds(target, path)
 
@@ -160,9 +167,9 @@ def find(name: str, root: str = '') -> Opened | Missing:
 def command_for(target: Target, base: pathlib.Path) -> str:
   """Return the command that makes a data set that is not on disk; it does without TensorFlow where
   that is possible."""
-  if target.prepare == BUILD and target.dataset in tfds.OWN:
-    url = archives.FOUND_AT.get(target.dataset)
-    command = f'{tfds.OWN[target.dataset]} --root {shlex.quote(str(base))}'
+  if target.prepare == BUILD and target.dataset in tfds_folders.PREPARED_HERE:
+    url = archives.ADDRESSES.get(target.dataset)
+    command = f'{tfds_folders.PREPARED_HERE[target.dataset]} --root {shlex.quote(str(base))}'
     return command + (f'   (ARCHIVE: {url})' if url else '')
   prepare = ' '.join(target.prepare.split())
   return prepare.format(dataset=target.dataset, root=shlex.quote(str(base)))
@@ -176,9 +183,9 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
     if name in known or pathlib.Path(os.path.expanduser(name)).is_dir():
       continue
     try:
-      tfds.find(name, root, '--root DIR')
-    except tfds.NotPrepared as e:
-      if name.partition(':')[0].split('/')[0] not in tfds.known():
+      tfds.find_version(name, root, '--root DIR')
+    except tfds_folders.NotPrepared as e:
+      if name.partition(':')[0].split('/')[0] not in tfds_folders.preparable_names():
         raise registry.unknown_name('protocol transfer', name, known) from e
 
 
@@ -187,7 +194,7 @@ def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | 
   not on disk."""
   marks_by_name = {}
   for name in names or tuple(DATASETS):
-    opened = find(name, root)
+    opened = open_target(name, root)
     marks_by_name[name] = None if isinstance(opened, Missing) else {
         k: part.mark for k, part in opened.parts.items()}
   return marks_by_name

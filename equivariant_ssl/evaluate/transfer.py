@@ -16,23 +16,24 @@ from jax.sharding import Mesh
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import inputs
 from equivariant_ssl.evaluate.features import as_partial
-from equivariant_ssl.evaluate.inputs import central
-from equivariant_ssl.evaluate.linear import held_out
+from equivariant_ssl.evaluate.inputs import central_features
+from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.logistic import Labeled, logistic
 from equivariant_ssl.evaluate.target_data import (
   Missing,
-  Opened,
+  OpenTarget,
   Part,
   check_targets,
-  find,
   marks,
+  open_target,
   text_digest,
 )
 from equivariant_ssl.evaluate.targets import DATASETS
 from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.types import Array
 
-__all__ = ['DATASETS', 'VERSION', 'Missing', 'Row', 'check_targets', 'find', 'marks', 'transfer']
+__all__ = ['DATASETS', 'VERSION', 'Missing', 'Row', 'check_targets', 'open_target', 'marks',
+           'transfer']
 
 # Raise it when reading changes what the features are; the pixels that a network is given have a
 # version of their own (inputs.VERSION).
@@ -60,7 +61,7 @@ def encoder_mark(encode: Callable[[Array], Array], size: int) -> str:
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   # A lambda: its name is in the program's text, on which the names of stored features depend.
   program = jax.jit(lambda f, x: f(x)).lower(abstract, image).as_text()
-  return text_digest(program, fingerprint.of(encode))
+  return text_digest(program, fingerprint.fingerprints(encode))
 
 
 def _stored(path: pathlib.Path | None, compute: Callable[[], dict[str, np.ndarray]]
@@ -88,7 +89,7 @@ def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dic
   """Return {'features': [N D], 'labels': [N]} of a split."""
   features, labels = [], []
   for split in part.read(size):
-    features.append(central(encode, split, size, mesh=mesh))
+    features.append(central_features(encode, split, size, mesh=mesh))
     labels.append(split.labels)
   if not features or any(split_labels is None for split_labels in labels):
     raise UserError('some images have no label.' if features else 'a split has no images.',
@@ -96,7 +97,7 @@ def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dic
   return {'features': np.concatenate(features), 'labels': np.concatenate(labels)}
 
 
-def _row(name: str, opened: Opened, arrays: dict[str, Labeled], size: int) -> Row:
+def _row(name: str, opened: OpenTarget, arrays: dict[str, Labeled], size: int) -> Row:
   """Return the Row of a data set; arrays: {split: (features, labels)}."""
   (x, y), (test_x, test_y) = arrays['train'], arrays['test']
   valid, target = arrays.get('valid'), opened.target
@@ -105,7 +106,7 @@ def _row(name: str, opened: Opened, arrays: dict[str, Labeled], size: int) -> Ro
                     'A classifier needs two classes or more.')
   result = logistic(x, y, test_x, test_y, opened.classes, valid, metric=target.metric,
                     held=target.held)
-  carved = int(held_out(y, target.held).sum()) if valid is None else 0
+  carved = int(held_out_mask(y, target.held).sum()) if valid is None else 0
   valid_count = carved if valid is None else len(valid[1])
   used = f'{len(y) - carved:,} + {valid_count:,} / {len(test_y):,}'
   note = used if target.note in ('', used) else f'{used}; published {target.note}'
@@ -116,7 +117,7 @@ def _row(name: str, opened: Opened, arrays: dict[str, Labeled], size: int) -> Ro
 def _with_held_out_test(arrays: dict[str, Labeled], share: float) -> dict[str, Labeled]:
   """Return `arrays` with `share` of each training class in the place of the test split."""
   x, y = arrays['train']
-  out = held_out(y, share)
+  out = held_out_mask(y, share)
   if not out.any():
     raise UserError(f'no class has the {np.ceil(1 / share):.0f} training images of which one could '
                     'be held out.', 'Read out on its test split: --readout test.')
@@ -130,18 +131,18 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
   of each data set of `names`.
 
   encode: a frozen encoder in eval mode, [B S S 3] in [0, 1] -> [B D]; best a Partial (see
-  `features.in_batches`). names: see `find`; () means all of DATASETS. size: pixels of the central
-  square. root: the folder of TFDS. cache: a folder in which features are stored, named by the
-  encoder's weights and program and by the images. validation: where > 0, the network is read out on
-  this share of each training class, in place of the test split. Raises UserError, the data set's
-  name first, where a data set is unknown, has no labels, one class or unreadable images, or a
+  `features.in_batches`). names: see `open_target`; () means all of DATASETS. size: pixels of the
+  central square. root: the folder of TFDS. cache: a folder in which features are stored, named by
+  the encoder's weights and program and by the images. validation: where > 0, the network is read
+  out on this share of each training class, in place of the test split. Raises UserError, the data
+  set's name first, where a data set is unknown, has no labels, one class or unreadable images, or a
   feature is not finite.
   """
   check_targets(names, root)
   rows, missing, encoder = [], [], encoder_mark(encode, size) if cache else ''
   for name in names or tuple(DATASETS):
     try:
-      opened = find(name, root)
+      opened = open_target(name, root)
       if isinstance(opened, Missing):
         missing.append(opened)
         continue

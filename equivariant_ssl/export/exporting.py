@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from safetensors.numpy import save
 
 from equivariant_ssl import __version__
-from equivariant_ssl.config import read
+from equivariant_ssl.config import read_config
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import inputs
@@ -112,7 +112,8 @@ def _compare(run: runs.Run, encoder: tuple, path: pathlib.Path, architecture: Ar
   read_back, _ = torchvision.from_torch(state, encoder, family.to_torch)
   size, network = run.recipe.size, run.recipe.network
   split = Split(_sample_images(size), np.full((IMAGES, 2), size, np.float32), None)
-  images, encode = inputs.pixels(split, inputs.whole(size, split)), frozen(run.recipe).encode
+  images = inputs.pixels(split, inputs.uncropped_inputs(size, split))
+  encode = frozen(run.recipe).encode
   with jax.default_matmul_precision('highest'):
     features = _features(encode, encoder, images)
     others = {'read back': _features(encode, read_back, images)}
@@ -168,19 +169,19 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
   be replaced.
   """
   workdir, out = pathlib.Path(workdir), pathlib.Path(out or pathlib.Path(workdir, 'export'))
-  config: Any = read(workdir / 'config.json')
+  config: Any = read_config(workdir / 'config.json')
   family = FAMILIES.get(config.encoder.name)
   if family is None:
     raise UserError(f'{workdir} has an encoder {config.encoder.name!r}, and only a resnet or a vit '
                     'can be exported.', 'Train with --config.encoder.name=resnet.')
   check_folder(out)
   # The weights of a bfloat16 run are float32, and another program computes in float32.
-  run = runs.reopen(workdir, sharding.mesh(jax.devices()[:1]), say, runs.Asked(place),
-                    needs_data=False, over={'dtype': 'float32'})
-  train_state = runs.abstract(run)._asdict()
+  run = runs.reopen_run(workdir, sharding.mesh(jax.devices()[:1]), say, runs.DataRequest(place),
+                        needs_data=False, changes={'dtype': 'float32'})
+  train_state = runs.abstract_state(run)._asdict()
   shapes = {part: {k: v for k, v in train_state[part].items() if k == 'encoder'}
             for part in ('params', 'stats')}
-  number, loaded, _ = checkpoint.load(workdir / 'checkpoints', shapes, step, say)
+  number, loaded, _ = checkpoint.load_checkpoint(workdir / 'checkpoints', shapes, step, say)
   architecture = family.Architecture(*(config.encoder[k] for k in family.Architecture._fields))
   encoder = tuple(loaded[part].get('encoder', {}) for part in shapes)
   state = {k: np.array(v, order='C') for k, v in family.to_torch(*encoder).items()}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from equivariant_ssl.config import as_json, load
+from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.export import timm, torchvision, weight_files
@@ -112,7 +112,7 @@ def _first_state(run: runs.Run, family: ModuleType, tensors: State) -> tuple[Tra
 
   The encoder of the target network gets them too.
   """
-  first = runs.initial(run)
+  first = runs.initial_state(run)
   like = first.params['encoder'], first.stats.get('encoder', {})
   encoders, count = torchvision.from_torch(tensors, like, family.to_torch)
   encoders = sharding.place(encoders, sharding.replicated_sharding(run.mesh))
@@ -150,16 +150,16 @@ def _save(run: runs.Run, state: TrainState, file: pathlib.Path, workdir: pathlib
   workdir.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=workdir.parent, prefix='.import-') as scratch:
     new = pathlib.Path(scratch, workdir.name)
-    record.start(new, as_json(config), command)
-    card.write(new, run.card)
-    with checkpoint.open(new / 'checkpoints', config.keep, say) as saver:
-      saver.save(0, state, {'imported': str(file), 'data': card.as_json(run.card)}, wait=True)
+    record.start_record(new, config_to_json(config), command)
+    card.write_card(new, run.card)
+    with checkpoint.open_checkpoints(new / 'checkpoints', config.keep, say) as saver:
+      saver.save(0, state, {'imported': str(file), 'data': card.card_to_json(run.card)}, wait=True)
     os.replace(new, workdir)
 
 
-def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_quick',
-            overrides: dict[str, str] | None = None, command: str = '',
-            say: Callable[[str], None] = print) -> pathlib.Path:
+def import_weights(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_quick',
+                   overrides: dict[str, str] | None = None, command: str = '',
+                   say: Callable[[str], None] = print) -> pathlib.Path:
   """Make `workdir` a run of a config whose encoder comes from a file of weights; return `workdir`.
 
   The weights are the run's checkpoint of step 0. All other parts of the state are as at the start
@@ -176,7 +176,7 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UserError(f'{workdir} is not empty.', 'Use another --workdir.')
   content, facts = weight_files.read(file), _facts_beside(file)
-  base: Any = load(config, overrides)
+  base: Any = load_config(config, overrides)
   small_stem, stem_origin = _small_stem(facts, config, base.encoder)
   kind = 'vit' if any(k.endswith(timm.MARK) for k in content) else 'resnet'
   family = FAMILIES[kind]
@@ -188,10 +188,10 @@ def import_(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cifar10_qu
     architecture = family.architecture(weights.tensors, small_stem)
   encoder = {**(base.encoder if base.encoder.name == kind else {'name': kind}),
              **architecture._asdict()}
-  resolved: Any = load(config, {'encoder': repr(encoder), 'mean': repr(mean), 'std': repr(std),
-                                **overrides})
+  resolved: Any = load_config(config, {'encoder': repr(encoder), 'mean': repr(mean),
+                                       'std': repr(std), **overrides})
   architecture = family.Architecture(*(resolved.encoder[k] for k in architecture._fields))
-  run = runs.prepare(resolved, sharding.mesh(jax.devices()[:1]), say)
+  run = runs.prepare_run(resolved, sharding.mesh(jax.devices()[:1]), say)
   with _about(file):
     state, count = _first_state(run, family, weights.tensors)
   command = command or shlex.join(['eqssl', 'import', str(file), '--workdir', str(workdir),

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import shipped
+from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.registry import unknown_name
 
@@ -128,13 +128,13 @@ def _parse_settings(settings: list[str]) -> Settings:
   return {key: value for key, _, value in pairs}
 
 
-def run(where: str, config: str, workdir: str, overrides: dict[str, str], settings: list[str],
-        dry: bool) -> int:
+def launch(where: str, config: str, workdir: str, overrides: dict[str, str], settings: list[str],
+           dry: bool) -> int:
   """Submit the training of a config, and return the exit code of the command that submits it.
 
   dry: print what would be submitted, and submit nothing.
   """
-  configs.load(config, overrides)  # a mistake in the config is reported now, not hours later
+  load_config(config, overrides)  # a mistake in the config is reported now, not hours later
   pairs = _parse_settings(settings)
   if where == 'tpu' and workdir:
     raise UserError('on a TPU the run is in the bucket.',

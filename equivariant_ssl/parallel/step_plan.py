@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.stages import Traced
 
-from equivariant_ssl.data.source import fits
-from equivariant_ssl.data.stream import lazy
+from equivariant_ssl.data.source import fits_in_memory
+from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
-from equivariant_ssl.training import recipe as recipes
 from equivariant_ssl.training import runs
-from equivariant_ssl.training import step as steps
+from equivariant_ssl.training.recipe import make_recipe, warmup_warning
+from equivariant_ssl.training.step import Batch, draw_views, loss, streamed_step, target_embeddings
 
 # The images of each split and the classes of data sets, as published. They serve a plan for data
 # that are not prepared.
@@ -72,10 +72,10 @@ class StepPlan(NamedTuple):
 def _data_bytes(config: Any, run: runs.Run) -> int:
   """Return the bytes of the data set on each device; 0 if it is streamed."""
   if run.source:
-    count, streams = len(run.source.train.images), lazy(run.source.train.images)
+    count, streams = len(run.source.train.images), is_stream(run.source.train.images)
   else:
     count = _train_count(config)
-    streams = config.data.get('stream') or not fits(count, run.recipe.canvas)
+    streams = config.data.get('stream') or not fits_in_memory(count, run.recipe.canvas)
   return 0 if streams else count * run.recipe.canvas ** 2 * 3
 
 
@@ -85,14 +85,14 @@ def _tree_bytes(tree: Any) -> int:
              for x in jax.tree.leaves(tree))
 
 
-def plan(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
+def plan_step(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
   """Compile the step of a resolved config for a mesh, and return what it costs.
 
   Raises UserError if the data are neither prepared nor known.
   """
-  run = described(config, mesh, log)
-  recipe, state = run.recipe, runs.abstract(run, config.sharding)
-  if line := recipes.warmup_warning(config, recipe):
+  run = planned_run(config, mesh, log)
+  recipe, state = run.recipe, runs.abstract_state(run, config.sharding)
+  if line := warmup_warning(config, recipe):
     log(line)
   device = mesh.devices.flat[0]
   on_cpu = device.platform == 'cpu'
@@ -102,7 +102,7 @@ def plan(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
   memory = compiled.memory_analysis()
   assert memory is not None  # every backend that trains has it
   views = jax.eval_shape(
-      lambda: steps.views(recipe, run.key, jnp.zeros((), jnp.int32), _zeros(batch)))
+      lambda: draw_views(recipe, run.key, jnp.zeros((), jnp.int32), _zeros(batch)))
   params, activations = _tree_bytes(state.params), _activation_bytes(run, state, views)
   need = (memory.argument_size_in_bytes + memory.output_size_in_bytes
           - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
@@ -120,27 +120,27 @@ def plan(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan:
       steps_per_epoch=recipe.steps_per_epoch)
 
 
-def work(config: Any) -> float:
+def step_flops(config: Any) -> float:
   """Return the FLOPs of a step of a config. The step is traced and not compiled."""
-  run = described(config, sharding.mesh(jax.devices()[:1]), lambda line: None)
+  run = planned_run(config, sharding.mesh(jax.devices()[:1]), lambda line: None)
   return flops(_trace(run).jaxpr.jaxpr)
 
 
-def _batch_shapes(run: runs.Run) -> steps.Batch:
+def _batch_shapes(run: runs.Run) -> Batch:
   """Return the shapes of a batch, split over the run's mesh."""
   side, count = run.recipe.canvas, run.recipe.batch
 
   def shape(dimensions: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(dimensions, dtype, sharding=sharding.batch_sharding(run.mesh))
-  return steps.Batch(shape((count, side, side, 3), jnp.uint8), shape((count, 2), jnp.float32),
-                     shape((count,), jnp.int32) if run.recipe.probe else None)
+  return Batch(shape((count, side, side, 3), jnp.uint8), shape((count, 2), jnp.float32),
+               shape((count,), jnp.int32) if run.recipe.probe else None)
 
 
 def _trace(run: runs.Run) -> Traced:
   """Trace the run's step for a batch that is passed to it."""
   rule = run.config.sharding
-  step = steps.streamed_step(run.recipe, run.mesh, rule=rule)
-  return step.trace(run.key, runs.abstract(run, rule), _batch_shapes(run))
+  step = streamed_step(run.recipe, run.mesh, rule=rule)
+  return step.trace(run.key, runs.abstract_state(run, rule), _batch_shapes(run))
 
 
 def known_data(config: Any) -> tuple[int, int] | None:
@@ -164,14 +164,14 @@ def _train_count(config: Any) -> int:
   return round(facts[0] * (1 - config.validation))
 
 
-def described(config: Any, mesh: Mesh, log: Say) -> runs.Run:
+def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
   sharding.check_batch(config.batch, mesh.size, config.accumulate)
   facts = known_data(config)
   if facts is None:
-    return runs.prepare(config, mesh, log)
-  recipe = recipes.make(config, _train_count(config), config.data.get('size') or config.size,
-                        classes=facts[1])
+    return runs.prepare_run(config, mesh, log)
+  recipe = make_recipe(config, _train_count(config), config.data.get('size') or config.size,
+                       classes=facts[1])
   no_card: Any = None
   return runs.Run(config, None, recipe, mesh, jax.random.key(config.seed), no_card)
 
@@ -189,12 +189,12 @@ def _activation_bytes(run: runs.Run, state: Any, views: dict) -> int:
 
     def embed_target():
       target_views = {'views': _zeros(views['views'])}
-      return steps.target_embeddings(recipe, _zeros(average), _zeros(stats), target_views)
+      return target_embeddings(recipe, _zeros(average), _zeros(stats), target_views)
     target = jax.eval_shape(embed_target)[0]
 
   def backward():
     fixed = _zeros(views), None if target is None else _zeros(target)
-    return jax.vjp(lambda params: steps.loss(recipe, params, _zeros(state.stats), *fixed)[0],
+    return jax.vjp(lambda params: loss(recipe, params, _zeros(state.stats), *fixed)[0],
                    _zeros(state.params))[1]
   weights = {x.shape for x in jax.tree.leaves(state.params)}
   saved = [x for x in jax.tree.leaves(jax.eval_shape(backward)) if x.shape not in weights]
@@ -244,6 +244,6 @@ def run(config: Any, devices: int, log: Say) -> StepPlan:
   if devices:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', devices)
-  result = plan(config, sharding.mesh(), log)
+  result = plan_step(config, sharding.mesh(), log)
   print('\n'.join(lines(result)))
   return result

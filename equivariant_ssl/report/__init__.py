@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.training.runs import Asked
+from equivariant_ssl.training.runs import DataRequest
 
 
 def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None,
            by: str = 'method', images: bool = True, console: Console | None = None,
-           asked: Asked = Asked()) -> pathlib.Path:
+           data_request: DataRequest = DataRequest()) -> pathlib.Path:
   """Write the page of one study, of one run, or of several runs that are compared; return its path.
 
   dirs: folders of runs (with config.json), or one folder of a study (with study.json).
   out: the file. None means report.html: in the folder, or for several runs in the current folder.
   by: what the runs are grouped by: 'method', or a field of the config.
   images: whether the page has the panels that read the data and the checkpoints.
-  asked: where the data of the runs are, and whether other data are accepted.
+  data_request: where the data of the runs are, and whether other data are accepted.
   Raises UserError where a folder is neither a run nor a study.
   """
   from equivariant_ssl.report import comparison_page, page, run_page, study_page
@@ -31,11 +31,11 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
                       'Type: eqssl report DIR [DIR ...], with folders that eqssl train made, or '
                       'with one folder that eqssl study made.')
   if path:
-    page.check(path)
+    page.check_target(path)
   if not folders:
     raise UserError('There is no folder to report.', 'Type: eqssl report DIR [DIR ...]')
   if len(folders) > 1:
     return comparison_page.write(folders, path or pathlib.Path('report.html'), by, console)
   if (folders[0] / 'study.json').is_file():
-    return study_page.write(folders[0], images, console, path, asked.path)
-  return run_page.write(folders[0], images, console, path, asked)
+    return study_page.write(folders[0], images, console, path, data_request.path)
+  return run_page.write(folders[0], images, console, path, data_request)

@@ -87,8 +87,8 @@ def _y_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
   return low - .5 * (abs(low) or 1.), high + .5 * (abs(high) or 1.)
 
 
-def lines(title: str, series: Mapping[str, Series], x_label: str = 'step', log_y: bool = False,
-          rules: Mapping[str, float] | None = None) -> str:
+def line_chart(title: str, series: Mapping[str, Series], x_label: str = 'step', log_y: bool = False,
+               rules: Mapping[str, float] | None = None) -> str:
   """Return a chart with one line per series.
 
   rules: {name: y} of horizontal lines to compare with. log_y: values <= 0 are left out.
@@ -158,7 +158,7 @@ def _other(i: int, x: float, y: float) -> str:
   return f'<path class="other c{1 + i % (COLORS - 1)}" d="M{x:.1f} {y - 5:.1f}v10"/>'
 
 
-def dots(title: str, rows: Sequence[Dot], unit: str, zero: bool = True, digits: int = 1) -> str:
+def dot_plot(title: str, rows: Sequence[Dot], unit: str, zero: bool = True, digits: int = 1) -> str:
   """Return a dot plot with one row per Dot: its label and number, and under them the dot with its
   interval on an axis.
 
@@ -203,9 +203,9 @@ def dots(title: str, rows: Sequence[Dot], unit: str, zero: bool = True, digits: 
   return figure(title, ' '.join([f'In {unit}.', *about]), body, y + 32)
 
 
-def heat(title: str, rows: Sequence[str], columns: Sequence[str],
-         values: Sequence[Sequence[float | None]], form: str = '.2f', most: float | None = None
-         ) -> str:
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str],
+             values: Sequence[Sequence[float | None]], form: str = '.2f', most: float | None = None
+             ) -> str:
   """Return a heat map with one cell per value, which also holds the number.
 
   Values above 0 have one color, values below 0 another, and the color is stronger the further a
@@ -243,8 +243,8 @@ def heat(title: str, rows: Sequence[str], columns: Sequence[str],
                 max(left + width * len(columns), WIDTH))
 
 
-def scatter(title: str, points: np.ndarray, labels: np.ndarray, names: Sequence[str],
-            about: str = '') -> str:
+def scatter_plot(title: str, points: np.ndarray, labels: np.ndarray, names: Sequence[str],
+                 about: str = '') -> str:
   """Return a scatter plot with equal units on both axes.
 
   points: [N 2]. labels: int [N], indices of `names`; each label has a color and a shape.

@@ -14,7 +14,7 @@ from equivariant_ssl import config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import counted, mean_std, plain, show
+from equivariant_ssl.evaluate.statistics import interval_text, mean_std, mean_value, quantity
 from equivariant_ssl.report import charts, page, panels, results, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
 from equivariant_ssl.report.run_folder import RunFolder
@@ -51,7 +51,7 @@ def _runs(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[s
                  panels.devices(folder.env), panels.commit(folder.env),
                  folder.env.get('time', 'unknown')))
   columns = ('run', 'group', 'data', 'seed', 'steps', 'time', 'devices', 'commit', 'started')
-  fields = [run_folder.leaves(config.as_json(folder.config)) for folder in folders]
+  fields = [run_folder.leaves(config.config_to_json(folder.config)) for folder in folders]
   differences = [(k, *(one.get(k, 'absent') for one in fields))
                  for k in dict.fromkeys(k for one in fields for k in one)
                  if len({one.get(k) for one in fields}) > 1]
@@ -73,7 +73,7 @@ def _chance(folders: Sequence[RunFolder], row: comparison.Row) -> str:
   """Return what guessing achieves for a number, '' where that is not known."""
   controls = folders[0].results[row.protocol]['trained'][0]['controls']
   chance = controls.get(row.number, {}).get('chance')
-  return '' if chance is None else f'{row.scale * plain(chance):.2f}'
+  return '' if chance is None else f'{row.scale * mean_value(chance):.2f}'
 
 
 def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.Row]) -> Table:
@@ -84,7 +84,7 @@ def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.Row]) -> Tabl
     trained = f'{row.scale * mean:.2f}'
     trained += f' ± {row.scale * std:.2f}' if std is not None else ''
     untrained = '' if row.untrained is None else f'{row.scale * row.untrained:.2f}'
-    difference = show(row.difference, row.scale) if row.difference else ''
+    difference = interval_text(row.difference, row.scale) if row.difference else ''
     cells.append((f'{row.protocol} {row.number}', row.group, len(row.seeds), trained, untrained,
                   _chance(folders, row), difference))
   columns = ('number', 'group', 'seeds', 'trained', 'untrained', 'chance', 'difference')
@@ -122,8 +122,8 @@ def _differences(rows: Sequence[comparison.Row]) -> list[Chart]:
     dots = [_difference_dot(row, f'{row.protocol} {row.number}' if kind == 'Accuracies'
                             else row.number, several) for row in members]
     percent, title = members[0].scale == 100., f'{kind}: difference from {first}'
-    chart = charts.dots(title, dots, 'percentage points' if percent else 'difference',
-                        digits=1 if percent else 3)
+    chart = charts.dot_plot(title, dots, 'percentage points' if percent else 'difference',
+                            digits=1 if percent else 3)
     drawings.append(Chart(title, chart))
   return drawings
 
@@ -144,14 +144,15 @@ def _heats(rows: Sequence[comparison.Row]) -> list[Chart]:
   drawings, groups = [], list(dict.fromkeys(row.group for row in rows))
   for protocol in dict.fromkeys(row.protocol for row in rows):
     name = _protocol(protocol)
-    if name not in ('profile', *results.OF_ACTIONS):
+    if name not in ('profile', *results.ACTION_PROTOCOLS):
       continue
     cells = {(row.number, row.group): row for row in rows if row.protocol == protocol}
     scale, form = next(iter(cells.values())).scale, '.1f' if PROTOCOLS[name].percent else '.2f'
-    for kind, labels in results.kinds(dict.fromkeys(number for number, _ in cells)).items():
+    numbers = dict.fromkeys(number for number, _ in cells)
+    for kind, labels in results.labels_by_kind(numbers).items():
       title = f'{protocol}{f": {kind}" if kind else ""}'
       values = [_heat_row(cells, number, groups, scale) for number in labels]
-      chart = charts.heat(title, list(labels.values()), [*groups, 'untrained'], values, form)
+      chart = charts.heat_map(title, list(labels.values()), [*groups, 'untrained'], values, form)
       drawings.append(Chart(title, chart, results.meaning(name, kind)))
   return drawings
 
@@ -162,7 +163,7 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
     rows = comparison.rows([folder.workdir for folder in folders], by)
     rows.sort(key=lambda row: list(PROTOCOLS).index(_protocol(row.protocol)))
   except UserError as error:
-    return [Section('Results', 'results', [panels.why(error)])]
+    return [Section('Results', 'results', [panels.error_block(error)])]
   blocks: list[Any] = []
   if min(len(row.seeds) for row in rows) == 1:
     blocks.append(Text('A group with one seed has n = 1: no interval and no standard deviation '
@@ -180,7 +181,7 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
 def _curves(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[str]) -> Section:
   """Return the section with the curves of the logs."""
   logs = {name: folder.log for name, folder in zip(names, folders, strict=True)}
-  drawings = panels.compared(logs, groups)
+  drawings = panels.group_charts(logs, groups)
   blocks = [Charts(drawings)] if drawings else [Missing('Nothing was logged yet.')]
   return Section('Curves', 'curves', blocks)
 
@@ -192,7 +193,7 @@ def _again(folders: Sequence[RunFolder], workdirs: Sequence[pathlib.Path], out: 
   group_by = '' if by == 'method' else f' --group-by {shlex.quote(by)}'
   commands = [*(line for folder in folders for line in folder.commands), f'eqssl eval {typed}',
               f'eqssl report {typed} --out {shlex.quote(str(out))}{group_by}']
-  section = panels.again(folders[0].env, commands, 'configs, logs and results')
+  section = panels.rerun_section(folders[0].env, commands, 'configs, logs and results')
   if len({folder.env.get('git') for folder in folders}) == 1:
     return section
   note = Text('The runs have different commits. The table above has the commit of each run; the '
@@ -212,7 +213,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, by: str = 'method
   names = _names(folders)
   sections = [*_results(folders, by), _runs(folders, names, groups, out),
               _curves(folders, names, groups), _again(folders, workdirs, out, by)]
-  about = (f'{len(folders)} runs in {counted(len(set(groups)), "group")}: '
+  about = (f'{len(folders)} runs in {quantity(len(set(groups)), "group")}: '
            f'{", ".join(dict.fromkeys(groups))}')
   data = {'kind': 'comparison', 'by': by,
           'runs': {name: run_folder.data(folder)

@@ -13,15 +13,16 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from equivariant_ssl.data import card, folder, source
-from equivariant_ssl.data.decode import FORMATS, BadImage, Reading, reading
+from equivariant_ssl.data.decode import PixelRules, pixel_rules
+from equivariant_ssl.data.image_header import FORMATS, BadImage
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
-from equivariant_ssl.evaluate.inputs import central
-from equivariant_ssl.evaluate.result_files import digest
-from equivariant_ssl.evaluate.statistics import counted
+from equivariant_ssl.evaluate.inputs import central_features
+from equivariant_ssl.evaluate.result_files import weights_digest
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import embeddings, page
 from equivariant_ssl.report.embeddings import Embeddings, Origin
-from equivariant_ssl.report.gallery import block, read_image
+from equivariant_ssl.report.gallery import picture_block, read_image
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
@@ -42,7 +43,7 @@ class Encoder(NamedTuple):
   size: int
   mesh: Mesh
   origin: Origin
-  rules: Reading = Reading()
+  rules: PixelRules = PixelRules()
 
 
 def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
@@ -54,20 +55,21 @@ def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') ->
   def say(line: str) -> None:
     print(line, file=sys.stderr)
 
-  run = runs.reopen(workdir, None, say, runs.Asked(place), needs_data=False)
-  number, state, meta = checkpoint.load(workdir / 'checkpoints', runs.abstract(run), step)
-  data_card = card.from_json(meta['data']) if 'data' in meta else run.card
-  origin = Origin(str(workdir), number, digest(state), card.mark(data_card))
+  run = runs.reopen_run(workdir, None, say, runs.DataRequest(place), needs_data=False)
+  number, state, meta = checkpoint.load_checkpoint(workdir / 'checkpoints',
+                                                   runs.abstract_state(run), step)
+  data_card = card.card_from_json(meta['data']) if 'data' in meta else run.card
+  origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(data_card))
   return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
                  origin, _reading(run.config))
 
 
-def _reading(config: Any) -> Reading:
+def _reading(config: Any) -> PixelRules:
   """Return how the pixels of a run's data are read. config: a resolved config."""
-  return reading(**{k: config.data[k] for k in Reading._fields if k in config.data})
+  return pixel_rules(**{k: config.data[k] for k in PixelRules._fields if k in config.data})
 
 
-def _list_images(images: str, links: bool = False) -> tuple[folder.Part, str, list[str]]:
+def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, str, list[str]]:
   """Return the images to read, the folder that their names begin with, and a line for each image
   that cannot be read.
 
@@ -77,31 +79,31 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.Part, str, li
   path = os.path.expanduser(images)
   if os.path.isfile(path):
     real = os.path.realpath(path)  # the user named the file, so a link may lead anywhere
-    return folder.Part(os.path.dirname(real), (os.path.basename(real),)), '', []
+    return folder.SplitFiles(os.path.dirname(real), (os.path.basename(real),)), '', []
   if not os.path.isdir(path):
     raise UserError(f'{images!r} is no file and no folder.',
                     'Name an image, or a folder of images.')
-  index = folder.index(path, links)
-  for line in folder.said(index, '--links'):
+  index = folder.index_folder(path, links)
+  for line in folder.left_out_lines(index, '--links'):
     print(line, file=sys.stderr)
   if not index.paths:
     raise UserError(f'{images!r} has no image that can be read, and {len(index.bad):,} that '
                     'cannot.', f'Images end in {" ".join(folder.EXTENSIONS)}.')
   lines = [f'{folder.printable(os.path.join(images, p))}: {reason}'
            for p, reason in (*index.bad, *index.links)]
-  return folder.Part(path, index.paths, index.within), images, lines
+  return folder.SplitFiles(path, index.paths, index.within), images, lines
 
 
-def _encode_part(encoder: Encoder, part: folder.Part, batch: int
+def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
   """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
   row that cannot."""
-  split, bad = source.fill(folder.records(part, None, encoder.rules), encoder.size)
+  split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
     return good, np.zeros((0, 0), np.float32), bad
   split = source.Split(split.images[good], split.sizes[good], None)
-  return good, central(encoder.encode, split, encoder.size, batch, encoder.mesh), bad
+  return good, central_features(encoder.encode, split, encoder.size, batch, encoder.mesh), bad
 
 
 def _text(path: str) -> str:
@@ -112,7 +114,7 @@ def _text(path: str) -> str:
 def _check_out(target: pathlib.Path) -> None:
   """Raise UserError where an embedding file cannot be written to `target`."""
   embeddings.form(target)
-  page.check(target, f'features{target.suffix}')
+  page.check_target(target, f'features{target.suffix}')
   if not target.parent.is_dir():
     raise UserError(f'{target.parent} is no folder.',
                     f'Type: mkdir -p {shlex.quote(str(target.parent))}')
@@ -139,7 +141,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
     return os.path.join(base, path) if base else images
 
   for start in range(0, len(paths), CHUNK):
-    part = folder.Part(root, paths[start:start + CHUNK], within)
+    part = folder.SplitFiles(root, paths[start:start + CHUNK], within)
     good, part_features, bad = _encode_part(encoder, part, min(BATCH, len(paths)))
     names += [_text(name(part.paths[i])) for i in good]
     features += [part_features] if len(good) else []
@@ -154,8 +156,8 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   result = Embeddings(names, np.concatenate(features), encoder.origin)
   embeddings.save(target, result)
   left_out = f'; {len(lines):,} left out, listed above' if lines else ''
-  print(f'{counted(len(names), "image")}, {counted(result.features.shape[1], "feature")} each, of '
-        f'{encoder.origin.name}, written to {out}{left_out}.')
+  print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
+        f'of {encoder.origin.name}, written to {out}{left_out}.')
   return len(lines)
 
 
@@ -170,7 +172,7 @@ def _query(stored: Embeddings, file: str, query: str, workdir: str | None, place
   if row is not None:
     return stored.features[row], row
   if not workdir:
-    raise UserError(f'{query!r} is not among the {counted(len(stored.paths), "image")} of {file}.',
+    raise UserError(f'{query!r} is not among the {quantity(len(stored.paths), "image")} of {file}.',
                     f'Name one of its paths, for example {stored.paths[0]}. For any other image, '
                     'add the run that made the file: --run DIR')
   if not os.path.isfile(os.path.expanduser(query)):
@@ -183,7 +185,7 @@ def _query(stored: Embeddings, file: str, query: str, workdir: str | None, place
     raise UserError(f'{query}: {bad[0][1]}.', f'Name a {FORMATS} file.')
   D = stored.features.shape[1]
   if features.shape[1] != D:
-    raise UserError(f'{file} has {counted(D, "feature")} per image, and {encoder.origin.name} '
+    raise UserError(f'{file} has {quantity(D, "feature")} per image, and {encoder.origin.name} '
                     f'computes {features.shape[1]}.', 'Name the run that made the file: --run DIR')
   return features[0], None
 
@@ -195,7 +197,7 @@ def _file_encoder(stored: Embeddings, file: str, workdir: pathlib.Path, place: s
   """
   origin = stored.origin
   step = None
-  if origin and origin.step in checkpoint.steps(workdir / 'checkpoints'):
+  if origin and origin.step in checkpoint.saved_steps(workdir / 'checkpoints'):
     step = origin.step
   encoder = _encoder(workdir, step, place)
   again = f'eqssl embed {shlex.quote(str(workdir))} IMAGES --out {shlex.quote(file)}'
@@ -229,10 +231,10 @@ def _write_page(out: pathlib.Path, file: str, count: int, query: str,
   tiles = [_tile(query, 'query')]
   tiles += [_tile(path, f'{rank}. cosine {cosine:.3f}')
             for rank, (path, cosine) in enumerate(near, 1)]
-  about = (f'The neighbors are those of the {counted(count, "image")} of {file} whose features '
+  about = (f'The neighbors are those of the {quantity(count, "image")} of {file} whose features '
            'have the largest cosine.')
-  pictures = block('Nearest first', 'The query, then its neighbors.', [tiles])
-  title = f'The {counted(len(near), "image")} nearest to {os.path.basename(query)}'
+  pictures = picture_block('Nearest first', 'The query, then its neighbors.', [tiles])
+  title = f'The {quantity(len(near), "image")} nearest to {os.path.basename(query)}'
   html = page.render(title, about, [page.Section('Neighbors', 'neighbours', [pictures])],
                      {'query': query, 'neighbours': near})
   page.save(out, html)
@@ -250,7 +252,7 @@ def neighbours(file: str, query: str, k: int | None = None, workdir: str | None 
   larger than the number of images.
   """
   if out:
-    page.check(pathlib.Path(out))
+    page.check_target(pathlib.Path(out))
   stored = embeddings.read(pathlib.Path(file))
   vector, row = _query(stored, file, query, workdir, place)
   count, other = len(stored.paths) - (row is not None), 'other ' if row is not None else ''
@@ -259,7 +261,7 @@ def neighbours(file: str, query: str, k: int | None = None, workdir: str | None 
                     'Embed a folder: eqssl embed DIR IMAGES --out FILE')
   k = min(K, count) if k is None else k
   if not 1 <= k <= count:
-    raise UserError(f'--k is {k}, and {file} has {counted(count, f"{other}image")}.',
+    raise UserError(f'--k is {k}, and {file} has {quantity(count, f"{other}image")}.',
                     f'Give a number from 1 to {count}.')
   order, cosines = nearest(vector[None], stored.features, k + 1)
   near = [(stored.paths[i], float(c)) for i, c in zip(order[0], cosines[0], strict=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image as Pillow
 
-from equivariant_ssl.config import as_json
+from equivariant_ssl.config import config_to_json
 from equivariant_ssl.data.decode import BadImage, decode, read_file
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import frozen
@@ -15,7 +15,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import page, pictures
 from equivariant_ssl.report.pictures import Tile
 from equivariant_ssl.training import runs
-from equivariant_ssl.training.recipe import Recipe, make
+from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.step import Batch
 
 SHARP = 64  # a picture with at most so many pixels a side is shown as squares
@@ -46,7 +46,7 @@ def _picture(tile: Tile, most: int) -> page.Picture:
   return page.Picture(pictures.png(pixels), tile.lines, longest <= SHARP)
 
 
-def block(title: str, about: str, rows: list[list[Tile]], most: int = 0) -> page.Pictures:
+def picture_block(title: str, about: str, rows: list[list[Tile]], most: int = 0) -> page.Pictures:
   """Return rows of tiles as a block of a page.
 
   most: the pixels that a picture's longer side has at most (0: any number).
@@ -65,7 +65,8 @@ def _file_batch(config: Any, image: str, count: int) -> tuple[Recipe, Batch]:
   except BadImage as e:
     raise UserError(f'{image}: {e}.',
                     'Name a JPEG, PNG, WebP, GIF or BMP file: --image FILE') from e
-  recipe = make(config, config.batch, side, classes=1)  # an online probe's classes show in no view
+  # An online probe's classes show in no view.
+  recipe = make_recipe(config, config.batch, side, classes=1)
   images: Any = np.stack([canvas] * count)
   sizes: Any = np.stack([size] * count)
   return recipe, Batch(images, sizes)
@@ -91,8 +92,9 @@ def _roles(config: Any, recipe: Recipe) -> list[page.Table | page.Points]:
     words += [f'in the second view {k} {_setting(v)}' for k, v in second.items()]
     rows.append((name, section.role, MEANING[section.role]))
     settings.append(f'{name}: {", ".join(words)}.')
-  conditioned = [f'{label} is conditioned on {", ".join(frozen.told(recipe, label))}.'
-                 for label in recipe.wirings]
+  conditioned = [
+      f'{label} is conditioned on {", ".join(frozen.objective_augmentations(recipe, label))}.'
+      for label in recipe.wirings]
   return [page.Table('In the order of application', ('augmentation', 'role', 'what it means'), rows,
                      left=3),
           page.Points((*settings, *conditioned))]
@@ -122,8 +124,8 @@ def _about(recipe: Recipe, name: str) -> str:
   return text
 
 
-def show(config: Any, image: str = '', out: pathlib.Path = pathlib.Path('augs.html'),
-         count: int = 4) -> pathlib.Path:
+def write_gallery(config: Any, image: str = '', out: pathlib.Path = pathlib.Path('augs.html'),
+                  count: int = 4) -> pathlib.Path:
   """Write a page of the views that a config makes, as the first step of a run would draw them.
 
   config: a resolved config.
@@ -131,23 +133,24 @@ def show(config: Any, image: str = '', out: pathlib.Path = pathlib.Path('augs.ht
   no data are read; its canvas has the side of the config's data, or else of the views.
   Returns the path of the page. Raises UserError where the image is missing or nothing is to show.
   """
-  page.check(pathlib.Path(out))
+  page.check_target(pathlib.Path(out))
   if count < 1:
     raise UserError(f'--count is {count}, so there is nothing to show.', 'Give 1 or more.')
   if image:
     recipe, batch = _file_batch(config, image, count)
-    rows = pictures.rows(recipe, jax.random.key(config.seed), batch)
+    rows = pictures.view_tiles(recipe, jax.random.key(config.seed), batch)
   else:
-    run = runs.prepare(config, sharding.mesh(jax.devices()[:1]))
+    run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
     recipe, rows = run.recipe, pictures.gallery(run, count)
   name = os.path.basename(image) if image else config.data.name
   about = (f'Views of {name}, drawn as in the first step of a run of seed {config.seed}. What was '
            f'done to a view is written under it. Invariance: {config.invariance.name}. '
            f'Equivariance: {" and ".join(recipe.equivariances) or "none"}.')
   sections = [page.Section(f'Group {group}', f'group-{i}', [
-      block('A row is an image: the original, then its views', _about(recipe, group), rows[group])])
+      picture_block('A row is an image: the original, then its views', _about(recipe, group),
+                    rows[group])])
       for i, group in enumerate(rows)]
   roles = page.Section('Roles and settings', 'roles', _roles(config, recipe))
   page.save(pathlib.Path(out), page.render('What the augmentations do', about, [*sections, roles],
-                                           {'config': as_json(config)}))
+                                           {'config': config_to_json(config)}))
   return pathlib.Path(out)

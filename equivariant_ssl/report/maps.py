@@ -18,9 +18,9 @@ from equivariant_ssl.report.pictures import (
   describe,
   host_identity,
   number,
+  page_split,
   sample,
   source_of,
-  split,
   take,
 )
 from equivariant_ssl.training import runs
@@ -91,7 +91,7 @@ def _ops(run: runs.Run) -> dict[str, Op]:
   """
   recipe = run.recipe
   chains = {op: wiring.own_chains[0] for name, wiring in recipe.wirings.items()
-            for op in frozen.told(recipe, name)}
+            for op in frozen.objective_augmentations(recipe, name)}
   first = next(iter(recipe.groups.values())).chains[0]
   return chains or {op: first for op in first.name.split('+') if op}
 
@@ -107,15 +107,15 @@ def _views_of_op(run: runs.Run, chain: Op, op: str) -> tuple[Action, np.ndarray]
 
   Each image has one view per choice of a discrete op, or DRAWS views of another op.
   """
-  images, sizes, _ = split(run)
+  images, sizes, _ = page_split(run)
   size, choices = run.recipe.size, _choices(chain, op)
-  evaluation = inputs.at(run.recipe.size, run.recipe.canvas)
+  evaluation = inputs.canvas_inputs(run.recipe.size, run.recipe.canvas)
   V = DRAWS if choices is None else len(jax.tree.leaves(choices)[0])
 
   def image_views(row: tuple[Array, Array, Array]) -> tuple[Action, Array]:
-    image = frozen.canvas(*row[1:])
+    image = frozen.canvas_image(*row[1:])
     key = key_for(jax.random.key(frozen.SEED), 'map', row[0])
-    identity = inputs.still(evaluation, chain, image.size)
+    identity = inputs.input_action(evaluation, chain, image.size)
 
     def draw(v: Array) -> Action:
       return chain.sample(key_for(key, v), image.size)[op]
@@ -199,9 +199,9 @@ def maps(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> dict[str, Ma
   are 'of images' and have one color. A map of too few images, or of features that are all the same,
   is left out.
   """
-  source, images = source_of(run), split(run)
+  source, images = source_of(run), page_split(run)
   config: Any = run.config
-  part = holdout.named(config.validation) if source.test else 'training'
+  part = holdout.readout_name(config.validation) if source.test else 'training'
   subject, classes = f'{part} images', source.classes
   encode, rows = Partial(fixed.encode, frozen.variables(state)), np.arange(len(images.images))
   labels, names, by, among = np.zeros(len(rows), int), (subject,), 'of images', ''
@@ -214,6 +214,6 @@ def maps(run: runs.Run, fixed: frozen.Frozen, state: TrainState) -> dict[str, Ma
       among = f' of {len(chosen)} of the {len(classes)} classes'
   rows = rows[sample(len(rows), BY_CLASS)]
   points = Split(images.images[rows], images.sizes[rows], None)
-  h = inputs.features(encode, points, inputs.of(run.recipe.size, points), mesh=run.mesh)
+  h = inputs.features(encode, points, inputs.split_inputs(run.recipe.size, points), mesh=run.mesh)
   by_class = _pca_and_tsne(h, labels[rows], names, by, f'{len(rows)} {subject}{among}')
   return by_class | _by_action(run, encode, subject)

@@ -167,7 +167,7 @@ def render(title: str, about: str, sections: Sequence[Section], data: Any) -> st
                          data=Markup(embedded))
 
 
-def check(path: pathlib.Path, name: str = 'page.html') -> None:
+def check_target(path: pathlib.Path, name: str = 'page.html') -> None:
   """Raise UserError where `path`, a file to write, is a folder.
 
   name: the file name that the error suggests.
@@ -182,8 +182,8 @@ def save(path: pathlib.Path, text: str) -> pathlib.Path:
 
   A process that is killed meanwhile leaves the old page or the new one, never a part of one.
   """
-  check(path)
+  check_target(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # The name of a file can hold what UTF-8 cannot.
-  record.write_whole(path, text.encode('utf-8', 'replace').decode())
+  record.write_atomically(path, text.encode('utf-8', 'replace').decode())
   return path

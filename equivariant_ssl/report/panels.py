@@ -8,11 +8,11 @@ import numpy as np
 
 from equivariant_ssl import config
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate.statistics import counted
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import charts, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Section, Table, Text
 from equivariant_ssl.report.run_folder import RunFolder
-from equivariant_ssl.training.loop import COLLAPSED
+from equivariant_ssl.training.step_log import COLLAPSED
 
 Rows = Sequence[Mapping[str, Any]]  # the rows of a log
 
@@ -28,7 +28,7 @@ TITLES = {'std': 'Spread of the embeddings',
 PINNED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def why(error: UserError) -> Missing:
+def error_block(error: UserError) -> Missing:
   """Return an error of the user as a block: its cause, and its fix as the command."""
   cause, _, fix = str(error).partition('\n')
   return Missing(cause, fix.strip())
@@ -58,7 +58,7 @@ def curve(title: str, rows: Rows, names: Mapping[str, str], scale: float = 1., n
   curves = {label: one for name, label in names.items() if (one := series(rows, name, scale))}
   if not curves:
     return None
-  return Chart(title, charts.lines(title, curves, log_y=log_y, rules=rules), note)
+  return Chart(title, charts.line_chart(title, curves, log_y=log_y, rules=rules), note)
 
 
 def _means(group: str, curves: Mapping[str, charts.Series]
@@ -88,8 +88,8 @@ def _finite_series(rows: Rows, name: str) -> charts.Series | None:
   return series(finite, name, 100. if name.endswith('top1') else 1.)
 
 
-def compared(logs: Mapping[str, Rows], groups: Sequence[str], before: str = '',
-             without: Sequence[str] = ()) -> list[Chart]:
+def group_charts(logs: Mapping[str, Rows], groups: Sequence[str], before: str = '',
+                 without: Sequence[str] = ()) -> list[Chart]:
   """Return one chart per number of the `logs`, with one line per group of runs.
 
   A line is the mean over the runs of the group that logged the number.
@@ -109,7 +109,7 @@ def compared(logs: Mapping[str, Rows], groups: Sequence[str], before: str = '',
     if curves:
       notes = ['Methods add different terms: compare shapes, not heights.'] * (name == 'loss')
       notes += ['The line is interpolated between the steps that a run logged.'] * interpolated
-      drawings.append(Chart(title, charts.lines(title, curves), ' '.join(notes)))
+      drawings.append(Chart(title, charts.line_chart(title, curves), ' '.join(notes)))
   return drawings
 
 
@@ -189,7 +189,7 @@ def devices(env: Mapping[str, Any]) -> str:
           + (f', {processes} processes' if processes > 1 else ''))
 
 
-def environment(env: Mapping[str, Any]) -> Table:
+def environment_table(env: Mapping[str, Any]) -> Table:
   """Return a table of everything that is known about where a run ran, without earlier starts."""
   rows = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in env.items()
           if k != 'earlier']
@@ -209,12 +209,12 @@ def _run_table(folder: RunFolder) -> Table:
   encoder = [settings.encoder.name,
              *(f'{k} {v}' for k, v in settings.encoder.items() if k != 'name')]
   augmentations = [f'{op} ({settings.augment[op].role})' for op in settings.augment.order]
-  planned = (counted(settings.steps, 'step', '') if settings.steps
-             else counted(settings.epochs, 'epoch', 'g'))
-  length = (f'{counted(last.get("step", 0), "step", "")} of '
-            f'{counted(settings.batch, "image", "")}, '
-            f'{counted(last.get("epoch", 0.), "epoch", ".4g")}; planned: {planned}')
-  machine = f'{env.get("cpu", "unknown")}, {counted(env.get("cores", "?"), "core", "")}'
+  planned = (quantity(settings.steps, 'step', '') if settings.steps
+             else quantity(settings.epochs, 'epoch', 'g'))
+  length = (f'{quantity(last.get("step", 0), "step", "")} of '
+            f'{quantity(settings.batch, "image", "")}, '
+            f'{quantity(last.get("epoch", 0.), "epoch", ".4g")}; planned: {planned}')
+  machine = f'{env.get("cpu", "unknown")}, {quantity(env.get("cores", "?"), "core", "")}'
   rows = [('method', folder.method), ('data', settings.data.name), ('encoder', ', '.join(encoder)),
           ('augmentations', ', '.join(augmentations)), ('length', length),
           ('seed', settings.seed), ('started', env.get('time', 'unknown')),
@@ -244,8 +244,8 @@ def run_section(folder: RunFolder) -> Section:
     starts = '; '.join(f'{devices(e)}, commit {commit(e)}, {e.get("time", "")}' for e in earlier)
     blocks.append(Text(f'The run was continued in another environment. '
                        f'It ran in {len(earlier)} before: {starts}.'))
-  table = config_table(config.as_json(folder.config))
-  blocks += [table._replace(folded=base is not None), environment(folder.env)]
+  table = config_table(config.config_to_json(folder.config))
+  blocks += [table._replace(folded=base is not None), environment_table(folder.env)]
   return Section('What ran', 'ran', blocks)
 
 
@@ -255,8 +255,8 @@ def throughput_section(folder: RunFolder) -> Section:
   if not rates:
     missing = Missing('No throughput was logged yet.', folder.command('resume'))
     return Section('Throughput', 'throughput', [missing])
-  text = (f'Median {counted(float(np.median(rates)), "image", ",.0f")} a second over '
-          f'{counted(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
+  text = (f'Median {quantity(float(np.median(rates)), "image", ",.0f")} a second over '
+          f'{quantity(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
           'The time of a span includes any compilation and checkpoints that fell into it.')
   return Section('Throughput', 'throughput', [Text(text), *chart_blocks(
       curve(TITLES['images_per_s'], folder.log, {'images_per_s': 'images/s'}),
@@ -264,7 +264,7 @@ def throughput_section(folder: RunFolder) -> Section:
       curve('Peak device memory, GiB', folder.log, {'memory_gib': 'GiB'}))])
 
 
-def again(env: Mapping[str, Any], commands: Sequence[str], data: str) -> Section:
+def rerun_section(env: Mapping[str, Any], commands: Sequence[str], data: str) -> Section:
   """Return the section that says how to run it again: commit, versions, and exact commands.
 
   data: what the page holds as JSON.

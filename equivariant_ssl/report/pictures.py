@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import frozen, inputs
-from equivariant_ssl.evaluate.gains import answers
+from equivariant_ssl.evaluate.gains import predictions
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs, step
 from equivariant_ssl.training.recipe import Recipe
@@ -122,7 +122,7 @@ def source_of(run: runs.Run) -> Source:
   return run.source
 
 
-def split(run: runs.Run) -> Split:
+def page_split(run: runs.Run) -> Split:
   """Return the images that a page shows: the test split (or the validation images that stand in its
   place), or the training split where a run has no test split."""
   source = source_of(run)
@@ -146,12 +146,12 @@ def host_identity(chain: Op, side: int) -> Action:
   return {name: jax.device_get(action) for name, action in actions.items()}
 
 
-def rows(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
+def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
   """Return {view group: a row of tiles per image of `batch`}: the original, then its views.
 
   The views are those that the first step of a run would draw.
   """
-  program = jax.jit(lambda key, batch: step.views(recipe, key, jnp.int32(0), batch),
+  program = jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
                     compiler_options=sharding.ONCE)
   views, tiles = jax.device_get(program(key, batch)), {}
 
@@ -169,9 +169,9 @@ def rows(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Til
 
 
 def gallery(run: runs.Run, count: int = 4) -> dict[str, list[list[Tile]]]:
-  """Return the `rows` of the first `count` images of the `split`."""
-  images, sizes, _ = split(run)
-  return rows(run.recipe, run.key, step.Batch(images[:count], sizes[:count]))
+  """Return the `indexed_images` of the first `count` images of the `split`."""
+  images, sizes, _ = page_split(run)
+  return view_tiles(run.recipe, run.key, step.Batch(images[:count], sizes[:count]))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def _strip(actions: Action, order: np.ndarray, cosines: np.ndarray, view: Callab
 def _viewer(chain: Op, size: int) -> Callable:
   """Return a program (canvas [S S 3], true size, actions [M ...]) -> views [M size size 3]."""
   def view(pixels: Array, true: Size, action: Action) -> Array:
-    return resize(chain.apply(action, frozen.canvas(pixels, true)), size).pixels
+    return resize(chain.apply(action, frozen.canvas_image(pixels, true)), size).pixels
   return jax.jit(jax.vmap(view, (None, None, 0)), compiler_options=sharding.ONCE)
 
 
@@ -235,7 +235,7 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
   The requested view is the first that was drawn, not a chosen one. Every view of the same action is
   right: quarter turns come up many times.
   """
-  index_images_sizes = frozen.rows(split(run), slice(count))
+  index_images_sizes = frozen.indexed_images(page_split(run), slice(count))
   _, images, sizes = index_images_sizes
   tiles: dict[str, list[list[Tile]]] = {}
   for name in fixed.banks:
@@ -244,10 +244,10 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
     pairs = Pair(*(_take_view(embeddings, m) for m in (0, 1)),
                  *(_take_view(actions, m) for m in (0, 1)))
     predict = Partial(fixed.answer[name], frozen.variables(state))
-    predictions = answers(predict, pairs, len(images))
+    predicted = predictions(predict, pairs, len(images))
     view, identity = _viewer(chain, run.recipe.size), host_identity(chain, run.recipe.canvas)
     tiles[name] = []
-    for i, (prediction, bank) in enumerate(zip(predictions, embeddings, strict=True)):
+    for i, (prediction, bank) in enumerate(zip(predicted, embeddings, strict=True)):
       order, cosines = nearest(prediction[None], bank, len(bank))
       tiles[name].append(_strip(take(actions, i), order[0], cosines[0],
                                 Partial(view, images[i], sizes[i]), identity))
@@ -267,14 +267,14 @@ def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int
   They are nearest by the cosine of features, the nearest first, among at most TRAINING training
   images. The images of both splits are a `sample`.
   """
-  source, tests = source_of(run), split(run)
+  source, tests = source_of(run), page_split(run)
   train = source.train
   queries, bank = sample(len(tests.images), count), sample(len(train.images), TRAINING)
   images = np.concatenate([tests.images[queries], train.images[bank]])
   sizes = np.concatenate([tests.sizes[queries], train.sizes[bank]])
   both = Split(images, sizes, None)
   h = inputs.features(Partial(fixed.encode, frozen.variables(state)), both,
-                      inputs.of(run.recipe.size, both), mesh=run.mesh)
+                      inputs.split_inputs(run.recipe.size, both), mesh=run.mesh)
   order, cosines = nearest(h[:len(queries)], h[len(queries):], k + 1)
   among = ((f'among {len(bank):,} of {len(train.images):,} training images',)
            if len(bank) < len(train.images) else ())

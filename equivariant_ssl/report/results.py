@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
-from equivariant_ssl.evaluate.statistics import Interval, mean_std, plain, show
+from equivariant_ssl.evaluate.statistics import Interval, interval_text, mean_std, mean_value
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Table, Text
 from equivariant_ssl.report.run_folder import RunFolder
@@ -15,7 +15,7 @@ from equivariant_ssl.report.run_folder import RunFolder
 NETWORKS = ('trained', 'untrained')
 # The last words of a number's name say what kind of number it is.
 KINDS = re.compile(r' ?(mrr|h1|h5|STL error|SIE error.*|gamma|relative|pooled|averaged)$')
-MEANS = {  # (protocol, kind): how the number is read
+MEANINGS = {  # (protocol, kind): how the number is read
     ('profile', ''): '1 - cosine between the features of an image and the features after the '
                      'augmentation alone: 0 where the features ignore the augmentation, near 1 '
                      'where the two have nothing in common.',
@@ -39,19 +39,19 @@ R2 = 'R² of the action that is read from frozen features. 1 is exact; chance st
 
 def network_mean(result: dict, network: str, row: str) -> float:
   """Return the mean of a number of a network over the evaluation's seeds."""
-  return mean_std([plain(one['numbers'][row]) for one in result[network]])[0]
+  return mean_std([mean_value(one['numbers'][row]) for one in result[network]])[0]
 
 
 def cell(values: Sequence[Any], scale: float) -> str:
   """Return a number as text: '46.10', with its interval '33.31 [32.98, 33.65]', or, for several
   seeds, '26.93 ± 0.41'."""
   if len(values) > 1:
-    center, std = mean_std([plain(v) for v in values])
+    center, std = mean_std([mean_value(v) for v in values])
     assert std is not None  # there are at least two values
     return f'{scale * center:.2f} ± {scale * std:.2f}'
   value = values[0]
   if isinstance(value, Mapping):
-    return show(Interval(**value), scale, sign=False)
+    return interval_text(Interval(**value), scale, sign=False)
   return f'{scale * value:.2f}'
 
 
@@ -62,7 +62,7 @@ def _scale(result: dict) -> float:
 
 def _controls(result: dict, row: str, scale: float, named: bool) -> str:
   """Return the controls of a number in words, or without their names. A ratio is not scaled."""
-  controls = {k: f'{(1. if k.startswith("ratio") else scale) * plain(v):.2f}'
+  controls = {k: f'{(1. if k.startswith("ratio") else scale) * mean_value(v):.2f}'
               for k, v in result['trained'][0]['controls'].get(row, {}).items()}
   return ', '.join(f'{k} {v}' if named else v for k, v in controls.items())
 
@@ -121,7 +121,7 @@ def _dot(result: dict, row: str, label: str) -> charts.Dot:
   if 'untrained' in result:
     beside['untrained'] = 100 * network_mean(result, 'untrained', row)
   if chance is not None:
-    beside['chance'] = 100 * plain(chance)
+    beside['chance'] = 100 * mean_value(chance)
   low, high = None, None
   if len(values) == 1 and isinstance(values[0], Mapping) and values[0]['low'] is not None:
     low, high = (100 * values[0][end] for end in ('low', 'high'))
@@ -155,7 +155,7 @@ def accuracy_blocks(folder: RunFolder) -> list[Any]:
                      ', '.join(f'{k} {v:.1f}' for k, v in dot.beside.items()))
                 for dot in first[:6])
   chart = Chart('Accuracy beside the untrained network and chance',
-                charts.dots('Accuracy', list(dots.values()), '%', zero=False))
+                charts.dot_plot('Accuracy', list(dots.values()), '%', zero=False))
   blocks = [Cards(cards), Text(_accuracy_note(folder)), Charts([chart]),
             table(files, 'Accuracies, %')]
   if not all('untrained' in result for result in files.values()):
@@ -165,7 +165,7 @@ def accuracy_blocks(folder: RunFolder) -> list[Any]:
   return blocks
 
 
-def kinds(rows: Iterable[str]) -> dict[str, dict[str, str]]:
+def labels_by_kind(rows: Iterable[str]) -> dict[str, dict[str, str]]:
   """Return {kind of number: {row: the row without its kind}}.
 
   The kind of 'equimod crop mrr' is 'mrr', and 'equimod crop' remains.
@@ -180,7 +180,7 @@ def kinds(rows: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def meaning(protocol: str, kind: str) -> str:
   """Return how the numbers of one kind of a protocol are read, '' where nothing needs saying."""
-  return R2 if protocol.startswith('regression') else MEANS.get((protocol, kind), '')
+  return R2 if protocol.startswith('regression') else MEANINGS.get((protocol, kind), '')
 
 
 def _heat(stem: str, result: dict, kind: str, rows: dict[str, str]) -> Chart:
@@ -193,14 +193,14 @@ def _heat(stem: str, result: dict, kind: str, rows: dict[str, str]) -> Chart:
   for row in rows:
     beside = trained['controls'].get(row, {})
     values.append([*(scale * network_mean(result, network, row) for network in networks),
-                   *(scale * plain(beside[c]) if c in beside else None for c in controls)])
+                   *(scale * mean_value(beside[c]) if c in beside else None for c in controls)])
   title = f'{stem}{f": {kind}" if kind else ""}'
   # The numbers of the untrained network may be far from all others: they do not set the colors.
   columns = [*networks, *controls]
   most = max(abs(v) for row in values for c, v in zip(columns, row, strict=True)
              if c != 'untrained' and v is not None)
-  chart = charts.heat(title, list(rows.values()), columns, values,
-                      '.1f' if scale == 100. else '.2f', most)
+  chart = charts.heat_map(title, list(rows.values()), columns, values,
+                          '.1f' if scale == 100. else '.2f', most)
   return Chart(title, chart, meaning(result['protocol'], kind))
 
 
@@ -214,7 +214,7 @@ def heat_blocks(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
   if not files:
     return []
   maps = [_heat(stem, result, kind, rows) for stem, result in files.items()
-          for kind, rows in kinds(result['trained'][0]['numbers']).items()]
+          for kind, rows in labels_by_kind(result['trained'][0]['numbers']).items()]
   return [Charts(maps), table(files, 'The same with intervals', folded=True)]
 
 
@@ -235,9 +235,9 @@ def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
       values = result[network][0]['detail']['spectrum']
       spectra[network] = [*range(1, len(values) + 1)], [max(v, ZERO * values[0]) for v in values]
   chart = Chart('Singular values of the features',
-                charts.lines('Spectrum', spectra, 'dimension', log_y=True),
+                charts.line_chart('Spectrum', spectra, 'dimension', log_y=True),
                 'A cliff is a collapse to the dimensions before it.')
   return chart, table(files, 'Health of the features of held-out images')
 
 
-OF_ACTIONS = tuple(p for p in (*GROUPS['equivariance'], 'regression-mlp') if p != 'profile')
+ACTION_PROTOCOLS = tuple(p for p in (*GROUPS['equivariance'], 'regression-mlp') if p != 'profile')

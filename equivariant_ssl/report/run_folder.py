@@ -78,7 +78,7 @@ def _is_result(content: Any) -> bool:
 
 def read(workdir: pathlib.Path) -> RunFolder:
   """Read the folder of a run. Raises UserError where it has no config.json that can be read."""
-  resolved, results, unread = config.read(workdir / 'config.json'), {}, []
+  resolved, results, unread = config.read_config(workdir / 'config.json'), {}, []
   for path in sorted((workdir / 'eval').glob('*.json')):
     content = _json(path)
     if _is_result(content):
@@ -96,7 +96,8 @@ def read(workdir: pathlib.Path) -> RunFolder:
 
 def leaves(config: Mapping[str, Any]) -> dict[str, str]:
   """Return {dotted key: value as text} of a config as JSON."""
-  return {k: v if isinstance(v, str) else json.dumps(v) for k, v in record.leaves(config).items()}
+  return {k: v if isinstance(v, str) else json.dumps(v)
+          for k, v in record.config_leaves(config).items()}
 
 
 def base(folder: RunFolder) -> tuple[str, dict[str, str]] | None:
@@ -112,9 +113,9 @@ def base(folder: RunFolder) -> tuple[str, dict[str, str]] | None:
   names += [after for word, after in zip(words, words[1:], strict=False) if word == '--config']
   for name in names[:1]:
     name = re.sub(r'^(.*/)?configs/(\w+)\.py$', r'\2', name)
-    if path := shipped.config(name):
+    if path := shipped.shipped_config(name):
       with contextlib.suppress(UserError):
-        return name, leaves(config.as_json(config.load(name, path=path)))
+        return name, leaves(config.config_to_json(config.load_config(name, path=path)))
 
 
 def changed(folder: RunFolder) -> list[tuple[str, str, str]]:
@@ -125,7 +126,7 @@ def changed(folder: RunFolder) -> list[tuple[str, str, str]]:
   named = base(folder)
   if not named:
     return []
-  shipped_fields, run_fields = named[1], leaves(config.as_json(folder.config))
+  shipped_fields, run_fields = named[1], leaves(config.config_to_json(folder.config))
   return [(k, shipped_fields.get(k, 'absent'), run_fields.get(k, 'absent'))
           for k in sorted({**shipped_fields, **run_fields})
           if shipped_fields.get(k) != run_fields.get(k)]
@@ -151,5 +152,5 @@ def data(folder: RunFolder) -> dict[str, Any]:
                        for network in ('trained', 'untrained')}}
              for stem, file in folder.results.items()}
   return {'workdir': str(folder.workdir), 'method': folder.method,
-          'config': config.as_json(folder.config), 'commands': folder.commands,
+          'config': config.config_to_json(folder.config), 'commands': folder.commands,
           'environment': folder.env, 'metrics': thinned(folder.log), 'results': results}

@@ -13,15 +13,15 @@ from rich.console import Console
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen
-from equivariant_ssl.evaluate.result_files import says
+from equivariant_ssl.evaluate.result_files import states_origin
 from equivariant_ssl.report import charts, maps, page, panels, pictures, results, run_folder
-from equivariant_ssl.report.gallery import block
+from equivariant_ssl.report.gallery import picture_block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
 
-SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
+PICTURE_SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
 PANELS = ('views', 'map', 'neighbours', 'strips')  # the panels that need the data
 Panels = dict[str, list[Any]]  # {panel: its blocks}
 Say = Callable[[str], None]
@@ -36,7 +36,7 @@ def _views(run: runs.Run) -> list[Any]:
     about = (f'A row is an image: the original, then its views of {group.size} pixels with what '
              'was done to each, drawn as in the first step. '
              f'Chain: {" or ".join(chains) or "nothing"}.')
-    blocks.append(block(f'Group {name}', about, rows, SIDE))
+    blocks.append(picture_block(f'Group {name}', about, rows, PICTURE_SIDE))
   return blocks
 
 
@@ -48,17 +48,23 @@ def _map_data(one: maps.Map) -> dict[str, Any]:
 
 def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels, dict[str, Any]]:
   """Return the panels of the newest checkpoint's features, and the maps as JSON."""
-  number, state = checkpoint.load(folder.workdir / 'checkpoints', runs.abstract(run), None, say)[:2]
+  number, state = checkpoint.load_checkpoint(folder.workdir / 'checkpoints',
+                                             runs.abstract_state(run), None, say)[:2]
   fixed, source = frozen(run.recipe, run.config), f'of the checkpoint of step {number}'
   feature_maps = maps.maps(run, fixed, state)
-  drawings = [Chart(title, charts.scatter(title, m.points, m.labels, m.names, m.about), m.about)
+  drawings = [Chart(title, charts.scatter_plot(title, m.points, m.labels, m.names, m.about),
+                    m.about)
               for title, m in feature_maps.items()]
-  strips = [block(f'Objective {name}', f'A row is an image, with the features {source}: the query, '
-                  'the requested view with its action, then the views nearest to where the '
-                  'predictor moves the query\'s embedding, nearest first.', rows, SIDE)
+  strips = [picture_block(f'Objective {name}',
+                          f'A row is an image, with the features {source}: the query, '
+                          'the requested view with its action, then the views nearest to where the '
+                          'predictor moves the query\'s embedding, nearest first.', rows,
+                          PICTURE_SIDE)
             for name, rows in pictures.strips(run, fixed, state).items()]
-  near = block('Nearest training images', 'A row is a test image: the query, then its neighbors by '
-               f'the cosine of the features {source}.', pictures.neighbors(run, fixed, state), SIDE)
+  near = picture_block('Nearest training images',
+                       'A row is a test image: the query, then its neighbors by '
+                       f'the cosine of the features {source}.',
+                       pictures.neighbors(run, fixed, state), PICTURE_SIDE)
   no_prediction = Missing('No objective of this run predicts where an embedding goes. One that '
                           'does is trained with', '--config.equivariance=equimod')
   no_map = Text('There is no map: there are too few images, or all features are the same.')
@@ -72,7 +78,7 @@ def _all_panels(content: Any) -> Panels:
   return {panel: [content] for panel in PANELS}
 
 
-def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.Asked
+def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.DataRequest
             ) -> tuple[Panels, dict[str, Any]]:
   """Return the panels that need the images or the network, and the maps as JSON.
 
@@ -82,19 +88,19 @@ def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.Asked
     return _all_panels(Missing('Pictures and maps were left out on request.',
                                folder.command('report'))), {}
   try:
-    run = runs.reopen(folder.workdir, None, say, data_request)
+    run = runs.reopen_run(folder.workdir, None, say, data_request)
   except UserError as error:
-    return _all_panels(panels.why(error)), {}
+    return _all_panels(panels.error_block(error)), {}
   try:
     blocks, data = _feature_panels(run, folder, say)
   except UserError as error:
-    blocks, data = _all_panels(panels.why(error)), {}
+    blocks, data = _all_panels(panels.error_block(error)), {}
   return blocks | {'views': _views(run)}, data
 
 
 def _equivariance(folder: RunFolder) -> list[Any]:
   """Return the blocks of the results about actions, and commands for the missing ones."""
-  blocks = results.heat_blocks(folder, results.OF_ACTIONS)
+  blocks = results.heat_blocks(folder, results.ACTION_PROTOCOLS)
   done = {result['protocol'] for result in folder.results.values()}
   if folder.method == folder.config.invariance.name:
     blocks.append(Text('The run has no equivariance objective, so nothing predicts: there is no '
@@ -112,7 +118,7 @@ def _equivariance(folder: RunFolder) -> list[Any]:
 
 def _monitors(folder: RunFolder) -> list[Any]:
   """Return the charts of the accuracies that were logged while the run trained."""
-  split = holdout.named(folder.config.validation)
+  split = holdout.readout_name(folder.config.validation)
   warning = ('; choosing a checkpoint by it means choosing on test images.' if split == 'test'
              else '.')
   blocks = panels.chart_blocks(
@@ -158,7 +164,7 @@ def _file_notes(folder: RunFolder) -> list[Any]:
     names = ', '.join(f'eval/{name}' for name in folder.unread)
     blocks.append(Text('These files are no result files of this version and are not shown: '
                        f'{names}.'))
-  old = [name for name, result in folder.results.items() if not says(result)]
+  old = [name for name, result in folder.results.items() if not states_origin(result)]
   if old:
     protocols = sorted({folder.results[name]['protocol'] for name in old})
     blocks.append(Missing('An earlier version, which did not write down the data and the pixels '
@@ -168,7 +174,7 @@ def _file_notes(folder: RunFolder) -> list[Any]:
 
 
 def write(workdir: pathlib.Path, images: bool = True, console: Console | None = None,
-          out: pathlib.Path | None = None, data_request: runs.Asked = runs.Asked()
+          out: pathlib.Path | None = None, data_request: runs.DataRequest = runs.DataRequest()
           ) -> pathlib.Path:
   """Write the page of the run in `workdir` and return its path.
 
@@ -189,8 +195,9 @@ def write(workdir: pathlib.Path, images: bool = True, console: Console | None = 
   parts[0] = parts[0]._replace(blocks=[*parts[0].blocks, *_file_notes(folder)])
   done = sorted({result['protocol'] for result in folder.results.values()})
   evals = [folder.command('eval', f'--protocol {",".join(done)}')] if done else []
-  parts.append(panels.again(folder.env, [*folder.commands, *evals, folder.command('report')],
-                            'config, environment, log and results'))
+  parts.append(panels.rerun_section(folder.env,
+                                    [*folder.commands, *evals, folder.command('report')],
+                                    'config, environment, log and results'))
   about = (f'{folder.method} on {folder.config.data.name}, started '
            f'{folder.env.get("time", "at an unknown time")}')
   text = page.render(f'Run {folder.name}', about, parts,

@@ -103,7 +103,7 @@ def effects(study: dict, results: dict) -> Section:
   for readout in dict.fromkeys(effect['readout'] for effect in every):
     dots = [_dot(effect) for effect in every if effect['readout'] == readout]
     title = f'Effects on {readout_name(readout)} accuracy on {split(study)}'
-    dot_plots.append(Chart(title, charts.dots(title, dots, 'percentage points'),
+    dot_plots.append(Chart(title, charts.dot_plot(title, dots, 'percentage points'),
                            f'95 % intervals: {noise}; a ring has none: too few runs.'))
   rows = [_effect_row(effect) for effect in every]
   columns = ('augmentation', 'contrast', 'read-out', 'effect', '95 % interval', 'Holm p', 'n',
@@ -167,7 +167,8 @@ def proxies(study: dict, results: dict) -> Section:
                    if proxy['readout'] == readout)
     curves[readout_name(readout)] = ([100 * budget for budget, _ in ranks],
                                      [rank for _, rank in ranks])
-  lines = charts.lines('Rank agreement', curves, '% of the budget', rules={'the same order': 1.})
+  lines = charts.line_chart('Rank agreement', curves, '% of the budget',
+                            rules={'the same order': 1.})
   return Section('Smaller budgets', 'proxies', [
       Text(f'How well the order of the arms on {split(study)} after part of the training agrees '
            'with the order after all of it: 1 is the same order, 0 is no relation. Arms that '

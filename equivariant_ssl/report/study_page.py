@@ -10,22 +10,21 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from equivariant_ssl.config import resolve
+from equivariant_ssl.config import resolve_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel.sharding import mesh
-from equivariant_ssl.report import charts, page, panels, pictures
-from equivariant_ssl.report import results as result_files
-from equivariant_ssl.report import study_numbers as numbers
-from equivariant_ssl.report.gallery import block
+from equivariant_ssl.report import charts, page, panels, pictures, study_numbers
+from equivariant_ssl.report.gallery import picture_block
 from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, Text
-from equivariant_ssl.report.run_page import SIDE
+from equivariant_ssl.report.results import ACTION_PROTOCOLS, MEANINGS, labels_by_kind, meaning
+from equivariant_ssl.report.run_page import PICTURE_SIDE
 from equivariant_ssl.storage import record
 from equivariant_ssl.study.effect_sentences import in_todays_words
 from equivariant_ssl.training import run_config
-from equivariant_ssl.training import runs as training_runs
-from equivariant_ssl.training.loop import COLLAPSED
 from equivariant_ssl.training.recipe import view_chains
+from equivariant_ssl.training.runs import prepare_run
 from equivariant_ssl.training.step import Batch
+from equivariant_ssl.training.step_log import COLLAPSED
 from equivariant_ssl.types import ROLES, Group
 
 MOST_NAMED = 10  # waiting runs that a sentence names
@@ -72,14 +71,14 @@ def _heat(title: str, rows: Mapping[str, Mapping[str, Sequence[float]]], scale: 
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
   values = [[scale * float(np.mean(row[column])) if column in row else None for column in columns]
             for row in rows.values()]
-  return Chart(title, charts.heat(title, list(rows), columns, values, form), note)
+  return Chart(title, charts.heat_map(title, list(rows), columns, values, form), note)
 
 
 def _kind(protocol: str, number: str) -> tuple[str, str]:
   """Return the heat map that a number of a protocol belongs to, and its column there."""
-  if protocol not in result_files.OF_ACTIONS:  # its numbers have many units
+  if protocol not in ACTION_PROTOCOLS:  # its numbers have many units
     return number, number
-  (kind, labels), = result_files.kinds([number]).items()
+  (kind, labels), = labels_by_kind([number]).items()
   subject, _, form = labels[number].rpartition(' ')
   return (f'{form}, {kind}', subject) if form in FORMS else (kind, labels[number])
 
@@ -103,7 +102,7 @@ def _other_protocols(runs: Sequence[dict]) -> list[Charts]:
   for (protocol, kind), heat_rows in maps.items():
     arms_first = dict(sorted(heat_rows.items(), key=lambda item: item[0] not in arms))
     heats.append(_heat(f'{protocol}: {kind}', arms_first, 1., '.2f',
-                       result_files.meaning(protocol, kind)))
+                       meaning(protocol, kind)))
   return [Charts(heats)] if heats else []
 
 
@@ -113,7 +112,7 @@ def _actions(results: dict) -> list[Section]:
   profile = _by_arm(runs, lambda run: run.get('profile'))
   drift = none
   if profile:
-    note = f'Mean over seeds. {result_files.MEANS["profile", ""]}'
+    note = f'Mean over seeds. {MEANINGS["profile", ""]}'
     drift = Charts([_heat('Drift: arm x augmentation', profile, 1., '.2f', note)])
   blocks: list[Any] = []
   for kind, unit, scale, form in (('gains', '', 100., '.1f'), ('retrieval', 'mrr', 1., '.2f')):
@@ -121,7 +120,7 @@ def _actions(results: dict) -> list[Section]:
     heats = [_heat(f'{kind}: {row}', _by_arm(runs, _picker(kind, row)), scale, form, '')
              for row in rows]
     if heats:
-      text = f'Mean over seeds. {result_files.MEANS[kind, unit]}'
+      text = f'Mean over seeds. {MEANINGS[kind, unit]}'
       blocks += [Text(text), Charts(heats)]
   blocks += _other_protocols(runs)
   return [Section('Sensitivity', 'sensitivity', [drift]),
@@ -147,8 +146,8 @@ def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
                    for name, run in done.items()
                    if factorial or {**run['roles'], aug: ''} == {**base, aug: ''})
     groups = [f'{ROLES[i]}, {objective}' if objective else ROLES[i] for i, objective, _ in lines]
-    plots += panels.compared({name: logs[name] for *_, name in lines}, groups, f'{aug}: ',
-                             ('loss', 'images_per_s'))
+    plots += panels.group_charts({name: logs[name] for *_, name in lines}, groups, f'{aug}: ',
+                                 ('loss', 'images_per_s'))
   over = 'every other augmentation\'s roles' if factorial else 'seeds'
   about = Text(f'A line for each role: the mean over {over}, at the full budget. A spread under '
                f'{COLLAPSED} is a collapse.')
@@ -160,7 +159,7 @@ def _group_of_one(values: dict, aug: str) -> Group:
   """Return the views that one augmentation makes alone. values: a config as JSON values."""
   ops = {op: {**values['augment'][op], 'role': 'invariant' if op == aug else 'off'}
          for op in values['augment']['order']}
-  config = resolve(ConfigDict({**values, 'augment': {**values['augment'], **ops}}))
+  config = resolve_config(ConfigDict({**values, 'augment': {**values['augment'], **ops}}))
   return Group(view_chains(config), values['size'])
 
 
@@ -171,18 +170,18 @@ def _views(study: dict, place: str) -> Section:
   """
   values = study['made'][0]['config']
   try:
-    config = run_config.moved(resolve(ConfigDict(values)), place)
-    run = training_runs.prepare(config, mesh(jax.devices()[:1]), advice=run_config.MOVED)
-    images, sizes, _ = pictures.split(run)
+    config = run_config.relocate_data(resolve_config(ConfigDict(values)), place)
+    run = prepare_run(config, mesh(jax.devices()[:1]), advice=run_config.DATA_PATH_OPTION)
+    images, sizes, _ = pictures.page_split(run)
     groups = {aug: _group_of_one(values, aug) for aug in study['augs']}
-    tiles = pictures.rows(run.recipe._replace(groups=groups), run.key,
-                          Batch(images[:IMAGES], sizes[:IMAGES]))
+    tiles = pictures.view_tiles(run.recipe._replace(groups=groups), run.key,
+                                Batch(images[:IMAGES], sizes[:IMAGES]))
   except UserError as error:
-    return Section('Views', 'views', [panels.why(error)])
+    return Section('Views', 'views', [panels.error_block(error)])
   about = Text('Each augmentation alone, with its settings. A row for each image: the original, '
                'then two views.')
-  return Section('Views', 'views',
-                 [about, *(block(aug, '', rows, SIDE) for aug, rows in tiles.items())])
+  blocks = [picture_block(aug, '', rows, PICTURE_SIDE) for aug, rows in tiles.items()]
+  return Section('Views', 'views', [about, *blocks])
 
 
 def _run_table(study: dict, runs: dict[str, dict]) -> Table:
@@ -195,8 +194,9 @@ def _run_table(study: dict, runs: dict[str, dict]) -> Table:
     cells = [f'{100 * values[readout]:.1f}' if readout in values else '' for readout in readouts]
     time = panels.duration(run.get('seconds') or None)
     rows.append((name, run['status'], *cells, time, run['workdir']))
-  columns = ('run', 'status', *map(numbers.readout_name, readouts), 'time', 'folder')
-  return Table(f'Every run, accuracies on {numbers.split(study)} in %', columns, rows, 2, True)
+  columns = ('run', 'status', *map(study_numbers.readout_name, readouts), 'time', 'folder')
+  return Table(f'Every run, accuracies on {study_numbers.split(study)} in %', columns, rows, 2,
+               True)
 
 
 def _runs(folder: pathlib.Path, study: dict, results: dict) -> Section:
@@ -240,12 +240,12 @@ def _settings(study: dict, results: dict) -> Section:
           ('objective', ' or '.join(study['objective']) or 'the config\'s'),
           ('config', study['config']), ('overrides', overrides or 'none'),
           ('seeds', ', '.join(map(str, study['seeds']))), ('design', study['design']),
-          ('read-out', numbers.split(study)),
+          ('read-out', study_numbers.split(study)),
           ('epochs', f'{study["epochs"]:g}' if study['epochs'] else 'the config\'s steps'),
           ('equal', study['equal']), ('devices', panels.devices(env)),
           ('commit', _commits(env, results)), ('started', env.get('time', 'unknown'))]
   return Section('What ran', 'ran', [Table('The study', ('what', 'value'), rows, 2),
-                                     panels.environment(env)])
+                                     panels.environment_table(env)])
 
 
 def _about(study: dict) -> str:
@@ -253,7 +253,7 @@ def _about(study: dict) -> str:
   n = len(study['seeds'])
   epochs = f', {study["epochs"]:g} epochs' if study['epochs'] else ''
   return (f'Config {study["config"]}, {n} seed{"s" if n > 1 else ""}{epochs}, read out on '
-          f'{numbers.split(study)}')
+          f'{study_numbers.split(study)}')
 
 
 def write(folder: pathlib.Path, images: bool = True, console: Console | None = None,
@@ -267,14 +267,14 @@ def write(folder: pathlib.Path, images: bool = True, console: Console | None = N
   folder, command = pathlib.Path(folder), f'eqssl report {shlex.quote(str(folder))}'
   study = _read(folder / 'study.json')
   results = in_todays_words(_read(folder / 'results.json'))
-  again = panels.again(study.get('environment', {}), [study['command'], command],
-                       'the study and its results')
+  again = panels.rerun_section(study.get('environment', {}), [study['command'], command],
+                               'the study and its results')
   views = _views(study, place) if images else Section(
       'Views', 'views', [Missing('Left out as asked.', command)])
-  sections = [numbers.answer(study, results), numbers.effects(study, results),
-              numbers.arms(study, results), *_actions(results), numbers.proxies(study, results),
-              _training(folder, study, results), views, _runs(folder, study, results),
-              _settings(study, results), again]
+  sections = [study_numbers.answer(study, results), study_numbers.effects(study, results),
+              study_numbers.arms(study, results), *_actions(results),
+              study_numbers.proxies(study, results), _training(folder, study, results), views,
+              _runs(folder, study, results), _settings(study, results), again]
   text = page.render(f'Study of {", ".join(study["augs"])}', _about(study), sections,
                      {'kind': 'study', 'study': study, 'results': results})
   path = page.save(out or folder / 'report.html', text)

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, UserError, describe, passing
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import disk, fingerprint, orbax_log, run_identity
-from equivariant_ssl.storage.checkpoint_writer import ORBAX, Writer, first_line, steps
+from equivariant_ssl.storage.checkpoint_writer import ORBAX, Writer, first_line, saved_steps
 from equivariant_ssl.storage.run_identity import Identity
 
 Restored = tuple[int, Any, dict]  # step, state, meta
@@ -100,7 +100,7 @@ def _attempt(path: pathlib.Path, expected: dict[str, Any], part: bool, identity:
     raise _DamagedError(why)
   leaves |= {k: jnp.zeros(v.shape, v.dtype, device=v.sharding)
              for k, v in shapes.items() if not v.size}
-  prints, _ = fingerprint.survey(leaves)
+  prints, _ = fingerprint.digest_leaves(leaves)
   wrong = [k for k in leaves if prints[k] != record['leaves'][k]]
   if wrong:
     raise _DamagedError(f'{wrong[0]} is not what was saved; '
@@ -146,7 +146,7 @@ def _read(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: Id
     if outcome == MAY_PASS and pauses:
       time.sleep(pauses.pop(0))
     elif outcome == MAY_PASS:
-      raise disk.unread(path, passing(failure) or 'in another process')
+      raise disk.unreadable(path, passing(failure) or 'in another process')
     elif outcome == FAILED:
       raise failure or UserError(f'{path} could not be read in another process.',
                                  'Its message says why.', code)
@@ -166,7 +166,7 @@ def _newest(directory: pathlib.Path, abstract: Any, candidates: list[int], part:
 
   reject: a function (path, why) that every process calls for each damaged checkpoint before it.
   """
-  expected = fingerprint.flat(abstract)
+  expected = fingerprint.flatten(abstract)
   for step in candidates:
     content = _read(directory / str(step), expected, part, identity)
     if not isinstance(content, _DamagedError):
@@ -177,8 +177,8 @@ def _newest(directory: pathlib.Path, abstract: Any, candidates: list[int], part:
   return None
 
 
-def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
-         log: Callable[[str], None] = print) -> Restored:
+def load_checkpoint(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
+                    log: Callable[[str], None] = print) -> Restored:
   """Return (step, state, meta) of the newest valid checkpoint in `directory`, or of `step`.
 
   abstract: a tree of jax.ShapeDtypeStruct, of all or of some saved leaves. A leaf without a
@@ -188,7 +188,7 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
   OTHER_CONFIG if the checkpoint does not fit `abstract`.
   """
   directory = pathlib.Path(directory).absolute()
-  saved = processes.wait_until_same(f'checkpoints in {directory}', lambda: steps(directory))
+  saved = processes.wait_until_same(f'checkpoints in {directory}', lambda: saved_steps(directory))
   if not saved:
     raise UserError(f'{directory} has no checkpoint.', 'Train first: eqssl train --config FILE '
                     f'--workdir {shlex.quote(str(directory.parent))}', NO_CHECKPOINT)
@@ -209,8 +209,8 @@ def load(directory: str | pathlib.Path, abstract: Any, step: int | None = None,
 
 
 @contextlib.contextmanager
-def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None] = print
-         ) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: str | pathlib.Path, keep: int = 3,
+                     log: Callable[[str], None] = print) -> Iterator[Checkpoints]:
   """Open the checkpoints of a run in `directory`, for the one job that writes them.
 
   keep: the number of checkpoints that are kept; the oldest are deleted.
@@ -240,10 +240,10 @@ def open(directory: str | pathlib.Path, keep: int = 3, log: Callable[[str], None
 
   def restore(abstract: Any) -> Restored | None:
     writer.finish()
-    had_some = bool(steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
+    had_some = bool(saved_steps(directory)) or quarantine.is_dir() and any(quarantine.iterdir())
     # All processes have looked before one of them renames.
-    candidates = processes.wait_until_same(f'checkpoints in {directory}', lambda: steps(directory))
-    newest = _newest(directory, abstract, candidates, False, keeper.identity(), reject)
+    steps = processes.wait_until_same(f'checkpoints in {directory}', lambda: saved_steps(directory))
+    newest = _newest(directory, abstract, steps, False, keeper.identity(), reject)
     if newest is None and had_some:
       raise UserError(f'{directory} had checkpoints, and none is valid; they are in {quarantine}.',
                       f'Put a good copy of one back into {directory}, or start again in a new '

@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,11 @@ from equivariant_ssl.storage.run_identity import Keeper
 ORBAX = importlib.metadata.version('orbax-checkpoint')
 # The errors of a failed save that the message to the user names.
 NAMED_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+# How orbax and Python say that a directory is missing.
+_MISSING = re.compile('not a directory|does not exist|no such file', re.IGNORECASE)
 
 
-def steps(directory: str | pathlib.Path) -> list[int]:
+def saved_steps(directory: str | pathlib.Path) -> list[int]:
   """Return the committed steps in `directory`, the newest first.
 
   Orbax commits a checkpoint by a rename, so an incomplete one has another kind of name.
@@ -30,7 +33,7 @@ def steps(directory: str | pathlib.Path) -> list[int]:
     folder = pathlib.Path(directory)
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((int(p.name) for p in paths if p.name.isdecimal() and p.is_dir()), reverse=True)
-  return disk.again(look, directory)
+  return disk.retry(look, directory)
 
 
 def first_line(error: BaseException) -> str:
@@ -53,11 +56,24 @@ def _not_written(directory: pathlib.Path, step: int, error: Exception, newest: i
   """Return the error for a checkpoint that was not written."""
   # The system's words stand last in a long line of orbax.
   named = next((os.strerror(n) for n in NAMED_ERRORS if os.strerror(n) in str(error)), '')
-  why = passing(error) or named or first_line(error)
+  may_pass = passing(error) or _overlooked(directory, error)
+  why = may_pass or named or first_line(error)
   return UserError(f'checkpoint {step} was not written to {directory}: {why}.',
                    'Check the disk space and permissions there, then resume. '
                    f'The newest checkpoint is of step {newest}.',
-                   INPUT_OUTPUT if passing(error) else USAGE)
+                   INPUT_OUTPUT if may_pass else USAGE)
+
+
+def _overlooked(directory: pathlib.Path, error: BaseException | None) -> str:
+  """The text of an error about a directory that is said to be missing and is there; else ''.
+
+  `os.path.isdir` answers False when the disk fails, so that orbax reports a missing directory.
+  """
+  while error is not None:
+    if _MISSING.search(str(error)) and directory.is_dir():
+      return f'{first_line(error)} (it is there now, so the disk failed for a moment)'
+    error = error.__cause__ or error.__context__
+  return ''
 
 
 def _raise_if_full(directory: pathlib.Path, leaves: dict[str, Any]) -> None:
@@ -91,7 +107,7 @@ class Writer:
     if self.pending is not None:
       with contextlib.suppress(Exception):  # `finish` will raise it
         self.pending[1].result()
-    return next(iter(steps(self.directory)), None)
+    return next(iter(saved_steps(self.directory)), None)
 
   def close(self) -> None:
     """Close orbax's writer. The next save opens a new one."""

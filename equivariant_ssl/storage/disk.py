@@ -15,14 +15,14 @@ NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 Value = TypeVar('Value')
 
 
-def unread(path: str | pathlib.Path, why: str) -> UserError:
+def unreadable(path: str | pathlib.Path, why: str) -> UserError:
   """Return the error for a path that could not be read in any try. why: what the system says."""
   return UserError(f'{path} could not be read in {len(PAUSES) + 1} tries: {why}.',
                    'Nothing was moved or changed. Check the disk or its mount (df, dmesg), then '
                    'type the same command again.', INPUT_OUTPUT)
 
 
-def again(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
+def retry(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
   """Return `call()`. Try again after each of PAUSES if it raises an error that may pass.
 
   Raises UserError INPUT_OUTPUT, which names `path`, if the last try fails too.
@@ -34,7 +34,7 @@ def again(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
       if not passing(error):
         raise
       if pause is None:
-        raise unread(path, passing(error)) from error
+        raise unreadable(path, passing(error)) from error
     time.sleep(pause)
   raise AssertionError('the last try returns or raises')
 

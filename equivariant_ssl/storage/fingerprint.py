@@ -54,7 +54,7 @@ def _digest(x: jax.Array) -> jax.Array:
                                   lambda a, b: (a[0] + b[0], a[1] + b[1], a[2] | b[2]), (0,)))
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
   """Return the leaves of a tree as {key path: leaf}.
 
   Host leaves become arrays of a dtype that jax keeps.
@@ -73,7 +73,7 @@ def leaf_kind(leaf: Any) -> str:
   return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
-def survey(leaves: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+def digest_leaves(leaves: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
   """Return the fingerprints of leaves, and the paths of those that are not finite, or absurd.
 
   A fingerprint is 'float32[3,4]:' and 16 hexadecimal digits. A number over ABSURD is absurd.
@@ -98,12 +98,12 @@ def sound_leaves(step: int, state: Any, newest: int | None
 
   Raises UserError NOT_FINITE if a leaf is not finite, or absurd.
   """
-  leaves = flat(state)
+  leaves = flatten(state)
   if jax.process_count() > 1:
     # Orbax needs global arrays there. An array that is complete here is the same in all processes.
     leaves = {k: np.asarray(v) if getattr(v, 'is_fully_addressable', True) else v
               for k, v in leaves.items()}
-  prints, broken = survey(leaves)
+  prints, broken = digest_leaves(leaves)
   if broken:
     raise UserError(
         f'the state of step {step} is not finite, or has exploded ({", ".join(broken[:3])}): '
@@ -113,12 +113,12 @@ def sound_leaves(step: int, state: Any, newest: int | None
   return leaves, prints
 
 
-def of(tree: Any) -> dict[str, str]:
+def fingerprints(tree: Any) -> dict[str, str]:
   """Return the fingerprints of a tree of arrays, {key path: dtype, shape and 64-bit checksum}.
 
   They are the same on any devices.
   """
-  return survey(flat(tree))[0]
+  return digest_leaves(flatten(tree))[0]
 
 
 def differences(stored: dict[str, str], expected: dict[str, Any], part: bool) -> str:

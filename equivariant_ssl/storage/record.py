@@ -36,7 +36,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
             errno.EINVAL)
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
   """Write a file so that a kill or a loss of power leaves the old content or the new one."""
   part = path.with_name(path.name + '.tmp')
   # A file name in the text may have bytes that are not UTF-8.
@@ -48,10 +48,10 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 def _read_text(path: pathlib.Path, errors: str = 'strict') -> str:
   """Return the text of a file. An error of the disk that may pass is tried again."""
-  return disk.again(lambda: path.read_text(encoding='utf-8', errors=errors), path)
+  return disk.retry(lambda: path.read_text(encoding='utf-8', errors=errors), path)
 
 
-def read_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
+def read_json_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[str, Any]:
   """Return the JSON object in a file. Raise UserError with `fix` if the file is damaged.
 
   Raises UserError INPUT_OUTPUT if the file cannot be read.
@@ -99,14 +99,14 @@ def _is_open_file(path: Path, descriptor: int, linked: bool = False) -> bool:
           file systems in user space give their files new numbers.
   """
   try:
-    at_path, opened = disk.again(lambda: os.stat(path), path), os.fstat(descriptor)
+    at_path, opened = disk.retry(lambda: os.stat(path), path), os.fstat(descriptor)
   except (FileNotFoundError, NotADirectoryError):
     return False
   return os.path.samestat(at_path, opened) or (linked and opened.st_nlink > 0)
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[Callable[[], None]]:
+def lock_folder(workdir: Path) -> Iterator[Callable[[], None]]:
   """Hold the folder `workdir` for this process. The kernel frees the lock of a dead process.
 
   Both the folder and run.lock in it are locked: the folder's lock cannot be deleted, and the
@@ -146,17 +146,18 @@ def lock(workdir: Path) -> Iterator[Callable[[], None]]:
     os.close(folder)
 
 
-def leaves(value: Any, path: str = '') -> dict[str, Any]:
+def config_leaves(value: Any, path: str = '') -> dict[str, Any]:
   """Return the values of a config of JSON values as {dotted key: value}."""
   if isinstance(value, dict) and value:
-    parts = (leaves(part, f'{path}.{name}' if path else name) for name, part in value.items())
+    parts = (config_leaves(part, f'{path}.{name}' if path else name)
+             for name, part in value.items())
     return {k: v for part in parts for k, v in part.items()}
   return {path: value}
 
 
 def _leaf_texts(config: dict) -> dict[str, str]:
   """Return the values of a config as {dotted key: JSON text}."""
-  return {k: json.dumps(v, sort_keys=True) for k, v in leaves(config).items()}
+  return {k: json.dumps(v, sort_keys=True) for k, v in config_leaves(config).items()}
 
 
 def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
@@ -168,7 +169,7 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   """
   if not (workdir / 'config.json').exists():
     return
-  values = read_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)
+  values = read_json_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)
   old = _leaf_texts(renamed.config(values))
   new = _leaf_texts(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}'
@@ -181,8 +182,8 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
                     f'eqssl resume {shlex.quote(str(workdir))}', OTHER_CONFIG)
 
 
-def start(workdir: Path, config: dict, command: str, resume: bool = False,
-          free: tuple[str, ...] = ()) -> None:
+def start_record(workdir: Path, config: dict, command: str, resume: bool = False,
+                 free: tuple[str, ...] = ()) -> None:
   """Write config.json, env.json, and one more line of command.txt.
 
   config: the resolved config, as JSON values.
@@ -200,7 +201,7 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False,
                     f'--workdir {shlex.quote(str(workdir))}', NO_CHECKPOINT)
   env, before, commands = environment(), {}, ''
   try:
-    before = read_object(workdir / 'env.json', '')
+    before = read_json_object(workdir / 'env.json', '')
   except (FileNotFoundError, UserError) as error:
     if getattr(error, 'code', 0) == INPUT_OUTPUT:  # but a damaged file is written anew
       raise
@@ -211,9 +212,9 @@ def start(workdir: Path, config: dict, command: str, resume: bool = False,
   if before and {**before, 'time': None} != {**env, 'time': None}:
     earlier = [*earlier, before]
   env |= {'earlier': earlier} if earlier else {}
-  write_whole(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')
-  write_whole(workdir / 'env.json', json.dumps(env, indent=1) + '\n')
-  write_whole(workdir / 'command.txt', commands + command.strip() + '\n')
+  write_atomically(workdir / 'config.json', json.dumps(config, indent=1, sort_keys=True) + '\n')
+  write_atomically(workdir / 'env.json', json.dumps(env, indent=1) + '\n')
+  write_atomically(workdir / 'command.txt', commands + command.strip() + '\n')
 
 
 def read_metrics(workdir: Path, say: Say = lambda line: None) -> list[dict[str, Any]]:
@@ -264,7 +265,7 @@ def open_metrics(workdir: Path, resume_step: int = 0, tensorboard: bool = False
   rows = ''.join(row_text(row) for row in read_metrics(workdir, stop.say)
                  if row['step'] <= resume_step)
   if path.exists() and rows != path.read_text(encoding='utf-8', errors='replace'):
-    write_whole(path, rows)
+    write_atomically(path, rows)
   with path.open('a', encoding='utf-8') as file:
     def write(step: int, values: dict[str, Any]) -> None:
       if not _is_open_file(path, file.fileno(), linked=True):

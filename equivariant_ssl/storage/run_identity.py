@@ -47,7 +47,7 @@ def read(workdir: pathlib.Path) -> Identity:
   Raises UserError INPUT_OUTPUT if the file cannot be read.
   """
   try:
-    values = record.read_object(workdir / FILE, '')
+    values = record.read_json_object(workdir / FILE, '')
     return Identity(**{k: type(v)(values[k]) for k, v in Identity()._asdict().items()
                        if k in values})
   except (FileNotFoundError, ValueError, TypeError):
@@ -60,7 +60,7 @@ def read(workdir: pathlib.Path) -> Identity:
 
 def write(workdir: pathlib.Path, identity: Identity) -> None:
   """Write the identity of a run into its folder."""
-  record.write_whole(workdir / FILE, json.dumps(identity._asdict()) + '\n')
+  record.write_atomically(workdir / FILE, json.dumps(identity._asdict()) + '\n')
 
 
 def with_id(identity: Identity, newest: tuple[int, str] | None) -> Identity:

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from equivariant_ssl import augment, registry
-from equivariant_ssl.config import as_json, resolve
+from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.training.recipe import build_objectives
 from equivariant_ssl.types import ROLES
@@ -48,12 +48,12 @@ def base_config(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   for name in augs:
     if name not in registry.names(augment):
       raise registry.unknown_name('--augs', name, registry.names(augment))
-  values = as_json(config)
+  values = config_to_json(config)
   for name in augs:
     if name not in values['augment']['order']:
       values['augment']['order'].append(name)
       values['augment'][name] = {'role': 'off'}
-  return resolve(ConfigDict(values))
+  return resolve_config(ConfigDict(values))
 
 
 def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, list]:
@@ -62,7 +62,7 @@ def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, 
   Each objective of `names` is a label of its own, with the config's settings where it has some.
   Without `names` all objectives of the config are one label.
   """
-  sections = as_json(config)['equivariance']
+  sections = config_to_json(config)['equivariance']
   sections = [section for section in (sections if isinstance(sections, list) else [sections])
               if section['name'] != 'none']
   if not names:
@@ -74,12 +74,12 @@ def objective_sections(config: ConfigDict, names: tuple[str, ...]) -> dict[str, 
 
 def arm_config(config: ConfigDict, arm: Arm, sections: dict[str, list]) -> dict[str, Any]:
   """Return the config of an arm as JSON values: `config` with the arm's roles and objective."""
-  values = as_json(config)
+  values = config_to_json(config)
   for name, role in arm.roles.items():
     values['augment'][name]['role'] = role
   objectives = sections[arm.objective] if arm.objective else [{'name': 'none'}]
   values['equivariance'] = objectives if len(objectives) > 1 else objectives[0]
-  return as_json(resolve(ConfigDict(values)))
+  return config_to_json(resolve_config(ConfigDict(values)))
 
 
 def usable_arms(config: ConfigDict, arms: list[Arm],
@@ -94,7 +94,7 @@ def usable_arms(config: ConfigDict, arms: list[Arm],
   for arm in arms:
     values = arm_config(config, arm, sections)
     try:
-      objectives = build_objectives(resolve(ConfigDict(values)), 0)[1]
+      objectives = build_objectives(resolve_config(ConfigDict(values)), 0)[1]
     except UserError as error:
       sensitive = [aug for aug, role in arm.roles.items() if LEVELS[role][1]]
       if not arm.objective or sensitive:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.evaluate.statistics import CONFIDENCE, counted, mean_std
+from equivariant_ssl.evaluate.statistics import CONFIDENCE, mean_std, quantity
 from equivariant_ssl.study.effect_sentences import readout_phrase, seed_count
 from equivariant_ssl.study.effects import Values
 from equivariant_ssl.study.least_squares import estimate, fit, holm, seed_columns
@@ -130,7 +130,7 @@ def recommendation(results: dict[str, Any], resume: str) -> list[str]:
             'No arm is recommended, because none has an accuracy for every seed.']
   close = chosen['close']
   more = f' and {len(close) - MOST_NAMED} more' if len(close) > MOST_NAMED else ''
-  pairs = counted(chosen['arms'] * (chosen['arms'] - 1) // 2, 'pair')
+  pairs = quantity(chosen['arms'] * (chosen['arms'] - 1) // 2, 'pair')
   why = f'Holm, {pairs}' if chosen['n'] > 1 else 'one seed measures no noise'
   sentences = [f'Recommended: {chosen["arm"]}, of {chosen["arms"]} arms the one with the highest '
                f'mean {readout_phrase(chosen["readout"])} on {chosen["split"]}, '

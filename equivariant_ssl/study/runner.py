@@ -48,7 +48,7 @@ class Worker(NamedTuple):
   slot: int
 
 
-def safe() -> dict[str, str]:
+def isolated_environment() -> dict[str, str]:
   """Return environment variables for a Python that imports nothing from the current folder.
 
   That folder may be a study which somebody else has sent.
@@ -68,7 +68,7 @@ def devices() -> tuple[dict[str, Any], int]:
   code = ('import jax, json; from equivariant_ssl.storage import record; '
           'print(json.dumps(record.environment()))')
   printed = subprocess.run([sys.executable, '-c', code], capture_output=True, check=True,
-                           env={**os.environ, **safe()}).stdout
+                           env={**os.environ, **isolated_environment()}).stdout
   environment = json.loads(printed)
   fits = {'gpu': len(environment['devices']), 'cpu': environment['cores']}
   return environment, fits.get(environment['backend'], 1)
@@ -95,7 +95,7 @@ def _start(folder: pathlib.Path, number: int, run: PlannedRun, kind: str, slot: 
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
   command = [sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number),
              *([] if part == 'found' else [part])]
-  variables = {**os.environ, **safe(), **_worker_variables(kind, slot, workers),
+  variables = {**os.environ, **isolated_environment(), **_worker_variables(kind, slot, workers),
                'EQSSL_STUDY': 'local'}
   path = folder / run.workdir / 'log.txt'
   with open(path, 'wb') if part == 'found' else open(path, 'ab') as log:
@@ -150,7 +150,7 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
   free, total, start = list(range(min(workers, len(waiting)))), len(waiting), time.perf_counter()
   if part == 'found':
     say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
-  with stop.heard() as stop_requested, stop.saving() as begin_saving:
+  with stop.listen() as stop_requested, stop.saving() as begin_saving:
     begin_saving()  # the runs are saved before this process ends
     while (waiting or running or retries) and not stop_requested():
       while retries and retries[0][0] < time.perf_counter():
@@ -186,8 +186,8 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:
   """Write results.json and table.csv."""
-  record.write_whole(folder / 'results.json', json.dumps(content, indent=1) + '\n')
-  record.write_whole(folder / 'table.csv', table(content))
+  record.write_atomically(folder / 'results.json', json.dumps(content, indent=1) + '\n')
+  record.write_atomically(folder / 'table.csv', table(content))
 
 
 def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say: Say) -> None:
@@ -196,8 +196,9 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say: Say) -> No
   most: how many runs may run at once, 0 for 32.
   """
   script = folder / 'slurm.sh'
-  variables = ' '.join(f'{name}={shlex.quote(value)}' for name, value in safe().items())
-  record.write_whole(script, SLURM.format(
+  variables = ' '.join(f'{name}={shlex.quote(value)}'
+                       for name, value in isolated_environment().items())
+  record.write_atomically(script, SLURM.format(
       variables=variables, last=len(runs(plan)) - 1, most=most or 32,
       folder=shlex.quote(str(folder)), python=shlex.quote(sys.executable)))
   if shutil.which('sbatch'):

@@ -16,7 +16,7 @@ def split(text: str) -> list[str]:
   return [part.strip() for part in text.split(',') if part.strip()]
 
 
-def arguments(p: argparse.ArgumentParser) -> None:
+def add_arguments(p: argparse.ArgumentParser) -> None:
   """Add the arguments of `eqssl study` to a parser."""
   add = p.add_argument
   add('--config', default='', help='the base config: a file, or the name of one of configs/')
@@ -85,7 +85,7 @@ def _interactions(text: str) -> tuple[tuple[str, str], ...]:
 def _check_resume(args: argparse.Namespace) -> None:
   """Raise UserError where --resume comes with arguments that would change the study."""
   parser = argparse.ArgumentParser()
-  arguments(parser)
+  add_arguments(parser)
   defaults = {name: value for name, value in vars(parser.parse_args([])).items()
               if name not in WAYS}
   changes = [f'--{name}' for name, value in defaults.items() if getattr(args, name) != value]

@@ -11,17 +11,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from equivariant_ssl import augment
-from equivariant_ssl.config import as_json, load, resolve
+from equivariant_ssl.config import config_to_json, load_config, resolve_config
 from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
-from equivariant_ssl.evaluate.evaluation import chosen
+from equivariant_ssl.evaluate.evaluation import protocol_names
 from equivariant_ssl.parallel.sharding import mesh
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.study import design
 from equivariant_ssl.study.data_paths import KEYS, with_absolute_paths
-from equivariant_ssl.training.runs import prepare
+from equivariant_ssl.training.runs import prepare_run
 from equivariant_ssl.types import ROLES, Image
 
 # The protocol whose top-1 accuracy each read-out is.
@@ -72,7 +72,7 @@ def view_pixels(config: ConfigDict) -> float:
 
   The encoder reads them in a step, and its compute is nearly in proportion to them.
   """
-  run = prepare(config, mesh(jax.devices()[:1]))
+  run = prepare_run(config, mesh(jax.devices()[:1]))
   assert run.source is not None  # prepare loads the data
   image = Image(jnp.zeros((1, *run.source.train.images.shape[1:])), jnp.ones((1, 2)))
   views = jax.eval_shape(lambda key: augment.views(run.recipe.groups, key, image), run.key)
@@ -98,10 +98,10 @@ def _check(s: Settings) -> None:
     raise UserError('--arms names no role.', f'Give some of {",".join(ROLES)}.')
   if s.readout not in holdout.READOUTS:
     raise unknown_name('--readout', s.readout, holdout.READOUTS)
-  chosen(list(s.protocols))
+  protocol_names(list(s.protocols))
   transfer.check_targets(s.transfer, s.root)
   for name in s.transfer:
-    target = transfer.find(name, s.root)
+    target = transfer.open_target(name, s.root)
     if isinstance(target, transfer.Missing):
       raise UserError(f'--transfer {target.name}: this data set is not on disk.', target.command,
                       BAD_DATA)
@@ -113,9 +113,9 @@ def make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   Its data have absolute paths. Raises UserError for a setting that no study can have.
   """
   _check(s)
-  loaded: Any = load(s.config, s.overrides)
+  loaded: Any = load_config(s.config, s.overrides)
   if s.readout == 'validation' and not loaded.validation:  # else the config's own share is kept
-    loaded = resolve(ConfigDict(as_json(loaded) | {'validation': holdout.HELD_OUT}))
+    loaded = resolve_config(ConfigDict(config_to_json(loaded) | {'validation': holdout.HELD_OUT}))
   config: Any = design.base_config(loaded, s.augs)
   sections = design.objective_sections(config, s.objective)
   arms = design.make_arms(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
@@ -126,7 +126,7 @@ def make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
     s = s._replace(protocols=tuple(dict.fromkeys([*s.protocols, 'regression'])))
   epochs = s.budget or (config.epochs if not config.steps else 0.)
   if s.equal == 'compute':
-    pixels = [view_pixels(resolve(ConfigDict(entry['config']))) for entry in arm_entries]
+    pixels = [view_pixels(resolve_config(ConfigDict(entry['config']))) for entry in arm_entries]
     for entry, arm_pixels in zip(arm_entries, pixels, strict=True):
       entry['scale'] = pixels[0] / arm_pixels
   plan = s._asdict() | {'epochs': epochs, 'made': arm_entries, 'command': command,
@@ -153,7 +153,7 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
                       f'eqssl study --resume {shlex.quote(str(folder))}', OTHER_CONFIG)
     if with_absolute_paths(begun) != begun:  # an older version's relative paths stay
       plan = plan | {key: begun[key] for key in KEYS}
-  record.write_whole(path, json.dumps(plan, indent=1) + '\n')
+  record.write_atomically(path, json.dumps(plan, indent=1) + '\n')
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
 def _with_every_field(config: dict) -> dict:
   """Return a config of JSON values with every field, or unchanged where this version refuses it."""
   try:
-    return as_json(resolve(ConfigDict(config)))
+    return config_to_json(resolve_config(ConfigDict(config)))
   except UserError:
     return config
 
@@ -225,7 +225,7 @@ def run_config(plan: dict[str, Any], run: PlannedRun) -> Any:
   values['optimizer']['warmup_epochs'] *= scale
   if steps and not values['steps']:  # 0 would mean: as many as the epochs have
     raise _no_step(run, f'{steps} steps')
-  return resolve(ConfigDict(values))
+  return resolve_config(ConfigDict(values))
 
 
 def _no_step(run: PlannedRun, budget: str) -> UserError:

@@ -17,7 +17,7 @@ from equivariant_ssl.study.effects import (
 from equivariant_ssl.study.proxies import Proxy, compare_budgets, expected_repeat
 from equivariant_ssl.study.recommend import recommendation, recommended_arm, rows_on_test
 from equivariant_ssl.study.study_plan import read_part, runs
-from equivariant_ssl.training.loop import COLLAPSED
+from equivariant_ssl.training.step_log import COLLAPSED
 
 
 def _run_entries(folder: pathlib.Path, plan: dict[str, Any], outcomes: dict[str, dict],

@@ -17,7 +17,7 @@ from equivariant_ssl.study.effect_sentences import seed_count
 from equivariant_ssl.study.runner import Say, devices, execute, slurm, write_results
 from equivariant_ssl.study.study_plan import Settings
 from equivariant_ssl.study.study_results import results
-from equivariant_ssl.training.runs import prepare
+from equivariant_ssl.training.runs import prepare_run
 
 
 def show(content: dict[str, Any], console: Console) -> None:
@@ -103,9 +103,9 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   runs = study_plan.runs(plan)
   config = study_plan.run_config(plan, runs[0])
   if not collect:  # what no run could do is reported before any run starts
-    prepared = prepare(config, mesh(jax.devices()[:1]))
+    prepared = prepare_run(config, mesh(jax.devices()[:1]))
     study_plan.check_steps(plan, prepared.recipe.steps_per_epoch)
-  with record.lock(folder):
+  with record.lock_folder(folder):
     study_plan.write(folder, plan)
     length = f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'
     say(f'{len(plan["made"])} arms x {seed_count(len(plan["seeds"]))}, {length}, equal '

@@ -10,7 +10,7 @@ from typing import Any
 
 from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import mean_std, plain
+from equivariant_ssl.evaluate.statistics import mean_std, mean_value
 from equivariant_ssl.study import study_plan
 from equivariant_ssl.study.recommend import unread_runs
 from equivariant_ssl.study.study_plan import READOUTS, PlannedRun, is_done
@@ -48,13 +48,13 @@ def readouts(evaluated: dict[str, dict], network: str) -> dict[str, float]:
 
   network: 'trained' or 'untrained'.
   """
-  values = {name: mean_std([plain(result['numbers'][row])
+  values = {name: mean_std([mean_value(result['numbers'][row])
                             for result in evaluated[protocol][network]])[0]
             for name, (protocol, row) in _accuracies(evaluated).items()
             if network in evaluated[protocol]}
   if network in evaluated.get('transfer', ()):
     numbers = evaluated['transfer'][network][0]['numbers']
-    values |= {f'transfer {row}': mean_std([plain(result['numbers'][row])
+    values |= {f'transfer {row}': mean_std([mean_value(result['numbers'][row])
                                             for result in evaluated['transfer'][network]])[0]
                for row in numbers}
   return values
@@ -71,8 +71,8 @@ def summary(evaluated: dict[str, dict]) -> dict[str, Any]:
 
   def with_controls(protocol: str) -> dict[str, dict]:
     controls = result(protocol)['controls']
-    return {row: {'true': plain(value),
-                  **{name: plain(control) for name, control in controls.get(row, {}).items()}}
+    return {row: {'true': mean_value(value),
+                  **{name: mean_value(control) for name, control in controls.get(row, {}).items()}}
             for row, value in result(protocol)['numbers'].items()}
   chance = {name: result(protocol)['controls'][row]['chance']
             for name, (protocol, row) in _accuracies(evaluated).items()}
@@ -80,7 +80,7 @@ def summary(evaluated: dict[str, dict]) -> dict[str, Any]:
           if PROTOCOLS[protocol].needs != 'labels' and protocol not in OWN_FIELDS]
   return {'readouts': readouts(evaluated, 'trained'),
           'untrained': readouts(evaluated, 'untrained'), 'chance': chance,
-          'profile': {op: plain(v) for op, v in result('profile')['numbers'].items()},
+          'profile': {op: mean_value(v) for op, v in result('profile')['numbers'].items()},
           'gains': with_controls('gains'),
           'retrieval': {row: values for row, values in with_controls('retrieval').items()
                         if row.endswith('mrr')},
@@ -98,8 +98,8 @@ def run(folder: pathlib.Path, number: int) -> None:
   from equivariant_ssl.evaluate.protocols import Options
   from equivariant_ssl.storage import record
   from equivariant_ssl.training.loop import train
-  from equivariant_ssl.training.runs import keep_programs
-  keep_programs()
+  from equivariant_ssl.training.runs import keep_compiled_programs
+  keep_compiled_programs()
   plan = study_plan.read(folder)
   planned, start = study_plan.runs(plan)[number], time.perf_counter()
   if is_done(folder, planned):  # a job of SLURM's that was submitted again
@@ -107,7 +107,7 @@ def run(folder: pathlib.Path, number: int) -> None:
   workdir = folder / planned.workdir
   train(study_plan.run_config(plan, planned), workdir,
         f'{plan["command"]} # run {planned.name}', quiet=True)
-  stop.check()
+  stop.raise_if_stopped()
   options = Options(targets=tuple(plan['transfer']), root=plan['root'], readout=plan['readout'])
   protocols = [*study_plan.PROTOCOLS, *plan['protocols'],
                *(['transfer'] if plan['transfer'] else [])]
@@ -119,7 +119,7 @@ def run(folder: pathlib.Path, number: int) -> None:
   content = summary(evaluated) | {'spread': log[-1].get('std') if log else None,
                                   'git': environment['git'],
                                   'seconds': time.perf_counter() - start}
-  record.write_whole(workdir / 'found.json', json.dumps(content, indent=1) + '\n')
+  record.write_atomically(workdir / 'found.json', json.dumps(content, indent=1) + '\n')
 
 
 def read_test_split(folder: pathlib.Path, plan: dict[str, Any], planned: PlannedRun) -> None:
@@ -129,21 +129,21 @@ def read_test_split(folder: pathlib.Path, plan: dict[str, Any], planned: Planned
   from equivariant_ssl.evaluate import evaluation
   from equivariant_ssl.evaluate.protocols import Options
   from equivariant_ssl.storage import record
-  from equivariant_ssl.training.runs import keep_programs
-  keep_programs()
+  from equivariant_ssl.training.runs import keep_compiled_programs
+  keep_compiled_programs()
   workdir = folder / planned.workdir
   protocols = [*(protocol
-                 for protocol in evaluation.chosen([*READOUTS.values(), *plan['protocols']])
+                 for protocol in evaluation.protocol_names([*READOUTS.values(), *plan['protocols']])
                  if PROTOCOLS[protocol].needs == 'labels'),
                *(['transfer'] if plan['transfer'] else [])]
   options = Options(targets=tuple(plan['transfer']), root=plan['root'], readout='test')
-  with record.lock(workdir):  # the last jobs of an array may end together
+  with record.lock_folder(workdir):  # the last jobs of an array may end together
     if is_done(folder, planned, 'test'):
       return
     evaluated = evaluation.evaluate(workdir, protocols, console=Console(quiet=True), strict=False,
                                     untrained=False, options=options)
     content = {'readouts': readouts(evaluated, 'trained')}
-    record.write_whole(workdir / 'test.json', json.dumps(content, indent=1) + '\n')
+    record.write_atomically(workdir / 'test.json', json.dumps(content, indent=1) + '\n')
 
 
 def end_of_array(folder: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def main() -> int:
   if local:
     _end_with_parent()
   try:
-    with stop.heard():
+    with stop.listen():
       plan = study_plan.read(folder)
       if sys.argv[3:] == ['test']:
         read_test_split(folder, plan, study_plan.runs(plan)[number])
@@ -183,5 +183,5 @@ def main() -> int:
 
 if __name__ == '__main__':
   code = main()
-  stop.flush()
+  stop.flush_output()
   os._exit(code)  # the thread that reads standard input would keep a clean exit waiting

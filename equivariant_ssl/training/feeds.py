@@ -11,11 +11,11 @@ import numpy as np
 from equivariant_ssl.data import stream
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.training import step as steps
 from equivariant_ssl.training.runs import Run
+from equivariant_ssl.training.step import Batch, resident_step, streamed_step
 
 
-def compiled(run: Run) -> tuple[Callable, steps.Batch]:
+def compiled(run: Run) -> tuple[Callable, Batch]:
   """Return the jitted step of a run, and its training data on the devices.
 
   The step is a function (key, state, data, order) -> (state, metrics).
@@ -23,9 +23,9 @@ def compiled(run: Run) -> tuple[Callable, steps.Batch]:
   assert run.source is not None  # a run that trains has its data
   train = run.source.train
   labels = train.labels if run.recipe.probe else None
-  data = sharding.place(steps.Batch(train.images, train.sizes, labels),
+  data = sharding.place(Batch(train.images, train.sizes, labels),
                         sharding.replicated_sharding(run.mesh))
-  return steps.resident_step(run.recipe, run.mesh, rule=run.config.sharding), data
+  return resident_step(run.recipe, run.mesh, rule=run.config.sharding), data
 
 
 def resident(run: Run, start: int) -> tuple[Callable, Iterator[tuple]]:
@@ -50,7 +50,8 @@ def streamed(run: Run, start: int) -> tuple[Callable, Iterator[tuple]]:
   """Return what `resident` returns, for a run whose data are decoded when they are needed."""
   assert run.source is not None  # a run that trains has its data
   recipe, split, train = run.recipe, sharding.batch_sharding(run.mesh), run.source.train
-  local_rows = stream.own(split, recipe.batch)  # the rows of a batch that this process loads
+  # The rows of a batch that this process loads.
+  local_rows = stream.process_rows(split, recipe.batch)
   epoch_steps = recipe.epoch_steps(len(train.images))
 
   @functools.lru_cache(2)
@@ -61,7 +62,7 @@ def streamed(run: Run, start: int) -> tuple[Callable, Iterator[tuple]]:
     return order(n // epoch_steps)[n % epoch_steps * recipe.batch + local_rows]
 
   arrays = stream.batches(train, rows, start, recipe.steps)
-  batches = (steps.Batch(images, sizes, labels if recipe.probe else None)
+  batches = (Batch(images, sizes, labels if recipe.probe else None)
              for images, sizes, labels in arrays)
-  step = steps.streamed_step(recipe, run.mesh, rule=run.config.sharding)
-  return step, ((batch,) for batch in stream.placed(batches, split, recipe.batch))
+  step = streamed_step(recipe, run.mesh, rule=run.config.sharding)
+  return step, ((batch,) for batch in stream.place_batches(batches, split, recipe.batch))

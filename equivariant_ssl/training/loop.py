@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, read_config
 from equivariant_ssl.data import card, stream
 from equivariant_ssl.data.card import Card
 from equivariant_ssl.errors import OTHER_CONFIG, PREEMPTED, UserError
@@ -18,34 +18,38 @@ from equivariant_ssl.evaluate.online import monitor
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.storage.checkpoint import Checkpoints, Restored
-from equivariant_ssl.training import state as states
 from equivariant_ssl.training import stop
 from equivariant_ssl.training.feeds import resident, streamed
 from equivariant_ssl.training.progress import progress
 from equivariant_ssl.training.recipe import warmup_warning
-from equivariant_ssl.training.run_config import MOVED, added_fields, data_flag, free_fields
-from equivariant_ssl.training.runs import (
-    Run,
-    abstract,
-    add_first_card,
-    initial,
-    known_card,
-    prepare,
+from equivariant_ssl.training.run_config import (
+  DATA_PATH_OPTION,
+  added_fields,
+  data_flag,
+  free_fields,
 )
-from equivariant_ssl.training.step_log import COLLAPSED as COLLAPSED
+from equivariant_ssl.training.runs import (
+  Run,
+  abstract_state,
+  add_first_card,
+  initial_state,
+  prepare_run,
+  read_known_card,
+)
+from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.training.step_log import LogOutputs, flush_log, start_window
 
 # A function (run, state, step) that is called after each step. It must not keep the state.
-Hook = Callable[[Run, states.TrainState, int], None]
+Hook = Callable[[Run, TrainState, int], None]
 # A function (state, step, metrics, seconds that the step waited for data) -> whether to stop.
-OnStep = Callable[[states.TrainState, int, dict, float], bool]
+OnStep = Callable[[TrainState, int, dict, float], bool]
 Say = Callable[[str], None]  # prints a line for the user
 
 
-def fit(run: Run, state: states.TrainState, on_step: OnStep) -> states.TrainState:
+def fit(run: Run, state: TrainState, on_step: OnStep) -> TrainState:
   """Train from `state` to the recipe's last step, or until `on_step` is true."""
   assert run.source is not None  # a run that trains has its data
-  feed = streamed if stream.lazy(run.source.train.images) else resident
+  feed = streamed if stream.is_stream(run.source.train.images) else resident
   start = int(state.step)
   step, batches = feed(run, start)
   for n in range(start, run.recipe.steps):
@@ -76,25 +80,25 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
   Raises UserError OTHER_CONFIG if another run is in `workdir`.
   """
   if processes.is_main():
-    record.compare(workdir, configs.as_json(config),
+    record.compare(workdir, config_to_json(config),
                    (*free_fields(config), *added_fields(config, workdir)))
-  data_card = known_card(workdir, say)
+  data_card = read_known_card(workdir, say)
   if begin is None:
     return _Start(workdir, data_card, None)
   other_start = data_card and (data_card.start or {}).get('run') != str(begin)
-  if other_start or not data_card and checkpoint.steps(workdir / 'checkpoints'):
+  if other_start or not data_card and checkpoint.saved_steps(workdir / 'checkpoints'):
     raise UserError(f'{workdir} holds a run that did not start from {begin}.',
                     'Use a new --workdir.', OTHER_CONFIG)
-  share = configs.read(begin / 'config.json').validation
+  share = read_config(begin / 'config.json').validation
   if share != config.validation:  # the longer run would be read out on images it was trained on
     raise UserError(f'{begin} held {share:g} of its images out of training, '
                     f'not {config.validation:g}.', f'Give --config.validation={share:g}')
   if data_card:
     return _Start(workdir, data_card, begin)
-  first_card = known_card(begin, say)
+  first_card = read_known_card(begin, say)
   if first_card:
     first_card = first_card._replace(images=0, since=0,
-                                     start={'run': str(begin), 'data': card.mark(first_card)})
+                                     start={'run': str(begin), 'data': card.data_mark(first_card)})
   return _Start(workdir, first_card, begin)
 
 
@@ -106,7 +110,8 @@ def _first_state(config: Any, run: Run, origin: dict, say: Say) -> tuple[Run, Re
   Raises UserError if that run has as many steps already as the config asks for.
   """
   folder = pathlib.Path(origin['run'], 'checkpoints')
-  first = checkpoint.load(folder, abstract(run, config.sharding), origin.get('step'), say)
+  first = checkpoint.load_checkpoint(folder, abstract_state(run, config.sharding),
+                                     origin.get('step'), say)
   if first[0] >= run.recipe.steps:
     longer = (f'--config.steps={2 * config.steps}' if config.steps else
               f'--config.epochs={2 * config.epochs:g}')
@@ -126,35 +131,35 @@ def _open(config: Any, start: _Start, mesh: Mesh | None, say: Say, accept: bool
   workdir, data_card, begin = start
   advice = data_flag(config) if begin else ''
   if (workdir / 'config.json').is_file():
-    advice = f'eqssl resume {shlex.quote(str(workdir))} {MOVED}'
-  run = prepare(config, mesh, say, data_card, accept, advice)
+    advice = f'eqssl resume {shlex.quote(str(workdir))} {DATA_PATH_OPTION}'
+  run = prepare_run(config, mesh, say, data_card, accept, advice)
   if not data_card:
     run = add_first_card(begin or workdir, run, say)
-  processes.agree("the data's", card.facts(run.card))
+  processes.agree("the data's", card.card_facts(run.card))
   origin = run.card.start or ({'run': str(begin)} if begin else None)
-  if origin and not processes.gather(checkpoint.steps(workdir / 'checkpoints'))[0]:
+  if origin and not processes.gather(checkpoint.saved_steps(workdir / 'checkpoints'))[0]:
     return _first_state(config, run, origin, say)
   return run, None
 
 
 def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpoints, say: Say
-           ) -> tuple[Run, states.TrainState]:
+           ) -> tuple[Run, TrainState]:
   """Return the run and its state, and write its data card.
 
   The state is that of the run's newest valid checkpoint; else `first`, the state of the run that
   this one starts from, which is saved at once; else the initial state.
   """
   data_card, rule = run.card, run.config.sharding
-  resumed = checkpoints.restore(abstract(run, rule))
+  resumed = checkpoints.restore(abstract_state(run, rule))
   restored = resumed or first
-  state = restored[1] if restored else initial(run, rule)
+  state = restored[1] if restored else initial_state(run, rule)
   step = int(state.step)
-  changes = card.differences(start.data_card, data_card) if start.data_card else ()
+  changes = card.card_differences(start.data_card, data_card) if start.data_card else ()
   if changes:
     data_card = data_card._replace(
         changes=(*data_card.changes, f'from step {step}: {"; ".join(changes)}'))
   if processes.is_main():
-    card.write(start.workdir, data_card)
+    card.write_card(start.workdir, data_card)
   run, total = run._replace(card=data_card), run.recipe.steps
   if first:
     checkpoints.save(step, state, checkpoint_meta(run), wait=True)
@@ -168,7 +173,7 @@ def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpo
   return run, state
 
 
-def _knn_monitor(run: Run) -> Callable[[states.TrainState, int], dict[str, float]]:
+def _knn_monitor(run: Run) -> Callable[[TrainState, int], dict[str, float]]:
   """Return a function (state, step) -> the kNN accuracy as a metric where it is due, else {}."""
   if not run.config.knn_every:
     return lambda state, n: {}
@@ -184,7 +189,7 @@ def _any_step(signal_came: Callable[[], bool]) -> Callable[[int], bool]:
 
 def checkpoint_meta(run: Run) -> dict:
   """Return what a checkpoint of the run holds beside its state."""
-  return {'data': card.as_json(run.card)}
+  return {'data': card.card_to_json(run.card)}
 
 
 def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoints: Checkpoints,
@@ -202,7 +207,7 @@ def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoi
   config, total = run.config, run.recipe.steps
   every = config.checkpoint_every or max(total // 10, 1)
 
-  def on_step(state: states.TrainState, n: int, metrics: dict, waited: float) -> bool:
+  def on_step(state: TrainState, n: int, metrics: dict, waited: float) -> bool:
     nonlocal window
     begin_saving()
     window.pending.append((n, metrics))
@@ -224,16 +229,16 @@ def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoi
 
 
 def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tuple[Hook, ...] = (),
-          mesh: Mesh | None = None, quiet: bool = False, accept: bool = False,
-          begin: str | pathlib.Path | None = None) -> states.TrainState:
+          mesh: Mesh | None = None, quiet: bool = False, accept_data: bool = False,
+          start_from: str | pathlib.Path | None = None) -> TrainState:
   """Train a resolved config in the folder `workdir`, and return the last state.
 
   The training resumes from the newest valid checkpoint in `workdir`. Without a checkpoint it starts
-  from the newest valid checkpoint of the run in `begin`, or from the initial state.
+  from the newest valid checkpoint of the run in `start_from`, or from the initial state.
 
-  command: the command line, for the record.
-  hooks:   functions that are called after each step.
-  accept:  train although the data are not those that the run was trained on.
+  command:     the command line, for the record.
+  hooks:       functions that are called after each step.
+  accept_data: train although the data are not those that the run was trained on.
 
   Raises UserError with one of these codes: 5 `workdir` holds a run of another config, 9 the data
   are not the run's, 3 another process is working in `workdir`, 4 none of the checkpoints is valid,
@@ -241,27 +246,27 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
   says how to resume).
   """
   workdir = pathlib.Path(workdir).absolute()
-  begin = pathlib.Path(begin).absolute() if begin else None
-  processes.agree('config', record.leaves(configs.as_json(config)))
+  start_from = pathlib.Path(start_from).absolute() if start_from else None
+  processes.agree('config', record.config_leaves(config_to_json(config)))
   say = (lambda line: None) if quiet or not processes.is_main() else stop.say
   with contextlib.ExitStack() as stack:  # until the last checkpoint is written
-    signal_came = stack.enter_context(stop.heard())
+    signal_came = stack.enter_context(stop.listen())
     begin_saving = stack.enter_context(stop.saving())
-    start = _find_start(config, workdir, begin, say)
-    run, first = _open(config, start, mesh, say, accept)
-    stop.check()
+    start = _find_start(config, workdir, start_from, say)
+    run, first = _open(config, start, mesh, say, accept_data)
+    stop.raise_if_stopped()
     check: Callable = lambda *args: None
     write, show = check, check
     if processes.is_main():
       workdir.mkdir(parents=True, exist_ok=True)
-      check = stack.enter_context(record.lock(workdir))
-      record.start(workdir, configs.as_json(run.config), command or shlex.join(sys.argv),
-                   free=(*free_fields(config), *added_fields(config, workdir)))
+      check = stack.enter_context(record.lock_folder(workdir))
+      record.start_record(workdir, config_to_json(run.config), command or shlex.join(sys.argv),
+                          free=(*free_fields(config), *added_fields(config, workdir)))
     processes.wait_until_same(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     checkpoints = stack.enter_context(
-        checkpoint.open(workdir / 'checkpoints', keep=config.keep, log=say))
+        checkpoint.open_checkpoints(workdir / 'checkpoints', keep=config.keep, log=say))
     run, state = _begin(run, first, start, checkpoints, say)
-    stop.check()
+    stop.raise_if_stopped()
     first_step, total = int(state.step), run.recipe.steps
     if processes.is_main():
       write = stack.enter_context(record.open_metrics(workdir, first_step, config.tensorboard))

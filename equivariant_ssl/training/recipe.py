@@ -261,8 +261,8 @@ def build_groups(config: Config, inv: Invariance, equivariances: dict[str, Equiv
   return groups
 
 
-def make(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.),
-         std: tuple = (1., 1., 1.), classes: int = 0) -> Recipe:
+def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.),
+                std: tuple = (1., 1., 1.), classes: int = 0) -> Recipe:
   """The recipe of a resolved config.
 
   num:       the number of training images.

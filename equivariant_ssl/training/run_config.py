@@ -5,21 +5,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
+from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 
-MOVED = '--data-path DIR'  # the option that says where the data of a run are now
+DATA_PATH_OPTION = '--data-path DIR'  # the option that says where the data of a run are now
 
 
-def changed(config: Any, changes: dict[str, Any]) -> ConfigDict:
+def change_config(config: Any, changes: dict[str, Any]) -> ConfigDict:
   """Return a resolved config with other values of some fields.
 
   A value that is a dict replaces some fields of its section, such as `data`.
   """
-  values = configs.as_json(config)
-  return configs.resolve(ConfigDict(values | {
+  values = config_to_json(config)
+  return resolve_config(ConfigDict(values | {
       k: values[k] | v if isinstance(v, dict) else v for k, v in changes.items()}))
 
 
@@ -55,15 +55,15 @@ def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
   result is () if there is no run in `workdir`, or if its config.json cannot be read.
   """
   try:
-    values = record.read_object(workdir / 'config.json', '')
-    resolved = record.leaves(configs.as_json(configs.resolve(ConfigDict(values))))
+    values = record.read_json_object(workdir / 'config.json', '')
+    resolved = record.config_leaves(config_to_json(resolve_config(ConfigDict(values))))
   except (FileNotFoundError, UserError):
     return ()
-  written, now = record.leaves(values), record.leaves(configs.as_json(config))
+  written, now = record.config_leaves(values), record.config_leaves(config_to_json(config))
   return tuple(k for k in resolved if k not in written and k in now and now[k] == resolved[k])
 
 
-def moved(config: Any, path: str) -> Any:
+def relocate_data(config: Any, path: str) -> Any:
   """Return the config of a run whose data are now in the folder `path`; '' changes nothing.
 
   Raises UserError if the data of the run are in no folder.
@@ -72,8 +72,8 @@ def moved(config: Any, path: str) -> Any:
     return config
   field = place_field(config)
   if field is None:
-    raise UserError(f'{MOVED.replace("DIR", path)}: the data set {config.data.name} comes with '
-                    'a package and is in no folder.', 'Leave the option out.')
+    raise UserError(f'{DATA_PATH_OPTION.replace("DIR", path)}: the data set {config.data.name} '
+                    'comes with a package and is in no folder.', 'Leave the option out.')
   folder = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
   if 'dataset' in config.data:
     # A data set may be named by the folder of its version. `path` is that folder, or one above it.
@@ -81,4 +81,4 @@ def moved(config: Any, path: str) -> Any:
     versions = (p for p in (folder, *(folder.joinpath(*t) for t in tails))
                 if (p / 'dataset_info.json').is_file())
     field, folder = next((('dataset', p) for p in versions), (field, folder))
-  return changed(config, {'data': {field: str(folder)}})
+  return change_config(config, {'data': {field: str(folder)}})

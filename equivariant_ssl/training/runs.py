@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from equivariant_ssl import config as configs
 from equivariant_ssl import data, registry
+from equivariant_ssl.config import config_to_json, read_config, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.data import card, holdout
 from equivariant_ssl.data.card import Card
@@ -21,9 +21,14 @@ from equivariant_ssl.data.source import Source
 from equivariant_ssl.errors import OTHER_CONFIG, OTHER_DATA, USAGE, UserError
 from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.storage import checkpoint, record
-from equivariant_ssl.training import recipe as recipes
-from equivariant_ssl.training import state as states
-from equivariant_ssl.training.run_config import MOVED, changed, moved, place_field
+from equivariant_ssl.training.recipe import Recipe, make_recipe
+from equivariant_ssl.training.run_config import (
+  DATA_PATH_OPTION,
+  change_config,
+  place_field,
+  relocate_data,
+)
+from equivariant_ssl.training.state import TrainState, abstract_train_state, initializer
 
 Say = Callable[[str], None]  # prints a line for the user
 # The option in an error message about data that are missing.
@@ -38,13 +43,13 @@ class Run(NamedTuple):
   """
   config: Any
   source: Source | None
-  recipe: recipes.Recipe
+  recipe: Recipe
   mesh: Mesh
   key: jax.Array
   card: Card
 
 
-class Asked(NamedTuple):
+class DataRequest(NamedTuple):
   """What a command says of the data of an existing run.
 
   path:    the folder that the data are in now; '' for the folder that the run names.
@@ -88,7 +93,7 @@ def _checked_card(config: Any, known: Card, now: Card, accept: bool, advice: str
 
   Raises UserError OTHER_DATA if the data are others and may not be taken.
   """
-  changes = card.differences(known, now)
+  changes = card.card_differences(known, now)
   if not changes:
     return known._replace(images=known.images or now.images)
   cause = f'these are not the data that the run knows: {"; ".join(changes)}.'
@@ -103,19 +108,19 @@ def _checked_card(config: Any, known: Card, now: Card, accept: bool, advice: str
                     'change.',
                     'Use a new --workdir, and --config.probe=False if it starts from this run.',
                     OTHER_DATA)
-  return card.taken(known, now)
+  return card.accept_data(known, now)
 
 
-def prepare(config: Any, mesh: Mesh | None = None, log: Say = lambda line: None,
-            known: Card | None = None, accept: bool = False, advice: str = '', readout: str = ''
-            ) -> Run:
+def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: None,
+                known_card: Card | None = None, accept: bool = False, advice: str = '',
+                readout: str = '') -> Run:
   """Load the data of a resolved config and build its recipe.
 
-  known:   the data card of an existing run. The recipe then follows that card, whatever the data
-           are now.
-  accept:  take data that are not the run's.
-  advice:  for an existing run, what to type to say where its data are; '' for a new run.
-  readout: 'test' to read out on the test split although the run held images out of training.
+  known_card: the data card of an existing run. The recipe then follows that card, whatever the
+              data are now.
+  accept:     take data that are not the run's.
+  advice:     for an existing run, what to type to say where its data are; '' for a new run.
+  readout:    'test' to read out on the test split although the run held images out of training.
 
   The config of the run that is returned finds its data from any folder. Raises UserError if the
   batch does not fit the devices, and UserError OTHER_DATA if the data are not the run's.
@@ -128,40 +133,40 @@ def prepare(config: Any, mesh: Mesh | None = None, log: Say = lambda line: None,
   if len(source.problems) > 10:
     log(f'... and {len(source.problems) - 10} more such lines: eqssl data check lists them')
   place = {k: v for k, v in source.place if config.data.get(k, v) != v}
-  config = changed(config, {'data': place}) if place else config
+  config = change_config(config, {'data': place}) if place else config
   moments = (tuple(config.mean), tuple(config.std)) if config.mean else None
-  if known and moments and moments != (known.mean, known.std):
+  if known_card and moments and moments != (known_card.mean, known_card.std):
     raise UserError(f'config.mean is {config.mean} and config.std {config.std}; the run '
-                    f'knows {known.mean} and {known.std}.',
+                    f'knows {known_card.mean} and {known_card.std}.',
                     'A network needs the values it was trained with: leave both out.', OTHER_CONFIG)
-  now = card.of(source, config)  # the card of all data, whichever split is read out on
-  source = holdout.split(source, config.validation, readout)
+  now = card.make_card(source, config)  # the card of all data, whichever split is read out on
+  source = holdout.hold_out(source, config.validation, readout)
   now = now._replace(images=len(source.train.images))
-  data_card = _checked_card(config, known, now, accept, advice) if known else now
-  if now.images < config.batch and known:
+  data_card = _checked_card(config, known_card, now, accept, advice) if known_card else now
+  if now.images < config.batch and known_card:
     raise UserError(f'{now.images} training images are fewer than a batch of the run, '
                     f'{config.batch}.', f'If there are more elsewhere: {advice}', OTHER_DATA)
   return Run(config, source, _recipe(config, data_card), mesh, jax.random.key(config.seed),
              data_card)
 
 
-def _recipe(config: Any, data_card: Card) -> recipes.Recipe:
+def _recipe(config: Any, data_card: Card) -> Recipe:
   """Return the recipe of a config for the data of a card."""
-  fields = {k: v for k, v in configs.as_json(config).items() if k not in ('seed', *FREE)}
+  fields = {k: v for k, v in config_to_json(config).items() if k not in ('seed', *FREE)}
   return _cached_recipe(json.dumps(fields), data_card.images, data_card.canvas, data_card.mean,
                         data_card.std, len(data_card.classes or ()))
 
 
 @functools.lru_cache(8)
-def _cached_recipe(config: str, *facts) -> recipes.Recipe:
+def _cached_recipe(config: str, *facts) -> Recipe:
   """Return the recipe of a config's JSON and the facts of its data.
 
   Runs that differ only in their seed get the same object, so that their step is traced once.
   """
-  return recipes.make(configs.resolve(ConfigDict(json.loads(config))), *facts)
+  return make_recipe(resolve_config(ConfigDict(json.loads(config))), *facts)
 
 
-def known_card(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | None:
+def read_known_card(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | None:
   """Return the data card of the run in `workdir`, as process 0 reads it.
 
   The card is read from data.json, else from the newest checkpoint. The result is None if there is
@@ -170,19 +175,20 @@ def known_card(workdir: pathlib.Path, log: Say = lambda line: None) -> Card | No
   """
   damage, stored = None, None
   try:
-    stored = card.read(workdir)
+    stored = card.read_card(workdir)
   except UserError as error:
     damage = error
-  values, broken = processes.gather((stored and card.as_json(stored), str(damage or '')))[0]
+  values, broken = processes.gather((stored and card.card_to_json(stored), str(damage or '')))[0]
   if values:
-    return card.from_json(values)
+    return card.card_from_json(values)
   with contextlib.suppress(UserError):  # reading the state will say what is wrong
     like = {'step': jax.ShapeDtypeStruct((), 'int32')}
-    step, _, meta = checkpoint.load(workdir / 'checkpoints', like, None, lambda line: None)
+    step, _, meta = checkpoint.load_checkpoint(workdir / 'checkpoints', like, None,
+                                               lambda line: None)
     if 'data' in meta:
-      log(f'{workdir / card.FILE} is {"damaged" if broken else "missing"}: '
+      log(f'{workdir / card.CARD_FILE} is {"damaged" if broken else "missing"}: '
           f'taken from the checkpoint of step {step}')
-      return card.from_json(meta['data'])
+      return card.card_from_json(meta['data'])
   if broken:
     raise damage or UserError(broken)
   return None
@@ -193,7 +199,7 @@ def add_first_card(workdir: pathlib.Path, run: Run, log: Say) -> Run:
 
   The number of steps in an epoch is read from the run's log. A new run is returned as it is.
   """
-  saved_steps = checkpoint.steps(workdir / 'checkpoints')
+  saved_steps = checkpoint.saved_steps(workdir / 'checkpoints')
   if not saved_steps:
     return run
   log(f'{workdir.name} has no data card, as older versions wrote none. One is made now; what its '
@@ -209,45 +215,46 @@ def add_first_card(workdir: pathlib.Path, run: Run, log: Say) -> Run:
   return run._replace(card=data_card, recipe=_recipe(run.config, data_card))
 
 
-def reopen(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda line: None,
-           asked: Asked = Asked(), needs_data: bool = True,
-           over: dict[str, Any] = {}) -> Run:  # noqa: B006
+def reopen_run(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambda line: None,
+               data_request: DataRequest = DataRequest(), needs_data: bool = True,
+               changes: dict[str, Any] = {}) -> Run:  # noqa: B006
   """Return the run in `workdir`, for reading its checkpoint.
 
   needs_data: whether to load the data. Without them the run's source is None; a run that has no
               data card yet loads them all the same, and gets one.
-  over:       other values for some fields of its config.
+  changes:    other values for some fields of its config.
 
-  Raises the errors of `prepare`, and UserError NO_CHECKPOINT.
+  Raises the errors of `prepare_run`, and UserError NO_CHECKPOINT.
   """
-  config = configs.read(workdir / 'config.json')
-  config = moved(changed(config, over) if over else config, asked.path)
-  mesh, data_card = mesh or mesh_for(config), known_card(workdir, log)
+  config = read_config(workdir / 'config.json')
+  config = relocate_data(change_config(config, changes) if changes else config, data_request.path)
+  mesh, data_card = mesh or mesh_for(config), read_known_card(workdir, log)
   if data_card and not needs_data:
     return Run(config, None, _recipe(config, data_card), mesh, jax.random.key(config.seed),
                data_card)
-  run = prepare(config, mesh, log, data_card, asked.accept, MOVED, asked.readout)
-  if data_card is None and checkpoint.steps(workdir / 'checkpoints'):
+  run = prepare_run(config, mesh, log, data_card, data_request.accept, DATA_PATH_OPTION,
+                    data_request.readout)
+  if data_card is None and checkpoint.saved_steps(workdir / 'checkpoints'):
     run = add_first_card(workdir, run, log)
     with contextlib.suppress(OSError):  # the folder may be read-only
-      card.write(workdir, run.card)
+      card.write_card(workdir, run.card)
   return run
 
 
-def initial(run: Run, rule: str = 'replicate') -> states.TrainState:
+def initial_state(run: Run, rule: str = 'replicate') -> TrainState:
   """Return the run's state at step 0, placed on the devices by one of `sharding.RULES`."""
-  return states.initializer(run.recipe, run.mesh, rule)(run.key)
+  return initializer(run.recipe, run.mesh, rule)(run.key)
 
 
-def abstract(run: Run, rule: str = 'replicate') -> states.TrainState:
+def abstract_state(run: Run, rule: str = 'replicate') -> TrainState:
   """Return the shapes, dtypes and placement of the run's state.
 
   A checkpoint is read into this form, by whichever rule it was saved.
   """
-  return states.abstract(run.recipe, run.mesh, rule)
+  return abstract_train_state(run.recipe, run.mesh, rule)
 
 
-def keep_programs() -> None:
+def keep_compiled_programs() -> None:
   """Keep compiled programs on disk, for later processes.
 
   $EQSSL_CACHE names the folder; an empty $EQSSL_CACHE turns this off. Without a home folder nothing

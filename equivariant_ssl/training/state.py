@@ -86,7 +86,7 @@ def build(recipe: Recipe, key: Key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, stats, target, opt_state, extras)
 
 
-def abstract(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
+def abstract_train_state(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
   """The abstract state of `recipe`: the shape, dtype and sharding of each array, without values.
 
   rule: how the state lies on `mesh`, one of shard.RULES.
@@ -107,6 +107,6 @@ def initializer(recipe: Recipe, mesh: Mesh | None = None, rule: str = 'replicate
   elif rule == 'replicate':
     out = sharding.replicated_sharding(mesh)
   else:
-    out = jax.tree.map(lambda x: x.sharding, abstract(recipe, mesh, rule))
+    out = jax.tree.map(lambda x: x.sharding, abstract_train_state(recipe, mesh, rule))
   return jax.jit(functools.partial(build, recipe), out_shardings=out,
                  compiler_options=sharding.ONCE)

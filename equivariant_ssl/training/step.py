@@ -34,7 +34,7 @@ class Batch(NamedTuple):
   labels: Array | None = None
 
 
-def views(recipe: Recipe, key: Key, step: Array | int, batch: Batch) -> dict[str, Views]:
+def draw_views(recipe: Recipe, key: Key, step: Array | int, batch: Batch) -> dict[str, Views]:
   """The views of a step: a pure function of (seed, step, batch)."""
   images = Image(batch.images.astype(jnp.float32) / 255., batch.sizes)
   return augment.views(recipe.groups, key_for(key, 'augment', step), images)
@@ -171,7 +171,7 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   def gather_state(tree: Any) -> Any:
     return sharding.constrain(tree, 'replicate') if rule != 'replicate' else tree
 
-  batch_views = views(recipe, key, state.step, batch)
+  batch_views = draw_views(recipe, key, state.step, batch)
   target, embeddings = state.target, None
   if target:
     average, target_stats = target

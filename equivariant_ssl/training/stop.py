@@ -1,8 +1,8 @@
 """Stopping a command when a scheduler, a user or a closing terminal asks for it.
 
 A signal handler only notes which signal came. The training loop looks after each step; the slow
-parts before the loop call `check` between them. Where the main thread is in a long call of C code
-(a compilation) and nothing would be lost, a thread ends the process instead.
+parts before the loop call `raise_if_stopped` between them. Where the main thread is in a long call
+of C code (a compilation) and nothing would be lost, a thread ends the process instead.
 """
 import contextlib
 import errno
@@ -42,7 +42,7 @@ class _Listener:
     return bool(self.arrived) and not self.shared
 
 
-_open_listeners: list[_Listener] = []  # the one of the `heard` that is open, or nothing
+_open_listeners: list[_Listener] = []  # the one of the `listen` that is open, or nothing
 
 
 def handled_signals() -> list[int]:
@@ -84,17 +84,17 @@ def _stop_if_hung_up() -> Iterator[None]:
     yield
   except OSError as error:
     if error.errno == errno.EIO:
-      check()
+      raise_if_stopped()
     raise
 
 
 @contextlib.contextmanager
-def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
+def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   """Listen to SIGNALS. The context gives a function that says whether one of them has come.
 
   early: the cause and the fix to print when the process is stopped before it has anything to save.
 
-  A second SIGINT (Ctrl-C) raises KeyboardInterrupt. Inside another `heard` the context gives the
+  A second SIGINT (Ctrl-C) raises KeyboardInterrupt. Inside another `listen` the context gives the
   outer function. The handlers from before return when the context ends. Outside the main thread
   the function is always false.
   """
@@ -128,7 +128,7 @@ def heard(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def check() -> None:
+def raise_if_stopped() -> None:
   """Raise UserError PREEMPTED if this process was asked to stop.
 
   Call this only where the process has nothing to save.
@@ -142,7 +142,7 @@ def check() -> None:
 def saving() -> Iterator[Callable[[], None]]:
   """Give a function that says: from now on, until the context ends, there may be something to save.
 
-  After it was called, the thread does not end the process; only the code that asks `heard` does.
+  After it was called, the thread does not end the process; only the code that asks `listen` does.
   """
   def begin() -> None:
     for listener in _open_listeners:
@@ -182,7 +182,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
     print(line, file=stream or sys.stderr, flush=True)
 
 
-def flush() -> None:
+def flush_output() -> None:
   """Flush stdout and stderr.
 
   A stream whose reader is gone is replaced by /dev/null: an error at exit would change the exit

@@ -23,8 +23,8 @@ import rich.progress  # noqa: E402, F401
 from jax._src import cache_key  # noqa: E402
 
 from equivariant_ssl import cli
-from equivariant_ssl import config as configs  # noqa: E402
-from equivariant_ssl.data.card import Card, Part  # noqa: E402
+from equivariant_ssl.config import load_config  # noqa: E402
+from equivariant_ssl.data.card import Card, SplitFacts  # noqa: E402
 from equivariant_ssl.errors import describe  # noqa: E402
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import fingerprint
@@ -32,7 +32,7 @@ from equivariant_ssl.training import loop, stop  # noqa: E402
 from equivariant_ssl.training.state import TrainState  # noqa: E402
 
 CONFIG = one_process.__file__
-CARD = Card('x', {}, Part(16), None, None, 8, (0., 0., 0.), (1., 1., 1.), 16)
+CARD = Card('x', {}, SplitFacts(16), None, None, 8, (0., 0., 0.), (1., 1., 1.), 16)
 COUNT, KILL, EIO, ENOSPC = range(4)
 
 
@@ -55,7 +55,7 @@ def lighten() -> None:
     return now
   like = lambda run, rule: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated_sharding(run.mesh)), state(0))
-  for name, value in {'_open': opened, 'fit': fit, 'abstract': like, 'initial': lambda run, rule: state(0),
+  for name, value in {'_open': opened, 'fit': fit, 'abstract_state': like, 'initial_state': lambda run, rule: state(0),
                       'warmup_warning': lambda *args: ''}.items():
     assert hasattr(loop, name), name
     setattr(loop, name, value)
@@ -67,8 +67,8 @@ def learn(job: dict) -> tuple[int, dict]:
     if n == job.get('die_at'):
       os._exit(9)
   try:
-    config = configs.load(CONFIG, {k: str(v) for k, v in job['config'].items()})
-    return 0, fingerprint.of(loop.train(config, job['workdir'], 'test', (hook,), sharding.mesh(), quiet=True))
+    config = load_config(CONFIG, {k: str(v) for k, v in job['config'].items()})
+    return 0, fingerprint.fingerprints(loop.train(config, job['workdir'], 'test', (hook,), sharding.mesh(), quiet=True))
   except Exception as error:
     traceback.print_exc()
     print(describe(error)[0], file=sys.stderr)
@@ -113,7 +113,7 @@ def do(job: dict) -> int:
 def serve() -> None:
   for number in stop.SIGNALS:
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-  configs.load(CONFIG, {})
+  load_config(CONFIG, {})
   for line in sys.stdin:
     pid = os.fork()
     if not pid:

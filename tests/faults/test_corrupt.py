@@ -52,7 +52,7 @@ def _at_once(monkeypatch):
 
 def test_damage_to_every_file_of_a_checkpoint(row, tmp_path):
   count, rng = many(800, 30), random.Random(3)
-  with checkpoint.open(tmp_path / 'checkpoints') as saved:
+  with checkpoint.open_checkpoints(tmp_path / 'checkpoints') as saved:
     for step in (1, 2):
       saved.save(step, state(step), {'at': step})
   newest, older = tmp_path / 'checkpoints/2', tmp_path / 'checkpoints/1'
@@ -67,7 +67,7 @@ def test_damage_to_every_file_of_a_checkpoint(row, tmp_path):
     bad = damage(kind, good, twin.read_bytes() if twin.exists() else b'', rng)
     path.write_bytes(bad) if bad is not None else path.unlink()
     try:
-      step, got, meta = checkpoint.load(tmp_path / 'checkpoints', LIKE, log=lambda line: None)
+      step, got, meta = checkpoint.load_checkpoint(tmp_path / 'checkpoints', LIKE, log=lambda line: None)
       right = same(got, state(step)) and meta == {'at': step}
       one.add('survived' if right else 'wrong', f'{path.name} {kind}: step {step}')
     except errors.UserError as error:  # refused with everything in its place: another version, says its format
@@ -87,7 +87,7 @@ def picture(i):
 def read(path):
   """Every record of a prepared data set: (bytes or BadImage, label)."""
   builder = tfds.open_directory(path)
-  found = tfds.records(builder, 'train', *tfds.keys('x', builder.info))
+  found = tfds.split_records(builder, 'train', *tfds.image_and_label('x', builder.info))
   images = list(found.read(range(found.count)))
   return [(image, int(label)) for image, label in zip(images, found.labels, strict=True)]
 
