@@ -72,7 +72,8 @@ def arm_config(spec: ArmSpec, budget: Budget) -> Any:
   """Return the config of an arm for a budget."""
   steps = {'steps': str(budget.steps)} if budget.steps else {}
   held_out = {'validation': str(VALIDATION)} if budget.readout == 'validation' else {}
-  return load_config(spec.config, {**spec.overrides, **steps, **held_out}, shipped_config(spec.config))
+  overrides = {**spec.overrides, **steps, **held_out}
+  return load_config(spec.config, overrides, shipped_config(spec.config))
 
 
 def readout_split(budget: Budget) -> Split:
