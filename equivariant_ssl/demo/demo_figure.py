@@ -101,8 +101,8 @@ def _draw_accuracies(axes: Any, arms: dict[str, TrainedArm]) -> None:
                   fontsize=13, fontweight='bold')
   low_x, low_y = (min(p[i] - p[i + 1] for p in points.values()) for i in (0, 2))
   high_x, high_y = (max(p[i] + p[i + 1] for p in points.values()) for i in (0, 2))
-  axes.set_xlim(low_x - 1.5, max(high_x + 1.5, 1.01 * low_x))
-  axes.set_ylim(low_y - 3, high_y + 2)
+  axes.set_xlim(low_x - 1.5, min(high_x + 1.5, 101.))
+  axes.set_ylim(low_y - 3, min(high_y + 2, 101.))
   seeds = len(arms['crops'].readouts['turn'])
   axes.set_xlabel('class of a held-out digit read right, %', fontsize=11)
   axes.set_ylabel('turn of a held-out digit read right, %', fontsize=11)
@@ -144,9 +144,9 @@ def _draw_retrieved(figure: Any, arm: TrainedArm, budget: Budget) -> None:
   big = figure.add_axes((.02, .38, .2, .26))
   big.set_in_layout(False)
   _show(big, split.images[query] / 255., 'held-out digit')
-  figure.supxlabel(f'Of all {len(split.images)} digits: right turn {retrieved.turn:.0f} % (chance '
-                   f'25 %), right class {retrieved.digit:.0f} % (chance 10 %).\n'
-                   'Frame: green where both are right.', fontsize=10.5, x=.02, ha='left')
+  figure.supxlabel(f'Nearest view over all {len(split.images)} digits: right turn '
+                   f'{retrieved.turn:.0f} % (chance 25 %), right class {retrieved.digit:.0f} % '
+                   '(10 %).\nFrame: green where both are right.', fontsize=10.5, x=.02, ha='left')
 
 
 def draw(path: pathlib.Path, arms: dict[str, TrainedArm], specs: Mapping[str, ArmSpec],

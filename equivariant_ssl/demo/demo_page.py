@@ -31,7 +31,8 @@ CONTROLS = {'true': 'the true turns', 'shuffled': 'turns of other images', 'zero
 def _picture(path: pathlib.Path, words: str) -> Chart:
   """Return a PNG file as a chart as wide as the page. words: its text alternative."""
   source = 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
-  return Chart('What the features keep', f'<img class="wide" alt="{escape(words)}" src="{source}" '
+  return Chart('Turns of digits, at a glance',
+               f'<img class="wide" alt="{escape(words)}" src="{source}" '
                'style="width:clamp(40rem,calc(100vw - 6rem),68rem)">')
 
 
@@ -101,5 +102,5 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
                   blocks=[*again.blocks, panels.environment_table(environment)])]
   about = (f'Digits, read out on {content["images"]}; seeds {seeds}; {content["minutes"]:.1f} '
            'minutes. The arms differ in the role of the quarter turn alone.')
-  text = page.render('Turns of digits: forgotten or kept', about, sections, content)
+  text = page.render('Digits and their turns: what features keep', about, sections, content)
   return page.save(out / 'report.html', text)

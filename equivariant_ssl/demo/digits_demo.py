@@ -1,11 +1,12 @@
 """The thesis on real scans, offline: a digit's turn as an invariance, as a sensitivity, as both.
 
-An invariance to turns forgets how a digit is turned, and that a turned 6 is a 9. Sensitivity in its
-place keeps both.
+An invariance to turns makes features forget how a digit is turned, and that a turned 6 is a 9; the
+question is whether sensitivity in its place keeps both.
 """
 import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +22,7 @@ from equivariant_ssl.demo.arms import (
   show_mean,
 )
 from equivariant_ssl.demo.workers import train_all
-from equivariant_ssl.evaluate.evaluation import as_json
+from equivariant_ssl.evaluate.result_files import as_json
 from equivariant_ssl.evaluate.statistics import Interval, interval_text, paired
 from equivariant_ssl.storage import record
 
@@ -64,13 +65,13 @@ def conclude(arms: dict[str, TrainedArm]) -> list[str]:
     return f'{np.mean(arms[arm].readouts[readout]):.1f} %'
   turn, digit, both = (difference(arms, readout, 'sensitive', other) for readout, other in
                        (('turn', 'invariant'), ('linear', 'crops'), ('both', 'invariant')))
-  kept = {True: 'Sensitivity keeps what the invariance forgets: ',
-          False: 'The invariance keeps more of the turn than sensitivity: '}[turn.mean > 0]
+  verdict = ('Sensitivity keeps more of the turn than the invariance' if turn.mean > 0 else
+             'The invariance keeps more of the turn than sensitivity')
   if not turn.excludes_zero:
-    kept = 'These seeds do not show that sensitivity keeps more of the turn than the invariance: '
-  lead = (f'{kept}the turn of a held-out digit is read off the features of `sensitive` in '
+    verdict = 'These seeds do not show that sensitivity keeps more of the turn than the invariance'
+  lead = (f'{verdict}: the turn of a held-out digit is read off the features of `sensitive` in '
           f'{mean("turn", "sensitive")}, of `invariant` in {mean("turn", "invariant")} '
-          f'({_points(turn)}; chance 25 %), while sensitivity '
+          f'({_points(turn)}; untrained {mean("turn", "untrained")}, chance 25 %), while sensitivity '
           f'{_verb(digit, "adds to", "takes from")} the class accuracy of crops alone '
           f'({_points(digit)}).')
   at_once = (f'Class and turn are both right in {mean("both", "sensitive")} against '
@@ -82,7 +83,7 @@ def conclude(arms: dict[str, TrainedArm]) -> list[str]:
           f'kept of the turn ({_points(over_crops)}). The invariance '
           f'{_verb(knn_cost, "adds to", "takes from")} the kNN accuracy of crops alone '
           f'({_points(knn_cost)}); EquiMod on top of the invariance '
-          f'{_verb(repair, "adds to", "takes from")} that ({_points(repair)}).')
+          f'{_verb(repair, "wins back some of", "loses more of")} it ({_points(repair)}).')
   return [lead, at_once, more]
 
 
@@ -102,6 +103,13 @@ def accuracy_table(arms: dict[str, TrainedArm], images: str) -> Table:
                     for readout, other in against))
   table.add_row('chance', *(f'{CHANCE[key]:g}' for key in IN_TABLE), '', '')
   return table
+
+
+def _numbers(arms: dict[str, TrainedArm]) -> dict[str, Any]:
+  """Return the arms as JSON, without the views that each digit retrieves."""
+  return {name: as_json(arm._replace(retrieved=[retrieved._replace(nearest=retrieved.nearest[:0])
+                                                for retrieved in arm.retrieved or ()]))
+          for name, arm in arms.items()}
 
 
 def print_results(arms: dict[str, TrainedArm], images: str, console: Console) -> None:
@@ -129,7 +137,7 @@ def run_demo(out: pathlib.Path, budget: Budget = Budget(3)) -> dict[str, Trained
   with open(out / 'table.txt', 'w', encoding='utf-8') as file:
     for printer in (console, Console(file=file, width=120)):
       print_results(arms, images, printer)
-  content = {'arms': as_json(arms), 'conclusion': conclude(arms), 'readout': budget.readout,
+  content = {'arms': _numbers(arms), 'conclusion': conclude(arms), 'readout': budget.readout,
              'images': images, 'seeds': list(budget.seed_numbers), 'steps': budget.steps,
              'minutes': minutes, 'environment': record.environment()}
   record.write_atomically(out / 'results.json', json.dumps(content, indent=1) + '\n')

@@ -16,7 +16,7 @@ from equivariant_ssl.demo.arms import (
   show_mean,
 )
 from equivariant_ssl.demo.workers import train_all
-from equivariant_ssl.evaluate.evaluation import as_json
+from equivariant_ssl.evaluate.result_files import as_json
 from equivariant_ssl.evaluate.statistics import interval_text, paired
 from equivariant_ssl.storage import record
 from equivariant_ssl.training.step_log import COLLAPSED
