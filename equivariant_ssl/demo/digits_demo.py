@@ -71,8 +71,8 @@ def conclude(arms: dict[str, TrainedArm]) -> list[str]:
     verdict = 'These seeds do not show that sensitivity keeps more of the turn than the invariance'
   lead = (f'{verdict}: the turn of a held-out digit is read off the features of `sensitive` in '
           f'{mean("turn", "sensitive")}, of `invariant` in {mean("turn", "invariant")} '
-          f'({_points(turn)}; untrained {mean("turn", "untrained")}, chance 25 %), while sensitivity '
-          f'{_verb(digit, "adds to", "takes from")} the class accuracy of crops alone '
+          f'({_points(turn)}; untrained {mean("turn", "untrained")}, chance 25 %), while '
+          f'sensitivity {_verb(digit, "adds to", "takes from")} the class accuracy of crops alone '
           f'({_points(digit)}).')
   at_once = (f'Class and turn are both right in {mean("both", "sensitive")} against '
              f'{mean("both", "invariant")} ({_points(both)}).')
