@@ -1,4 +1,4 @@
-"""Can a network that has learnt nothing read a transformation off the view? Then an artefact tells it, not the picture.
+"""Can a network that has learnt nothing read a transformation off the view? Then an artifact tells it, not the picture.
 
   python benchmarks/shortcuts.py [--photographs cifar10.npz] [--train 3000] [--test 2000]
 
@@ -68,7 +68,7 @@ def features(views: Array) -> Array:
   return jnp.concatenate([*found, places.reshape(B, -1)], axis=1)
 
 
-def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
+def draw_views(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
   """{name: ([N D] features, actions [N ...])} of a view each of `sets` {name: [N 32 32 3] uint8}, N a multiple of CHUNK."""
   def one(i: Array, x: Array) -> tuple[Array, Action]:
     view, action = augment.augment(op, key_for(jax.random.key(3), i), Image(x, jnp.full(2, SIDE, jnp.float32)))
@@ -83,7 +83,7 @@ def seen(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Act
 
 
 def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
-  """Ridge regression of the classes `label` [N] on standardised features x [N D], fitted to the first `train`."""
+  """Ridge regression of the classes `label` [N] on standardized features x [N D], fitted to the first `train`."""
   one_hot = np.eye(label.max() + 1)[label]
   mean = one_hot[:train].mean(axis=0)
   gram = x[:train].T @ x[:train] + .03 * train * np.eye(x.shape[1])
@@ -91,10 +91,10 @@ def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
   return Answer((named == label[train:]).mean(), one_hot[train:].mean(axis=0).max())
 
 
-def asked(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
+def answer_questions(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
   """{(set, question): the answer on all but its first `train` images, from which it is learnt}."""
   answers = {}
-  for name, (x, actions) in seen(case.op, sets).items():
+  for name, (x, actions) in draw_views(case.op, sets).items():
     x = x.astype(np.float64)
     x = (x - x[:train].mean(axis=0)) / (x[:train].std(axis=0) + 1e-6)
     for question, classes in case.questions.items():
@@ -115,7 +115,7 @@ def often_in_place(op: Op) -> Op:
 
 
 def quadrant(box) -> np.ndarray:
-  """Of the box's centre. (Thirds would ask for the size too: a large box is near the middle.)"""
+  """Of the box's center. (Thirds would ask for the size too: a large box is near the middle.)"""
   return 2 * (box.top + box.height / 2 > .5) + (box.left + box.width / 2 > .5)
 
 
@@ -188,7 +188,7 @@ def main():
     sets['photographs'] = pictures(given.photographs, many)
   print('| chain | asked | chance | ' + ' | '.join(sets) + ' |\n|---|---|' + '---|' * (1 + len(sets)))
   for chain, case in {**cases(), **naive()}.items():
-    answers = asked(case, sets, given.train)
+    answers = answer_questions(case, sets, given.train)
     for question in case.questions:
       row = [answers[name, question] for name in sets]
       figures = ' | '.join(f'{a.right:.1%}' for a in row)

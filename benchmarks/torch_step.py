@@ -69,7 +69,7 @@ class Lars(torch.optim.Optimizer):
 
 
 class Step:
-  """The model, its optimiser, and one step on views [B 2 H W C] float32, normalised as the network does."""
+  """The model, its optimizer, and one step on views [B 2 H W C] float32, normalized as the network does."""
 
   def __init__(self, state: dict[str, np.ndarray], heads: list[np.ndarray], width: int, temperature: float, lr: float,
                mean, std, device: str, dtype: torch.dtype = torch.float32):

@@ -8,8 +8,8 @@ Published: online top-1 92.10 %, of a classifier trained along with the network 
            own code is for ImageNet alone.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950;
-           solo-learn's from 3e-5 at step 0 to the peak one step before. Colours are not rounded to 8 bits between
-           their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           solo-learn's from 3e-5 at step 0 to the peak one step before. Colors are not rounded to 8 bits between
+           their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

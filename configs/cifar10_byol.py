@@ -8,7 +8,7 @@ Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md list
 Differs:   bfloat16 in place of float16 with loss scaling. Of BYOL's own code: the target is updated before the forward
            pass, the heads' hidden layers have no bias and the last ones have, the learning rate is inside the
            momentum, brightness is multiplied; all as in EquiMod's code, which has no branch for the baseline alone.
-           Colours are not rounded to 8 bits between their changes (augment.jitter.quantise and augment.gray.quantise
+           Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize
            do it).
 """
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ Published: linear top-1 91.57 %, against 90.44 % without (EquiMod's README; gith
            2211.01244).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling; what the head is told is in units measured for these
-           augmentations (the code's BYOL branch keeps the constants of other strengths and chances). Colours are not
-           rounded to 8 bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           augmentations (the code's BYOL branch keeps the constants of other strengths and chances). Colors are not
+           rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -6,8 +6,8 @@ Command:   eqssl data prepare cifar10
 Published: none that we could read; E-SSL's code has no BYOL. The weight is that of their SimCLR and SimSiam.
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   the views change places, for the turned crop has the first one's chances: blur .1 as in E-SSL's ImageNet
-           code, and solarize .2 where that has 0. Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+           code, and solarize .2 where that has 0. Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -8,8 +8,8 @@ Published: linear top-1 91.92 %, against 90.98 % without (CARE's Table 1; github
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   the weight is the script's .03 (scripts/cifar10.sh; the paper's is .01). Each chunk draws actions of its
            own, as in the paper (in the code, as its vmaps read, the whole batch shares two); crops are antialiased
-           (those of the code's own views are not). Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+           (those of the code's own views are not). Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -5,8 +5,8 @@ Command:   eqssl data prepare cifar10
            eqssl eval runs/c10_simclr --protocol equimod
 Published: linear top-1 90.96 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+Differs:   bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

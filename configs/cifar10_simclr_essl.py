@@ -9,8 +9,8 @@ Published: none that we could read: the README shows its table as a picture (git
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling. The code's SimCLR is not the paper's: B - 1 negatives
            ('cross'), a projector of two layers. Its baseline is this file with --config.equivariance=none
-           --config.optimizer.lr=.06: the two do not share a learning rate. Colours are not rounded to 8 bits between
-           their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           --config.optimizer.lr=.06: the two do not share a learning rate. Colors are not rounded to 8 bits between
+           their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

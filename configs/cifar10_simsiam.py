@@ -6,8 +6,8 @@ Command:   eqssl data prepare cifar10
 Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
            2111.00899, cifar10/; SimSiam's own code is for ImageNet alone).
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+Differs:   bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

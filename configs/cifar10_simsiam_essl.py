@@ -8,8 +8,8 @@ Published: none that we could read: the README shows its table as a picture (git
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling. Its baseline, cifar10_simsiam, has half the learning rate;
            here the head has no ReLU after its second LayerNorm, as the code's SimSiam branch (its SimCLR branch has
-           one). Colours are not rounded to 8 bits between their changes (augment.jitter.quantise and
-           augment.gray.quantise do it).
+           one). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and
+           augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

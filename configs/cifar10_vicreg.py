@@ -9,8 +9,8 @@ Published: online top-1 92.07 %, of a classifier trained along with the network 
 Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
 Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950;
            solo-learn's from 3e-5 at step 0 to the peak one step before. std is 50: its variance term is 25 (V1 + V2),
-           that of VICReg's own code 25 (V1 + V2) / 2, which is what std multiplies here. Colours are not rounded to 8
-           bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           that of VICReg's own code 25 (V1 + V2) / 2, which is what std multiplies here. Colors are not rounded to 8
+           bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -6,8 +6,8 @@ Published: linear top-1 73.5 % in the README, 73.2 % in the paper (github.com/fa
            2103.03230).
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
-           approximation in the code); bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8
-           bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           approximation in the code); bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8
+           bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

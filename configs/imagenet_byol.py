@@ -9,8 +9,8 @@ Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all; at lea
            (of 80 GiB), 17.43 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_byol --plan --devices 8
            (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. Colours are torchvision's: brightness multiplied (the code
-           adds), contrast about the mean grey (each channel's), saturation as a blend with grey (in HSV); crops are
+Differs:   Crops are of the image squashed to 256 x 256. Colors are torchvision's: brightness multiplied (the code
+           adds), contrast about the mean gray (each channel's), saturation as a blend with gray (in HSV); crops are
            antialiased. bfloat16. Weights start as torch's and torchvision's (the code's: truncated normal by the fan
            in, biases 0), and at stride 2 zeros stand on every side (the code's padding is TensorFlow's).
 """

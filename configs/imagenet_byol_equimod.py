@@ -11,8 +11,8 @@ Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all; at leas
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image; what the head is
            told is in units measured for these augmentations (the code's BYOL branch keeps the constants of other
-           strengths and chances). bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8 bits
-           between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           strengths and chances). bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits
+           between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -9,7 +9,7 @@ Planned:   43.73 million parameters, 333 TFLOP a step, 104 EFLOP in all; at leas
            --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
-           one's chances: blur .1 and solarize .2. Colours, crops and precision as in imagenet_byol.
+           one's chances: blur .1 and solarize .2. Colors, crops and precision as in imagenet_byol.
 """
 from ml_collections import ConfigDict
 

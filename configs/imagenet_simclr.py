@@ -8,8 +8,8 @@ Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all; at lea
            (of 80 GiB), 17.27 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_simclr --plan --devices 8
            (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling. Colours are
-           not rounded to 8 bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling. Colors are
+           not rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

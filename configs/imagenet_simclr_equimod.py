@@ -9,8 +9,8 @@ Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all; at least
            --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image (the code tells
-           pixels of the original, without its size). bfloat16 in place of float16 with loss scaling. Colours are not
-           rounded to 8 bits between their changes (augment.jitter.quantise and augment.gray.quantise do it).
+           pixels of the original, without its size). bfloat16 in place of float16 with loss scaling. Colors are not
+           rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

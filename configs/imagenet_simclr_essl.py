@@ -11,8 +11,8 @@ Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
            one's chances: blur .1 as in the code, and solarize .2 where that has 0; it is resampled by bicubic
            (bilinear in the code). The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code);
-           bfloat16 in place of float16 with loss scaling. Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+           bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

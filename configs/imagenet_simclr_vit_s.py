@@ -11,8 +11,8 @@ Measured:  none yet: no accelerator.
 Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes
            the other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of
            the image squashed to 256 x 256. Biases, norms and the class token do not decay (its AdamW decays all it
-           trains). Colours are not rounded to 8 bits between their changes (augment.jitter.quantise and
-           augment.gray.quantise do it).
+           trains). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and
+           augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

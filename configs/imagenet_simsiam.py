@@ -5,8 +5,8 @@ Command:   eqssl train --config imagenet_simsiam --workdir runs/in_simsiam
 Published: linear top-1 68.1 % (README of github.com/facebookresearch/simsiam, arXiv 2011.10566).
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
-           approximation in the code). Colours are not rounded to 8 bits between their changes (augment.jitter.quantise
-           and augment.gray.quantise do it).
+           approximation in the code). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize
+           and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

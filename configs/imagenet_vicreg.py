@@ -6,8 +6,8 @@ Published: linear top-1 73.2 % (README of github.com/facebookresearch/vicreg, ar
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
            approximation in the code); bfloat16 in place of float16 with loss scaling. The similarity is a mean over
-           dimensions too, as in the code and not in the paper. Colours are not rounded to 8 bits between their changes
-           (augment.jitter.quantise and augment.gray.quantise do it).
+           dimensions too, as in the code and not in the paper. Colors are not rounded to 8 bits between their changes
+           (augment.jitter.quantize and augment.gray.quantize do it).
 """
 from ml_collections import ConfigDict
 

@@ -1,11 +1,11 @@
-"""SimCLR + AugSelf on STL-10 at the official settings: ResNet-18, SGD, 200 epochs, told of crop and colour.
+"""SimCLR + AugSelf on STL-10 at the official settings: ResNet-18, SGD, 200 epochs, told of crop and color.
 
 Command:   eqssl train --config stl10_simclr_augself --workdir runs/stl10_simclr_augself
 Published: linear top-1 84.99 +- 1.05 %, against 84.74 +- .18 % without (3 seeds, by STL's authors: their Table 11,
            arXiv 2501.08712; the settings are those of github.com/hankook/AugSelf, arXiv 2111.09613).
 Measured:  none yet.
-Differs:   the crop's mirrored centre is right for both views (the code mirrors the second by the first's flips).
-           100,000 of the training images have no label: eqssl eval reads those of the split `train` (data.labelled).
+Differs:   the crop's mirrored center is right for both views (the code mirrors the second by the first's flips).
+           100,000 of the training images have no label: eqssl eval reads those of the split `train` (data.labeled).
 """
 from ml_collections import ConfigDict
 
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
       'batch': 256,
       'epochs': 200.,
       'batchnorm': 'view',
-      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labelled': 'train',
+      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labeled': 'train',
                'test': 'test'},
       'mean': (.43, .42, .39),
       'std': (.27, .26, .27),

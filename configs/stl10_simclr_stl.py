@@ -4,9 +4,9 @@ Command:   eqssl train --config stl10_simclr_stl --workdir runs/stl10_simclr_stl
 Published: linear top-1 84.83 %, against 84.74 +- .18 % without (3 seeds, the paper's Table 11, arXiv 2501.08712;
            github.com/jaemyung-u/stl).
 Measured:  none yet.
-Differs:   neighbouring images share the flip and the blur too (in the code only crop, jitter and gray); weight of the
+Differs:   neighboring images share the flip and the blur too (in the code only crop, jitter and gray); weight of the
            transformation loss .1 as in the README (.2 in the paper); the hypernetwork has a bias. 100,000 of the
-           training images have no label: eqssl eval reads those of the split `train` (data.labelled).
+           training images have no label: eqssl eval reads those of the split `train` (data.labeled).
 """
 from ml_collections import ConfigDict
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
       'batch': 256,
       'epochs': 200.,
       'batchnorm': 'view',
-      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labelled': 'train',
+      'data': {'name': 'tfds', 'dataset': 'stl10', 'train': 'train+unlabelled', 'labeled': 'train',
                'test': 'test'},
       'mean': (.43, .42, .39),
       'std': (.27, .26, .27),

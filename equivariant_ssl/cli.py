@@ -242,10 +242,10 @@ def embed_images(args: Args) -> None:
 
 
 def find_neighbors(args: Args) -> None:
-  """Run `eqssl neighbours`."""
+  """Run `eqssl neighbors`."""
   _cache()
   from equivariant_ssl.report import embed
-  embed.neighbours(args.file, args.query, args.k, args.workdir, args.html, args.data_path)
+  embed.find_neighbors(args.file, args.query, args.k, args.workdir, args.html, args.data_path)
 
 
 def export(args: Args) -> None:
@@ -272,7 +272,7 @@ def show_doctor(args: Args) -> int:
 
 COMMANDS = {'demo': demo, 'train': train, 'resume': resume, 'launch': submit, 'eval': evaluate,
             'compare': compare, 'report': write_report, 'show-augs': show_augs,
-            'embed': embed_images, 'neighbours': find_neighbors, 'export': export,
+            'embed': embed_images, 'neighbors': find_neighbors, 'export': export,
             'import': import_weights, 'doctor': show_doctor}
 
 

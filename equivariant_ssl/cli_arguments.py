@@ -3,6 +3,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+from equivariant_ssl import renamed
 from equivariant_ssl.data import data_command
 from equivariant_ssl.errors import USAGE, UserError
 from equivariant_ssl.study import study_command
@@ -26,7 +27,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
   subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
 
   def add(name: str, run: Callable, help_: str, group=subparsers) -> argparse.ArgumentParser:
-    p = group.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+    old_names = [old for old, new in renamed.COMMANDS.items() if new == name]
+    p = group.add_parser(name, aliases=old_names, help=help_, description=help_,
+                         allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
     p.set_defaults(run=run)
     return p
@@ -188,9 +191,9 @@ def _add_encoder_use(add: Add, commands: Commands) -> None:
                  help='follow links to folders, and to files elsewhere')
   p.add_argument('--step', type=int, help=STEP_HELP)
   _add_data_path(p)
-  p = add('neighbours', commands['neighbours'],
+  p = add('neighbors', commands['neighbors'],
           'find the images of an embedding file that are nearest to one: '
-          'eqssl neighbours FILE QUERY')
+          'eqssl neighbors FILE QUERY')
   p.add_argument('file', help='a file that eqssl embed wrote')
   p.add_argument('query', help='a path in the file; with --run any image')
   p.add_argument('--run', dest='workdir', metavar='DIR', help='the run that embedded the images')

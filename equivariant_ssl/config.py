@@ -196,6 +196,7 @@ def resolve_config(config: Any) -> ConfigDict:
 
   Raises UserError on an unknown field or a wrong type.
   """
+  config = {**config, 'data': renamed.data(config.get('data', ConfigDict()))}
   known = {*TOP, *SECTIONS, 'augment'}
   for k in config.keys():
     if k not in known:

@@ -29,14 +29,15 @@ def objective_section(value: Any) -> Any:
 
 
 def spell_out(config: Any) -> None:
-  """Replace the objectives of a config by sections, in place."""
-  for k in ('invariance', 'equivariance'):
+  """Replace the objectives of a config by sections, and old names by today's, in place."""
+  readers = {'invariance': objective_section, 'augment': renamed.augmentations,
+             'equivariance': lambda value: renamed.objective(objective_section(value)),
+             'data': renamed.data}
+  for k, read in readers.items():
     if k in config:
-      objective = objective_section(config[k])
-      if k == 'equivariance':
-        objective = renamed.objective(objective)
+      value = read(config[k])
       del config[k]  # a ConfigDict lets no field change its type otherwise
-      config[k] = objective
+      config[k] = value
 
 
 def apply_overrides(config: Any, overrides: dict[str, str]) -> None:

@@ -5,33 +5,46 @@ An old run is resumed, and an old command line typed, with the old names.
 from typing import Any
 
 OBJECTIVE_FIELDS = {'told': 'augmentations'}  # of a section of config.equivariance
+DATA_FIELDS = {'labelled': 'labeled'}         # of config.data, and of a data card
+OP_FIELDS = {'quantise': 'quantize'}          # of config.augment.jitter and config.augment.gray
 ERASE_FILLS = {'grey': 'gray'}                # of config.augment.erase.fill
+COMMANDS = {'neighbours': 'neighbors'}        # of eqssl
 
 
 def key(path: str) -> str:
   """Today's name of the config field at `path`, as in 'equivariance.0.told'."""
   section, _, field = path.rpartition('.')
-  if section.split('.')[0] == 'equivariance':
-    field = OBJECTIVE_FIELDS.get(field, field)
+  tables = {'equivariance': OBJECTIVE_FIELDS, 'data': DATA_FIELDS, 'augment': OP_FIELDS}
+  field = tables.get(section.split('.')[0], {}).get(field, field)
   return f'{section}.{field}' if section else field
 
 
-def objective(section: Any) -> Any:
-  """A section of config.equivariance, or several, under today's names.
+def _fields(section: Any, names: dict[str, str]) -> Any:
+  """A section under today's names. names: {old name: today's name}.
 
   Where a field has its old and its new name, the new one holds. A value that is no section is
   returned as it is.
   """
+  if not hasattr(section, 'keys') or not any(old in section for old in names):
+    return section
+  fields = {names.get(k, k): v for k, v in section.items()}
+  return type(section)(fields | {k: v for k, v in section.items() if k not in names})
+
+
+def objective(section: Any) -> Any:
+  """A section of config.equivariance, or several, under today's names."""
   if isinstance(section, (list, tuple)):
     return [objective(s) for s in section]
-  if not hasattr(section, 'keys') or not any(old in section for old in OBJECTIVE_FIELDS):
-    return section
-  fields = {OBJECTIVE_FIELDS.get(k, k): v for k, v in section.items()}
-  return type(section)(fields | {k: v for k, v in section.items() if k not in OBJECTIVE_FIELDS})
+  return _fields(section, OBJECTIVE_FIELDS)
+
+
+def data(section: Any) -> Any:
+  """The section config.data under today's names."""
+  return _fields(section, DATA_FIELDS)
 
 
 def augmentations(section: Any) -> Any:
-  """The section config.augment, with today's values."""
+  """The section config.augment, under today's names and with today's values."""
   if not hasattr(section, 'keys'):
     return section
   changed = {}
@@ -41,11 +54,19 @@ def augmentations(section: Any) -> Any:
     elif name == 'erase' and hasattr(value, 'keys') and value.get('fill') in ERASE_FILLS:
       changed[name] = type(value)({**dict(value.items()), 'fill': ERASE_FILLS[value['fill']]})
     else:
-      changed[name] = value
+      changed[name] = _fields(value, OP_FIELDS)
   return type(section)(changed)
 
 
-def config(values: dict) -> dict:
-  """A whole config of JSON values under today's names and with today's values."""
-  readers = {'equivariance': objective, 'augment': augmentations}
-  return {k: readers[k](v) if k in readers else v for k, v in values.items()}
+def config(values: Any) -> Any:
+  """A whole config under today's names and with today's values."""
+  readers = {'equivariance': objective, 'augment': augmentations, 'data': data}
+  return type(values)({k: readers[k](v) if k in readers else v for k, v in values.items()})
+
+
+def card(values: Any) -> Any:
+  """The JSON object of a data card under today's names."""
+  values = _fields(values, DATA_FIELDS)
+  if hasattr(values, 'keys') and 'settings' in values:
+    values = values | {'settings': data(values['settings'])}
+  return values

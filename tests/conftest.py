@@ -2,7 +2,7 @@
 import os
 import pathlib
 
-# Compile cost dominates the suite: LLVM's optimisation is off (speed is measured in benchmarks/, not here).
+# Compile cost dominates the suite: LLVM's optimization is off (speed is measured in benchmarks/, not here).
 # Eight devices on two busy cores may wait long for each other: by default XLA ends the process after 40 s.
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
                            ' --xla_cpu_collective_call_terminate_timeout_seconds=600')

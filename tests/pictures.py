@@ -12,7 +12,7 @@ SIZE = jnp.full(2, SIDE, jnp.float32)
 
 
 def pictures():
-  """[8 32 32 3]: noise, a smooth picture, black, white, grey, pure colours, nearly grey, and values on the steps."""
+  """[8 32 32 3]: noise, a smooth picture, black, white, gray, pure colors, nearly gray, and values on the steps."""
   rng, ramp = np.random.default_rng(0), np.linspace(0, 1, SIDE)
   smooth = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.outer(ramp, ramp)), axis=-1)
   pure = np.eye(3)[rng.integers(0, 3, (SIDE, SIDE))]

@@ -9,6 +9,7 @@ from equivariant_ssl.config import config_to_json, load_config, read_config, res
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 from equivariant_ssl.storage.record import config_leaves
+from equivariant_ssl.training.run_config import added_fields
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 
@@ -183,6 +184,12 @@ def test_the_old_names_of_fields_are_read():
   assert read.augment.second.erase.fill == 'gray'
   assert {**config_to_json(read)['augment'], 'second': {}} == config_to_json(new)['augment']
   assert read.equivariance == new.equivariance
+  spelled = {'augment.jitter': "{'quantise': True}", 'augment.order': 'crop,flip,rotate,jitter'}
+  assert load_config('smoke', spelled).augment.jitter.quantize
+  spelled |= {'augment.jitter': "{'quantize': False}", 'augment.jitter.quantise': 'True',
+              'augment.second.jitter.quantise': 'False'}
+  both = load_config('smoke', spelled).augment
+  assert both.jitter.quantize and both.second.jitter.to_dict() == {'quantize': False}
   several = load_config('smoke', {
       'equivariance': "[{'name': 'equimod', 'told': ('crop',)}, {'name': 'essl'}]",
       'equivariance.1.told': 'rotate'})
@@ -191,11 +198,17 @@ def test_the_old_names_of_fields_are_read():
 
 def test_a_run_with_the_old_names_is_resumed(tmp_path):
   """The config.json of an older version is the same config as today's."""
-  config = load_config('smoke', {'equivariance.augmentations': 'crop'})
+  config = load_config('stl10_simclr_augself', {'equivariance.augmentations': 'crop',
+                                                'data.labelled': 'train[:9]'})
   values = config_to_json(config)
+  assert config.data.labeled == 'train[:9]'
   values['equivariance']['told'] = values['equivariance'].pop('augmentations')
+  values['data']['labelled'] = values['data'].pop('labeled')
+  for op in ('jitter', 'gray'):
+    values['augment'][op]['quantise'] = values['augment'][op].pop('quantize')
   (tmp_path / 'config.json').write_text(json.dumps(values), encoding='utf-8')
   assert read_config(tmp_path / 'config.json') == config
   record.compare(tmp_path, config_to_json(config), ())
-  with pytest.raises(UserError, match='equivariance.augmentations'):
-    record.compare(tmp_path, config_to_json(load_config('smoke')), ())
+  assert added_fields(config, tmp_path) == ()
+  with pytest.raises(UserError, match='data.labeled: .*; equivariance.augmentations'):
+    record.compare(tmp_path, config_to_json(load_config('stl10_simclr_augself')), ())

@@ -20,7 +20,7 @@ EQUIMOD = 'github.com/ADevillers/EquiMod: run_equimod_*.slurm, src/dataset.py'
 ESSL = 'github.com/rdangovs/essl: cifar10/README.md, imagenet/*/main.py and README.md'
 SOLO = 'github.com/vturrisi/solo-learn: scripts/pretrain/cifar/*.yaml'
 
-# name: source, optimiser, batch, epochs, lr, weight decay, and what else its authors fixed.
+# name: source, optimizer, batch, epochs, lr, weight decay, and what else its authors fixed.
 PUBLISHED = {
     'cifar10_simclr': (EQUIMOD, 'lars', 512, 800, 4., 1e-6, {'invariance.temperature': .5, 'augment.crop.scale': (.2, 1.)}),
     'cifar10_simclr_equimod': (EQUIMOD, 'lars', 512, 800, 4., 1e-6, {

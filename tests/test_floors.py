@@ -40,7 +40,7 @@ def imports(path: pathlib.Path) -> set[str]:
   return found
 
 
-def own(path: pathlib.Path) -> set[str]:
+def package_imports(path: pathlib.Path) -> set[str]:
   """The modules of this package that a file imports: 'training.step'; a room where a name of its __init__ is imported."""
   there = lambda name: (ROOT / name.replace('.', '/')).with_suffix('.py').is_file()
   found = set()
@@ -60,12 +60,12 @@ def floor(name: str) -> int:
 
 def test_modules_import_from_floors_below():
   wrong = [f'{path.relative_to(ROOT)} (floor {floor(module(path))}) imports {name} (floor {floor(name)})'
-           for path in ROOT.rglob('*.py') for name in own(path) if floor(name) > floor(module(path))]
+           for path in ROOT.rglob('*.py') for name in package_imports(path) if floor(name) > floor(module(path))]
   assert not wrong, '\n'.join(wrong)
 
 
 def test_imports_have_no_cycle():
-  edges = {module(p): own(p) for p in ROOT.rglob('*.py')}
+  edges = {module(p): package_imports(p) for p in ROOT.rglob('*.py')}
   whole = set()
 
   def visit(name, trail):

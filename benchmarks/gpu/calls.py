@@ -18,16 +18,16 @@ def measure(lease) -> int:
     lease.say(f'jax finds no GPU here ({device.get("platform", "no device at all: see log.txt")}): nothing was measured')
     return 4
   lease.part('step against the CPU', 'agree', {}, 30, 100)
-  if not lease.found('step against the CPU'):
+  if not lease.result_of('step against the CPU'):
     lease.part('step against the CPU, without Triton', 'agree', {}, 30, 100, TRITON)
-    if lease.found('step against the CPU, without Triton'):
+    if lease.result_of('step against the CPU, without Triton'):
       lease.results['flags'] = TRITON  # what fails there may fail in every part
   for config in sizes.FOUNDING:
     lease.part(f'speed {config}', 'speed', {'config': config}, 30, 100)
   lease.part('second start', 'speed', {'config': sizes.FOUNDING[-1], 'profile': False, 'share': .1}, 20, 60)
   lease.part('PyTorch', 'pytorch', {}, 40, 130)
   together(lease)
-  for line in told(lease.results['parts']):
+  for line in summary_lines(lease.results['parts']):
     lease.say(line)
   return 0 if 'epoch_s' in lease.known('speed ' + sizes.FOUNDING[-1]) else 4
 
@@ -57,7 +57,7 @@ def together(lease) -> None:
   lease.write()
 
 
-def told(parts: dict) -> list[str]:
+def summary_lines(parts: dict) -> list[str]:
   """The main numbers of call 1, a line each, for the end of the output, which the reply carries."""
   lines = []
   for key, part in parts.items():
@@ -79,7 +79,7 @@ def imagenet(lease) -> int:
   config = 'imagenet_simclr_equimod'
   for name, more in sizes.IMAGENET.items():
     lease.part(f'speed {config} {name}', 'speed', {'config': config, 'more': more}, 40, 200)
-  for line in told({k: p for k, p in lease.results['parts'].items() if 'imagenet' in k}):
+  for line in summary_lines({k: p for k, p in lease.results['parts'].items() if 'imagenet' in k}):
     lease.say(line)
   return 0
 
@@ -108,9 +108,9 @@ def plan(lease, seed: int) -> dict | None:
   if not all('epoch_s' in s for s in speeds):
     lease.say('the speed of the arms is not known (their parts failed): no training')
     return None
-  start = lease.found('second start').get('start_s') or max(s['start_s'] for s in speeds)
+  start = lease.result_of('second start').get('start_s') or max(s['start_s'] for s in speeds)
   needs = budget.Needs(tuple(s['epoch_s'] for s in speeds), start)
-  left = lease.left() - (0. if lease.found('data') else DATA)
+  left = lease.left() - (0. if lease.result_of('data') else DATA)
   epochs = lease.epochs or budget.epochs(needs, left, next((p['epochs'] for p in plans.values()), sizes.MOST))
   if not epochs:
     lease.say(f'{lease.left():.0f} s are left: not one epoch of every arm fits')
@@ -131,12 +131,12 @@ def ready(lease, seed: int, epochs: int) -> bool:
   lease.part('data', 'data', {}, 20, 150)
   for arm in lease.arms:
     lease.finish(f'programs {arm.label} s{seed}')
-  return bool(lease.found('data'))
+  return bool(lease.result_of('data'))
 
 
 def unfinished(lease, seed: int) -> bool:
   """Whether an arm of a seed is not trained, or its encoder not written."""
-  return not all(lease.found(f'{what} {arm.label} s{seed}') for what in ('train', 'bring') for arm in lease.arms)
+  return not all(lease.result_of(f'{what} {arm.label} s{seed}') for what in ('train', 'bring') for arm in lease.arms)
 
 
 def experiment(lease) -> int:
@@ -181,27 +181,27 @@ def train(lease, seed: int, epochs: int) -> int:
       if lease.finish(key) == 'failed' and lease.results.get('flags') and not lease.saved(arm.label, seed):
         lease.say(f'{arm.label}: once more without {lease.results["flags"]}')
         lease.part(key, 'train', given, 40, lease.left() - AFTER, '')
-    whole = bool(lease.found(key))
+    whole = bool(lease.result_of(key))
     if whole or lease.saved(arm.label, seed):
       lease.part(f'bring {arm.label} s{seed}', 'bring', {'label': arm.label, 'seed': seed}, 4, 40)
       lease.deliver()
       if not whole:  # an encoder on its way: brought again when it is there
         lease.results['parts'][f'bring {arm.label} s{seed}']['state'] = 'of a cut training'
         lease.write()
-    code = code if lease.found(f'bring {arm.label} s{seed}') else 4
+    code = code if lease.result_of(f'bring {arm.label} s{seed}') else 4
   return code
 
 
 def evaluate(lease, seed: int, wait: bool) -> None:
   """kNN and `cached` of the networks of a seed that are there: begun, beside a training; or (`wait`) begun and taken, with
   EquiMod's own linear protocol beside them where there is time for it."""
-  trained = [arm.label for arm in lease.arms if lease.found(f'train {arm.label} s{seed}')]
-  first = ['untrained'] if lease.found(f'untrained s{seed}') else []
+  trained = [arm.label for arm in lease.arms if lease.result_of(f'train {arm.label} s{seed}')]
+  first = ['untrained'] if lease.result_of(f'untrained s{seed}') else []
   parts = [('probe', who, ['knn', 'cached'], 15) for who in first + trained]
   parts += [('linear', label, ['equimod'], 60) for label in trained] if wait else []
   keys = [f'{what} {who} s{seed}' for what, who, *_ in parts]
   for key, (_, who, protocols, least) in zip(keys, parts, strict=True):
-    if key not in lease.running and not lease.found(key):
+    if key not in lease.running and not lease.result_of(key):
       lease.start(key, 'probe', {'label': who, 'seed': seed, 'protocols': protocols}, least, 400)
   for key in keys if wait else ():
     lease.finish(key)

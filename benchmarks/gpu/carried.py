@@ -37,7 +37,7 @@ def older(version: str, floor: str) -> bool:
   return number(version) < number(floor)
 
 
-def wanted(wheels: list[pathlib.Path]) -> list[pathlib.Path]:
+def wheels_to_install(wheels: list[pathlib.Path]) -> list[pathlib.Path]:
   """Of these, the ones to install: a spare one only where the machine's is missing or too old."""
   found = []
   for wheel in wheels:
@@ -83,7 +83,7 @@ def take(load: pathlib.Path, store: pathlib.Path, say: Callable[[str], None]) ->
     elif not name.startswith('whl/') and not (store / 'data' / name).exists():
       shutil.copyfile(file, store / 'data' / f'{name}.tmp')
       (store / 'data' / f'{name}.tmp').rename(store / 'data' / name)
-  install(wanted(sorted((load / 'whl').glob('*.whl'))), store, say)
+  install(wheels_to_install(sorted((load / 'whl').glob('*.whl'))), store, say)
 
 
 def commit(store: pathlib.Path) -> str:

@@ -24,7 +24,7 @@ def on(device: jax.Device, batch: int, changed: dict[str, str]):
   images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
   cpu = jax.devices('cpu')[0]
   with jax.default_matmul_precision('highest'):
-    with jax.default_device(cpu):  # the same weights on both, whatever the backend's initialisation rounds
+    with jax.default_device(cpu):  # the same weights on both, whatever the backend's initialization rounds
       first = state.initializer(run.recipe)(run.key)
     params, stats, data = jax.device_put((first.params, first.stats, step.Batch(
         images, np.full((batch, 2), 32, np.float32))), device)

@@ -53,7 +53,7 @@ def _settings(size: sizes.Size, arm: list, epochs: int, seed: int) -> dict[str, 
 
 
 def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
-  """Compile an arm's step and its initialisation into the cache, while the data are prepared."""
+  """Compile an arm's step and its initialization into the cache, while the data are prepared."""
   import parts
 
   from equivariant_ssl.training import runs

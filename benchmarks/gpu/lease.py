@@ -73,7 +73,7 @@ class Lease:
       part.write_text(json.dumps(self.results, indent=1) + '\n')
       part.replace(place / 'results.json')
 
-  def found(self, key: str) -> dict:
+  def result_of(self, key: str) -> dict:
     """What a part that is done found; else {}."""
     part = self.results['parts'].get(key, {})
     return part.get('found', {}) if part.get('state') == 'done' else {}

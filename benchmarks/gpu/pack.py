@@ -95,7 +95,7 @@ def fitted(own: int, folder: pathlib.Path, names: tuple[str, ...], data: pathlib
   return size, wheels
 
 
-def travelling(root: pathlib.Path) -> list[str]:
+def traveling(root: pathlib.Path) -> list[str]:
   """The files of the working tree that travel: tracked ones, and untracked ones that git does not ignore."""
   git = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
   listed = subprocess.run(git, cwd=root, capture_output=True, text=True, check=True).stdout
@@ -104,7 +104,7 @@ def travelling(root: pathlib.Path) -> list[str]:
 
 def tree(root: pathlib.Path) -> int:
   """Their bytes."""
-  return sum((root / n).stat().st_size for n in travelling(root))
+  return sum((root / n).stat().st_size for n in traveling(root))
 
 
 def call(name: str, minutes: float | str, carry: str) -> str:

@@ -22,7 +22,7 @@ def send(root: pathlib.Path, repo: pathlib.Path, carry: str) -> int:
   for file in repo.rglob('*') if repo.exists() else ():
     if file.is_file() and '.gpu' not in file.parts:
       file.unlink()
-  names = pack.travelling(root)
+  names = pack.traveling(root)
   names += [str(f.relative_to(root)) for f in (root / carry).rglob('*') if f.is_file()] if carry else []
   for name in names:
     (repo / name).parent.mkdir(parents=True, exist_ok=True)

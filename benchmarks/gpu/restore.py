@@ -3,7 +3,7 @@
 Command: python benchmarks/gpu/restore.py FOLDER [FOLDER ...] --out runs/gpu    (the calls' $OUT, as they came back)
 Then:    eqssl eval runs/gpu/cifar10_simclr_equimod-s0 --protocol cached,few_labels,equivariance,health
 CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have float16's rounding. What was not brought back,
-the invariance's projector and the optimiser, is as at the start of the run: no protocol of `eqssl eval` reads these.
+the invariance's projector and the optimizer, is as at the start of the run: no protocol of `eqssl eval` reads these.
 """
 import argparse
 import json
@@ -67,7 +67,7 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
     record.write_atomically(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
     (new / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in about['metrics']))
     with checkpoint.open_checkpoints(new / 'checkpoints', config.keep) as saved:
-      saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimiser'}, wait=True)
+      saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimizer'}, wait=True)
     os.replace(new, workdir)
   return workdir
 

@@ -50,7 +50,7 @@ def ours_whole(run, compiled: Callable) -> Turn:
 
 
 def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: Callable[[str], None]) -> Turn:
-  """PyTorch's step on given views. compile_: the loss with its gradient, and the optimiser where that can be compiled."""
+  """PyTorch's step on given views. compile_: the loss with its gradient, and the optimizer where that can be compiled."""
   if compile_:
     twin.loss = torch.compile(twin.loss)
     eager = twin.optimizer.step
@@ -59,7 +59,7 @@ def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: 
     try:
       twin(x)
     except Exception as e:
-      note(f'the optimiser is not compiled: {type(e).__name__}: {str(e).splitlines()[0][:200]}')
+      note(f'the optimizer is not compiled: {type(e).__name__}: {str(e).splitlines()[0][:200]}')
       twin.optimizer.step = eager
       twin(x)
   return Turn(lambda: twin(x), wait)

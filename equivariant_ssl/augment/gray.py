@@ -14,14 +14,14 @@ class Gray(NamedTuple):
   applied: Array
 
 
-def make(p: float = .2, quantise: bool = False) -> Op:
+def make(p: float = .2, quantize: bool = False) -> Op:
   """With probability `p`, replace each color by its luma, in three equal channels.
 
-  quantise: the luma is computed in 8 bits, exactly as Pillow computes it.
+  quantize: the luma is computed in 8 bits, exactly as Pillow computes it.
   See `pixels.luma` for why dm_pix.rgb_to_grayscale is not called.
   """
   def apply(action: Gray, image: Image) -> Image:
-    if quantise:
+    if quantize:
       gray = levels.pixels(levels.luma(levels.of(image.pixels)))[..., None]
     else:
       gray = jnp.clip(luma(image.pixels), 0., 1.)[..., None]

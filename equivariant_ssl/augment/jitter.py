@@ -92,7 +92,7 @@ def apply(action: Jitter, image: Image) -> Image:
   return image._replace(pixels=changed(action, image.pixels, blend, shift))
 
 
-def apply_quantised(hue: bool, action: Jitter, image: Image) -> Image:
+def apply_quantized(hue: bool, action: Jitter, image: Image) -> Image:
   """The four changes on 8-bit levels, exactly as Pillow computes them.
 
   hue: whether the op draws a hue. Where it does, even a hue shift of 0 passes through Pillow's
@@ -116,12 +116,12 @@ def encode(action: Jitter) -> Array:
 
 
 def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation: float = .4,
-         hue: float = .1, quantise: bool = False) -> Op:
+         hue: float = .1, quantize: bool = False) -> Op:
   """With probability `p`, change the colors, as torchvision's ColorJitter does.
 
   brightness, contrast, saturation: the factor of each is uniform in [max(0, 1 - x), 1 + x].
   hue: the shift is uniform in [-hue, hue] turns.
-  quantise: the pixels are rounded to 8 bits before, between and after the changes, exactly as in
+  quantize: the pixels are rounded to 8 bits before, between and after the changes, exactly as in
     Pillow, which cuts off the fraction. The views are then darker by one level (1/255) in the mean,
     and have no gradient.
 
@@ -146,5 +146,5 @@ def make(p: float = .8, brightness: float = .4, contrast: float = .4, saturation
     one = jnp.ones(())
     return Jitter(jnp.zeros((), bool), jnp.arange(4), one, one, one, jnp.zeros(()))
 
-  act = functools.partial(apply_quantised, hue > 0) if quantise else apply
+  act = functools.partial(apply_quantized, hue > 0) if quantize else apply
   return sometimes(p, Op('jitter', identity, sample, act, encode))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from equivariant_ssl import renamed
 from equivariant_ssl.data.cache import MOST
 from equivariant_ssl.data.source import Source, Split, thread_count
 from equivariant_ssl.data.stream import is_stream
@@ -52,7 +53,7 @@ class Card(NamedTuple):
   since:    the step at which the card was made. Nothing is known of the data before it.
   changes:  one line for each time that the user accepted other data.
   start:    {run, step, data} of the checkpoint from which a longer training started.
-  labelled: the split whose labels an evaluation reads, where that is not the training split. Its
+  labeled:  the split whose labels an evaluation reads, where that is not the training split. Its
             `files` is a digest of its classes.
   """
   name: str
@@ -68,7 +69,7 @@ class Card(NamedTuple):
   since: int = 0
   changes: tuple[str, ...] = ()
   start: dict[str, Any] | None = None
-  labelled: SplitFacts | None = None
+  labeled: SplitFacts | None = None
 
 
 def digest(content: bytes) -> str:
@@ -106,13 +107,13 @@ def make_card(source: Source, config: Config) -> Card:
   train = describe_split(source.train, source.files[0])
   test = source.test and describe_split(source.test, source.files[1])
   classes = digest(repr(source.classes).encode())
-  labelled = source.labelled and describe_split(source.labelled, classes)
+  labeled = source.labeled and describe_split(source.labeled, classes)
   return Card(
       name=source.name, settings=json.loads(config.data.to_json()), train=train, test=test,
       classes=tuple(source.classes) if train.labels and source.classes else None,
       canvas=source.train.images.shape[1], mean=tuple(config.mean or source.mean),
       std=tuple(config.std or source.std), images=train.count, left_out=tuple(source.problems),
-      labelled=labelled)
+      labeled=labeled)
 
 
 def card_facts(card: Card) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def card_facts(card: Card) -> dict[str, Any]:
   named = {'classes': card.classes and list(card.classes), 'canvas': card.canvas,
            'mean': rounded(card.mean), 'std': rounded(card.std)}
   splits = {'training': card.train, 'test': card.test or SplitFacts(0)}
-  splits |= {'labelled': card.labelled} if card.labelled else {}
+  splits |= {'labeled': card.labeled} if card.labeled else {}
   for name, part in splits.items():
     named |= {f'{name} {field}': value for field, value in part._asdict().items()}
   return named
@@ -135,12 +136,14 @@ def data_mark(card: Card) -> str:
   These are the fingerprints of the splits, the counts, the classes, the mean and the standard
   deviation. The place of the data is not among them.
   """
-  return digest(json.dumps(card_facts(card), sort_keys=True).encode())
+  # Results on disk have marks in which the split was spelled so; with others they would not count.
+  facts = {name.replace('labeled ', 'labelled '): v for name, v in card_facts(card).items()}
+  return digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def card_to_json(card: Card) -> dict[str, Any]:
   """The card as a JSON object."""
-  parts = {'train': card.train, 'test': card.test, 'labelled': card.labelled}
+  parts = {'train': card.train, 'test': card.test, 'labeled': card.labeled}
   fields = card._asdict() | {name: part and part._asdict() for name, part in parts.items()}
   return json.loads(json.dumps(fields))
 
@@ -152,9 +155,10 @@ def card_from_json(content: dict[str, Any]) -> Card:
   """
   try:
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                              for key, value in content.items() if key in Card._fields}
-    for name in ('train', 'test', 'labelled'):
-      if name in fields or name != 'labelled':  # cards of an older version have no `labelled`
+                              for key, value in renamed.card(content).items()
+                              if key in Card._fields}
+    for name in ('train', 'test', 'labeled'):
+      if name in fields or name != 'labeled':  # cards of an older version have no `labeled`
         fields[name] = fields[name] and SplitFacts(**fields[name])
     return Card(**fields)
   except (AttributeError, KeyError, TypeError) as error:
@@ -233,7 +237,7 @@ def card_differences(known: Card, now: Card) -> list[str]:
     lines.append('there are labels, and the run knows none' if now.classes else
                  'there are no labels, and the run knows some')
   for name, old, new in (('training', known.train, now.train), ('test', known.test, now.test),
-                         ('labelled', known.labelled, now.labelled)):
+                         ('labeled', known.labeled, now.labeled)):
     lines += _split_differences(name, old or SplitFacts(0), new or SplitFacts(0))
   return lines
 

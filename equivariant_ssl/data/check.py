@@ -49,7 +49,7 @@ class Look(NamedTuple):
   content: Content | None = None
 
 
-class Options(NamedTuple):
+class FolderOptions(NamedTuple):
   """How a folder and its images are read: the arguments of `data.folder.make`."""
   links: bool = False
   splits: bool = True
@@ -57,7 +57,7 @@ class Options(NamedTuple):
   bits: int = 16
 
 
-def check(dataset: str, root: str = '', options: Options = Options()) -> Report:
+def check(dataset: str, root: str = '', options: FolderOptions = FolderOptions()) -> Report:
   """Read every image of a data set, and report what is wrong.
 
   dataset: a folder of images, a TFDS data set (its name or its prepared directory), or 'digits'.
@@ -80,7 +80,7 @@ def check_digits() -> Report:
   return Report((f'digits: {counts}', 'ok'), True)
 
 
-def check_folder(path: pathlib.Path, options: Options = Options()) -> Report:
+def check_folder(path: pathlib.Path, options: FolderOptions = FolderOptions()) -> Report:
   """Decode every image of a folder."""
   content = folder.read_folder(path, .1, options.links, options.splits)
   rules = pixel_rules(options.background, options.bits)
@@ -97,7 +97,7 @@ def check_folder(path: pathlib.Path, options: Options = Options()) -> Report:
                    len(not_read)))
 
 
-def check_tfds(dataset: str, root: str, options: Options = Options()) -> Report:
+def check_tfds(dataset: str, root: str, options: FolderOptions = FolderOptions()) -> Report:
   """Decode every record of every split of a prepared TFDS data set."""
   builder = tfds.open_directory(tfds.find_version(dataset, root, '--root DIR'))
   image, label = tfds.image_and_label(dataset, builder.info)

@@ -105,9 +105,9 @@ def _size_options(info: Any) -> list[str]:
 
 def check(args: argparse.Namespace) -> int:
   """Run `eqssl data check`; returns the exit code."""
-  from equivariant_ssl.data.check import Options
+  from equivariant_ssl.data.check import FolderOptions
   from equivariant_ssl.data.check import check as check_dataset
-  options = Options(args.links, args.splits, args.background, args.bits)
+  options = FolderOptions(args.links, args.splits, args.background, args.bits)
   report = check_dataset(args.name, args.root, options)
   print('\n'.join(report.lines))
   return OK if report.ok else BAD_DATA

@@ -52,7 +52,7 @@ class PixelRules(NamedTuple):
 
 
 def pixel_rules(background: str = 'black', bits: int = 16) -> PixelRules:
-  """The Reading with a background as CSS writes colors. Raises UserError."""
+  """The PixelRules with a background as CSS writes colors. Raises UserError."""
   if not 8 <= bits <= 16:
     raise UserError(f'bits is {bits}, but images of 16 bits use 8 to 16 of them.',
                     'e.g. --config.data.bits=12')

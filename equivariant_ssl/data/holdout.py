@@ -46,7 +46,7 @@ def hold_out(source: Source, share: float, readout: str = '') -> Source:
   """`source` with `share` of the training images of each class held out in place of its test split.
 
   The same images are always held out. Without labels they are a share of all images. With `readout`
-  'test' the test split stays. Where the source has a `labelled` split, the images are held out of
+  'test' the test split stays. Where the source has a `labeled` split, the images are held out of
   that split alone. The mean and the standard deviation stay those of all images: they are six
   numbers that know no label. Raises UserError where no class has enough images.
   """
@@ -68,8 +68,8 @@ def hold_out(source: Source, share: float, readout: str = '') -> Source:
     return stream.take_rows(bank, np.flatnonzero(rows))
 
   source = source._replace(test=source.test if readout == 'test' else part(out))
-  if source.labelled:
-    return source._replace(labelled=part(~out))
+  if source.labeled:
+    return source._replace(labeled=part(~out))
   names = source.names and tuple(
       name for name, held in zip(source.names, out, strict=True) if not held)
   return source._replace(train=part(~out), names=names)

@@ -40,7 +40,7 @@ class Source(NamedTuple):
   files:     a digest of the names and the sizes in bytes of the files of the training and the test
              split; '' for a split without files.
   place:     the (field, value)s of the config's `data` that find these data from any folder.
-  labelled:  the split whose labels an evaluation reads in place of the training split's, where some
+  labeled:   the split whose labels an evaluation reads in place of the training split's, where some
              training images have no label (STL-10).
   left_out:  how many files and folders were left out or replaced, by reason. A reason is a file
              extension, or words such as 'damaged'.
@@ -55,13 +55,13 @@ class Source(NamedTuple):
   names: tuple[str, ...] | None = None
   files: tuple[str, str] = ('', '')
   place: tuple[tuple[str, str], ...] = ()
-  labelled: Split | None = None
+  labeled: Split | None = None
   left_out: dict[str, int] = {}
 
   @property
   def bank(self) -> Split:
     """The training images whose labels an evaluation reads."""
-    return self.labelled or self.train
+    return self.labeled or self.train
 
 
 class Records(NamedTuple):

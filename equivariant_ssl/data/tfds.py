@@ -41,7 +41,7 @@ USUAL_MOMENTS: dict[str, Moments] = {'imagenet2012': ((.485, .456, .406), (.229,
 
 
 def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: str = 'test',
-         size: int = 0, stream: bool = False, labelled: str = '', background: str = 'black',
+         size: int = 0, stream: bool = False, labeled: str = '', background: str = 'black',
          bits: int = 16) -> Source:
   """The image and the class label of every record of two splits.
 
@@ -51,7 +51,7 @@ def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: s
   train, test: splits in TFDS's notation ('train[:10%]'); test='' for no test split.
   size:     the side of the canvas; 0 for the images' own size, where all are one square.
   stream:   decode images as they are needed. Data that do not fit in memory are always streamed.
-  labelled: the split whose labels an evaluation reads, where the training split has images without
+  labeled:  the split whose labels an evaluation reads, where the training split has images without
             labels (STL-10's 'train', of 'train+unlabelled').
   background, bits: as in `data.folder.make`.
 
@@ -60,11 +60,11 @@ def make(dataset: str = 'cifar10', root: str = '', train: str = 'train', test: s
   """
   rules = pixel_rules(background, bits)
   data = read_tfds(dataset, root, train, test, size, stream=stream, rules=rules)
-  if not labelled:
+  if not labeled:
     return data
   moments = data.mean, data.std
-  bank = read_tfds(dataset, root, labelled, '', size, moments, stream, rules).train
-  return data._replace(labelled=bank)
+  bank = read_tfds(dataset, root, labeled, '', size, moments, stream, rules).train
+  return data._replace(labeled=bank)
 
 
 def read_tfds(dataset: str, root: str, train: str, test: str, size: int,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from equivariant_ssl.data.tfds_claims import SAFE, unsafe_class
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 
 # What this package prepares itself: {name: the command}.
 PREPARED_HERE = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',
@@ -118,6 +118,8 @@ def open_directory(path: pathlib.Path) -> Any:
   try:
     unsafe = unsafe_class(json.loads((path / 'features.json').read_text(encoding='utf-8')))
   except (OSError, ValueError, RecursionError) as error:
+    if passing(error):
+      raise
     raise UserError(f'{path} is not a readable TFDS data set: features.json: {error}',
                     'Prepare it again.') from error
   if unsafe is not None:

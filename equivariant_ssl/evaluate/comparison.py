@@ -27,7 +27,7 @@ from equivariant_ssl.storage import record
 COLUMNS = ('protocol', 'number', 'group', 'seeds', 'trained', 'untrained', 'difference')
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
   """One number of one group of runs.
 
   seeds: {seed: its value}. untrained: the mean value of the untrained networks. difference: to the
@@ -44,7 +44,10 @@ class Row(NamedTuple):
 
 
 class Number(NamedTuple):
-  """One number of one run, each value a mean over the evaluation's seeds; scale: see Row."""
+  """One number of one run, each value a mean over the evaluation's seeds.
+
+  scale: see ComparisonRow.
+  """
   trained: float
   untrained: float | None
   scale: float
@@ -114,21 +117,24 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _row(key: tuple[str, str], name: str, runs: dict[int, Numbers],
-         first: dict[int, Numbers] | None) -> Row:
-  """Return the Row of number `key` of the group `name`; runs, first: the Numbers of its runs and of
-  those of the first group by seed (None for the first group itself)."""
+         first: dict[int, Numbers] | None) -> ComparisonRow:
+  """Return the ComparisonRow of number `key` of the group `name`.
+
+  runs, first: the Numbers of its runs and of those of the first group by seed (None for the first
+  group itself).
+  """
   values = {seed: numbers[key].trained for seed, numbers in sorted(runs.items())}
   difference = None
   if first is not None and (common := [s for s in values if s in first]):
     difference = paired([values[s] for s in common], [first[s][key].trained for s in common])
   protocol, number = key
-  return Row(protocol, number, name, values,
+  return ComparisonRow(protocol, number, name, values,
              _mean([numbers[key].untrained for numbers in runs.values()]), difference,
              next(iter(runs.values()))[key].scale)
 
 
 def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = ()
-         ) -> list[Row]:
+         ) -> list[ComparisonRow]:
   """Return every number that the runs share, a row for each group, in the order of the runs.
 
   Raises UserError where two runs of a group have one seed.
@@ -178,7 +184,7 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
   return lines
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[ComparisonRow]) -> Table:
   """Return the comparison as a table: a line for each number and group."""
   title = ('mean ± standard deviation over seeds; '
            f'difference from {rows[0].group} paired by seed [95 %]')
@@ -198,7 +204,7 @@ def table(rows: list[Row]) -> Table:
   return out
 
 
-def write(rows: list[Row], path: pathlib.Path) -> None:
+def write(rows: list[ComparisonRow], path: pathlib.Path) -> None:
   """Write the comparison as CSV, unscaled: one line for each number and group, with the value of
   every seed."""
   seeds = sorted({s for r in rows for s in r.seeds})
@@ -215,7 +221,7 @@ def write(rows: list[Row], path: pathlib.Path) -> None:
 
 def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = (),
             out: pathlib.Path = pathlib.Path('compare.csv'), console: Console | None = None
-            ) -> list[Row]:
+            ) -> list[ComparisonRow]:
   """Print the table of evaluated runs and write it to `out`."""
   compared = rows(workdirs, by, protocols)
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)

@@ -47,7 +47,7 @@ def unmet_need(run: runs.Run, needs: str) -> tuple[str, str] | None:
             '(of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
     return (f'{config.data.name} has no labels',
-            'Train on class folders, or with --config.data.labelled=SPLIT of a TFDS data set; '
+            'Train on class folders, or with --config.data.labeled=SPLIT of a TFDS data set; '
             '--protocol equivariance needs none.')
   if needs == 'target' and not any(
       e.predicts == 'target' for e in run.recipe.equivariances.values()):

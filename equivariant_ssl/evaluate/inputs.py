@@ -33,9 +33,9 @@ from equivariant_ssl.evaluate.features import as_partial, check_finite, check_im
 from equivariant_ssl.types import Action, Array, Group, Image, Key, Op, Size
 
 VERSION = 1  # raise it when other pixels reach a network: results are then computed again
-# The shorter side before a central crop, as a multiple of the crop's side; CENTRE serves canvases
-# that are stored at the size of the crop.
-PHOTOGRAPH, CENTRE = 256 / 224, 36 / 32
+# The shorter side before a central crop, as a multiple of the crop's side; the second serves
+# canvases that are stored at the size of the crop.
+PHOTOGRAPH, CENTER_MULTIPLE = 256 / 224, 36 / 32
 
 
 class Inputs(NamedTuple):
@@ -82,7 +82,7 @@ def with_center_crop(inputs: Inputs) -> Inputs:
   """Return `inputs` for a protocol that tests on a central crop, which photographs have anyway."""
   if inputs.short != inputs.size:
     return inputs
-  return inputs._replace(short=round(inputs.size * CENTRE))
+  return inputs._replace(short=round(inputs.size * CENTER_MULTIPLE))
 
 
 def box(inputs: Inputs, true: Size) -> tuple[Array, Array, Array, Array]:
@@ -219,6 +219,9 @@ def training_views(op: Op, size: int, key: Key, name: str, images: Array, sizes:
 
 
 def definition(inputs: Inputs) -> dict[str, Any]:
-  """Return what a result file says of the pixels that its numbers were measured on."""
+  """Return what a result file says of the pixels that its numbers were measured on.
+
+  Files have an older name for the multiple: with another, stored results would be computed again.
+  """
   return {'version': VERSION, 'size': inputs.size, 'canvas': inputs.canvas, 'short': inputs.short,
-          'centre': CENTRE}
+          'centre': CENTER_MULTIPLE}

@@ -26,7 +26,7 @@ from equivariant_ssl.types import Array, Key
 HELD_OUT = .1  # of the training images, to choose a rate on
 
 
-class Protocol(NamedTuple):
+class ProbeSettings(NamedTuple):
   """SGD with momentum .9 and no weight decay, on torch's default Linear.
 
   Training images go through a random resized crop (.08, 1) and a flip.
@@ -50,20 +50,21 @@ class Protocol(NamedTuple):
 
 PROTOCOLS = {
     # Devillers & Lefort 2022, official code.
-    'equimod': Protocol((.2,), 90, 256, end=1e-4),
+    'equimod': ProbeSettings((.2,), 90, 256, end=1e-4),
     # Dangovski et al. 2022, official code, CIFAR-10: the mean of five heads, --seeds 0,1,2,3,4.
     # (There a test batch counts the same whatever its size; here an image does.)
-    'essl': Protocol((30.,), 100, 256, nesterov=False),
+    'essl': ProbeSettings((30.,), 100, 256, nesterov=False),
     # Chen et al. 2020, official code, CIFAR-10.
-    'simclr': Protocol((.1,), 100, 512, per=256, center_crop=False),
+    'simclr': ProbeSettings((.1,), 100, 512, per=256, center_crop=False),
     # Grill et al. 2020, appendix: batch 1024.
-    'byol': Protocol((.05, .1, .2, .3, .4), 80, 1024, per=None),
+    'byol': ProbeSettings((.05, .1, .2, .3, .4), 80, 1024, per=None),
     # Our own: the protocol of equimod, at any rate.
-    'linear': Protocol((.003, .01, .03, .1, .2, .3, 1., 3., 10., 30.), 90, 256, partial_batch=True),
+    'linear': ProbeSettings((.003, .01, .03, .1, .2, .3, 1., 3., 10., 30.), 90, 256,
+                            partial_batch=True),
 }
 
 
-def definition(protocol: Protocol) -> dict[str, Any]:
+def definition(protocol: ProbeSettings) -> dict[str, Any]:
   """Return the settings of a protocol as result files name them.
 
   Files have older names for two of them: with other names, stored results would be computed again.
@@ -127,7 +128,7 @@ def _step(size: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
   return trace, step
 
 
-def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, size: int,
+def train(protocol: ProbeSettings, encode: Callable[[Array], Array], data: Split, size: int,
           classes: int, key: Key, mesh: Mesh | None = None) -> Head:
   """Return the heads [R ...] that `protocol` trains, one for each rate, on the labeled images of
   `data`, at `size` pixels."""
@@ -162,7 +163,7 @@ def train(protocol: Protocol, encode: Callable[[Array], Array], data: Split, siz
   return state[0]
 
 
-def _scores(protocol: Protocol, encode: Callable[[Array], Array], heads: Head, data: Split,
+def _scores(protocol: ProbeSettings, encode: Callable[[Array], Array], heads: Head, data: Split,
             size: int, mesh: Mesh | None) -> np.ndarray:
   """Return the scores [R M K] of un-augmented images, in float64 so that no rounding decides."""
   test_inputs = inputs.split_inputs(size, data)

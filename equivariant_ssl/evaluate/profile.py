@@ -32,11 +32,11 @@ def _half_square(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return ((a - b) ** 2).sum(-1).mean(-1) / 2
 
 
-def drift(h: np.ndarray, h_views: np.ndarray, key: Key, centred: bool = True) -> Drift:
+def drift(h: np.ndarray, h_views: np.ndarray, key: Key, center: bool = True) -> Drift:
   """Return the Drift of features h [N D] of images and h_views [N V D] of V views of each, after
   one augmentation alone.
 
-  centred: whether the mean of h over images is subtracted from both. Features after a ReLU are
+  center: whether the mean of h over images is subtracted from both. Features after a ReLU are
   positive and share a large mean, so that any two images have a cosine near 1 and every drift looks
   small. False leaves them as they are. The other image is given by one derangement, drawn by `key`.
   Raises UserError for fewer than 2 images, or features that are not finite.
@@ -51,7 +51,7 @@ def drift(h: np.ndarray, h_views: np.ndarray, key: Key, centred: bool = True) ->
   # All in one array: rounding is the same, so that no change is exactly 0.
   every = np.concatenate([h[:, None, :], h_views], axis=1)
   check_finite(every.reshape(N, -1))
-  if centred:
+  if center:
     length = np.linalg.norm(every, axis=-1, keepdims=True)
     every = every - h.mean(0)
     every[np.linalg.norm(every, axis=-1) <= ROUNDING * length[..., 0]] = 0.

@@ -200,7 +200,8 @@ def _probe_protocol(name: str) -> Protocol:
   return Protocol(
       functools.partial(_measure_probe, name=name),
       f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
-      depends_on=lambda: (probe.definition(probe.PROTOCOLS[name]), probe.HELD_OUT, inputs.CENTRE))
+      depends_on=lambda: (probe.definition(probe.PROTOCOLS[name]), probe.HELD_OUT,
+                          inputs.CENTER_MULTIPLE))
 
 
 def _finetune_protocol(fraction: float) -> Protocol:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 from equivariant_ssl.evaluate.frozen import variables
 from equivariant_ssl.storage import fingerprint, record
 from equivariant_ssl.training.state import TrainState
@@ -20,6 +20,9 @@ from equivariant_ssl.training.state import TrainState
 WORDS = {'digest': 'weights', 'data': 'data', 'inputs': 'pixels shown to the network',
          'checkpoint': 'checkpoint', 'definition': 'constants or version of the protocol',
          'options': 'options', 'seeds': 'seeds', 'protocol': 'protocol'}
+# Arguments that result files name as older versions did: under other names, stored results would be
+# computed again.
+ARGUMENTS = {'center': 'centred', 'quantize': 'quantise'}
 NEW = ('data', 'inputs', 'definition')  # the fields that results of earlier versions do not have
 
 
@@ -67,6 +70,13 @@ def _function_defaults(function: Callable) -> dict[str, Any]:
   return {name: {k: v for k, v in defaults.items() if _is_plain(v)}}
 
 
+def _older_names(value: Any) -> Any:
+  """Return JSON values with the names of arguments that ARGUMENTS gives."""
+  if isinstance(value, dict):
+    return {ARGUMENTS.get(k, k): _older_names(v) for k, v in value.items()}
+  return [_older_names(v) for v in value] if isinstance(value, list) else value
+
+
 def constants(sources: Iterable[Any]) -> dict[str, Any]:
   """Return the constants that `sources` hold.
 
@@ -81,7 +91,7 @@ def constants(sources: Iterable[Any]) -> dict[str, Any]:
       constants |= _function_defaults(source)
     else:
       constants[str(i)] = source
-  return as_json(constants)
+  return _older_names(as_json(constants))
 
 
 def definition(protocol: Any) -> dict[str, Any]:
@@ -129,7 +139,9 @@ def stored_result(path: pathlib.Path, request: dict[str, Any], networks: Iterabl
   again = f'{path.name} is computed again: '
   try:
     result = read_result(path)
-  except (OSError, UserError):
+  except (OSError, UserError) as error:
+    if passing(error):
+      raise
     say(f'{again}it is damaged.')
     return None
   if not states_origin(result):

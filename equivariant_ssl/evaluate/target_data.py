@@ -26,7 +26,7 @@ from equivariant_ssl.storage import fingerprint
 CHUNK = 4096  # images decoded at a time: 100,000 of 224 pixels are more than a machine's memory
 
 
-class Missing(NamedTuple):
+class MissingTarget(NamedTuple):
   """A data set that is not on disk, and the command that makes it."""
   name: str
   command: str
@@ -143,7 +143,7 @@ def _of_tfds(target: Target, path: pathlib.Path) -> OpenTarget:
       for k, s in splits.items()})
 
 
-def open_target(name: str, root: str = '') -> OpenTarget | Missing:
+def open_target(name: str, root: str = '') -> OpenTarget | MissingTarget:
   """Return the data set `name`, not read yet, or what makes it.
 
   name: of DATASETS (from TFDS, or from root/NAME/train/CLASS/ and so on), a module of `data`, a
@@ -160,7 +160,7 @@ def open_target(name: str, root: str = '') -> OpenTarget | Missing:
   try:
     path = tfds.find_version(target.dataset or name, root, '--root DIR')
   except tfds_folders.NotPrepared:
-    return Missing(name, command_for(target, base))
+    return MissingTarget(name, command_for(target, base))
   return _of_tfds(target, path)
 
 
@@ -195,6 +195,6 @@ def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | 
   marks_by_name = {}
   for name in names or tuple(DATASETS):
     opened = open_target(name, root)
-    marks_by_name[name] = None if isinstance(opened, Missing) else {
+    marks_by_name[name] = None if isinstance(opened, MissingTarget) else {
         k: part.mark for k, part in opened.parts.items()}
   return marks_by_name

@@ -20,7 +20,7 @@ from equivariant_ssl.evaluate.inputs import central_features
 from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.logistic import Labeled, logistic
 from equivariant_ssl.evaluate.target_data import (
-  Missing,
+  MissingTarget,
   OpenTarget,
   Part,
   check_targets,
@@ -32,15 +32,15 @@ from equivariant_ssl.evaluate.targets import DATASETS
 from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.types import Array
 
-__all__ = ['DATASETS', 'VERSION', 'Missing', 'Row', 'check_targets', 'open_target', 'marks',
-           'transfer']
+__all__ = ['DATASETS', 'VERSION', 'MissingTarget', 'TransferRow', 'check_targets', 'open_target',
+           'marks', 'transfer']
 
 # Raise it when reading changes what the features are; the pixels that a network is given have a
 # version of their own (inputs.VERSION).
 VERSION = 4
 
 
-class Row(NamedTuple):
+class TransferRow(NamedTuple):
   """The accuracy on one data set.
 
   value: of `metric`, a fraction. top1: the top-1 accuracy. note: the number of images that were
@@ -97,8 +97,8 @@ def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dic
   return {'features': np.concatenate(features), 'labels': np.concatenate(labels)}
 
 
-def _row(name: str, opened: OpenTarget, arrays: dict[str, Labeled], size: int) -> Row:
-  """Return the Row of a data set; arrays: {split: (features, labels)}."""
+def _row(name: str, opened: OpenTarget, arrays: dict[str, Labeled], size: int) -> TransferRow:
+  """Return the TransferRow of a data set; arrays: {split: (features, labels)}."""
   (x, y), (test_x, test_y) = arrays['train'], arrays['test']
   valid, target = arrays.get('valid'), opened.target
   if len(np.unique(y)) < 2:
@@ -110,8 +110,8 @@ def _row(name: str, opened: OpenTarget, arrays: dict[str, Labeled], size: int) -
   valid_count = carved if valid is None else len(valid[1])
   used = f'{len(y) - carved:,} + {valid_count:,} / {len(test_y):,}'
   note = used if target.note in ('', used) else f'{used}; published {target.note}'
-  return Row(name, result.chosen['metric'], result.chosen['value'], result.top1,
-             f'{result.protocol}, centre {size}', note)
+  return TransferRow(name, result.chosen['metric'], result.chosen['value'], result.top1,
+             f'{result.protocol}, center {size}', note)
 
 
 def _with_held_out_test(arrays: dict[str, Labeled], share: float) -> dict[str, Labeled]:
@@ -126,7 +126,7 @@ def _with_held_out_test(arrays: dict[str, Labeled], share: float) -> dict[str, L
 
 def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int,
              mesh: Mesh | None = None, root: str = '', cache: str = '', validation: float = 0.
-             ) -> tuple[list[Row], list[Missing]]:
+             ) -> tuple[list[TransferRow], list[MissingTarget]]:
   """Return (rows, what is not on disk): the accuracy of `logistic.logistic` on the frozen features
   of each data set of `names`.
 
@@ -143,7 +143,7 @@ def transfer(encode: Callable[[Array], Array], names: tuple[str, ...], size: int
   for name in names or tuple(DATASETS):
     try:
       opened = open_target(name, root)
-      if isinstance(opened, Missing):
+      if isinstance(opened, MissingTarget):
         missing.append(opened)
         continue
       arrays: dict[str, Labeled] = {}

@@ -4,7 +4,7 @@ import json
 import pathlib
 from types import ModuleType
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 from equivariant_ssl.export import timm, torchvision
 from equivariant_ssl.training.runs import Run
 
@@ -22,7 +22,9 @@ def read_facts(folder: pathlib.Path) -> dict:
   """
   try:
     facts = json.loads((folder / FACTS).read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+  except (OSError, ValueError) as error:
+    if passing(error):
+      raise
     return {}
   return facts if isinstance(facts, dict) else {}
 

@@ -16,7 +16,7 @@ from equivariant_ssl.evaluate import comparison
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import interval_text, mean_std, mean_value, quantity
 from equivariant_ssl.report import charts, page, panels, results, run_folder
-from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Link, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.run_folder import RunFolder
 
 
@@ -60,7 +60,7 @@ def _runs(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[s
     blocks.append(Table('Config fields in which they differ', ('field', *names), differences,
                         len(names) + 1))
   else:
-    blocks.append(Text('Their configs do not differ in any field.'))
+    blocks.append(Paragraph('Their configs do not differ in any field.'))
   return Section('What ran', 'ran', blocks)
 
 
@@ -69,14 +69,14 @@ def _protocol(stem: str) -> str:
   return max((p for p in PROTOCOLS if stem == p or stem.startswith(f'{p}-')), key=len)
 
 
-def _chance(folders: Sequence[RunFolder], row: comparison.Row) -> str:
+def _chance(folders: Sequence[RunFolder], row: comparison.ComparisonRow) -> str:
   """Return what guessing achieves for a number, '' where that is not known."""
   controls = folders[0].results[row.protocol]['trained'][0]['controls']
   chance = controls.get(row.number, {}).get('chance')
   return '' if chance is None else f'{row.scale * mean_value(chance):.2f}'
 
 
-def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.Row]) -> Table:
+def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.ComparisonRow]) -> Table:
   """Return the table of every number of every group."""
   cells = []
   for row in rows:
@@ -93,7 +93,7 @@ def _table(folders: Sequence[RunFolder], rows: Sequence[comparison.Row]) -> Tabl
   return Table(caption, columns, cells, 2)
 
 
-def _difference_dot(row: comparison.Row, label: str, several: bool) -> charts.Dot:
+def _difference_dot(row: comparison.ComparisonRow, label: str, several: bool) -> charts.Dot:
   """Return the difference of a row from the first group, as a row of a dot plot.
 
   several: more than two groups are compared, so that a dot has the name of its group.
@@ -105,13 +105,13 @@ def _difference_dot(row: comparison.Row, label: str, several: bool) -> charts.Do
   return charts.Dot(name, mean, low, high, group=group)
 
 
-def _differences(rows: Sequence[comparison.Row]) -> list[Chart]:
+def _differences(rows: Sequence[comparison.ComparisonRow]) -> list[Chart]:
   """Return dot plots of the difference of each group from the first.
 
   One plot has all accuracies; each protocol about actions has a plot.
   """
   first, several = rows[0].group, len({row.group for row in rows}) > 2
-  plots: dict[str, list[comparison.Row]] = {}
+  plots: dict[str, list[comparison.ComparisonRow]] = {}
   for row in rows:
     name = _protocol(row.protocol)
     accuracy = PROTOCOLS[name].needs == 'labels' or name == 'transfer'
@@ -128,8 +128,8 @@ def _differences(rows: Sequence[comparison.Row]) -> list[Chart]:
   return drawings
 
 
-def _heat_row(cells: dict[tuple[str, str], comparison.Row], number: str, groups: Sequence[str],
-              scale: float) -> list[float | None]:
+def _heat_row(cells: dict[tuple[str, str], comparison.ComparisonRow], number: str,
+              groups: Sequence[str], scale: float) -> list[float | None]:
   """Return the means of a number for each group, and then its value for the untrained network.
 
   cells: {(number, group): its row}.
@@ -139,7 +139,7 @@ def _heat_row(cells: dict[tuple[str, str], comparison.Row], number: str, groups:
   return [*means, untrained[0] if untrained else None]
 
 
-def _heats(rows: Sequence[comparison.Row]) -> list[Chart]:
+def _heats(rows: Sequence[comparison.ComparisonRow]) -> list[Chart]:
   """Return one heat map per kind of number of the protocols about actions, a column per group."""
   drawings, groups = [], list(dict.fromkeys(row.group for row in rows))
   for protocol in dict.fromkeys(row.protocol for row in rows):
@@ -166,11 +166,11 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
     return [Section('Results', 'results', [panels.error_block(error)])]
   blocks: list[Any] = []
   if min(len(row.seeds) for row in rows) == 1:
-    blocks.append(Text('A group with one seed has n = 1: no interval and no standard deviation '
-                       'exist. Train more seeds: --config.seed=1.'))
+    blocks.append(Paragraph('A group with one seed has n = 1: no interval and no standard '
+                            'deviation exist. Train more seeds: --config.seed=1.'))
   table, differences, heats = _table(folders, rows), _differences(rows), _heats(rows)
   blocks.append(Charts(differences) if differences else
-                Text('There is one group, so there is no difference to show.'))
+                Paragraph('There is one group, so there is no difference to show.'))
   blocks.append(table._replace(folded=len(rows) > 40))
   sections = [Section('Results', 'results', blocks)]
   if heats:
@@ -196,8 +196,8 @@ def _again(folders: Sequence[RunFolder], workdirs: Sequence[pathlib.Path], out: 
   section = panels.rerun_section(folders[0].env, commands, 'configs, logs and results')
   if len({folder.env.get('git') for folder in folders}) == 1:
     return section
-  note = Text('The runs have different commits. The table above has the commit of each run; the '
-              'lines here name the commit of the first run.')
+  note = Paragraph('The runs have different commits. The table above has the commit of each run; '
+                   'the lines here name the commit of the first run.')
   return section._replace(blocks=[*section.blocks, note])
 
 

@@ -1,6 +1,6 @@
 """`eqssl embed` writes the features of images to a file.
 
-`eqssl neighbours` finds the images of such a file that are nearest to an image.
+`eqssl neighbors` finds the images of such a file that are nearest to an image.
 """
 import os
 import pathlib
@@ -21,7 +21,7 @@ from equivariant_ssl.evaluate.inputs import central_features
 from equivariant_ssl.evaluate.result_files import weights_digest
 from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import embeddings, page
-from equivariant_ssl.report.embeddings import Embeddings, Origin
+from equivariant_ssl.report.embeddings import ImageFeatures, Origin
 from equivariant_ssl.report.gallery import picture_block, read_image
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 from equivariant_ssl.storage import checkpoint
@@ -153,7 +153,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   if not names:
     raise UserError(f'{images!r} has no image that can be read.', 'The lines above say why.',
                     BAD_DATA)
-  result = Embeddings(names, np.concatenate(features), encoder.origin)
+  result = ImageFeatures(names, np.concatenate(features), encoder.origin)
   embeddings.save(target, result)
   left_out = f'; {len(lines):,} left out, listed above' if lines else ''
   print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
@@ -161,7 +161,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   return len(lines)
 
 
-def _query(stored: Embeddings, file: str, query: str, workdir: str | None, place: str
+def _query(stored: ImageFeatures, file: str, query: str, workdir: str | None, place: str
            ) -> tuple[np.ndarray, int | None]:
   """Return the features [D] of the image `query`, and its row where the file has the image.
 
@@ -190,7 +190,7 @@ def _query(stored: Embeddings, file: str, query: str, workdir: str | None, place
   return features[0], None
 
 
-def _file_encoder(stored: Embeddings, file: str, workdir: pathlib.Path, place: str) -> Encoder:
+def _file_encoder(stored: ImageFeatures, file: str, workdir: pathlib.Path, place: str) -> Encoder:
   """Return the encoder of a run, at the step that made `file` if the run still has that step.
 
   Raises UserError where the file says that another network, or another data card, made it.
@@ -235,12 +235,12 @@ def _write_page(out: pathlib.Path, file: str, count: int, query: str,
            'have the largest cosine.')
   pictures = picture_block('Nearest first', 'The query, then its neighbors.', [tiles])
   title = f'The {quantity(len(near), "image")} nearest to {os.path.basename(query)}'
-  html = page.render(title, about, [page.Section('Neighbors', 'neighbours', [pictures])],
-                     {'query': query, 'neighbours': near})
+  html = page.render(title, about, [page.Section('Neighbors', 'neighbors', [pictures])],
+                     {'query': query, 'neighbors': near})
   page.save(out, html)
 
 
-def neighbours(file: str, query: str, k: int | None = None, workdir: str | None = None,
+def find_neighbors(file: str, query: str, k: int | None = None, workdir: str | None = None,
                out: str | None = None, place: str = '') -> list[tuple[str, float]]:
   """Print the rank, cosine and path of the `k` images of an embedding file that are nearest to an
   image, and return (path, cosine) of each.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equivariant_ssl.errors import UserError
+from equivariant_ssl.errors import UserError, passing
 
 AGAIN = 'Make it again: eqssl embed DIR IMAGES --out FILE'
 METADATA = 'equivariant_ssl'  # the key of a .parquet file's metadata that holds the Origin
@@ -34,7 +34,7 @@ class Origin(NamedTuple):
     return f'step {self.step} of {self.run}'
 
 
-class Embeddings(NamedTuple):
+class ImageFeatures(NamedTuple):
   """The features of N images.
 
   paths: of the N images. features: float32 [N D].
@@ -47,24 +47,24 @@ class Embeddings(NamedTuple):
 
 class Form(NamedTuple):
   """How embeddings are written to one kind of file, and read from it."""
-  write: Callable[[pathlib.Path, Embeddings], None]
-  read: Callable[[pathlib.Path], Embeddings]
+  write: Callable[[pathlib.Path, ImageFeatures], None]
+  read: Callable[[pathlib.Path], ImageFeatures]
 
 
-def _write_npz(path: pathlib.Path, embeddings: Embeddings) -> None:
+def _write_npz(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   origin = embeddings.origin._asdict() if embeddings.origin else {}
   np.savez(path, paths=np.array(embeddings.paths), features=embeddings.features, **origin)
 
 
-def _read_npz(path: pathlib.Path) -> Embeddings:
+def _read_npz(path: pathlib.Path) -> ImageFeatures:
   with open(path, 'rb') as file, np.load(file) as stored:
     origin = None
     if 'digest' in stored:
       origin = Origin(*(stored[field].item() for field in Origin._fields if field in stored))
-    return Embeddings(stored['paths'].tolist(), stored['features'], origin)
+    return ImageFeatures(stored['paths'].tolist(), stored['features'], origin)
 
 
-def _write_csv(path: pathlib.Path, embeddings: Embeddings) -> None:
+def _write_csv(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   with open(path, 'w', newline='', encoding='utf-8') as file:
     rows = csv.writer(file, lineterminator='\n')
     rows.writerow(['path', *(f'f{i}' for i in range(embeddings.features.shape[1]))])
@@ -72,15 +72,15 @@ def _write_csv(path: pathlib.Path, embeddings: Embeddings) -> None:
       rows.writerow([name, *row.astype(str)])  # the shortest text that reads as the same float32
 
 
-def _read_csv(path: pathlib.Path) -> Embeddings:
+def _read_csv(path: pathlib.Path) -> ImageFeatures:
   with open(path, newline='', encoding='utf-8') as file:
     rows = csv.reader(file)
     next(rows, None)
     pairs = [(name, np.array(values, np.float32)) for name, *values in rows]
-  return Embeddings([name for name, _ in pairs], np.array([values for _, values in pairs]))
+  return ImageFeatures([name for name, _ in pairs], np.array([values for _, values in pairs]))
 
 
-def _write_parquet(path: pathlib.Path, embeddings: Embeddings) -> None:
+def _write_parquet(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   import pyarrow
   import pyarrow.parquet
   features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.features.ravel()),
@@ -90,12 +90,12 @@ def _write_parquet(path: pathlib.Path, embeddings: Embeddings) -> None:
   pyarrow.parquet.write_table(table, path)
 
 
-def _read_parquet(path: pathlib.Path) -> Embeddings:
+def _read_parquet(path: pathlib.Path) -> ImageFeatures:
   import pyarrow.parquet
   table = pyarrow.parquet.read_table(path)
   flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table['features'].chunks])
   stored = (table.schema.metadata or {}).get(METADATA.encode())
-  return Embeddings(table['path'].to_pylist(), flat.reshape(table.num_rows, -1),
+  return ImageFeatures(table['path'].to_pylist(), flat.reshape(table.num_rows, -1),
                     Origin(*json.loads(stored)) if stored else None)
 
 
@@ -118,7 +118,7 @@ def form(path: pathlib.Path) -> Form:
   return FORMS[ending]
 
 
-def save(path: pathlib.Path, embeddings: Embeddings) -> None:
+def save(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   """Write an embedding file. A failure leaves the old file, or none, and never a part of one."""
   with tempfile.TemporaryDirectory(dir=path.parent, prefix='.new-') as scratch:
     new = pathlib.Path(scratch, f'new{path.suffix.lower()}')
@@ -126,12 +126,14 @@ def save(path: pathlib.Path, embeddings: Embeddings) -> None:
     os.replace(new, path)
 
 
-def read(path: pathlib.Path) -> Embeddings:
+def read(path: pathlib.Path) -> ImageFeatures:
   """Read an embedding file. Raises UserError where the file is none."""
   file_form = form(path)
   try:
     embeddings = file_form.read(path)
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    if passing(e):
+      raise
     reason = e.strerror if isinstance(e, OSError) else None
     reason = reason or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e

@@ -17,7 +17,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 
 
-class Text(NamedTuple):
+class Paragraph(NamedTuple):
   """A paragraph."""
   text: str
 
@@ -61,7 +61,7 @@ class Table(NamedTuple):
   folded: bool = False
 
 
-class Card(NamedTuple):
+class KeyNumber(NamedTuple):
   """A number that is seen first: its name, its value, and the numbers to compare it with."""
   label: str
   value: str
@@ -70,7 +70,7 @@ class Card(NamedTuple):
 
 class Cards(NamedTuple):
   """Cards in a row."""
-  cards: tuple[Card, ...]
+  cards: tuple[KeyNumber, ...]
 
 
 class Chart(NamedTuple):

@@ -10,7 +10,7 @@ from equivariant_ssl import config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import charts, run_folder
-from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.training.step_log import COLLAPSED
 
@@ -232,18 +232,18 @@ def run_section(folder: RunFolder) -> Section:
   base, changed = run_folder.base(folder), run_folder.changed(folder)
   blocks: list[Any] = [_run_table(folder)]
   if not base:
-    blocks.append(Text('The command of the run names no config file that can be read here, so the '
-                       'whole config is below.'))
+    blocks.append(Paragraph('The command of the run names no config file that can be read here, so '
+                            'the whole config is below.'))
   elif changed:
     caption = f'What differs from the config {base[0]} as shipped'
     blocks.append(Table(caption, ('field', 'as shipped', 'in the run'), changed, 3))
   else:
-    blocks.append(Text(f'Nothing differs from the config {base[0]} as shipped.'))
+    blocks.append(Paragraph(f'Nothing differs from the config {base[0]} as shipped.'))
   earlier = folder.env.get('earlier', [])
   if earlier:
     starts = '; '.join(f'{devices(e)}, commit {commit(e)}, {e.get("time", "")}' for e in earlier)
-    blocks.append(Text(f'The run was continued in another environment. '
-                       f'It ran in {len(earlier)} before: {starts}.'))
+    blocks.append(Paragraph(f'The run was continued in another environment. '
+                            f'It ran in {len(earlier)} before: {starts}.'))
   table = config_table(config.config_to_json(folder.config))
   blocks += [table._replace(folded=base is not None), environment_table(folder.env)]
   return Section('What ran', 'ran', blocks)
@@ -258,7 +258,7 @@ def throughput_section(folder: RunFolder) -> Section:
   text = (f'Median {quantity(float(np.median(rates)), "image", ",.0f")} a second over '
           f'{quantity(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
           'The time of a span includes any compilation and checkpoints that fell into it.')
-  return Section('Throughput', 'throughput', [Text(text), *chart_blocks(
+  return Section('Throughput', 'throughput', [Paragraph(text), *chart_blocks(
       curve(TITLES['images_per_s'], folder.log, {'images_per_s': 'images/s'}),
       curve('Waiting for data, % of the time', folder.log, {'data_wait': 'wait'}, 100.),
       curve('Peak device memory, GiB', folder.log, {'memory_gib': 'GiB'}))])
@@ -276,10 +276,10 @@ def rerun_section(env: Mapping[str, Any], commands: Sequence[str], data: str) ->
   lines += [f'export XLA_FLAGS={shlex.quote(flags)}'] if flags else []
   blocks: list[Any] = [Code('\n'.join([*lines, *commands]))]
   if not git:
-    blocks.append(Text('The code was in no git checkout, so its commit is not known.'))
+    blocks.append(Paragraph('The code was in no git checkout, so its commit is not known.'))
   elif git.endswith('+modified'):
-    blocks.append(Text('The code had changes that no commit holds, so these commands may not give '
-                       'the same numbers.'))
-  blocks.append(Text(f'The page holds {data} as JSON, in its element whose id is "data". '
-                     'Python reads them so:'))
+    blocks.append(Paragraph('The code had changes that no commit holds, so these commands may not '
+                            'give the same numbers.'))
+  blocks.append(Paragraph(f'The page holds {data} as JSON, in its element whose id is "data". '
+                          'Python reads them so:'))
   return Section('Run it again', 'again', [*blocks, Code(READ)])

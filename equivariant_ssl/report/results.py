@@ -9,7 +9,7 @@ from typing import Any
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
 from equivariant_ssl.evaluate.statistics import Interval, interval_text, mean_std, mean_value
 from equivariant_ssl.report import charts
-from equivariant_ssl.report.page import Card, Cards, Chart, Charts, Missing, Table, Text
+from equivariant_ssl.report.page import Cards, Chart, Charts, KeyNumber, Missing, Paragraph, Table
 from equivariant_ssl.report.run_folder import RunFolder
 
 NETWORKS = ('trained', 'untrained')
@@ -151,12 +151,12 @@ def accuracy_blocks(folder: RunFolder) -> list[Any]:
           for row in result['trained'][0]['numbers']}
   first = [dots[stem, next(iter(result['trained'][0]['numbers']))]
            for stem, result in files.items()]
-  cards = tuple(Card(f'{dot.label}, %', f'{dot.mean:.1f}',
+  cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}',
                      ', '.join(f'{k} {v:.1f}' for k, v in dot.beside.items()))
                 for dot in first[:6])
   chart = Chart('Accuracy beside the untrained network and chance',
                 charts.dot_plot('Accuracy', list(dots.values()), '%', zero=False))
-  blocks = [Cards(cards), Text(_accuracy_note(folder)), Charts([chart]),
+  blocks = [Cards(cards), Paragraph(_accuracy_note(folder)), Charts([chart]),
             table(files, 'Accuracies, %')]
   if not all('untrained' in result for result in files.values()):
     # A study measures the untrained network for one of its arms.

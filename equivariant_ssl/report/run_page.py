@@ -16,13 +16,13 @@ from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.result_files import states_origin
 from equivariant_ssl.report import charts, maps, page, panels, pictures, results, run_folder
 from equivariant_ssl.report.gallery import picture_block
-from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Text
+from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Section
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
 
 PICTURE_SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
-PANELS = ('views', 'map', 'neighbours', 'strips')  # the panels that need the data
+PANELS = ('views', 'map', 'neighbors', 'strips')  # the panels that need the data
 Panels = dict[str, list[Any]]  # {panel: its blocks}
 Say = Callable[[str], None]
 
@@ -67,9 +67,9 @@ def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels,
                        pictures.neighbors(run, fixed, state), PICTURE_SIDE)
   no_prediction = Missing('No objective of this run predicts where an embedding goes. One that '
                           'does is trained with', '--config.equivariance=equimod')
-  no_map = Text('There is no map: there are too few images, or all features are the same.')
+  no_map = Paragraph('There is no map: there are too few images, or all features are the same.')
   data = {title: _map_data(m) for title, m in feature_maps.items()}
-  return {'map': [Charts(drawings) if drawings else no_map], 'neighbours': [near],
+  return {'map': [Charts(drawings) if drawings else no_map], 'neighbors': [near],
           'strips': strips or [no_prediction]}, data
 
 
@@ -103,8 +103,8 @@ def _equivariance(folder: RunFolder) -> list[Any]:
   blocks = results.heat_blocks(folder, results.ACTION_PROTOCOLS)
   done = {result['protocol'] for result in folder.results.values()}
   if folder.method == folder.config.invariance.name:
-    blocks.append(Text('The run has no equivariance objective, so nothing predicts: there is no '
-                       'gain and no retrieval.'))
+    blocks.append(Paragraph('The run has no equivariance objective, so nothing predicts: there is '
+                            'no gain and no retrieval.'))
   elif 'gains' not in done:  # `eqssl eval` itself leaves gains out where an objective has none
     blocks.append(Missing('No gain was measured yet. An objective that predicts where an embedding '
                           'goes has one.', folder.command('eval')))
@@ -152,7 +152,7 @@ def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
       Section('Views', 'views', blocks['views']), Section('Sensitivity', 'sensitivity', profile),
       Section('Equivariance', 'equivariance', _equivariance(folder)),
       Section('Map of the features', 'map', blocks['map']),
-      Section('Neighbors', 'neighbours', blocks['neighbours']),
+      Section('Neighbors', 'neighbors', blocks['neighbors']),
       Section('What a prediction retrieves', 'strips', blocks['strips']),
       panels.throughput_section(folder)]
 
@@ -162,8 +162,8 @@ def _file_notes(folder: RunFolder) -> list[Any]:
   blocks: list[Any] = []
   if folder.unread:
     names = ', '.join(f'eval/{name}' for name in folder.unread)
-    blocks.append(Text('These files are no result files of this version and are not shown: '
-                       f'{names}.'))
+    blocks.append(Paragraph('These files are no result files of this version and are not shown: '
+                            f'{names}.'))
   old = [name for name, result in folder.results.items() if not states_origin(result)]
   if old:
     protocols = sorted({folder.results[name]['protocol'] for name in old})

@@ -2,7 +2,7 @@
 from typing import Any
 
 from equivariant_ssl.report import charts
-from equivariant_ssl.report.page import Chart, Charts, Missing, Points, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Points, Section, Table
 from equivariant_ssl.study.contrasts import parse
 
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
@@ -44,9 +44,9 @@ def answer(study: dict, results: dict) -> Section:
   """
   runs, blocks = list(results['runs'].values()), []
   done = sum(run['status'] == 'done' for run in runs)
-  blocks.append(Text(f'{done} of {len(runs)} runs are done; seeds '
-                     f'{", ".join(map(str, study["seeds"]))}; {study["design"]}; equal '
-                     f'{study["equal"]} in every arm. {_readout_sentence(study)}'))
+  blocks.append(Paragraph(f'{done} of {len(runs)} runs are done; seeds '
+                          f'{", ".join(map(str, study["seeds"]))}; {study["design"]}; equal '
+                          f'{study["equal"]} in every arm. {_readout_sentence(study)}'))
   if results.get('recommendation'):
     blocks.append(Points(tuple(results['recommendation'])))
   if results.get('verdict'):
@@ -57,7 +57,7 @@ def answer(study: dict, results: dict) -> Section:
                if effect['low'] is not None and effect['low'] <= 0 <= effect['high']]
     others = [effect for effect in effects if effect not in neutral]
     blocks.append(Points(tuple(effect['sentence'] for effect in others)) if others else
-                  Text(f'{aug}: no difference seen.'))
+                  Paragraph(f'{aug}: no difference seen.'))
     if neutral:
       blocks.append(Points(tuple(effect['sentence'] for effect in neutral),
                            f'{aug}: {len(neutral)} of {len(effects)} contrasts in which no '
@@ -66,8 +66,8 @@ def answer(study: dict, results: dict) -> Section:
     blocks.append(Missing('No contrast can be made yet: it needs two finished arms.',
                           study['command']))
   if any(effect['low'] is None for effect in results['effects']):
-    blocks.append(Text('Where no interval exists (n = 1, or too few runs), a difference cannot be '
-                       'distinguished from noise.'))
+    blocks.append(Paragraph('Where no interval exists (n = 1, or too few runs), a difference '
+                            'cannot be distinguished from noise.'))
   return Section('Answer', 'answer', blocks)
 
 
@@ -99,7 +99,7 @@ def effects(study: dict, results: dict) -> Section:
            'paired by seed, the noise pooled over all arms')
   every, dot_plots = results['effects'], []
   if not every:
-    return Section('Effects', 'effects', [Text('There are none yet.')])
+    return Section('Effects', 'effects', [Paragraph('There are none yet.')])
   for readout in dict.fromkeys(effect['readout'] for effect in every):
     dots = [_dot(effect) for effect in every if effect['readout'] == readout]
     title = f'Effects on {readout_name(readout)} accuracy on {split(study)}'
@@ -160,7 +160,7 @@ def proxies(study: dict, results: dict) -> Section:
   every = results.get('proxies') or []
   if not every:
     return Section('Smaller budgets', 'proxies',
-                   [Text('No smaller budget was compared with the full one.')])
+                   [Paragraph('No smaller budget was compared with the full one.')])
   curves = {}
   for readout in dict.fromkeys(proxy['readout'] for proxy in every):
     ranks = sorted((proxy['budget'], proxy['rank']) for proxy in every
@@ -170,10 +170,10 @@ def proxies(study: dict, results: dict) -> Section:
   lines = charts.line_chart('Rank agreement', curves, '% of the budget',
                             rules={'the same order': 1.})
   return Section('Smaller budgets', 'proxies', [
-      Text(f'How well the order of the arms on {split(study)} after part of the training agrees '
-           'with the order after all of it: 1 is the same order, 0 is no relation. Arms that '
-           'differ by less than seeds do have no order: "a repeat" is the agreement that the full '
-           'budget would reach with itself, repeated with other seeds.'),
+      Paragraph(f'How well the order of the arms on {split(study)} after part of the training '
+                'agrees with the order after all of it: 1 is the same order, 0 is no relation. '
+                'Arms that differ by less than seeds do have no order: "a repeat" is the agreement '
+                'that the full budget would reach with itself, repeated with other seeds.'),
       Charts([Chart('Rank agreement with the full budget', lines)]),
       Table('Rank correlation of the arms; of the effects; and how many of the clear effects had '
             'the same sign',

@@ -15,7 +15,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel.sharding import mesh
 from equivariant_ssl.report import charts, page, panels, pictures, study_numbers
 from equivariant_ssl.report.gallery import picture_block
-from equivariant_ssl.report.page import Chart, Charts, Missing, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.results import ACTION_PROTOCOLS, MEANINGS, labels_by_kind, meaning
 from equivariant_ssl.report.run_page import PICTURE_SIDE
 from equivariant_ssl.storage import record
@@ -108,7 +108,7 @@ def _other_protocols(runs: Sequence[dict]) -> list[Charts]:
 
 def _actions(results: dict) -> list[Section]:
   """Return how far each augmentation moves each arm's features, and whether predictors use it."""
-  runs, none = list(_done_runs(results).values()), Text('No finished run has any.')
+  runs, none = list(_done_runs(results).values()), Paragraph('No finished run has any.')
   profile = _by_arm(runs, lambda run: run.get('profile'))
   drift = none
   if profile:
@@ -121,7 +121,7 @@ def _actions(results: dict) -> list[Section]:
              for row in rows]
     if heats:
       text = f'Mean over seeds. {MEANINGS[kind, unit]}'
-      blocks += [Text(text), Charts(heats)]
+      blocks += [Paragraph(text), Charts(heats)]
   blocks += _other_protocols(runs)
   return [Section('Sensitivity', 'sensitivity', [drift]),
           Section('Prediction', 'prediction', blocks or [none])]
@@ -149,10 +149,10 @@ def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
     plots += panels.group_charts({name: logs[name] for *_, name in lines}, groups, f'{aug}: ',
                                  ('loss', 'images_per_s'))
   over = 'every other augmentation\'s roles' if factorial else 'seeds'
-  about = Text(f'A line for each role: the mean over {over}, at the full budget. A spread under '
-               f'{COLLAPSED} is a collapse.')
+  about = Paragraph(f'A line for each role: the mean over {over}, at the full budget. A spread '
+                    f'under {COLLAPSED} is a collapse.')
   return Section('Training', 'training',
-                 [about, Charts(plots)] if plots else [Text('Nothing was logged yet.')])
+                 [about, Charts(plots)] if plots else [Paragraph('Nothing was logged yet.')])
 
 
 def _group_of_one(values: dict, aug: str) -> Group:
@@ -178,8 +178,8 @@ def _views(study: dict, place: str) -> Section:
                                 Batch(images[:IMAGES], sizes[:IMAGES]))
   except UserError as error:
     return Section('Views', 'views', [panels.error_block(error)])
-  about = Text('Each augmentation alone, with its settings. A row for each image: the original, '
-               'then two views.')
+  about = Paragraph('Each augmentation alone, with its settings. A row for each image: the '
+                    'original, then two views.')
   blocks = [picture_block(aug, '', rows, PICTURE_SIDE) for aug, rows in tiles.items()]
   return Section('Views', 'views', [about, *blocks])
 
@@ -206,12 +206,12 @@ def _runs(folder: pathlib.Path, study: dict, results: dict) -> Section:
   waiting = [name for name, run in runs.items() if run['status'] == 'waiting']
   seconds = [run['seconds'] for run in runs.values() if run.get('seconds')]
   blocks: list[Any] = [Table('Failed, and why', ('run', 'error'), failed, 2) if failed else
-                       Text('No run failed.')]
+                       Paragraph('No run failed.')]
   more = f' and {len(waiting) - MOST_NAMED} more' if len(waiting) > MOST_NAMED else ''
   names = ', '.join(waiting[:MOST_NAMED])
   blocks.append(Missing(f'{len(waiting)} of {len(runs)} runs still wait: {names}{more}.',
-                        study['command']) if waiting else Text('No run is waiting.'))
-  blocks.append(Text(f'{panels.duration(sum(seconds))} in all, '
+                        study['command']) if waiting else Paragraph('No run is waiting.'))
+  blocks.append(Paragraph(f'{panels.duration(sum(seconds))} in all, '
                      f'{panels.duration(float(np.median(seconds)))} a run (median of '
                      f'{len(seconds)}).' if seconds else 'No time was recorded yet.'))
   blocks.append(_run_table(study, runs))

@@ -23,7 +23,7 @@ from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, UserError, descr
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.storage import disk, fingerprint, orbax_log, run_identity
 from equivariant_ssl.storage.checkpoint_writer import ORBAX, Writer, first_line, saved_steps
-from equivariant_ssl.storage.run_identity import Identity
+from equivariant_ssl.storage.run_identity import RunIdentity
 
 Restored = tuple[int, Any, dict]  # step, state, meta
 Content = tuple[dict[str, jax.Array], dict, str]  # leaves, meta, id of the run
@@ -47,7 +47,7 @@ class _DamagedError(Exception):
   """A checkpoint is damaged. The message says why."""
 
 
-def _load_leaves(path: pathlib.Path, shapes: dict[str, Any], part: bool, identity: Identity,
+def _load_leaves(path: pathlib.Path, shapes: dict[str, Any], part: bool, identity: RunIdentity,
                  record: dict) -> tuple[dict[str, Any], str]:
   """Load the record of a checkpoint into `record`, and return its leaves, and why they are damaged.
 
@@ -79,7 +79,7 @@ def _load_leaves(path: pathlib.Path, shapes: dict[str, Any], part: bool, identit
     return {}, first_line(error)
 
 
-def _attempt(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: Identity
+def _attempt(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: RunIdentity
              ) -> Content:
   """Read a checkpoint once.
 
@@ -119,7 +119,7 @@ def _outcome(error: Exception | None) -> int:
   return MAY_PASS if passing(error) else FAILED
 
 
-def _read(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: Identity
+def _read(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: RunIdentity
           ) -> Content | _DamagedError:
   """Return the content of one checkpoint, or why it is damaged.
 
@@ -160,7 +160,7 @@ def _read(path: pathlib.Path, expected: dict[str, Any], part: bool, identity: Id
 
 
 def _newest(directory: pathlib.Path, abstract: Any, candidates: list[int], part: bool,
-            identity: Identity, reject: Callable[[pathlib.Path, str], None]
+            identity: RunIdentity, reject: Callable[[pathlib.Path, str], None]
             ) -> tuple[Restored, str] | None:
   """Return the first valid checkpoint among the steps `candidates`, and the id of its run.
 

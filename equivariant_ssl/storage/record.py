@@ -69,7 +69,7 @@ def _folder(workdir: Path) -> pathlib.Path:
   """Make the folder `workdir` and return it. Raise UserError if it cannot be made."""
   workdir = pathlib.Path(workdir)
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    disk.retry(lambda: workdir.mkdir(parents=True, exist_ok=True), workdir)
   except OSError as error:
     raise UserError(f'{workdir} cannot be a workdir: {error.strerror}.',
                     'Use another --workdir.') from error

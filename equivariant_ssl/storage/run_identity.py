@@ -16,7 +16,7 @@ from equivariant_ssl.storage import record
 FILE = 'run.json'
 
 
-class Identity(NamedTuple):
+class RunIdentity(NamedTuple):
   """What run.json holds.
 
   id:      the id of the run; '' before the run has one.
@@ -36,34 +36,34 @@ class Keeper(NamedTuple):
   name_run:   (newest=None) -> the id of the run. A run without an id gets one, see `with_id`.
   note_saved: (step) notes that a checkpoint of this step exists.
   """
-  identity: Callable[[], Identity]
+  identity: Callable[[], RunIdentity]
   name_run: Callable[..., str]
   note_saved: Callable[[int], None]
 
 
-def read(workdir: pathlib.Path) -> Identity:
+def read(workdir: pathlib.Path) -> RunIdentity:
   """Read the identity of the run in a folder. A missing or damaged file gives an empty identity.
 
   Raises UserError INPUT_OUTPUT if the file cannot be read.
   """
   try:
     values = record.read_json_object(workdir / FILE, '')
-    return Identity(**{k: type(v)(values[k]) for k, v in Identity()._asdict().items()
+    return RunIdentity(**{k: type(v)(values[k]) for k, v in RunIdentity()._asdict().items()
                        if k in values})
   except (FileNotFoundError, ValueError, TypeError):
-    return Identity()
+    return RunIdentity()
   except UserError as error:
     if error.code == INPUT_OUTPUT:  # this says nothing about the content of the file
       raise
-    return Identity()
+    return RunIdentity()
 
 
-def write(workdir: pathlib.Path, identity: Identity) -> None:
+def write(workdir: pathlib.Path, identity: RunIdentity) -> None:
   """Write the identity of a run into its folder."""
   record.write_atomically(workdir / FILE, json.dumps(identity._asdict()) + '\n')
 
 
-def with_id(identity: Identity, newest: tuple[int, str] | None) -> Identity:
+def with_id(identity: RunIdentity, newest: tuple[int, str] | None) -> RunIdentity:
   """Return `identity` with an id.
 
   newest: (step, id) of the newest checkpoint, or None. An identity without an id takes this id; if
@@ -73,7 +73,7 @@ def with_id(identity: Identity, newest: tuple[int, str] | None) -> Identity:
   saved = identity.saved if identity.saved >= 0 else step
   if identity.id:
     return identity._replace(saved=saved)
-  return Identity(checkpoint_id or secrets.token_hex(8), saved, -1 if checkpoint_id else step)
+  return RunIdentity(checkpoint_id or secrets.token_hex(8), saved, -1 if checkpoint_id else step)
 
 
 def keep(workdir: pathlib.Path) -> Keeper:
@@ -81,9 +81,9 @@ def keep(workdir: pathlib.Path) -> Keeper:
 
   All processes of a job call its functions together; process 0 writes the file.
   """
-  identity = Identity(*processes.gather(read(workdir))[0])
+  identity = RunIdentity(*processes.gather(read(workdir))[0])
 
-  def update(new: Identity) -> str:
+  def update(new: RunIdentity) -> str:
     nonlocal identity
     before, identity = identity, new
     if new != before and processes.is_main():
@@ -95,7 +95,7 @@ def keep(workdir: pathlib.Path) -> Keeper:
   def name_run(newest: tuple[int, str] | None = None) -> str:
     named = with_id(identity, newest)
     # A new id is random: all processes take that of process 0.
-    return update(named if identity.id else Identity(*processes.gather(named)[0]))
+    return update(named if identity.id else RunIdentity(*processes.gather(named)[0]))
 
   def note_saved(step: int) -> None:
     if identity.saved < 0:
@@ -103,7 +103,7 @@ def keep(workdir: pathlib.Path) -> Keeper:
   return Keeper(lambda: identity, name_run, note_saved)
 
 
-def check(identity: Identity, checkpoint_id: str, path: pathlib.Path) -> None:
+def check(identity: RunIdentity, checkpoint_id: str, path: pathlib.Path) -> None:
   """Raise UserError OTHER_CONFIG if the checkpoint at `path` belongs to another run.
 
   checkpoint_id: the id of a run that the checkpoint holds; '' if it holds none.
@@ -116,7 +116,7 @@ def check(identity: Identity, checkpoint_id: str, path: pathlib.Path) -> None:
                     'nothing was changed.', OTHER_CONFIG)
 
 
-def raise_if_gone(workdir: pathlib.Path, identity: Identity) -> None:
+def raise_if_gone(workdir: pathlib.Path, identity: RunIdentity) -> None:
   """Raise UserError NO_CHECKPOINT if the run in `workdir` has lost its checkpoints.
 
   Starting the run again would drop its log.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from equivariant_ssl import augment
 from equivariant_ssl.config import config_to_json, load_config, resolve_config
 from equivariant_ssl.data import holdout
-from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
+from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError, passing
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.evaluation import protocol_names
 from equivariant_ssl.parallel.sharding import mesh
@@ -102,7 +102,7 @@ def _check(s: Settings) -> None:
   transfer.check_targets(s.transfer, s.root)
   for name in s.transfer:
     target = transfer.open_target(name, s.root)
-    if isinstance(target, transfer.Missing):
+    if isinstance(target, transfer.MissingTarget):
       raise UserError(f'--transfer {target.name}: this data set is not on disk.', target.command,
                       BAD_DATA)
 
@@ -181,6 +181,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   try:
     plan = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
+    if passing(error):
+      raise
     state = 'is missing' if isinstance(error, OSError) else 'is not JSON'
     raise UserError(f'no study in {str(folder)!r}: study.json {state}.', start) from None
   fix = 'Restore it from a copy, or do the study again with another --out.'
@@ -253,7 +255,9 @@ def read_part(workdir: pathlib.Path, part: str = 'found') -> dict[str, Any]:
   """Return what found.json or test.json of a run holds; {} where the part is not done."""
   try:
     return json.loads((workdir / f'{part}.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+  except (OSError, ValueError) as error:
+    if passing(error):
+      raise
     return {}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from equivariant_ssl import renamed
 from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.errors import UserError
@@ -59,7 +60,8 @@ def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
     resolved = record.config_leaves(config_to_json(resolve_config(ConfigDict(values))))
   except (FileNotFoundError, UserError):
     return ()
-  written, now = record.config_leaves(values), record.config_leaves(config_to_json(config))
+  written = record.config_leaves(renamed.config(values))
+  now = record.config_leaves(config_to_json(config))
   return tuple(k for k in resolved if k not in written and k in now and now[k] == resolved[k])
 
 

@@ -60,7 +60,7 @@ def test_only_the_named_ops_draw():
     assert same(drawn[name], (whole if name in ('crop', 'jitter') else identity)[name]), name
 
 
-def test_normalised_tells_in_units_of_the_spread():
+def test_normalized_tells_in_units_of_the_spread():
   op = augment.chain(registry.make(augment, 'crop'), registry.make(augment, 'jitter', hue=0.))
   drawn = draws(op, MANY)
   scaled = augment.normalized(op, drawn)
@@ -129,7 +129,7 @@ def test_a_chain_of_nothing_shows_the_image_as_it_is():
   np.testing.assert_array_equal(shown['views'].images, np.repeat(shown['reference'].images, 2, axis=1))
 
 
-def test_neighbours_share_a_draw():
+def test_neighbors_share_a_draw():
   _, found, _ = grouped()
   actions = found['shared'].actions
   assert same(*(jax.tree.map(lambda a: a[i::2], actions) for i in (0, 1)))

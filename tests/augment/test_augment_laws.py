@@ -36,7 +36,7 @@ class Case(NamedTuple):
   gradients: np.ndarray
 
 
-def seen(op: Op):
+def views_and_gradients(op: Op):
   """(actions, images) -> (views, gradients in the pixels of a random weighing of the view), jitted over a batch."""
   def one(action, image):
     def weighed(pixels):
@@ -55,12 +55,12 @@ def case(name: str) -> Case:
   idle = (rows(drawn, MANY) == rows(repeated(identity, 1), 1)).all(axis=1)
   apart = np.argsort(idle, kind='stable')[:8]  # draws that do something first
   actions = jax.tree.map(lambda a, b: jnp.concatenate([a[apart], b]), drawn, repeated(identity, 8))
-  views, gradients = seen(op)(actions, images(np.concatenate([PICTURES, PICTURES])))
+  views, gradients = views_and_gradients(op)(actions, images(np.concatenate([PICTURES, PICTURES])))
   return Case(op, sample, identity, drawn, idle, jax.tree.map(np.asarray, views), np.asarray(gradients))
 
 
 @pytest.fixture(params=NAMES)
-def found(request) -> Case:
+def law_case(request) -> Case:
   return case(request.param)
 
 
@@ -71,118 +71,118 @@ def test_factory_has_defaults_and_the_op_its_files_name():
     assert registry.make(augment, name).name == name
 
 
-def test_identity_is_the_plain_resize(found):
-  plain = jax.vmap(lambda image: resize(image, found.views.pixels.shape[1]))(images())
-  assert np.abs(found.views.pixels[8:] - plain.pixels).max() <= 1e-6
-  assert np.array_equal(found.views.size[8:], plain.size)
+def test_identity_is_the_plain_resize(law_case):
+  plain = jax.vmap(lambda image: resize(image, law_case.views.pixels.shape[1]))(images())
+  assert np.abs(law_case.views.pixels[8:] - plain.pixels).max() <= 1e-6
+  assert np.array_equal(law_case.views.size[8:], plain.size)
 
 
-def test_encoding_of_the_identity_is_zero(found):
-  code = np.asarray(found.op.encode(found.identity))
-  codes = np.asarray(jax.vmap(found.op.encode)(found.drawn))
+def test_encoding_of_the_identity_is_zero(law_case):
+  code = np.asarray(law_case.op.encode(law_case.identity))
+  codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.drawn))
   assert code.ndim == 1 and (code == 0).all() and codes.shape == (MANY, *code.shape)
   assert codes.dtype == np.float32 and np.isfinite(codes).all()
-  different = np.unique(rows(found.drawn, MANY), axis=0)
+  different = np.unique(rows(law_case.drawn, MANY), axis=0)
   assert len(np.unique(codes, axis=0)) == len(different), 'two actions have one encoding'
 
 
-def test_the_way_between_two_actions(found):
+def test_the_way_between_two_actions(law_case):
   """From an action to itself: nothing; from the identity: what the action tells."""
   def ways(a, b):
-    return [augment.relative(found.op, *pair) for pair in ((a, a), (found.identity, a), (a, b))]
-  few = jax.tree.map(lambda a: a[:256], found.drawn)
+    return [augment.relative(law_case.op, *pair) for pair in ((a, a), (law_case.identity, a), (a, b))]
+  few = jax.tree.map(lambda a: a[:256], law_case.drawn)
   still, onward, between = jax.jit(jax.vmap(ways))(few, jax.tree.map(lambda a: a[::-1], few))
-  codes = np.asarray(jax.vmap(found.op.encode)(few))
+  codes = np.asarray(jax.vmap(law_case.op.encode)(few))
   assert (still == 0).all() and np.abs(onward - codes).max() <= 1e-6
   assert between.shape == codes.shape and between.dtype == np.float32 and np.isfinite(between).all()
 
 
-def test_views_stay_images(found):
-  side = found.views.pixels.shape[1]
-  assert found.views.pixels.shape == (16, side, side, 3) and found.views.pixels.dtype == np.float32
-  assert found.views.pixels.min() >= 0 and found.views.pixels.max() <= 1
-  assert found.views.size.shape == (16, 2) and found.views.size.dtype == np.float32
+def test_views_stay_images(law_case):
+  side = law_case.views.pixels.shape[1]
+  assert law_case.views.pixels.shape == (16, side, side, 3) and law_case.views.pixels.dtype == np.float32
+  assert law_case.views.pixels.min() >= 0 and law_case.views.pixels.max() <= 1
+  assert law_case.views.size.shape == (16, 2) and law_case.views.size.dtype == np.float32
 
 
-def test_drawn_actions_change_the_image(found):
-  moved = np.abs(found.views.pixels[:2] - found.views.pixels[8:10]).reshape(2, -1).max(axis=1)
+def test_drawn_actions_change_the_image(law_case):
+  moved = np.abs(law_case.views.pixels[:2] - law_case.views.pixels[8:10]).reshape(2, -1).max(axis=1)
   assert (moved > 1e-3).all(), 'an action that is not the identity left an image as it was'
 
 
-def test_gradient_is_finite(found):
-  assert np.isfinite(found.gradients).all()
-  assert (np.abs(found.gradients).reshape(16, -1).max(axis=1) > 0)[[0, 1, 8, 9]].all()
+def test_gradient_is_finite(law_case):
+  assert np.isfinite(law_case.gradients).all()
+  assert (np.abs(law_case.gradients).reshape(16, -1).max(axis=1) > 0)[[0, 1, 8, 9]].all()
 
 
-def test_same_key_same_draw(found):
-  shifted = found.sample(np.arange(MANY) + 64)
-  assert same(found.drawn, found.sample(np.arange(MANY)))
-  assert same(jax.tree.map(lambda a: a[64:], found.drawn), jax.tree.map(lambda a: a[:-64], shifted))
-  assert not same(jax.tree.map(lambda a: a[:64], found.drawn), jax.tree.map(lambda a: a[:64], shifted))
+def test_same_key_same_draw(law_case):
+  shifted = law_case.sample(np.arange(MANY) + 64)
+  assert same(law_case.drawn, law_case.sample(np.arange(MANY)))
+  assert same(jax.tree.map(lambda a: a[64:], law_case.drawn), jax.tree.map(lambda a: a[:-64], shifted))
+  assert not same(jax.tree.map(lambda a: a[:64], law_case.drawn), jax.tree.map(lambda a: a[:64], shifted))
 
 
-def test_vmap_is_a_loop(found):
-  apply = jax.jit(found.op.apply)
-  apart = np.argsort(found.idle, kind='stable')
+def test_vmap_is_a_loop(law_case):
+  apply = jax.jit(law_case.op.apply)
+  apart = np.argsort(law_case.idle, kind='stable')
   for i in range(3):
-    view = apply(jax.tree.map(lambda a: a[apart[i]], found.drawn), Image(PICTURES[i], SIZE))
-    assert np.abs(view.pixels - found.views.pixels[i]).max() <= 1e-6
+    view = apply(jax.tree.map(lambda a: a[apart[i]], law_case.drawn), Image(PICTURES[i], SIZE))
+    assert np.abs(view.pixels - law_case.views.pixels[i]).max() <= 1e-6
 
 
-def test_docstring_of_the_action_states_each_field_with_its_unit(found):
-  kind = type(found.identity)
+def test_docstring_of_the_action_states_each_field_with_its_unit(law_case):
+  kind = type(law_case.identity)
   for field in kind._fields:
     line = re.search(rf'\b{field}\b[\w, ]*:[^:]*', kind.__doc__)
     assert line and re.search(UNITS, line[0]), \
         f"{kind.__name__}'s docstring must say '{field}: ...' with its unit (one of {UNITS.replace('|', ', ')})"
 
 
-def test_a_chance_is_an_action(found):
+def test_a_chance_is_an_action(law_case):
   """sometimes(0) is the identity, sometimes(1) the op, else the rate is right: also of a chance within a chance."""
-  chances = [augment.sometimes(p, found.op)._replace(name=str(p)) for p in (0., .3, 1.)]
+  chances = [augment.sometimes(p, law_case.op)._replace(name=str(p)) for p in (0., .3, 1.)]
   together = jax.jit(jax.vmap(lambda i: [op.sample(key_for(jax.random.key(1), i), SIZE) for op in chances]))
   for p, drawn in zip((0., .3, 1.), together(np.arange(MANY)), strict=True):
-    did = (rows(drawn, MANY) != rows(repeated(found.identity, 1), 1)).any(axis=1)
-    expected = p * (1 - found.idle.mean())
+    did = (rows(drawn, MANY) != rows(repeated(law_case.identity, 1), 1)).any(axis=1)
+    expected = p * (1 - law_case.idle.mean())
     assert abs(did.mean() - expected) <= 5 * np.sqrt(expected * (1 - expected) / MANY) + 1e-9, f'p = {p}'
 
 
-def test_the_unapplied_can_be_told(found):
+def test_the_unapplied_can_be_told(law_case):
   """Where doing nothing is drawn with a chance, a bool says so and leads the encoding (or the op is discrete)."""
-  if found.idle.mean() > .1 and not (found.op.choices and 'applied' not in type(found.identity)._fields):
-    codes = np.asarray(jax.vmap(found.op.encode)(found.drawn))
-    assert found.drawn.applied.dtype == bool and np.array_equal(codes[:, 0], found.drawn.applied)
-    assert np.array_equal(found.drawn.applied, ~found.idle)
+  if law_case.idle.mean() > .1 and not (law_case.op.choices and 'applied' not in type(law_case.identity)._fields):
+    codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.drawn))
+    assert law_case.drawn.applied.dtype == bool and np.array_equal(codes[:, 0], law_case.drawn.applied)
+    assert np.array_equal(law_case.drawn.applied, ~law_case.idle)
 
 
-def test_choices_are_the_classes(found):
+def test_choices_are_the_classes(law_case):
   """All actions of a discrete op: distinct to a network, each its own class, and each draw is one of them.
 
   The first is the identity, or the identity with the treatment of all the others (`applied`): were class 0 the image
   untouched, the treatment would tell it.
   """
-  if found.op.choices is None:
+  if law_case.op.choices is None:
     return
-  K = len(jax.tree.leaves(found.op.choices)[0])
-  choices, drawn = rows(found.op.choices, K), rows(found.drawn, MANY)
-  codes = np.asarray(jax.vmap(found.op.encode)(found.op.choices))
+  K = len(jax.tree.leaves(law_case.op.choices)[0])
+  choices, drawn = rows(law_case.op.choices, K), rows(law_case.drawn, MANY)
+  codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.op.choices))
   assert len(np.unique(codes, axis=0)) == K
-  first = jax.tree.map(lambda a: a[0], found.op.choices)
+  first = jax.tree.map(lambda a: a[0], law_case.op.choices)
   if 'applied' in first._fields and first.applied:
-    first = first._replace(applied=found.identity.applied)
-  assert same(first, found.identity)
-  classes = jax.vmap(lambda action: augment.class_of(found.op.choices, action))
-  assert np.array_equal(classes(found.op.choices), np.arange(K))
-  assert augment.class_of(found.op.choices, found.identity) == 0
+    first = first._replace(applied=law_case.identity.applied)
+  assert same(first, law_case.identity)
+  classes = jax.vmap(lambda action: augment.class_of(law_case.op.choices, action))
+  assert np.array_equal(classes(law_case.op.choices), np.arange(K))
+  assert augment.class_of(law_case.op.choices, law_case.identity) == 0
   counts = (drawn[:, None] == choices[None]).all(axis=-1)
   assert (counts.sum(axis=1) == 1).all() and (counts.sum(axis=0) > 0).all()
-  for a, b in zip(jax.tree.leaves(found.op.choices), jax.tree.leaves(found.drawn), strict=True):
+  for a, b in zip(jax.tree.leaves(law_case.op.choices), jax.tree.leaves(law_case.drawn), strict=True):
     assert a.dtype == b.dtype
 
 
-def test_one_image_a_device_is_bitwise_eight_on_one(found):
+def test_one_image_a_device_is_bitwise_eight_on_one(law_case):
   def augmented(index, image):
-    view, action = augment.augment(found.op, key_for(jax.random.key(2), index), image)
+    view, action = augment.augment(law_case.op, key_for(jax.random.key(2), index), image)
     return view.pixels, action
   got = [jax.jit(jax.vmap(augmented))(*jax.device_put((np.arange(8), images()), shards(n))) for n in (1, 8)]
   assert same(*got)

@@ -40,13 +40,13 @@ def blur(q, low, high):
   return flag(q) + [(mean, math.sqrt(q * ((low + high) ** 2 / 4 + (high - low) ** 2 / 12) - mean * mean))]
 
 
-def moments(op, told, size):
-  """Mean and standard deviation of `told(action)` over DRAWS draws."""
-  # Unlike the rest of the suite, worth optimising: most of the time is spent running.
+def moments(op, numbers, size):
+  """Mean and standard deviation of `numbers(action)` over DRAWS draws."""
+  # Unlike the rest of the suite, worth optimizing: most of the time is spent running.
   @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
   def chunk(first):
     def one(i):
-      return told(op.sample(key_for(jax.random.key(7), i), jnp.array(size, jnp.float32)))
+      return numbers(op.sample(key_for(jax.random.key(7), i), jnp.array(size, jnp.float32)))
     return jax.vmap(one)(first + jnp.arange(CHUNK))
   draws = np.concatenate([np.asarray(chunk(jnp.int32(i * CHUNK))) for i in range(CHUNKS)]).astype(np.float64)
   return draws.mean(axis=0), draws.std(axis=0)
@@ -69,19 +69,19 @@ def same(got, want, std, what):
 def cifar():
   op = augment.chain(registry.make(augment, 'crop', scale=(.2, 1.)),
                      *(registry.make(augment, n) for n in ('flip', 'jitter', 'gray', 'vflip', 'solarize', 'rotate')))
-  def told(a):
+  def numbers(a):
     return flat(32 * jnp.stack(a['crop']), a['flip'].applied, *a['jitter'], a['gray'].applied,
                 a['vflip'].applied, a['solarize'].applied, jax.nn.one_hot(a['rotate'].turns, 4))
-  return moments(op, told, (32, 32))
+  return moments(op, numbers, (32, 32))
 
 
 @pytest.fixture(scope='module')
 def imagenet():
   strong = registry.make(augment, 'jitter', brightness=.8, contrast=.8, saturation=.8, hue=.2)
   op = augment.chain(strong, *(registry.make(augment, n) for n in ('flip', 'gray', 'blur')))
-  def told(a):
+  def numbers(a):
     return flat(a['flip'].applied, *a['jitter'], a['gray'].applied, *a['blur'])
-  return moments(op, told, (224, 224))
+  return moments(op, numbers, (224, 224))
 
 
 def test_closed_forms(cifar, imagenet):

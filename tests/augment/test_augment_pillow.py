@@ -80,14 +80,14 @@ def pil_hue(turns):
   return shift
 
 
-COLOURS = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast, 'saturation': ImageEnhance.Color}
+COLORS = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast, 'saturation': ImageEnhance.Color}
 
 
 @pytest.mark.parametrize('factor', [.2, .6, .93, 1., 1.27, 1.4, 1.8])
-@pytest.mark.parametrize('name', COLOURS)
+@pytest.mark.parametrize('name', COLORS)
 def test_blends_equal_pillow(photos, name, factor):
   got = ours('jitter', photos, repeated(photos, jittered(**{name: factor})))
-  worst = np.abs(np.round(got) - pillow(photos, enhance(COLOURS[name], factor))).max()
+  worst = np.abs(np.round(got) - pillow(photos, enhance(COLORS[name], factor))).max()
   assert worst <= 1, f'{name} x {factor} is {worst} levels from Pillow'
 
 
@@ -172,7 +172,7 @@ def test_crop_equals_pillow(photos, method, size):
 
 
 def keys_weights(start, length, side, size, a=Fraction(-1, 2)):
-  """The rows of a resized line, in rationals, from the definition: cut, antialias, normalise."""
+  """The rows of a resized line, in rationals, from the definition: cut, antialias, normalize."""
   scale = Fraction(length) / size
   reach, rows = max(scale, 1), []
   for i in range(size):
@@ -215,10 +215,10 @@ def test_blur_equals_its_definition(photos, sigma, height):
 
 
 def test_blends_equal_torchvision_in_float64(photos):
-  """Before rounding: the blends of torchvision's float path, about grey by Pillow's weights."""
+  """Before rounding: the blends of torchvision's float path, about gray by Pillow's weights."""
   x = photos / 255.
-  grey = x @ np.array([.299, .587, .114])
-  other = {'brightness': 0., 'contrast': grey.mean(axis=(1, 2))[:, None, None, None], 'saturation': grey[..., None]}
+  gray = x @ np.array([.299, .587, .114])
+  other = {'brightness': 0., 'contrast': gray.mean(axis=(1, 2))[:, None, None, None], 'saturation': gray[..., None]}
   for name, blank in other.items():
     want = np.clip(1.7 * x - .7 * blank, 0, 1)
     got = ours('jitter', photos, repeated(photos, jittered(**{name: 1.7}))) / 255

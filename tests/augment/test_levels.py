@@ -1,4 +1,4 @@
-"""Colours in 8 bits equal Pillow's to the level; how far a whole chain of views is from Pillow's, with and without."""
+"""Colors in 8 bits equal Pillow's to the level; how far a whole chain of views is from Pillow's, with and without."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ CHAIN = {'crop': {'scale': (.2, 1.), 'method': 'bicubic', 'size': 32}, 'jitter':
 BOUNDS = {False: (1.2, 1.3, 20.), True: (.02, .35, 12.)}
 
 
-def colours(step: int = 5) -> np.ndarray:
+def colors(step: int = 5) -> np.ndarray:
   """[n n 3] uint8: every `step`-th level of each channel."""
   axis = np.arange(0, 256, step)
   grid = np.stack(np.meshgrid(axis, axis, axis, indexing='ij'), axis=-1)
@@ -26,16 +26,16 @@ def colours(step: int = 5) -> np.ndarray:
 
 
 def test_conversions_are_pillows():
-  """Of a part of the 16.7 million colours; of all of them at step 1."""
-  grid = colours()
+  """Of a part of the 16.7 million colors; of all of them at step 1."""
+  grid = colors()
   given = jnp.asarray(grid, jnp.int32)
-  hsv, rgb, grey = jax.jit(lambda x: (
+  hsv, rgb, gray = jax.jit(lambda x: (
       jnp.stack(levels.to_hsv(x), -1), levels.to_rgb(*jnp.moveaxis(x, -1, 0)), levels.luma(x)))(given)
   picture = Pil.fromarray(grid)
   np.testing.assert_array_equal(hsv, np.asarray(picture.convert('HSV')))
   channels = [Pil.fromarray(np.ascontiguousarray(grid[..., i])) for i in range(3)]
   np.testing.assert_array_equal(rgb, np.asarray(Pil.merge('HSV', channels).convert('RGB')))
-  np.testing.assert_array_equal(grey, np.asarray(picture.convert('L')))
+  np.testing.assert_array_equal(gray, np.asarray(picture.convert('L')))
   assert levels.lowered().sum() > 20  # hues that float32 puts a level lower are among them
 
 
@@ -71,11 +71,11 @@ def test_jitter_and_gray_are_pillows(photos):  # noqa: F811
   photos = np.concatenate([photos] * 4)  # noqa: F811
   actions = drawn(len(photos))
   wanted = [pil_jitter(Pil.fromarray(photo), rows(actions, n)) for n, photo in enumerate(photos)]
-  found = ours('jitter', photos, Jitter(**actions), quantise=True)
+  found = ours('jitter', photos, Jitter(**actions), quantize=True)
   np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)
-  grey = ours('gray', photos, registry.make(augment, 'gray').identity(None)._replace(applied=np.ones(len(photos), bool)),
-              quantise=True)
-  np.testing.assert_allclose(grey[..., 1], np.stack([Pil.fromarray(p).convert('L') for p in photos]), atol=1e-4)
+  gray = ours('gray', photos, registry.make(augment, 'gray').identity(None)._replace(applied=np.ones(len(photos), bool)),
+              quantize=True)
+  np.testing.assert_allclose(gray[..., 1], np.stack([Pil.fromarray(p).convert('L') for p in photos]), atol=1e-4)
 
 
 def test_a_hue_shift_is_cut_off_as_pythons():
@@ -83,7 +83,7 @@ def test_a_hue_shift_is_cut_off_as_pythons():
   whole = np.float32(np.arange(-26, 27) / 255)
   turns = np.concatenate([whole, np.nextafter(whole, np.float32(0)),
                           np.float32(np.random.default_rng(0).uniform(-.5, .5, 500))])
-  levels_ = jnp.asarray(colours(51), jnp.int32)
+  levels_ = jnp.asarray(colors(51), jnp.int32)
   steps = np.int32([int(float(t) * 255) for t in turns])
 
   @jax.jit
@@ -97,18 +97,18 @@ def test_a_hue_shift_is_cut_off_as_pythons():
 
 def test_not_applied_is_nothing():
   image = Image(jnp.float32(np.random.default_rng(0).uniform(size=(4, 4, 3))), jnp.full(2, 4.))
-  chain = augment.chain(*(registry.make(augment, name, quantise=True) for name in ('jitter', 'gray')))
+  chain = augment.chain(*(registry.make(augment, name, quantize=True) for name in ('jitter', 'gray')))
   found = jax.jit(lambda image: chain.apply(chain.identity(image.size), image))(image)
   np.testing.assert_array_equal(found.pixels, image.pixels)
 
 
-@pytest.mark.parametrize('quantise', BOUNDS)
-def test_a_whole_chain_beside_pillows(photos, quantise):  # noqa: F811
-  """EquiMod's views of CIFAR-10's size, the same boxes, colours and grays: mean difference (ours - Pillow's), mean absolute
+@pytest.mark.parametrize('quantize', BOUNDS)
+def test_a_whole_chain_beside_pillows(photos, quantize):  # noqa: F811
+  """EquiMod's views of CIFAR-10's size, the same boxes, colors and grays: mean difference (ours - Pillow's), mean absolute
   difference and the largest, in levels."""
   photos, many = square(photos)[:, 4:36, 4:36], 320  # noqa: F811
   chosen = np.concatenate([photos] * (many // len(photos)))
-  settings = {name: kw | ({'quantise': True} if quantise and name != 'crop' else {}) for name, kw in CHAIN.items()}
+  settings = {name: kw | ({'quantize': True} if quantize and name != 'crop' else {}) for name, kw in CHAIN.items()}
   chain = augment.chain(*(registry.make(augment, name, **kw) for name, kw in settings.items()))
   size = jnp.full(2, 32.)
 
@@ -127,5 +127,5 @@ def test_a_whole_chain_beside_pillows(photos, quantise):  # noqa: F811
   error = np.float64(found) * 255 - np.stack(wanted)
   measured = abs(error.mean()), np.abs(error).mean(), np.abs(error).max()
   print(error.mean(), measured)
-  assert all(m <= bound for m, bound in zip(measured, BOUNDS[quantise], strict=True)), measured
-  assert quantise or error.mean() > .5  # Pillow's are darker: it cuts off
+  assert all(m <= bound for m, bound in zip(measured, BOUNDS[quantize], strict=True)), measured
+  assert quantize or error.mean() > .5  # Pillow's are darker: it cuts off

@@ -1,4 +1,4 @@
-"""No artefact of how an op is done tells what it did: an untrained network reads nothing off noise.
+"""No artifact of how an op is done tells what it did: an untrained network reads nothing off noise.
 
 The network, the noise and the questions are those of benchmarks/shortcuts.py, which also prints the figures.
 """
@@ -17,7 +17,7 @@ _spec.loader.exec_module(shortcuts)
 
 
 def answers(case, kinds):
-  return shortcuts.asked(case, {kind: shortcuts.noise(kind, TRAIN + TEST) for kind in kinds}, TRAIN)
+  return shortcuts.answer_questions(case, {kind: shortcuts.noise(kind, TRAIN + TEST) for kind in kinds}, TRAIN)
 
 
 def check(name, kinds):
@@ -42,6 +42,6 @@ def test_no_order_is_read_off_white_noise(name):
 
 
 @pytest.mark.parametrize('name', shortcuts.naive())
-def test_a_planted_artefact_is_found(name):
+def test_a_planted_artifact_is_found(name):
   found = answers(shortcuts.naive()[name], ('1/f',))
   assert all(answer.right > answer.chance + shortcuts.BAR for answer in found.values()), found

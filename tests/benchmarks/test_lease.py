@@ -123,7 +123,7 @@ def test_a_part_that_ends_badly_takes_nothing_with_it(tmp_path, monkeypatch):
   assert states(tmp_path) == {'good part': 'done', 'bad part': 'failed', 'hang part': 'cut', 'shot part': 'cut',
                               'stopped part': 'cut'}
   assert 'MemoryError: out of memory' in one.results['parts']['bad part']['why']
-  assert one.found('good part')['flags'].endswith('--of_all') and not one.found('bad part')
+  assert one.result_of('good part')['flags'].endswith('--of_all') and not one.result_of('bad part')
   assert one.part('late part', 'good', {}, 61, 70) == {} and states(tmp_path)['late part'] == 'not begun'
   assert one.left() > 50, 'none waited for the one that hangs'
 

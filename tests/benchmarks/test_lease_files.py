@@ -57,7 +57,7 @@ def test_a_file_that_did_not_arrive_whole_is_left_out(tmp_path):
 def test_a_spare_wheel_is_for_a_machine_whose_own_is_too_old(monkeypatch):
   wheels = [pathlib.Path(f'{n}-9-py3-none-any.whl') for n in ('dm_pix', 'flax', 'orbax_checkpoint')]
   monkeypatch.setattr(carried.importlib.metadata, 'version', {'flax': '0.12.1', 'orbax-checkpoint': '0.9.1'}.__getitem__)
-  assert [w.name.split('-')[0] for w in carried.wanted(wheels)] == ['dm_pix', 'orbax_checkpoint']
+  assert [w.name.split('-')[0] for w in carried.wheels_to_install(wheels)] == ['dm_pix', 'orbax_checkpoint']
 
 
 def test_what_a_wheel_needs_travels_or_is_there(tmp_path):

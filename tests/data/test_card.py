@@ -15,7 +15,13 @@ from PIL import Image
 from equivariant_ssl import cli
 from equivariant_ssl.config import config_to_json, load_config, read_config
 from equivariant_ssl.data import tfds
-from equivariant_ssl.data.card import card_differences, card_from_json, data_mark, read_card
+from equivariant_ssl.data.card import (
+  card_differences,
+  card_from_json,
+  card_to_json,
+  data_mark,
+  read_card,
+)
 from equivariant_ssl.errors import NO_CHECKPOINT, OTHER_CONFIG, OTHER_DATA
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embeddings
@@ -26,7 +32,7 @@ IMAGES, STEPS = 60, 9  # three epochs of three steps
 
 
 def photos(folder, start, stop, shade=0):
-  """Images number start to stop, of two classes, of noise over a colour of their class."""
+  """Images number start to stop, of two classes, of noise over a color of their class."""
   for i in range(start, stop):
     place = folder / 'ab'[i % 2]
     place.mkdir(parents=True, exist_ok=True)
@@ -128,6 +134,19 @@ def test_a_run_keeps_what_it_knows_beside_its_config_and_in_each_checkpoint(trai
   assert data_mark(card) == data_mark(card._replace(name='elsewhere', settings={}))
 
 
+def test_a_card_of_an_older_version_has_the_same_mark():
+  """It says `labelled`. Its mark stands in results that an older version wrote."""
+  train = {'count': 8, 'files': 'a', 'labels': '', 'pixels': 'b'}
+  bank = {'count': 4, 'files': 'c', 'labels': 'd', 'pixels': 'e'}
+  old = {'name': 'stl10', 'settings': {'name': 'tfds', 'labelled': 'train'}, 'train': train,
+         'test': None, 'classes': None, 'canvas': 96, 'mean': [.5] * 3, 'std': [.25] * 3,
+         'images': 8, 'labelled': bank}
+  card = card_from_json(old)
+  assert card.labeled.count == 4 and card.settings == {'name': 'tfds', 'labeled': 'train'}
+  assert data_mark(card) == '93765e08a730e973'
+  assert card_from_json(card_to_json(card)) == card
+
+
 def test_added_images_change_no_feature_and_no_export(world, capsys):
   """Bar 4."""
   run, shown = world / 'run', world / 'shown'
@@ -163,17 +182,17 @@ def test_features_and_export_need_no_training_data(world, capsys):
   run, image = world / 'run', world / 'shown' / 'a' / '000.png'
   assert eqssl(capsys, 'embed', run, world / 'shown' / 'a', '--out', world / 'e.npz')[0] == 0
   code, said = eqssl(
-    capsys, 'neighbours', world / 'e.npz', world / 'shown' / 'b' / '001.png', '--run', run, '--k', 2
+    capsys, 'neighbors', world / 'e.npz', world / 'shown' / 'b' / '001.png', '--run', run, '--k', 2
   )
   assert code == 0 and len(said.splitlines()) == 2, said
   assert eqssl(capsys, 'export', run)[0] == 0
   made = embeddings.read(world / 'e.npz')
   embeddings.save(world / 'other.npz', made._replace(origin=made.origin._replace(mark='0' * 16)))
   code, said = eqssl(
-    capsys, 'neighbours', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
+    capsys, 'neighbors', world / 'other.npz', world / 'shown' / 'b' / '001.png', '--run', run
   )
   assert code == 2 and 'another data card' in said and 'eqssl embed' in said
-  assert eqssl(capsys, 'neighbours', world / 'other.npz', image, '--k', 2)[0] == 0
+  assert eqssl(capsys, 'neighbours', world / 'other.npz', image, '--k', 2)[0] == 0  # its old name
 
 
 def padded(folder):
@@ -202,7 +221,7 @@ OTHERS = {  # what happens to the folder: what is said
   ),
   'padded': (padded, 'other names or sizes'),
   'darker': (darker, 'the training images have other pixels'),
-  'unlabelled': (lambda folder: shutil.copy(folder / 'a' / '000.png', folder), 'no labels'),
+  'unlabeled': (lambda folder: shutil.copy(folder / 'a' / '000.png', folder), 'no labels'),
 }
 
 
@@ -245,7 +264,7 @@ def test_a_report_says_so_in_place_of_its_pictures(world, capsys):
 
 
 @pytest.mark.parametrize('more', [True, False], ids=['more', 'fewer'])
-def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalisation(
+def test_a_resumed_run_on_other_data_keeps_its_steps_its_rate_and_its_normalization(
   world, trained, more, capsys
 ):
   run, straight = world / 'run', rows(trained / 'run')

@@ -58,7 +58,7 @@ def write(path, content):
 
 
 def album(root, classes=('cat', 'dog'), each=30):
-  """A folder of `each` images a class, the left half of every one of a colour of its own."""
+  """A folder of `each` images a class, the left half of every one of a color of its own."""
   for c, name in enumerate(classes):
     for i in range(each):
       pixels = np.full((8, 12, 3), (c * 100, i, 7), np.uint8)
@@ -672,7 +672,7 @@ def test_a_download_is_verified(tmp_path, monkeypatch):
 # ---- other TFDS data, hostile and broken ones
 
 def small_tfds(root, shape, label=True, first=0, count=6):
-  """A prepared TFDS data set `small` of its own builder, with `count` grey or colour PNGs."""
+  """A prepared TFDS data set `small` of its own builder, with `count` gray or color PNGs."""
   import tensorflow_datasets
   from tensorflow_datasets.core.registered import skip_registration
   features = tensorflow_datasets.features
@@ -711,8 +711,8 @@ def small_tfds(root, shape, label=True, first=0, count=6):
 
 
 def test_other_tfds_data(tmp_path):
-  path = small_tfds(tmp_path / 'grey', (6, 6, 1), first=-1)
-  made = tfds.make('small', str(tmp_path / 'grey'), test='')
+  path = small_tfds(tmp_path / 'gray', (6, 6, 1), first=-1)
+  made = tfds.make('small', str(tmp_path / 'gray'), test='')
   assert (
     made.train.images.shape == (6, 6, 6, 3) and made.train.labels is None and made.name == 'small'
   )
@@ -724,9 +724,9 @@ def test_other_tfds_data(tmp_path):
                     ({'dataset': 'small:2.0.0'}, 'there are versions 1.0.0'),
                     ({'dataset': 'mnist'}, "mnist', file_format='array_record'")):
     with pytest.raises(UserError, match=words):
-      tfds.make(**{'dataset': 'small', 'root': str(tmp_path / 'grey'), **kw})
+      tfds.make(**{'dataset': 'small', 'root': str(tmp_path / 'gray'), **kw})
   with pytest.raises(UserError, match='config.data.test=train.80%:'):
-    tfds.make('small', str(tmp_path / 'grey'))
+    tfds.make('small', str(tmp_path / 'gray'))
   small_tfds(tmp_path / 'wide', (None, None, 3), label=False)
   with pytest.raises(UserError, match='data.size=64'):
     tfds.make('small', str(tmp_path / 'wide'), test='')

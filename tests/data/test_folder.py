@@ -193,11 +193,11 @@ def test_a_class_in_splits_may_have_the_name_of_one(tmp_path, capsys):
 
 def test_images_beside_the_splits_are_said(tmp_path, capsys):
   root = album(
-    tmp_path / 'photos', {'train/a': 3, 'train/b': 3, 'val/a': 2, 'val/b': 2, 'unlabelled': 5}
+    tmp_path / 'photos', {'train/a': 3, 'train/b': 3, 'val/a': 2, 'val/b': 2, 'unlabeled': 5}
   )
   (root / 'preview.png').write_bytes(encoded(picture(0)))
   for lines in both(root, capsys=capsys):
-    assert "6 images are beside the splits and not used: in 'unlabelled'" in lines
+    assert "6 images are beside the splits and not used: in 'unlabeled'" in lines
 
 
 def test_one_class_is_no_label_and_trains(tmp_path, capsys):
@@ -302,14 +302,14 @@ def test_a_folder_of_other_files_says_so(tmp_path, capsys):
   assert 'it has: 3 .heic' in lines[0] and '.tiff' in lines[1]
 
 
-def png(width, height, bits=8, colour=2, key=(), rows=b'\0'):
+def png(width, height, bits=8, color=2, key=(), rows=b'\0'):
   def chunk(name, body):
     return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
 
   return b''.join(
     (
       b'\x89PNG\r\n\x1a\n',
-      chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, colour, 0, 0, 0)),
+      chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, color, 0, 0, 0)),
       *((chunk(b'tRNS', struct.pack(f'>{len(key)}H', *key)),) if key else ()),
       chunk(b'IDAT', zlib.compress(rows)),
       chunk(b'IEND', b''),
@@ -527,7 +527,7 @@ def test_12_bits_in_16_are_said_and_scaled(tmp_path, capsys):
     (png(2, 1, 8, 0, (200,), b'\0\xc8\x64'), [(9, 8, 7), (100,) * 3]),
   ],
 )
-def test_one_transparent_colour_at_any_depth(data, expected):
+def test_one_transparent_color_at_any_depth(data, expected):
   assert decode.decode(data, None, PixelRules((9, 8, 7)))[0][0].tolist() == [list(e) for e in expected]
 
 
@@ -607,7 +607,7 @@ def odd():
   sampled[sampled.find(b'\xff\xc0') + 11] = 0x31
   return {
     'cmyk.jpg': encoded(noise.convert('CMYK'), 'JPEG'),
-    'grey.jpg': encoded(noise.convert('L'), 'JPEG'),
+    'gray.jpg': encoded(noise.convert('L'), 'JPEG'),
     'progressive.jpg': encoded(noise, 'JPEG', progressive=True),
     'turned.jpg': encoded(noise, 'JPEG', exif=exif),
     '411.jpg': encoded(noise, 'JPEG', subsampling='4:1:1'),

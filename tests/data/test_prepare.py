@@ -359,7 +359,7 @@ def test_cifar100_and_stl10(tmp_path):
   np.testing.assert_array_equal(by_label[0], images['test'][1].transpose(2, 1, 0))
   assert found['test'].dataset_info.features['image'].shape == (96, 96, 3)
   assert cli.main(['data', 'check', 'stl10', '--root', str(tmp_path)]) == 0
-  # A run on all of it, of which half has no labels, is evaluated with those of the labelled split.
+  # A run on all of it, of which half has no labels, is evaluated with those of the labeled split.
   config = load_config(
     'stl10_simclr_augself', {'data.root': str(tmp_path), 'batch': '2', 'encoder.width': '4'}
   )
@@ -367,15 +367,15 @@ def test_cifar100_and_stl10(tmp_path):
   assert run.source.train.labels is None and len(run.source.train.images) == 4
   assert sorted(run.source.bank.labels) == [0, 9] and run.source.bank.images.shape == (2, 96, 96, 3)
   assert evaluation.unmet_need(run, 'labels') is None and online.monitor(run)
-  without = run._replace(source=run.source._replace(labelled=None))
-  assert '--config.data.labelled=SPLIT' in evaluation.unmet_need(without, 'labels')[1]
+  without = run._replace(source=run.source._replace(labeled=None))
+  assert '--config.data.labeled=SPLIT' in evaluation.unmet_need(without, 'labels')[1]
   other = card.make_card(
-    run.source._replace(labelled=run.source.labelled._replace(labels=np.array([1, 1]))), config
+    run.source._replace(labeled=run.source.labeled._replace(labels=np.array([1, 1]))), config
   )
   assert (
     card.data_mark(other) != card.data_mark(run.card) == card.data_mark(card.card_from_json(card.card_to_json(run.card)))
   )
-  assert card.card_differences(run.card, other) == ['the labelled images have other labels']
+  assert card.card_differences(run.card, other) == ['the labeled images have other labels']
 
 
 def test_tiny_imagenet(tmp_path):
@@ -534,7 +534,7 @@ def test_the_imagenet_path_in_miniature(tmp_path):
 
 @pytest.mark.slow
 def test_the_imagenet_path_on_all_the_photographs(tmp_path):
-  def main(args: list[str]) -> int:  # as a user's: a process of its own, with XLA's optimisation
+  def main(args: list[str]) -> int:  # as a user's: a process of its own, with XLA's optimization
     env = {**os.environ, 'XLA_FLAGS': ''}
     return subprocess.run(
       [sys.executable, '-m', 'equivariant_ssl.cli', *args], cwd=ROOT, env=env

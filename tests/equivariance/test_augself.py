@@ -41,7 +41,7 @@ def view_of(actions, n):
 
 
 def numpy_box(action):
-  """Centre and size in the frame that the view shows: flipped, then turned counter-clockwise."""
+  """Center and size in the frame that the view shows: flipped, then turned counter-clockwise."""
   y, x = action['crop'].top + action['crop'].height / 2, action['crop'].left + action['crop'].width / 2
   h, w = action['crop'].height, action['crop'].width
   x = 1 - x if action['flip'].applied else x

@@ -1,9 +1,9 @@
-"""CARE and STL: neighbouring images receive the same actions; their losses against float64 NumPy."""
+"""CARE and STL: neighboring images receive the same actions; their losses against float64 NumPy."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_equivariances import B, E, check, filled, made, pairs_of, turns
+from test_equivariances import B, E, check, filled, make_objective, pairs_of, turns
 from test_losses import reference as nt_xent
 from wirings import make_wiring
 
@@ -29,13 +29,13 @@ def care(z1, z2, chunks=4):
 
 @pytest.mark.parametrize('chunks', [1, 2])
 def test_care_loss_equals_float64(chunks):
-  wired = made('care', splits=chunks)
+  wired = make_objective('care', splits=chunks)
   check(lambda a, b: wired.loss(a, pairs_of(a, b)), lambda a, b: care(a, b, chunks),
         *np.random.default_rng(0).normal(size=(2, B, E)))
 
 
 def test_care_is_zero_where_angles_are_kept():
-  loss = jax.jit(lambda a, b: made('care', splits=2).loss(a, pairs_of(a, b)))
+  loss = jax.jit(lambda a, b: make_objective('care', splits=2).loss(a, pairs_of(a, b)))
   rng = np.random.default_rng(1)
   z = rng.normal(size=(B, E))
   maps = [np.linalg.qr(rng.normal(size=(E, E)))[0] for _ in range(2)]
@@ -51,21 +51,21 @@ def test_care_is_zero_where_angles_are_kept():
 @pytest.mark.parametrize('batch, splits, share', [(8, 4, 2), (8, 2, 4), (8, 16, 2), (256, 16, 16)])
 def test_care_shares_draws_in_chunks(batch, splits, share):
   """As many chunks as asked for, or fewer where a chunk would have less than two images."""
-  wired = made('care', make_wiring(batch=batch), splits=splits)
+  wired = make_objective('care', make_wiring(batch=batch), splits=splits)
   assert wired.groups['own'].share == share and wired.shares and wired.predicts is None
 
 
 @pytest.mark.parametrize('batch, splits, fits', [(8, 3, 2), (15, 16, 5), (7, 16, 1), (8, 0, 1)])
 def test_care_says_what_cuts_the_batch(batch, splits, fits):
   with pytest.raises(UserError, match='care.splits') as error:
-    made('care', make_wiring(batch=batch), splits=splits)
+    make_objective('care', make_wiring(batch=batch), splits=splits)
   assert f'splits={fits}' in str(error.value)
-  made('care', make_wiring(batch=batch), splits=fits)
+  make_objective('care', make_wiring(batch=batch), splits=fits)
 
 
 @pytest.mark.parametrize('name, share', [('care', 4), ('stl', 2)])
-def test_neighbours_receive_the_same_actions(name, share, key):
-  wired = made(name, turns(size=4), **({'splits': B // share} if name == 'care' else {}))
+def test_neighbors_receive_the_same_actions(name, share, key):
+  wired = make_objective(name, turns(size=4), **({'splits': B // share} if name == 'care' else {}))
   images = Image(jnp.ones((B, 4, 4, 3)), jnp.full((B, 2), 4.))
   draw = jax.jit(lambda key: views(wired.groups, key, images)[wired.uses[0]].actions['rotate'].turns)
   chunks = np.stack([draw(jax.random.key(i)) for i in range(4)]).reshape(4, B // share, share, 2)
@@ -74,7 +74,7 @@ def test_neighbours_receive_the_same_actions(name, share, key):
 
 
 def test_stl_pairs_are_there_and_back():
-  wired = made('stl')
+  wired = make_objective('stl')
   z = jnp.arange(8.).reshape(4, 2, 1)
   pair = wired.pairs({'own': z}, {'own': {}})
   np.testing.assert_array_equal(pair.source[:, 0], np.arange(8))
@@ -83,7 +83,7 @@ def test_stl_pairs_are_there_and_back():
 
 
 def test_stl_loss_equals_float64():
-  wired = made('stl', transformation=.3)
+  wired = make_objective('stl', transformation=.3)
   rng = np.random.default_rng(2)
   wanted = lambda moved, targets, a, b: nt_xent(targets, moved, .2) + .3 * nt_xent(a, b, .2)
   check(lambda *answer: wired.loss(answer, None), wanted,
@@ -99,8 +99,8 @@ def mlp(values, part, x):
 
 
 def test_stl_applies_what_another_image_shows(key):
-  """The matrix comes from the neighbour's two views, and from nothing else; all equals the formula, row by row."""
-  wired = made('stl')
+  """The matrix comes from the neighbor's two views, and from nothing else; all equals the formula, row by row."""
+  wired = make_objective('stl')
   pair = wired.pairs({'own': jax.random.normal(key, (4, 2, 5))}, {'own': {}})
   values = filled(wired.head, pair)
   run = jax.jit(lambda pair: wired.head.apply(values, pair, False))
@@ -116,8 +116,8 @@ def test_stl_applies_what_another_image_shows(key):
   source, target = np.float64(pair.source), np.float64(pair.target)
   done = mlp(values, 'read', np.concatenate([source, target], axis=1))
   move = jax.tree.map(np.float64, values['params']['move'])
-  neighbour = [2, 3, 0, 1, 6, 7, 4, 5]  # rows are (image, direction)
-  matrices = [move['bias'] + np.einsum('a,ade->de', done[n], move['kernel']) for n in neighbour]
+  neighbor = [2, 3, 0, 1, 6, 7, 4, 5]  # rows are (image, direction)
+  matrices = [move['bias'] + np.einsum('a,ade->de', done[n], move['kernel']) for n in neighbor]
   sources = np.stack([source[n] @ matrices[n] for n in range(8)])
   codes = mlp(values, 'project_read', done).reshape(2, 2, 2, 3)
   wanted = mlp(values, 'project', sources), mlp(values, 'project', target), *codes.transpose(1, 0, 2, 3).reshape(2, 4, 3)
@@ -129,13 +129,13 @@ def test_stl_applies_what_another_image_shows(key):
     (False, 'views', 'views'), (True, 'views', 'own'), (False, 'own', 'own'), (True, 'own', 'own')])
 def test_which_views_stl_aligns(sensitive, aligned, group):
   """Views of its own, or if asked for the invariance's, as published; a sensitive op always needs its own."""
-  wired = made('stl', make_wiring(sensitive=sensitive), aligned=aligned)
+  wired = make_objective('stl', make_wiring(sensitive=sensitive), aligned=aligned)
   assert set(wired.groups) == {group} and wired.uses == (group,) and wired.groups[group].share == 2
   assert wired.predicts is None
 
 
 def test_what_stl_refuses():
   with pytest.raises(UserError, match='odd'):
-    made('stl', make_wiring(batch=7))
+    make_objective('stl', make_wiring(batch=7))
   with pytest.raises(UserError, match='aligned'):
-    made('stl', aligned='view')
+    make_objective('stl', aligned='view')

@@ -10,7 +10,7 @@ from test_equivariances import (
   V,
   check,
   filled,
-  made,
+  make_objective,
   pairs_of,
   turned,
   turns,
@@ -24,7 +24,7 @@ from equivariant_ssl.nets import predictors
 
 
 def test_equimod_pairs_each_view_with_its_own_reference():
-  wired = made('equimod')
+  wired = make_objective('equimod')
   embedded = {'reference': jnp.arange(B, dtype=jnp.float32).reshape(B, 1, 1),
               'views': jnp.arange(B * V, dtype=jnp.float32).reshape(B, V, 1)}
   actions = {'reference': {'flip': jnp.zeros((B, 1), bool)}, 'views': {'flip': jnp.ones((B, V), bool)}}
@@ -37,15 +37,15 @@ def test_equimod_pairs_each_view_with_its_own_reference():
 @pytest.mark.parametrize('kw', [{}, {'exclude_sibling': True}, {'loss': 'mse', 'variance_weight': .7}], ids=str)
 def test_equimod_loss_equals_float64(kw):
   """NT-Xent over 4B rows, the sibling a negative unless excluded; or the squared error and the hinge on both sides."""
-  wired = made('equimod', **kw)
+  wired = make_objective('equimod', **kw)
   same = np.arange(6) // 2 if kw.get('exclude_sibling') else None
 
-  def wanted(y, y_hat):
+  def expected_loss(y, y_hat):
     if kw.get('loss') == 'mse':
       return np.mean((y_hat - y) ** 2) + .7 * (variance(y) + variance(y_hat)) / 2
     return nt_xent(y, y_hat, .2, same)
 
-  check(lambda y, y_hat: wired.loss(y_hat, pairs_of(y, y)), wanted, *np.random.default_rng(1).normal(size=(2, 6, E)) * .8)
+  check(lambda y, y_hat: wired.loss(y_hat, pairs_of(y, y)), expected_loss, *np.random.default_rng(1).normal(size=(2, 6, E)) * .8)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def embedded(key):
 @pytest.mark.parametrize('stop, flows', [('none', (True, True)), ('target', (True, False)), ('source', (False, True))])
 def test_where_the_gradient_flows(stop, flows, embedded):
   """By default through references and views alike, as published; else exactly nothing through what is stopped."""
-  wired = made('equimod', turns(), stop_gradient=stop)
+  wired = make_objective('equimod', turns(), stop_gradient=stop)
   values = filled(wired.head, wired.pairs(embedded, turned()))
 
   @jax.jit
@@ -74,7 +74,7 @@ def test_where_the_gradient_flows(stop, flows, embedded):
 
 def test_the_head_equals_float64(embedded):
   """y_hat = BN( [y0, BN(a W)] U ): one Linear each, no bias, the last norm without affine; the action is `after`'s alone."""
-  wired = made('equimod', turns())
+  wired = make_objective('equimod', turns())
   pair = wired.pairs(embedded, turned())
   values = filled(wired.head, pair)
   params = values['params']
@@ -98,7 +98,7 @@ MLP = ('linear_0', 'norm_0', 'linear_1', 'norm_1')
     ({'encoder': 'mlp'}, MLP, ('linear_0',)), ({'encoder': 'none', 'predictor': 'hyper'}, (), ('bias', 'kernel')),
     ({'predictor': 'mlp'}, MLP[:2], MLP[:3]), ({'predictor': 'identity', 'reference': 'view'}, MLP[:2], ())], ids=str)
 def test_every_encoder_and_predictor_fits(kw, encoder, predictor, embedded):
-  wired = made('equimod', turns(), action_hidden=(5,), predictor_hidden=(7,), tap_layer=2, **kw)
+  wired = make_objective('equimod', turns(), action_hidden=(5,), predictor_hidden=(7,), tap_layer=2, **kw)
   assert wired.tap == 2 and wired.predicts == 'target'
   pair = wired.pairs(embedded, turned())
   values = filled(wired.head, pair)
@@ -117,7 +117,7 @@ def test_the_identity_predictor_answers_the_source():
 @pytest.mark.parametrize('setting', ['loss', 'reference', 'stop_gradient', 'encoder', 'predictor'])
 def test_an_unknown_word_is_named_with_those_known(setting):
   with pytest.raises(UserError, match=f'equimod.{setting} has no .hypre.') as error:
-    made('equimod', **{setting: 'hypre'})
+    make_objective('equimod', **{setting: 'hypre'})
   assert 'It has:' in str(error.value)
 
 
@@ -125,7 +125,7 @@ def test_a_square_of_the_reference():
   """.875 on ImageNet: recorded as a crop, which is the action before those of its views."""
   wiring = make_wiring('crop')
   size = jnp.array([8., 16.])
-  action = made('equimod', wiring, reference_side=.875).groups['reference'].chains[0].sample(jax.random.key(0), size)
+  action = make_objective('equimod', wiring, reference_side=.875).groups['reference'].chains[0].sample(jax.random.key(0), size)
   np.testing.assert_allclose(jnp.stack(action['crop'][:4]), [.0625, .28125, .875, .4375])
 
 

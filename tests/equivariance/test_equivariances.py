@@ -15,13 +15,13 @@ SMALL = {'hidden': (8,), 'dim': E, 'action_dim': 3, 'read_hidden': (8,), 'read_d
 NAMES = registry.names(equivariance)
 
 
-def made(name: str, wiring=None, **kw):
+def make_objective(name: str, wiring=None, **kw):
   """Objective `name`, its layers small, wired."""
   small = {k: v for k, v in SMALL.items() if k in registry.schema(equivariance, name)}
   return registry.make(equivariance, name, **{**small, **kw})(wiring or make_wiring())
 
 
-TARGETS = [n for n in NAMES if made(n).predicts == 'target']
+TARGETS = [n for n in NAMES if make_objective(n).predicts == 'target']
 
 
 def variance(z):
@@ -78,7 +78,7 @@ def filled(module, *args, **kw):
 @pytest.mark.parametrize('name', TARGETS)
 def test_the_true_answer_is_best(name):
   """It beats doing nothing and the answers to other actions; the order of the images is nothing."""
-  loss = jax.jit(made(name).loss)
+  loss = jax.jit(make_objective(name).loss)
   rng = np.random.default_rng(0)
   source, target = jnp.float32(rng.normal(size=(2, B * V, E)))
   pair = pairs_of(source, target)
@@ -94,7 +94,7 @@ def test_the_true_answer_is_best(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_an_objective_asks_for_the_groups_it_uses(name, sensitive):
   wiring = make_wiring(sensitive=sensitive)
-  wired = made(name, wiring)
+  wired = make_objective(name, wiring)
   assert set(wired.uses) <= {'views', *wired.groups}
   if name != 'none' and (sensitive or name in ('care', 'stl')):
     assert 'own' in wired.groups and 'views' not in wired.uses
@@ -104,7 +104,7 @@ def test_an_objective_asks_for_the_groups_it_uses(name, sensitive):
 
 
 def test_none_is_nothing():
-  wired = made('none')
+  wired = make_objective('none')
   pair = wired.pairs({'views': jnp.ones((B, V, E))}, {})
   answer = wired.head.apply({}, pair, True)
   assert wired.predicts is None and not wired.groups and answer.shape == (B * V, E)

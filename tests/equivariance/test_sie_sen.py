@@ -12,7 +12,7 @@ from test_equivariances import (
     covariance,
     filled,
     info_nce,
-    made,
+    make_objective,
     pairs_of,
     turned,
     turns,
@@ -28,7 +28,7 @@ from equivariant_ssl.types import Embeddings
     ('sie', {}, [0, 2], [1, 3]), ('sen', {}, [0, 2], [1, 3])])
 def test_views_are_paired_with_each_other(name, kw, source, target):
   """EquiMod both ways round, SIE and SEN from the first view to the second; the conditioning is the relative action."""
-  wired = made(name, **kw)
+  wired = make_objective(name, **kw)
   z, flipped = jnp.arange(4.).reshape(2, 2, 1), jnp.array([[False, True], [True, True]])
   pair = wired.pairs({'views': z}, {'views': {'flip': flipped}})
   np.testing.assert_array_equal(pair.source[:, 0], source)
@@ -38,7 +38,7 @@ def test_views_are_paired_with_each_other(name, kw, source, target):
 
 
 def test_sen_loss_equals_float64():
-  wired = made('sen', temperature=.3)
+  wired = make_objective('sen', temperature=.3)
   check(lambda z, answer: wired.loss(answer, pairs_of(z, z)), lambda z, answer: info_nce(answer, z, .3),
         *np.random.default_rng(2).normal(size=(2, B, E)))
 
@@ -46,7 +46,7 @@ def test_sen_loss_equals_float64():
 @pytest.mark.parametrize('name', ['sen', 'sie'])
 def test_the_conditioning_is_the_relative_action(name, key):
   """Where the two views had the same action an embedding is predicted to stay, elsewhere to move."""
-  wired = made(name, turns())
+  wired = make_objective(name, turns())
   pair = wired.pairs({'views': jax.random.normal(key, (B, V, E))}, turned())
   values = filled(wired.head, pair)
   assert set(values['params']) == {'predict'}
@@ -64,13 +64,13 @@ def sie(z1, z2, answer, seen=None):
 
 
 def test_sie_loss_equals_float64():
-  wired = made('sie')
+  wired = make_objective('sie')
   check(lambda a, b, c: wired.loss(c, pairs_of(a, b)), sie, *np.random.default_rng(3).normal(size=(3, B, E)) * .8)
 
 
 def test_sie_joint_loss_equals_float64():
   """As published: V and C of both embeddings side by side, which the invariance's embeddings get a gradient from."""
-  wired = made('sie', joint=True)
+  wired = make_objective('sie', joint=True)
 
   def loss(a, b, c, s1, s2):
     seen = jnp.stack([s1, s2], axis=1)
@@ -84,13 +84,13 @@ def test_sie_joint_needs_the_views_of_an_invariance(embeddings):
   seen = embeddings and Embeddings(*(jnp.zeros(embeddings),) * 3)
   z = jnp.zeros((B, E))
   with pytest.raises(UserError, match='vicreg'):
-    made('sie', joint=True).loss(z, pairs_of(z, z), seen)
+    make_objective('sie', joint=True).loss(z, pairs_of(z, z), seen)
 
 
 @pytest.mark.parametrize('share, at', [(.5, 4), (.25, 2)])
 def test_sie_splits_the_features(share, at, key):
   """The first part feeds the invariance, the second the head: neither sees the other."""
-  wired = made('sie', invariant=share)
+  wired = make_objective('sie', invariant=share)
   assert wired.feeds and wired.uses == ('views',) and not wired.groups
   h = jax.random.normal(key, (B, V, 8))
   np.testing.assert_array_equal(wired.head.feed(h, {}, True), h[..., :at])
@@ -106,13 +106,13 @@ def test_sie_splits_the_features(share, at, key):
 @pytest.mark.parametrize('share', [0., 1.])
 def test_sie_needs_both_parts(share):
   with pytest.raises(UserError, match='sie.invariant'):
-    made('sie', invariant=share)
+    make_objective('sie', invariant=share)
 
 
 def test_sen_knows_its_negatives():
   """'all' is NT-Xent of predictions and targets, 'cross' the InfoNCE of its old default; another word is refused."""
   y, y_hat = (jnp.float32(x) for x in np.random.default_rng(2).normal(size=(2, 6, E)))
-  one, other = (made('sen', negatives=n).loss(y_hat, pairs_of(y, y)) for n in ('cross', 'all'))
-  assert one == made('sen').loss(y_hat, pairs_of(y, y)) and one != other
+  one, other = (make_objective('sen', negatives=n).loss(y_hat, pairs_of(y, y)) for n in ('cross', 'all'))
+  assert one == make_objective('sen').loss(y_hat, pairs_of(y, y)) and one != other
   with pytest.raises(UserError, match="sen.negatives has no 'crss'"):
-    made('sen', negatives='crss')
+    make_objective('sen', negatives='crss')

@@ -29,7 +29,7 @@ from equivariant_ssl.training import loop
 
 
 def album(root, counts):
-  """root/{train,test}/CLASS/NN.png of noisy colours."""
+  """root/{train,test}/CLASS/NN.png of noisy colors."""
   random = np.random.RandomState(0)
   for kind in ('train', 'test'):
     for c, (name, count) in enumerate(counts.items()):
@@ -178,6 +178,9 @@ def test_constants_are_found():
     definition = result_files.definition(protocol)
     assert json.loads(json.dumps(definition)) == definition, name  # as a file holds it
     assert definition['constants'], name
+  constants = result_files.definition(protocols.PROTOCOLS['profile'])['constants']
+  assert constants['profile.drift'] == {'centred': True}  # stored results have these older names
+  assert constants['1']['jitter']['quantise'] is False
 
 
 def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):

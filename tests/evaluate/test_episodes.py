@@ -14,7 +14,7 @@ K, D, WAYS, QUERIES = 8, 24, 5, 16
 
 
 def images(seed=0, apart=.4, N=600, scale=1., classes=K):
-  """Features [N D] around a centre for each class, all far from 0, and labels [N]."""
+  """Features [N D] around a center for each class, all far from 0, and labels [N]."""
   random = np.random.RandomState(seed)
   y = random.randint(0, classes, N)
   return (scale * (apart * random.randn(classes, D)[y] + random.randn(N, D) + 1.)).astype(np.float32), y

@@ -23,9 +23,9 @@ K = 10
 def blobs():
   """Features and labels of 10 overlapping classes: training [600 16], test [1000 16]."""
   random = np.random.RandomState(0)
-  centres = random.randn(K, 16)
+  centers = random.randn(K, 16)
   labels = random.randint(0, K, 1600)
-  x = (centres[labels] * .7 + random.randn(1600, 16) + 1.).astype(np.float32)
+  x = (centers[labels] * .7 + random.randn(1600, 16) + 1.).astype(np.float32)
   return x[:600], labels[:600], x[600:], labels[600:]
 
 
@@ -133,7 +133,7 @@ def test_features_refuse_what_they_cannot_read():
 
 
 @pytest.mark.parametrize('protocol', [knn.evaluate, linear.cached])
-def test_labelled_protocols_refuse_bad_labels(protocol, blobs):
+def test_labeled_protocols_refuse_bad_labels(protocol, blobs):
   x, y, xt, yt = blobs
   with pytest.raises(errors.UserError, match='600 of the 600 training images have no label'):
     protocol(x, np.full(600, -1), xt, yt, K)
@@ -170,7 +170,7 @@ def test_knn_is_the_float64_reference(blobs, k, monkeypatch):
   assert statistics.accuracy(found, yt) > .5
 
 
-def test_knn_takes_the_earlier_of_equal_neighbours(monkeypatch):
+def test_knn_takes_the_earlier_of_equal_neighbors(monkeypatch):
   random = np.random.RandomState(0)
   monkeypatch.setattr(knn, 'BANK', 16)
   x, xt = (np.eye(8, dtype=np.float32)[random.randint(0, 8, n)] for n in (90, 50))  # cosines are 0 or 1
@@ -253,10 +253,10 @@ def reference_ridge(x, y, xt):
   """Ridge on one-hot targets with an intercept; the penalty of the least leave-one-out squared error, by leaving
   one out."""
   def fit(x, y, penalty):
-    centre, Y = x.mean(0), np.eye(K)[y]
-    c = x - centre
+    center, Y = x.mean(0), np.eye(K)[y]
+    c = x - center
     w = np.linalg.solve(c.T @ c + penalty * np.eye(x.shape[1]), c.T @ (Y - Y.mean(0)))
-    return lambda z: (z - centre) @ w + Y.mean(0)
+    return lambda z: (z - center) @ w + Y.mean(0)
   losses = []
   for penalty in np.array(fewshot.RIDGES) * x.shape[1]:
     others = [np.arange(len(x)) != i for i in range(len(x))]
@@ -350,7 +350,7 @@ def test_shuffled_actions_are_of_any_view(key):
     gains.shuffle(key, np.array([0, 0, 0, 1, 1]))
 
 
-def moved(weight, pair):
+def shift_estimate(weight, pair):
   return pair.source + (pair.after['shift'] - pair.before['shift']) @ weight
 
 
@@ -370,7 +370,7 @@ def world():
 
 def test_controls_tell_knowing_from_guessing(world, key):
   pair, weight, image = world
-  found = gains.measure(Partial(moved, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
+  found = gains.measure(Partial(shift_estimate, weight), pair, {'shift': jnp.zeros(4)}, key, image, batch=50)
   drift = gains.per_pair(pair.source, pair.target, pair.source).drift
   assert found.true.absolute.mean == pytest.approx(drift.mean(), abs=1e-6)  # the error is 0
   assert found.over_shuffled.low > 0 and found.over_shuffled.n == 40

@@ -25,11 +25,11 @@ K = 3
 
 
 def plain(N, seed):
-  """Images of one colour each, which crops and flips leave alone, and their three classes."""
+  """Images of one color each, which crops and flips leave alone, and their three classes."""
   random = np.random.RandomState(seed)
   labels = np.arange(N, dtype=np.int32) % K
-  colours = random.randint(0, 100, (N, 3)) + 130 * np.eye(3, dtype=int)[labels]
-  images = np.broadcast_to(colours[:, None, None, :], (N, 16, 16, 3)).astype(np.uint8)
+  colors = random.randint(0, 100, (N, 3)) + 130 * np.eye(3, dtype=int)[labels]
+  images = np.broadcast_to(colors[:, None, None, :], (N, 16, 16, 3)).astype(np.uint8)
   return Split(images, np.full((N, 2), 16, np.float32), labels)
 
 
@@ -65,8 +65,8 @@ def state(recipe):
 
 
 @pytest.fixture(scope='module')
-def colours():
-  return Source('colours', plain(120, 0), plain(30, 1), ('r', 'g', 'b'), (0., 0., 0.), (1., 1., 1.))
+def colors():
+  return Source('colors', plain(120, 0), plain(30, 1), ('r', 'g', 'b'), (0., 0., 0.), (1., 1., 1.))
 
 
 def encoder(state):
@@ -114,9 +114,9 @@ def test_a_published_list_is_matched_by_name(tmp_path):
 
 # -- training
 
-def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state, colours, key):
+def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state, colors, key):
   before = fingerprint.fingerprints(state)
-  found = trained(recipe, state, colours.train, lr_backbone=0., lr_head=.5)
+  found = trained(recipe, state, colors.train, lr_backbone=0., lr_head=.5)
   assert fingerprint.fingerprints(state) == before  # the checkpoint is whole, and not donated
   assert fingerprint.fingerprints(found.variables['params']) == fingerprint.fingerprints(encoder(state)['params'])
   assert fingerprint.fingerprints(found.variables['batch_stats']) != fingerprint.fingerprints(encoder(state)['batch_stats'])
@@ -128,8 +128,8 @@ def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state
   w, memory, losses = w.astype(np.float64), 0., []
   for step in range(8):
     rows = np.asarray(epoch_order(key, step // 2, 12))[step % 2 * 6:][:6]
-    h = np.asarray(encode(jnp.asarray(colours.train.images[rows], jnp.float32) / 255), np.float64)
-    h, y = np.concatenate([h, np.ones((6, 1))], axis=1), colours.train.labels[rows]
+    h = np.asarray(encode(jnp.asarray(colors.train.images[rows], jnp.float32) / 255), np.float64)
+    h, y = np.concatenate([h, np.ones((6, 1))], axis=1), colors.train.labels[rows]
     p = np.exp(h @ w)
     p /= p.sum(1, keepdims=True)
     losses.append(-np.log(p[np.arange(6), y]).mean())
@@ -139,17 +139,17 @@ def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state
   np.testing.assert_allclose(found.losses, losses, rtol=1e-3)
 
 
-def test_backbone_and_head_have_their_own_rates(recipe, state, colours, key):
+def test_backbone_and_head_have_their_own_rates(recipe, state, colors, key):
   trace, step = finetune._step(recipe.network, 16, 6, None)
   head = finetune.Head(jnp.ones((8, K)) * jnp.arange(K, dtype=jnp.float32)[None], jnp.zeros(K))
-  def moved(lr_backbone, lr_head):
+  def weight_changes(lr_backbone, lr_head):
     start = {'backbone': encoder(state)['params'], 'head': head}
     weights = jax.tree.map(jnp.copy, start)
     after = step((weights, jax.tree.map(jnp.copy, encoder(state)['batch_stats']), trace.init(weights)), key,
-                 Split(*(a[:12] for a in colours.train)), np.arange(12, dtype=np.int32), 0, 0,
+                 Split(*(a[:12] for a in colors.train)), np.arange(12, dtype=np.int32), 0, 0,
                  {'backbone': np.float32(lr_backbone), 'head': np.float32(lr_head)})[0][0]
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after, start)
-  one, two = moved(.01, .1), moved(.02, .3)
+  one, two = weight_changes(.01, .1), weight_changes(.02, .3)
   largest = max(np.abs(a).max() for a in jax.tree.leaves(one['backbone']))
   assert largest > 1e-4
   for part, times in (('backbone', 2), ('head', 3)):
@@ -157,15 +157,15 @@ def test_backbone_and_head_have_their_own_rates(recipe, state, colours, key):
       np.testing.assert_allclose(times * a, b, atol=1e-3 * largest + 1e-6)
 
 
-def test_all_of_it_learns_and_is_the_same_twice_and_on_two_devices(recipe, state, colours, key):
+def test_all_of_it_learns_and_is_the_same_twice_and_on_two_devices(recipe, state, colors, key):
   kw = {'fraction': .1, 'epochs': 15, 'batch': 6, 'lr_backbone': .02, 'lr_head': .2}
-  found, again = (finetune.finetune(recipe, state, colours, key, **kw) for _ in range(2))
-  still = finetune.finetune(recipe, state, colours, key, **{**kw, 'lr_backbone': 0., 'lr_head': 0.})
+  found, again = (finetune.finetune(recipe, state, colors, key, **kw) for _ in range(2))
+  still = finetune.finetune(recipe, state, colors, key, **{**kw, 'lr_backbone': 0., 'lr_head': 0.})
   assert found.top1 >= .9 and found.top1 > still.top1 + .3 and found.top5 is None
   assert found.protocol == 'finetune 10 % epochs=15 batch=6 lr=0.02/0.2'
   np.testing.assert_array_equal(found.predictions, again.predictions)
-  one, same = (trained(recipe, state, colours.train) for _ in range(2))
-  two = trained(recipe, state, colours.train, mesh=sharding.mesh(jax.devices()[:2]))
+  one, same = (trained(recipe, state, colors.train) for _ in range(2))
+  two = trained(recipe, state, colors.train, mesh=sharding.mesh(jax.devices()[:2]))
   assert fingerprint.fingerprints(one[:2]) == fingerprint.fingerprints(same[:2])
   assert one.losses[-1] < one.losses[0]
   np.testing.assert_allclose(one.losses, two.losses, rtol=1e-3)
@@ -173,31 +173,31 @@ def test_all_of_it_learns_and_is_the_same_twice_and_on_two_devices(recipe, state
     np.testing.assert_allclose(a, b, atol=1e-3 * max(np.abs(a).max(), .1))
 
 
-def test_published_rates_and_a_list_of_images(recipe, state, colours, key):
-  found = finetune.finetune(recipe, state, colours, key, fraction=.1, epochs=1, batch=6)
+def test_published_rates_and_a_list_of_images(recipe, state, colors, key):
+  found = finetune.finetune(recipe, state, colors, key, fraction=.1, epochs=1, batch=6)
   assert found.protocol == 'finetune 10 % epochs=1 batch=6'
   assert found.chosen == {'images': 12, 'batch': 6, 'epochs': 1, 'lr_backbone': .01, 'lr_head': .1}
-  rows = finetune.subset(colours.train.labels, K, key_for(key, 'fine-tune'), .1)
-  named = finetune.finetune(recipe, state, colours, key, epochs=1, batch=6, images=[f'{i}.png' for i in rows[::-1]],
+  rows = finetune.subset(colors.train.labels, K, key_for(key, 'fine-tune'), .1)
+  named = finetune.finetune(recipe, state, colors, key, epochs=1, batch=6, images=[f'{i}.png' for i in rows[::-1]],
                             names=[f'a/{i}.png' for i in range(120)])
   assert named.protocol == 'finetune 12 listed images epochs=1 batch=6' and named.chosen == found.chosen
   np.testing.assert_array_equal(named.predictions, found.predictions)
 
 
-def test_a_run_is_fine_tuned_on_the_files_of_a_list(recipe, state, colours, key, tmp_path):
+def test_a_run_is_fine_tuned_on_the_files_of_a_list(recipe, state, colors, key, tmp_path):
   (tmp_path / 'list.txt').write_text('\n'.join(f'{i}.png' for i in range(12)))
-  source = colours._replace(names=tuple(f'a/{i}.png' for i in range(120)))
+  source = colors._replace(names=tuple(f'a/{i}.png' for i in range(120)))
   run = Stubbed(recipe, source, None)
   found = finetune.evaluate(run, state, .1, key, 1, 6, str(tmp_path / 'list.txt'))
   assert found.protocol == 'finetune 12 listed images epochs=1 batch=6' and found.chosen['images'] == 12
 
 
-def test_what_cannot_be_fine_tuned_is_said(recipe, state, colours, key):
-  tune = lambda state=state, source=colours, **kw: finetune.finetune(recipe, state, source, key, epochs=1,
+def test_what_cannot_be_fine_tuned_is_said(recipe, state, colors, key):
+  tune = lambda state=state, source=colors, **kw: finetune.finetune(recipe, state, source, key, epochs=1,
                                                                       batch=6, **kw)
-  for source, match in ((colours._replace(test=None), 'no labeled test images'),
-                        (colours._replace(train=colours.train._replace(labels=None)), 'no labeled training images'),
-                        (colours._replace(classes=('r', 'g', 'b', 'none')), 'Class 3 has no training image')):
+  for source, match in ((colors._replace(test=None), 'no labeled test images'),
+                        (colors._replace(train=colors.train._replace(labels=None)), 'no labeled training images'),
+                        (colors._replace(classes=('r', 'g', 'b', 'none')), 'Class 3 has no training image')):
     with pytest.raises(errors.UserError, match=match):
       tune(source=source)
   broken = state._replace(params=jax.tree.map(lambda a: a * jnp.float32(np.nan), state.params))

@@ -79,7 +79,7 @@ SOME = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for
 
 
 @functools.cache
-def made(canvas, objective='equimod'):
+def spied_network(canvas, objective='equimod'):
   """(recipe with a spy for its encoder, its frozen functions), the same for all data of a canvas: programs are shared."""
   settings = {'data.name': 'folder', 'data.path': str(ALBUMS[(16, 16)]), 'data.size': str(canvas), 'size': str(SIZE),
               'batch': '12', 'steps': '1', 'mean': '(0.,0.,0.)', 'std': '(1.,1.,1.)', 'augment.rotate.role': 'off',
@@ -108,7 +108,7 @@ def albums(tmp_path_factory):
 @functools.cache
 def world(case, objective='equimod'):
   """(run, frozen functions, state) of the data of a case."""
-  run, fixed = made(case.canvas, objective)
+  run, fixed = spied_network(case.canvas, objective)
   config = run_config.change_config(run.config, {'data': {'path': str(ALBUMS[case.shape]), 'stream': case.stream}})
   own = runs.prepare_run(config, run.mesh)._replace(recipe=run.recipe)
   return own, fixed, runs.initial_state(own)
@@ -122,12 +122,12 @@ def pillow(canvas, true, short, size=SIZE):
   return np.asarray(big.crop((left, top, left + size, top + size)), np.float32) / 255
 
 
-def wanted(split, short):
+def expected_inputs(split, short):
   sizes = np.asarray(split.sizes).astype(int)
   return np.stack([pillow(c, t.tolist(), short) for c, t in zip(np.asarray(split.images), sizes, strict=True)])
 
 
-def seen(f):
+def encoder_inputs(f):
   """The images [N S S 3] that reach the encoder while `f` runs."""
   SEEN.clear()
   f()
@@ -187,18 +187,18 @@ def test_every_protocol_is_watched_here():
 def test_frozen_features_and_the_online_knn(name):
   case = CASES[name]
   run, fixed, state = world(case)
-  want = np.concatenate([wanted(split, short_side(case)) for split in (run.source.train, run.source.test)])
+  want = np.concatenate([expected_inputs(split, short_side(case)) for split in (run.source.train, run.source.test)])
   for protocol in READ:
-    every(seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case))), want)
-  every(seen(lambda: online.monitor(run)(state)), want)
+    every(encoder_inputs(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case))), want)
+  every(encoder_inputs(lambda: online.monitor(run)(state)), want)
   if name.startswith('stored'):  # to the bit
     raw = np.concatenate([np.asarray(s.images) for s in (run.source.train, run.source.test)])
     raw = np.asarray(jax.jit(lambda images: images.astype(jnp.float32) / 255.)(raw))
-    found = seen(lambda: protocols.labeled_features(run, fixed, state))
+    found = encoder_inputs(lambda: protocols.labeled_features(run, fixed, state))
     assert {x.tobytes() for x in found} == {x.tobytes() for x in raw}
 
 
-def centred(case):
+def centered(case):
   return round(SIZE * 36 / 32) if case.canvas == SIZE else short_side(case)
 
 
@@ -209,12 +209,12 @@ def test_probes_and_fine_tuning(name):
   tests = run.source.test
   few = ('simclr', 'equimod', 'finetune100')
   for protocol in few if name not in SLOW else (*PROBES, *TUNED):
-    short = short_side(case) if protocol == 'simclr' else centred(case)
-    want = wanted(tests, short)
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
+    short = short_side(case) if protocol == 'simclr' else centered(case)
+    want = expected_inputs(tests, short)
+    images = encoder_inputs(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     if protocol in ('byol', 'linear'):  # the rate is chosen on two of the training images
       out = held_out_mask(run.source.train.labels, .1)
-      want = np.concatenate([want, wanted(run.source.train, short)[out]])
+      want = np.concatenate([want, expected_inputs(run.source.train, short)[out]])
     found = among(images, want)
     assert set(found) == {-1, *range(len(want))}
     crops(images[found < 0], case, protocol in ('finetune1', 'finetune10'))  # of two images
@@ -224,9 +224,9 @@ def test_probes_and_fine_tuning(name):
 def test_the_panel(name):
   case = CASES[name]
   run, fixed, state = world(case)
-  tests, trains = (wanted(s, short_side(case)) for s in (run.source.test, run.source.train))
+  tests, trains = (expected_inputs(s, short_side(case)) for s in (run.source.test, run.source.train))
   for protocol in PANELS if name in SLOW else ('profile', 'care', 'regression'):
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
+    images = encoder_inputs(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     want = np.concatenate([tests, trains]) if protocol.startswith('regression') else tests
     whole = np.concatenate([want, want[:, :, ::-1]])  # a flip, and what it flips
     found = among(images, whole)
@@ -242,7 +242,7 @@ def test_pairs_and_banks(name):
   canvases = np.asarray(run.source.test.images)
   reference = np.stack([np.asarray(Pillow.fromarray(c).resize((SIZE, SIZE), Pillow.Resampling.BICUBIC)) for c in canvases])
   for protocol in PAIRS:
-    images = seen(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
+    images = encoder_inputs(lambda protocol=protocol: PROTOCOLS[protocol].measure(subject(case)))
     found = among(images, reference.astype(np.float32) / 255)  # EquiMod's reference: the whole canvas, as in training
     assert set(found) == {-1, *range(N)}
     crops(images[found < 0], case)
@@ -252,8 +252,8 @@ def test_a_bank_without_a_reference_begins_with_what_is_shown():
   case = CASES['larger, 4:3']
   run, fixed, state = world(case, '{"name": "equimod", "reference": "view"}')
   found = []
-  images = seen(lambda: found.append(frozen.bank(fixed, state, 'equimod', frozen.indexed_images(run.source.test, slice(4)), batch=4)))
-  every(images.reshape(4, 4, SIZE, SIZE, 3)[:, 0], wanted(run.source.test, short_side(case))[:4])
+  images = encoder_inputs(lambda: found.append(frozen.bank(fixed, state, 'equimod', frozen.indexed_images(run.source.test, slice(4)), batch=4)))
+  every(images.reshape(4, 4, SIZE, SIZE, 3)[:, 0], expected_inputs(run.source.test, short_side(case))[:4])
   boxes, high = found[0][1]['crop'], run.source.test.sizes[:4, 0] == 48
   np.testing.assert_allclose(boxes.height[:, 0], np.where(high, 16 / 24, 16 / 18), rtol=1e-6)  # and are told so
   np.testing.assert_allclose(boxes.width[:, 0], np.where(high, 16 / 18, 16 / 24), rtol=1e-6)
@@ -276,28 +276,28 @@ def test_transfer_and_embed_show_the_whole_central_square(tmp_path):
   photographs = album(tmp_path / 'photographs', (36, 48))
   for case in (CASES['stored'], CASES['larger, 4:3']):  # whatever the run's own data are
     run, fixed, state = world(case)
-    images = seen(lambda case=case: PROTOCOLS['transfer'].measure(subject(case, targets=(str(photographs),))))
+    images = encoder_inputs(lambda case=case: PROTOCOLS['transfer'].measure(subject(case, targets=(str(photographs),))))
     files = sorted((photographs / 'train').rglob('*.png')) + sorted((photographs / 'test').rglob('*.png'))
     canvases = [decode(f.read_bytes(), SIZE) for f in files]
     want = np.stack([pillow(c, t, SIZE) for c, t in canvases])
     every(images, want)
     encoder = embed.Encoder(Partial(fixed.encode, frozen.variables(state)), SIZE, run.mesh, None)
     part, _, _ = embed._list_images(str(photographs))
-    every(seen(lambda encoder=encoder, part=part: embed._encode_part(encoder, part, 8)), want)
+    every(encoder_inputs(lambda encoder=encoder, part=part: embed._encode_part(encoder, part, 8)), want)
 
 
 @pytest.mark.parametrize('name', ['stored', 'larger, 4:3'])
 def test_the_report_and_the_export_show_it_too(name):
   case = CASES[name]
   run, fixed, state = world(case)
-  want = np.concatenate([wanted(s, short_side(case)) for s in (run.source.train, run.source.test)])
-  images = seen(lambda: pictures.neighbors(run, fixed, state, N, 3))
+  want = np.concatenate([expected_inputs(s, short_side(case)) for s in (run.source.train, run.source.test)])
+  images = encoder_inputs(lambda: pictures.neighbors(run, fixed, state, N, 3))
   every(images, want)
-  found = among(seen(lambda: maps.maps(run, fixed, state)), want)
+  found = among(encoder_inputs(lambda: maps.maps(run, fixed, state)), want)
   assert set(range(N, 2 * N)) <= set(found)
-  assert seen(lambda: pictures.strips(run, fixed, state, 2)).shape[0] >= 8
+  assert encoder_inputs(lambda: pictures.strips(run, fixed, state, 2)).shape[0] >= 8
   if case.canvas == SIZE:
-    arms_ = seen(lambda: arms.readouts(fixed, frozen.variables(state), run.source, SIZE))
+    arms_ = encoder_inputs(lambda: arms.readouts(fixed, frozen.variables(state), run.source, SIZE))
     every(arms_, want)
 
 

@@ -75,7 +75,7 @@ def test_it_is_scikit_learns_with_the_bias_in_the_penalty():
   np.testing.assert_allclose(fit.theta, model.coef_.T, atol=2e-3)
 
 
-def test_the_bias_is_penalised():
+def test_the_bias_is_penalized():
   y = np.repeat([0, 1, 2], [60, 30, 10])
   for penalty in (1., 50.):
     fit, = logistic.path(np.zeros((100, 2), np.float32), y, 3, (penalty,))

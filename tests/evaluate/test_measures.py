@@ -329,26 +329,26 @@ def test_care_is_over_actions():
 
 # -- profile
 
-@pytest.mark.parametrize('centred', [True, False])
-def test_drift_is_the_float64_cosines(key, centred):
+@pytest.mark.parametrize('centered', [True, False])
+def test_drift_is_the_float64_cosines(key, centered):
   h, views = randn(20, 6) + 3, randn(20, 4, 6, seed=1) + 3
-  a, b = (unit(x - h.mean(0, dtype=np.float64) * centred) for x in (h, views))
+  a, b = (unit(x - h.mean(0, dtype=np.float64) * centered) for x in (h, views))
   per_image = 1 - np.einsum('nd,nvd->nv', a, b).mean(1)
-  found = profile.drift(h, views, key, centred)
+  found = profile.drift(h, views, key, centered)
   np.testing.assert_allclose(found.view[:3], statistics.interval(per_image)[:3], atol=1e-9)
   assert found.ratio.mean == pytest.approx(found.view.mean / found.other.mean)
-  assert (found.other.mean > .8) == centred  # features that share a large mean look alike
+  assert (found.other.mean > .8) == centered  # features that share a large mean look alike
   assert found.view.n == found.other.n == found.ratio.n == 20
 
 
-@pytest.mark.parametrize('centred', [True, False])
-def test_features_that_ignore_the_augmentation_do_not_drift(key, centred):
+@pytest.mark.parametrize('centered', [True, False])
+def test_features_that_ignore_the_augmentation_do_not_drift(key, centered):
   h = np.abs(randn(50, 7))
-  found = profile.drift(h, np.repeat(h[:, None], 3, axis=1), key, centred)
+  found = profile.drift(h, np.repeat(h[:, None], 3, axis=1), key, centered)
   assert found.view[:3] == found.ratio[:3] == (0., 0., 0.) and found.other.mean > .1
   collapsed = np.full((50, 7), .3, np.float32)
   rounded = np.nextafter(collapsed, np.float32(1.))[:, None]  # float32's noise is no direction
-  assert profile.drift(collapsed, rounded, key, centred).view.mean == pytest.approx(0., abs=1e-12)
+  assert profile.drift(collapsed, rounded, key, centered).view.mean == pytest.approx(0., abs=1e-12)
 
 
 def test_a_view_of_a_stranger_has_drifted_away(key):
@@ -384,9 +384,9 @@ def test_lidar_counts_the_dimensions_that_tell_objects_apart():
   half = means * (np.arange(8) < 4)
   assert health.lidar(half + noise) == pytest.approx(4, rel=.1)
   x = randn(6, 3, 4).astype(np.float64)  # the published form, with the root
-  centre = x.mean(1)
-  between = sum(np.outer(m - centre.mean(0), m - centre.mean(0)) for m in centre) / 6
-  within = sum(np.outer(e, e) for e in (x - centre[:, None]).reshape(-1, 4)) / 18 + 1e-4 * np.eye(4)
+  center = x.mean(1)
+  between = sum(np.outer(m - center.mean(0), m - center.mean(0)) for m in center) / 6
+  within = sum(np.outer(e, e) for e in (x - center[:, None]).reshape(-1, 4)) / 18 + 1e-4 * np.eye(4)
   values, axes = np.linalg.eigh(within)
   root = axes @ np.diag(values ** -.5) @ axes.T
   p = np.linalg.eigvalsh(root @ between @ root)

@@ -30,21 +30,21 @@ def run(folder, **more):
 
 
 @pytest.fixture(scope='module')
-def watched(tmp_path_factory):
+def monitored(tmp_path_factory):
   return run(tmp_path_factory.mktemp('online'), probe='True', knn_every='.08')
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_bitwise_the_same(watched, tmp_path):
-  (without, rows), (with_, more) = run(tmp_path), watched
+def test_what_is_trained_is_bitwise_the_same(monitored, tmp_path):
+  (without, rows), (with_, more) = run(tmp_path), monitored
   for a, b in zip(weights(without), weights(with_), strict=True):
     np.testing.assert_array_equal(a, b)
   assert [r['loss'] for r in rows] == [r['loss'] for r in more]
   assert without.extras == () and 'probe_top1' not in rows[0]
 
 
-def test_both_are_logged_when_due(watched):
-  rows = watched[1]
+def test_both_are_logged_when_due(monitored):
+  rows = monitored[1]
   assert rows[0]['probe_loss'] == pytest.approx(np.log(10), rel=1e-5)  # it starts at zero: the uniform answer
   assert all(0 <= r['probe_top1'] <= 1 for r in rows)
   per_epoch = round(rows[-1]['step'] / rows[-1]['epoch'])

@@ -13,26 +13,26 @@ from equivariant_ssl.evaluate import inputs, probe
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.parallel import sharding
 
-PLAIN = probe.Protocol((.2,), 4, 16)
+PLAIN = probe.ProbeSettings((.2,), 4, 16)
 
 
 def plain(N, seed):
-  """uint8 images of one colour each, which crops and flips leave alone, and three classes of them."""
+  """uint8 images of one color each, which crops and flips leave alone, and three classes of them."""
   random = np.random.RandomState(seed)
   labels = random.randint(0, 3, N)
-  colours = random.randint(0, 120, (N, 3)) + 120 * np.eye(3, dtype=int)[labels]
-  return np.broadcast_to(colours[:, None, None, :], (N, 8, 8, 3)).astype(np.uint8), labels
+  colors = random.randint(0, 120, (N, 3)) + 120 * np.eye(3, dtype=int)[labels]
+  return np.broadcast_to(colors[:, None, None, :], (N, 8, 8, 3)).astype(np.uint8), labels
 
 
 def split(images, labels):
   return Split(images, np.full((len(images), 2), 8, np.float32), labels)
 
 
-def colour(scale, images):
+def color(scale, images):
   return images.mean((1, 2)) * scale
 
 
-ENCODE = Partial(colour, jnp.float32(2.))
+ENCODE = Partial(color, jnp.float32(2.))
 
 
 def reference(protocol, features, labels, key):
@@ -75,7 +75,7 @@ def test_a_probe_is_torchs_sgd_on_augmented_images(key, devices, protocol):
   np.testing.assert_allclose(train(images), want(images), atol=1e-4)
   if protocol == PLAIN._replace(end=1e-4):
     half = images.copy()
-    half[:, :, :4] = 255  # now a crop changes the mean colour
+    half[:, :, :4] = 255  # now a crop changes the mean color
     assert np.abs(train(half) - want(half)).max() > .01
 
 
@@ -112,7 +112,7 @@ def test_a_probe_that_diverges_says_so(key, monkeypatch):
     probe.evaluate('essl', ENCODE, few, few, 8, 3, key, epochs=4, batch=16)
 
 
-def test_centre_is_pillows():
+def test_center_is_pillows():
   image = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
   want = np.asarray(Pillow.fromarray(image).resize((36, 36), Pillow.Resampling.BICUBIC))[2:34, 2:34]
   found = np.asarray(jax.jit(lambda pixels: inputs.resized_center(pixels, 36))(jnp.asarray(image, jnp.float32) / 255))

@@ -74,20 +74,20 @@ def test_every_number_has_the_untrained_network_and_its_controls(evaluated):
 
 @pytest.mark.parametrize('name', ['gains', 'retrieval', 'knn'])
 def test_a_table_loses_no_digit_at_any_width(name, capsys):
-  def shown(width):
+  def printed(width):
     Console(soft_wrap=True, width=width).print(evaluation.table(reports.results(gain=-1.0567)[name], 'x'))
     return capsys.readouterr().out
   digits = lambda text: sorted(c for c in text if c.isdigit())
-  whole = shown(250)
+  whole = printed(250)
   numbers = re.findall(r'-?\d+\.\d\d', whole)
   for width in range(12, 250):
-    text = shown(width)
+    text = printed(width)
     assert '…' not in text and digits(text) == digits(whole), width
     if width >= 60:  # nor is a number broken
       assert max(map(len, text.splitlines())) <= width and sorted(re.findall(r'-?\d+\.\d\d', text)) == sorted(numbers)
   if name == 'gains':
     assert whole.count('equimod all') == 1 and 'trained' in whole.splitlines()[2]
-    assert re.search(r'equimod all, trained +│ +-105.67 \[-106.67, -104.67\] │\n│   untrained ', shown(80))
+    assert re.search(r'equimod all, trained +│ +-105.67 \[-106.67, -104.67\] │\n│   untrained ', printed(80))
 
 
 @pytest.mark.slow
@@ -127,10 +127,10 @@ def test_the_checkpoint_stays_and_a_result_is_read_again(evaluated, monkeypatch)
 
 
 def test_what_was_missing_is_sought_again(evaluated, monkeypatch, capsys):
-  called, rows = [], [transfer.Row('there', 'top1', .5, .5, '', '')]
+  called, rows = [], [transfer.TransferRow('there', 'top1', .5, .5, '', '')]
   def some(*args):
     called.append(args[1])
-    return rows, [transfer.Missing('nosuch', 'type this')]
+    return rows, [transfer.MissingTarget('nosuch', 'type this')]
   monkeypatch.setattr(transfer, 'transfer', some)
   asked = functools.partial(evaluation.evaluate, evaluated[0], ['transfer'], options=protocols.Options(targets=('nosuch',)))
   for _ in range(2):

@@ -20,7 +20,7 @@ from equivariant_ssl.types import Image
 SIZE = 8
 
 
-def colour(weight, images):
+def color(weight, images):
   return images.mean((1, 2)) @ weight
 
 
@@ -30,11 +30,11 @@ def square(images, sizes, size):
 
 
 SQUARE = jax.jit(square, static_argnums=2)
-ENCODE = Partial(colour, 3. * jnp.eye(3))
+ENCODE = Partial(color, 3. * jnp.eye(3))
 
 
 def album(root, counts, kind='train', seed=0):
-  """root/kind/CLASS/i.png: images of one noisy colour, `counts` {class: how many}; 12 x 8 and 8 x 12 in turn."""
+  """root/kind/CLASS/i.png: images of one noisy color, `counts` {class: how many}; 12 x 8 and 8 x 12 in turn."""
   random = np.random.RandomState(seed)
   for c, (name, count) in enumerate(counts.items()):
     (root / kind / name).mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def one(encode, name, **kw):
   return transfer.transfer(encode, (str(name),), SIZE, **kw)
 
 
-def test_the_square_is_pillows_resize_and_centre_crop():
+def test_the_square_is_pillows_resize_and_center_crop():
   random = np.random.RandomState(0)
   small = random.randint(0, 256, (6, 9, 3)).astype(np.uint8)
   smooth = Pillow.fromarray(small).resize((90, 60), Pillow.Resampling.BICUBIC)
@@ -97,7 +97,7 @@ def test_two_folders_the_digits_and_what_is_missing(albums, tmp_path):
   assert [r.name for r in rows] == list(names[:2])
   pairs, scans = rows
   assert pairs.metric == 'top1' and pairs.value == pairs.top1 >= .8
-  assert pairs.protocol == 'logistic, centre 16' and pairs.note == '36 + 4 / 18'
+  assert pairs.protocol == 'logistic, center 16' and pairs.note == '36 + 4 / 18'
   source = digits.make()
   carved = sum(n // 10 for n in np.bincount(source.train.labels))
   assert scans.note == f'{1000 - carved} + {carved} / 797'
@@ -138,7 +138,7 @@ def test_a_mean_per_class_is_chosen_and_reported(albums, monkeypatch):
   monkeypatch.setitem(transfer.DATASETS, 'rare', target)
   seen, real = {}, transfer.logistic
   monkeypatch.setattr(transfer, 'logistic', lambda *a, **kw: seen.setdefault('found', real(*a, **kw)))
-  rows, _ = transfer.transfer(Partial(colour, jnp.full((3, 3), .5)), ('rare',), SIZE, root=str(albums))
+  rows, _ = transfer.transfer(Partial(color, jnp.full((3, 3), .5)), ('rare',), SIZE, root=str(albums))
   labels = np.repeat([0, 1, 2], [3, 12, 12])  # b, g, r
   assert rows[0].metric == 'per_class' and rows[0].note == '22 + 11 / 27'  # val/ is given, not carved
   assert rows[0].value == mean_per_class(seen['found'].predictions, labels) != rows[0].top1
@@ -154,7 +154,7 @@ def test_features_are_kept_and_only_for_the_same_network_and_images(albums, tmp_
   again = [np.load(f)['features'] for f in files]
   assert one(ENCODE, root, **kw) == first and calls == [20, 6]  # kept
   assert one(ENCODE, root, mesh=sharding.mesh(jax.devices()[:2]), **kw) == first and calls == [20, 6]
-  one(Partial(colour, 3.1 * jnp.eye(3)), root, **kw)  # other weights
+  one(Partial(color, 3.1 * jnp.eye(3)), root, **kw)  # other weights
   assert calls == [20, 6] * 2
   one(lambda images: images.mean((1, 2)) @ (2 * jnp.eye(3)), root, **kw)  # a closure: other constants
   one(lambda images: images.mean((1, 2)) @ (4 * jnp.eye(3)), root, **kw)
@@ -173,7 +173,7 @@ def test_features_are_kept_and_only_for_the_same_network_and_images(albums, tmp_
 
 
 def test_what_cannot_be_classified_is_said_in_a_line(albums, tmp_path):
-  nan = Partial(colour, jnp.full((3, 3), jnp.nan))
+  nan = Partial(color, jnp.full((3, 3), jnp.nan))
   single = album(album(tmp_path / 'single', {'r': 20}), {'r': 2}, 'test')
   loose = album(album(tmp_path / 'loose', {'r': 10, 'g': 10}), {'r': 2}, 'test')
   (loose / 'train' / 'r' / '00.png').rename(loose / 'train' / 'x.png')

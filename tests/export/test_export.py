@@ -301,7 +301,7 @@ def test_what_is_not_the_encoder_is_as_at_the_start(back):
   )
 
 
-def test_a_file_of_torchvision_gets_imagenets_normalisation_or_what_is_asked(tmp_path):
+def test_a_file_of_torchvision_gets_imagenets_normalization_or_what_is_asked(tmp_path):
   state = {f'module.{k}': v for k, v in random_state(10, fc=True).items() if 'num_batches' not in k}
   lines, stem = [], {'encoder.stem': 'half'}
   file = written(tmp_path / 'old.safetensors', state)
@@ -357,7 +357,7 @@ def test_the_trained_one_of_two_is_taken():
     torchvision.backbone({f'{p}.{k}': v for p in 'ab' for k, v in tensors.items()})
 
 
-def test_normalisation_and_stem_of_a_config_beside_a_file():
+def test_normalization_and_stem_of_a_config_beside_a_file():
   timm = {'mean': [0.5, 0.4, 0.3], 'std': [0.1, 0.2, 0.3]}
   assert importing._normalization({'pretrained_cfg': timm})[:2] == (
     (0.5, 0.4, 0.3),

@@ -42,8 +42,8 @@ def chunk(kind, data):
   return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
 
-def png(width, height, *chunks, depth=8, colour=2):
-  head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+def png(width, height, *chunks, depth=8, color=2):
+  head = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
   return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + b''.join(chunk(*c) for c in chunks) + chunk(b'IEND', b'')
 
 
@@ -60,14 +60,14 @@ def good(rng):
   found |= {f'jpeg {m}': encoded(noise(rng, m), 'JPEG') for m in ('RGB', 'L', 'CMYK')}
   found |= {f'jpeg {k}': encoded(rgb, 'JPEG', **how) for k, how in {
       'progressive': {'progressive': True}, '4:4:4': {'subsampling': 0}, '4:2:2': {'subsampling': 1}, 'q1': {'quality': 1},
-      'optimised': {'optimize': True}, 'icc': {'icc_profile': b'x' * 999}, 'comment': {'comment': b'x' * 999}}.items()}
+      'optimized': {'optimize': True}, 'icc': {'icc_profile': b'x' * 999}, 'comment': {'comment': b'x' * 999}}.items()}
   found |= {f'exif {i}': turned(rgb, i) for i in (*range(1, 9), 99)}
   found |= {'webp': encoded(rgb, 'WEBP', lossless=True), 'webp alpha': encoded(noise(rng, 'RGBA'), 'WEBP', lossless=True),
             'gif': encoded(noise(rng, 'P'), 'GIF'), 'bmp': encoded(rgb, 'BMP'), 'bmp 1': encoded(noise(rng, '1'), 'BMP'),
             'gif moving': encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:]),
             'png moving': encoded(frames[0], 'PNG', save_all=True, append_images=frames[1:]),
             'png one pixel': encoded(rgb.resize((1, 1)), 'PNG'), 'png 1 x 999': encoded(rgb.resize((1, 999)), 'PNG'),
-            'png transparent colour': encoded(rgb, 'PNG', transparency=(1, 2, 3)),
+            'png transparent color': encoded(rgb, 'PNG', transparency=(1, 2, 3)),
             'png palette with alpha': encoded(noise(rng, 'P'), 'PNG', transparency=bytes(range(256)))}
   return found
 
@@ -88,7 +88,7 @@ def bad(rng, whole):
       'png of no pixels': png(8, 8), 'png of size 0': png(0, 8, (b'IDAT', pixels)), 'png checksum': bytes(damaged),
       'png beyond the limits': png(60_000, 60_000, (b'IDAT', pixels)), 'png 2^31': png(2**31 - 1, 1, (b'IDAT', pixels)),
       'png 60000 x 1': png(60_000, 1, (b'IDAT', pixels)), 'png too few pixels': png(500, 500, (b'IDAT', pixels)),
-      'png not deflated': png(8, 8, (b'IDAT', b'x' * 99)), 'png of no colours': png(8, 8, (b'IDAT', pixels), colour=5),
+      'png not deflated': png(8, 8, (b'IDAT', b'x' * 99)), 'png of no colors': png(8, 8, (b'IDAT', pixels), color=5),
       'png of 3 bits': png(8, 8, (b'IDAT', pixels), depth=3), 'jpeg of nothing': b'\xff\xd8\xff\xd9' + bytes(99),
       'jpeg in jpeg': b'\xff\xd8\xff\xe0' + struct.pack('>H', 60_000) + whole['jpeg RGB'],
       'gif 65535 x 65535': b'GIF89a' + struct.pack('<HH', 65535, 65535) + bytes(99),

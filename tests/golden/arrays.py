@@ -27,13 +27,13 @@ def images(name: str, views: int, side: int = SIDE) -> np.ndarray:
   return generator(name).uniform(size=(B, views, side, side, 3))
 
 
-def told(name: str, numbers: int) -> np.ndarray:
+def head_numbers(name: str, numbers: int) -> np.ndarray:
   """[B numbers] float64 of deviation 1: what a head is told, where its own form is not compared."""
   return generator(name).normal(size=(B, numbers))
 
 
 def actions(views: int = 2, same_flips: bool = False) -> dict[str, np.ndarray]:
-  """What was done to each view, [B views ...]: boxes in whole pixels of SIZE, orders and factors of colours.
+  """What was done to each view, [B views ...]: boxes in whole pixels of SIZE, orders and factors of colors.
 
   same_flips: an image's views are flipped together, or not at all.
   """

@@ -28,7 +28,7 @@ class Optimizer:
 
 
 def parameters(views: int, more: bool) -> list[torch.Tensor]:
-  """EquiMod's vector of each view, [B 15], or with blur and solarisation [B 18]."""
+  """EquiMod's vector of each view, [B 15], or with blur and solarization [B 18]."""
   a = arrays.actions(views)
   columns = [a['box'], a['flip'][..., None], a['jittered'][..., None], a['order'], a['factors'], a['hue'][..., None],
              a['gray'][..., None]]
@@ -155,7 +155,7 @@ def cassle():
   named = (encoder(backbone) | mlp(projector.projector, 'projector')
            | mlp(projector.aug_processor, 'heads_cassle/encode_action'))
   fill(named)
-  describe = lambda t, w: dict(zip(sizes, torch.from_numpy(arrays.told(t, 13)).split(list(sizes.values()), 1), strict=True))
+  describe = lambda t, w: dict(zip(sizes, torch.from_numpy(arrays.head_numbers(t, 13)).split(list(sizes.values()), 1), strict=True))
   trainers_cond.extract_aug_descriptors, trainers_cond.extract_diff = describe, lambda *a: {}
   class View(str):
     def __call__(self, x):
@@ -177,7 +177,7 @@ def sie():
   model = models.SIE(args)
   named = (encoder(model.backbone) | mlp(model.projector_inv, 'projector') | mlp(model.projector_equi, 'heads_sie/project'))
   hyper = {'heads_sie/predict/kernel': model.predictor.hypernet.net[0].weight}
-  return step_of(lambda: model(*image('views'), torch.from_numpy(arrays.told('told', 4)), torch.zeros(arrays.B).long())[0],
+  return step_of(lambda: model(*image('views'), torch.from_numpy(arrays.head_numbers('told', 4)), torch.zeros(arrays.B).long())[0],
                  named, hyper, 6)
 
 
@@ -218,7 +218,7 @@ def sen():
   weight = model.predictor[0].weight
   kernel = arrays.weight('heads_sen/predict/linear_0/kernel', (16, 12))  # ours reads the source first, theirs what is told
   weight.data.copy_(torch.from_numpy(np.concatenate([kernel[12:], kernel[:12]]).T))
-  loss = model(*image('views'), torch.from_numpy(arrays.told('told', 4)))[0]
+  loss = model(*image('views'), torch.from_numpy(arrays.head_numbers('told', 4)))[0]
   loss.backward()
   grad = weight.grad.numpy().T
   return loss.item(), side.gradients(named) | {'heads_sen/predict/linear_0/kernel': np.concatenate([grad[4:], grad[:4]])}

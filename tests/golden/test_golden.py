@@ -51,12 +51,12 @@ def images(name: str, views: int = 2, side: int = arrays.SIDE):
   return jnp.asarray(arrays.images(name, views, side))
 
 
-def seen(**kw) -> dict[str, Views]:
+def plain_views(**kw) -> dict[str, Views]:
   return {'views': Views(images('views'), done(**kw))}
 
 
 def with_reference() -> dict[str, Views]:
-  return {**seen(), 'reference': Views(images('reference', 1), done(1))}
+  return {**plain_views(), 'reference': Views(images('reference', 1), done(1))}
 
 
 def with_turned() -> dict[str, Views]:
@@ -64,17 +64,17 @@ def with_turned() -> dict[str, Views]:
   rotate, third = registry.make(augment, 'rotate'), images('turned', 1, arrays.SIDE // 2)[:, 0]
   of = lambda image, k: rotate.apply(Rotate(k), Image(image, jnp.zeros(2))).pixels
   turned = jnp.stack([jax.vmap(lambda image, k=k: of(image, k))(third) for k in range(4)], axis=1)
-  return {**seen(), 'essl': Views(turned, {'rotate': Rotate(jnp.broadcast_to(jnp.arange(4), (arrays.B, 4)))})}
+  return {**plain_views(), 'essl': Views(turned, {'rotate': Rotate(jnp.broadcast_to(jnp.arange(4), (arrays.B, 4)))})}
 
 
 def with_own() -> dict[str, Views]:
-  return {**seen(), 'care': Views(images('care'), done())}
+  return {**plain_views(), 'care': Views(images('care'), done())}
 
 
-def told(*names: str) -> Callable[[], dict[str, Views]]:
+def numbered_views(*names: str) -> Callable[[], dict[str, Views]]:
   """Views whose actions are the numbers themselves: one array a view, or of the second alone (from the first to it)."""
   def of() -> dict[str, Views]:
-    rows = [jnp.asarray(arrays.told(n, 4 if n == 'told' else 13)) for n in names]
+    rows = [jnp.asarray(arrays.head_numbers(n, 4 if n == 'told' else 13)) for n in names]
     rows = rows if len(rows) == 2 else [jnp.zeros_like(rows[0]), *rows]
     return {'views': Views(images('views'), {'told': jnp.stack(rows, axis=1)})}
   return of
@@ -85,7 +85,7 @@ class Case(NamedTuple):
   action; zero: weights that are 0, of ours alone."""
   config: str
   over: dict[str, str]
-  views: Callable[[], dict[str, Views]] = seen
+  views: Callable[[], dict[str, Views]] = plain_views
   units: np.ndarray | float = 1.
   raw: bool = False
   zero: tuple[str, ...] = ()
@@ -110,20 +110,20 @@ CASES = {
     'essl_simclr': Case('cifar10_simclr_essl', {**widths((12,), 12), 'equivariance.hidden': '(12, 12)'}, with_turned),
     'essl_simsiam': Case('cifar10_simsiam_essl', {
         **widths((12,), 12), **widths((8,), 12, PREDICTOR), 'equivariance.hidden': '(12, 12)'}, with_turned),
-    'augself': Case('stl10_simclr_augself', {**TWO, 'equivariance.hidden': '(12, 12)'}, lambda: seen(same_flips=True)),
+    'augself': Case('stl10_simclr_augself', {**TWO, 'equivariance.hidden': '(12, 12)'}, lambda: plain_views(same_flips=True)),
     'cassle': Case('stl10_simclr_augself', {
         **TWO, **equivariance('cassle', augmentations=(), action_hidden=(6,) * 5, action_dim=6)},
-                   told('told 0', 'told 1'), raw=True),
+                   numbered_views('told 0', 'told 1'), raw=True),
     'sie': Case('imagenet_vicreg', {
         **widths((6, 6), 6), 'invariance.similarity': '10', 'invariance.std': '0', 'invariance.cov': '0',
-        **equivariance('sie', joint=True, hidden=(6, 6), dim=6)}, told('told'), raw=True, zero=('heads_sie/predict/bias',)),
+        **equivariance('sie', joint=True, hidden=(6, 6), dim=6)}, numbered_views('told'), raw=True, zero=('heads_sie/predict/bias',)),
     'stl': Case('stl10_simclr_stl', {
         **widths((12,), 6), **widths((12,), 6, 'equivariance'), 'equivariance.read_hidden': '6,',
         'equivariance.read_dim': '6'}, zero=('heads_stl/move/bias',)),
     'sen': Case('stl10_simclr_augself', {
         'invariance.name': 'none',
         **equivariance('sen', predictor='linear', negatives='all', hidden=(12, 12), dim=12, augmentations=())},
-        told('told'), raw=True),
+        numbered_views('told'), raw=True),
     'care': Case('cifar10_care', {**TWO, 'equivariance.splits': '4'}, with_own),
     'barlow': Case('imagenet_barlow', widths((12, 12), 12)),
     'vicreg': Case('imagenet_vicreg', widths((12, 12), 12)),
@@ -145,7 +145,7 @@ def filled(shapes: dict, case: Case, at: str = '') -> dict:
   return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def made(case: Case):
+def narrow_run(case: Case):
   """The recipe of a config whose layers are narrow, that tells in the official units."""
   config = load_config(case.config, {**SMALL, **case.over})
   config.dtype = WIDE
@@ -160,7 +160,7 @@ def made(case: Case):
 
 def ours(case: Case) -> tuple[float, dict[str, np.ndarray]]:
   """(loss, {path: gradient}) of a whole step, float64."""
-  run, shown = made(case), case.views()
+  run, shown = narrow_run(case), case.views()
   zeros = lambda shapes: jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
   shapes = jax.eval_shape(lambda: run.network.init(jax.random.key(0), shown, run.equivariances, True))
   params, stats = filled(shapes['params'], case), zeros(shapes['batch_stats'])
@@ -204,7 +204,7 @@ def test_a_whole_step_equals_the_official_code(name):
     assert error <= BOUND * np.abs(wanted).max() + 1e-3 * BOUND * largest, f'{path}: {error / np.abs(wanted).max():.1e}'
 
 
-def given(monkeypatch, steps: list) -> None:
+def fix_evaluation(monkeypatch, steps: list) -> None:
   """Our evaluation on the fixed head, orders of images and features of crops; every step's head goes to `steps`."""
   shown = jnp.asarray(np.stack([arrays.probed(s) for s in range(arrays.EPOCHS * arrays.PER_EPOCH)]))
   monkeypatch.setattr(np, 'float32', np.float64)
@@ -233,7 +233,7 @@ def test_the_head_of_a_linear_evaluation_moves_as_in_the_official_code(name, epo
   protocol = probe.PROTOCOLS[name]
   assert (protocol.epochs, protocol.batch) == ({'equimod': 90, 'essl': 100}[name], 256)
   with float64():
-    given(monkeypatch, steps)
+    fix_evaluation(monkeypatch, steps)
     images = np.zeros((arrays.N, 1, 1, arrays.D), np.uint8)  # features are given: what is in them is not read
     split = Split(images, np.ones((arrays.N, 2), np.float32), arrays.probe_labels())
     probe.train(protocol._replace(epochs=epochs, batch=arrays.BATCH), lambda x: x.reshape(len(x), -1), split, 1, arrays.K,

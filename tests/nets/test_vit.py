@@ -97,14 +97,14 @@ def test_names_shapes_and_sizes_are_timms(variant, weights):
 
 
 @pytest.fixture(scope='module')
-def given():
+def small_vit():
   """(network, torch's tensors, ours, images)."""
   net, state = vit.make(**SMALL), drawn(width=192, patch=4, tokens=16, depth=2)
   return net, state, loaded(net, state), np.random.default_rng(1).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
 
-def test_features_are_the_definitions(given):
-  net, state, variables, x = given
+def test_features_are_the_definitions(small_vit):
+  net, state, variables, x = small_vit
   found = jax.jit(lambda v, x: (net.apply(v, x, True), *net.apply(v, x, False, method='stages')))(variables, x)
   want = reference(state, x, heads=3, depth=2)
   for got, token in zip(found, (want[-1], *want), strict=True):
@@ -114,9 +114,9 @@ def test_features_are_the_definitions(given):
   assert back.keys() == state.keys() and all((back[k] == v).all() for k, v in state.items())
 
 
-def test_features_are_timms(given):
+def test_features_are_timms(small_vit):
   torch, theirs = pytest.importorskip('torch'), pytest.importorskip('timm')
-  net, state, variables, x = given
+  net, state, variables, x = small_vit
   theirs = theirs.create_model('vit_tiny_patch16_224', img_size=16, patch_size=4, depth=2, num_classes=0).eval()
   theirs.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
   with torch.no_grad():
@@ -124,8 +124,8 @@ def test_features_are_timms(given):
   assert relative(net.apply(variables, x, False), np.float64(want)) < 1e-5
 
 
-def test_bfloat16_and_views_of_another_size(given):
-  net, _, variables, x = given
+def test_bfloat16_and_views_of_another_size(small_vit):
+  net, _, variables, x = small_vit
   low = vit.make(**SMALL, dtype='bfloat16')
   out = jax.jit(lambda v, x: (net.apply(v, x, True), low.apply(v, x, True), net.apply(v, x[:, :8, :8], True)))(variables, x)
   assert {a.dtype for a in out} == {jnp.dtype('float32')} and out[2].shape == out[0].shape
@@ -156,8 +156,8 @@ def test_remat_keeps_less_and_has_the_same_weights_and_statistics(make):
   assert kept[1][0] < .5 * kept[0][0] and kept[1][1] == kept[0][1]
 
 
-def test_remat_has_the_same_gradient(given):
-  _, _, variables, x = given
+def test_remat_has_the_same_gradient(small_vit):
+  _, _, variables, x = small_vit
   of = lambda net: backward(net, variables, x)(variables['params'])[1](jnp.float32(1))[0]
   plain, again = jax.jit(lambda: (of(vit.make(**SMALL)), of(vit.make(**SMALL, remat=True))))()
   largest = max(np.abs(a).max() for a in jax.tree.leaves(plain))

@@ -21,7 +21,7 @@ from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.transfer import central_features
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import embed, embeddings
-from equivariant_ssl.report.embeddings import Embeddings
+from equivariant_ssl.report.embeddings import ImageFeatures
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
 
@@ -183,7 +183,7 @@ def test_mistakes_are_found_before_anything_is_computed(world, tmp_path, monkeyp
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
-  path, old = tmp_path / f'e.{form}', Embeddings(['a'], np.ones((1, 2), np.float32))
+  path, old = tmp_path / f'e.{form}', ImageFeatures(['a'], np.ones((1, 2), np.float32))
   embeddings.save(path, old)
   before, kind = path.read_bytes(), embeddings.FORMS[f'.{form}']
 
@@ -205,7 +205,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
 def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
   name = embed._text('b\udce9.png')
   for form in FORMS:
-    embeddings.save(tmp_path / f'e.{form}', Embeddings([name], np.ones((1, 2), np.float32)))
+    embeddings.save(tmp_path / f'e.{form}', ImageFeatures([name], np.ones((1, 2), np.float32)))
     assert embeddings.read(tmp_path / f'e.{form}').paths == ['b\\xe9.png']
 
 
@@ -214,19 +214,19 @@ def random_file(tmp_path):
   """A file of 30 random embeddings, two of them parallel."""
   h = np.random.RandomState(0).randn(30, 5).astype(np.float32)
   h[20] = 3 * h[7]
-  stored = Embeddings([f'photos/{i}.png' for i in range(30)], h)
+  stored = ImageFeatures([f'photos/{i}.png' for i in range(30)], h)
   embeddings.save(tmp_path / 'e.npz', stored)
   return str(tmp_path / 'e.npz'), stored
 
 
-def test_neighbours_are_brute_force(random_file, capsys, monkeypatch):
+def test_neighbors_are_brute_force(random_file, capsys, monkeypatch):
   file, (paths, h, _) = random_file
   x = h.astype(np.float64) / np.linalg.norm(h.astype(np.float64), axis=1, keepdims=True)
   for query in (7, 20, 3):
     cosines = x @ x[query]
     cosines[query] = -2.0
     expected = np.argsort(-cosines, kind='stable')[:29]
-    near = embed.neighbours(file, paths[query], 29)
+    near = embed.find_neighbors(file, paths[query], 29)
     assert [p for p, _ in near] == [paths[i] for i in expected]
     np.testing.assert_allclose([c for _, c in near], cosines[expected], atol=1e-12)
     lines = capsys.readouterr().out.splitlines()
@@ -234,8 +234,8 @@ def test_neighbours_are_brute_force(random_file, capsys, monkeypatch):
       lines[0].split() == ['1', f'{cosines[expected[0]]:.3f}', paths[expected[0]]]
       and len(lines) == 29
     )
-  assert embed.neighbours(file, paths[20], 1)[0] == (paths[7], pytest.approx(1.0))
-  assert embed.neighbours(file, './photos/../photos/20.png', 1)[0][0] == paths[7]
+  assert embed.find_neighbors(file, paths[20], 1)[0] == (paths[7], pytest.approx(1.0))
+  assert embed.find_neighbors(file, './photos/../photos/20.png', 1)[0][0] == paths[7]
 
 
 def test_mistakes_of_a_query_are_one_line(random_file, world, tmp_path):
@@ -251,14 +251,14 @@ def test_mistakes_of_a_query_are_one_line(random_file, world, tmp_path):
     ((str(tmp_path / 'none.npz'), 'x'), 'cannot be read'),
   ):
     with pytest.raises(UserError, match=match) as e:
-      embed.neighbours(*args)
+      embed.find_neighbors(*args)
     assert len(str(e.value).splitlines()) == 2, e.value
 
 
 def test_any_image_may_be_asked_with_the_run(world, written, tmp_path, capsys):
   workdir, _, photos = world
   (tmp_path / 'copy.png').write_bytes((photos / 'b' / '3.png').read_bytes())
-  near = embed.neighbours(
+  near = embed.find_neighbors(
     str(written['csv']), str(tmp_path / 'copy.png'), 7, workdir, str(tmp_path / 'near.html')
   )
   assert near[0] == (str(photos / 'b' / '3.png'), pytest.approx(1.0, abs=1e-5)) and len(near) == 7
@@ -279,33 +279,33 @@ def test_another_run_is_refused(world, written, tmp_path):
   with pytest.raises(
     UserError, match=r'all.npz was made by step 0 of .*run, and step 0 of .*other has other weights'
   ) as e:
-    embed.neighbours(str(written['npz']), str(tmp_path / 'copy.png'), 3, str(tmp_path / 'other'))
+    embed.find_neighbors(str(written['npz']), str(tmp_path / 'copy.png'), 3, str(tmp_path / 'other'))
   assert len(str(e.value).splitlines()) == 2 and f'--run {workdir};' in str(e.value)
   shutil.copytree(workdir, tmp_path / 'moved')
-  assert embed.neighbours(
+  assert embed.find_neighbors(
     str(written['npz']), str(tmp_path / 'copy.png'), 1, str(tmp_path / 'moved')
   )
 
 
 def test_fewer_images_than_are_shown_of_themselves(random_file, tmp_path, capsys):
-  few = Embeddings([f'{i}.png' for i in range(4)], random_file[1].features[:4])
+  few = ImageFeatures([f'{i}.png' for i in range(4)], random_file[1].features[:4])
   embeddings.save(tmp_path / 'few.npz', few)
   assert (
-    len(embed.neighbours(str(tmp_path / 'few.npz'), '0.png'))
+    len(embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png'))
     == 3
     == len(capsys.readouterr().out.splitlines())
   )
   with pytest.raises(UserError, match='few.npz has 3 other images'):
-    embed.neighbours(str(tmp_path / 'few.npz'), '0.png', 4)
-  embeddings.save(tmp_path / 'one.npz', Embeddings(['0.png'], few.features[:1]))
+    embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png', 4)
+  embeddings.save(tmp_path / 'one.npz', ImageFeatures(['0.png'], few.features[:1]))
   with pytest.raises(UserError, match='no other image than'):
-    embed.neighbours(str(tmp_path / 'one.npz'), '0.png')
+    embed.find_neighbors(str(tmp_path / 'one.npz'), '0.png')
   with pytest.raises(UserError, match='is a folder, not a file'):
-    embed.neighbours(str(tmp_path / 'few.npz'), '0.png', out=str(tmp_path))
+    embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png', out=str(tmp_path))
 
 
 def test_a_picture_that_is_gone_is_said_on_the_page(random_file, tmp_path):
-  embed.neighbours(random_file[0], 'photos/3.png', 2, out=str(tmp_path / 'near.html'))
+  embed.find_neighbors(random_file[0], 'photos/3.png', 2, out=str(tmp_path / 'near.html'))
   assert (
     html.unescape((tmp_path / 'near.html').read_text()).count('not shown: cannot be opened') == 6
   )  # alt and line

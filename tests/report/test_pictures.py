@@ -227,7 +227,7 @@ def test_nearest_is_brute_force(monkeypatch):
 
 
 @pytest.mark.parametrize('held', [True, False])
-def test_neighbours_are_brute_force(digits, held):
+def test_neighbors_are_brute_force(digits, held):
   run, fixed, state = digits
   run = run if held else run._replace(source=run.source._replace(test=None))
   train_, tests = run.source.train, run.source.test or run.source.train
@@ -275,7 +275,7 @@ def test_maps_are_finite(digits, small):
   )
 
 
-def test_views_of_an_op_alone_are_of_their_colour(digits, small):
+def test_views_of_an_op_alone_are_of_their_color(digits, small):
   run = digits[0]
   chain, tests = maps._ops(run)['rotate'], run.source.test.images
   actions, views = maps._views_of_op(run, chain, 'rotate')

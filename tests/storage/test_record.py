@@ -300,4 +300,4 @@ def test_progress_on_a_terminal_is_one_live_line(plain, monkeypatch):
   text = text.getvalue().decode()
   assert 'a line above' in text and '10/10' in text and 'loss 3.5' in text and '0:00:00 left' in text
   assert text.count('\n') <= 3  # the live line is rewritten, not repeated
-  assert ('\x1b[3' in text) != plain  # a colour
+  assert ('\x1b[3' in text) != plain  # a color

@@ -9,18 +9,18 @@ import pytest
 from PIL import Image as Pil
 
 SIDE = 16
-DESTROYS = {'colour': 'jitter', 'orientation': 'rotate', 'position': 'crop'}
+DESTROYS = {'color': 'jitter', 'orientation': 'rotate', 'position': 'crop'}
 
 
-def picture(random, colour, turned, centred):
-  """A grating, across or along, with a disc at the centre or by the border, in a hue."""
+def picture(random, color, turned, centered):
+  """A grating, across or along, with a disc at the center or by the border, in a hue."""
   y, x = np.mgrid[:SIDE, :SIDE]
   wave = .5 + .3 * np.sin(2 * np.pi * ((y if turned else x) / random.uniform(4, 6) + random.uniform()))
-  radius, angle = (0., 0.) if centred else (5.5, random.uniform(0, 2 * np.pi))
+  radius, angle = (0., 0.) if centered else (5.5, random.uniform(0, 2 * np.pi))
   away = np.hypot(y - 7.5 - radius * np.sin(angle), x - 7.5 - radius * np.cos(angle))
-  grey = np.where(away < 2.5, 1., wave) * random.uniform(.8, 1.)
-  tint = np.array([1., .35, .35]) if colour else np.array([.35, .35, 1.])
-  return np.uint8(255 * np.clip(grey[..., None] * tint + .03 * random.randn(SIDE, SIDE, 3), 0, 1))
+  gray = np.where(away < 2.5, 1., wave) * random.uniform(.8, 1.)
+  tint = np.array([1., .35, .35]) if color else np.array([.35, .35, 1.])
+  return np.uint8(255 * np.clip(gray[..., None] * tint + .03 * random.randn(SIDE, SIDE, 3), 0, 1))
 
 
 def world(folder, carrier, count=(600, 480)):
@@ -74,23 +74,23 @@ def test_the_study_names_what_must_not_be_an_invariance(carrier, tmp_path):
 
 
 def misleading(folder, count=(600, 480)):
-  """While training the class is the colour, and nine times in ten the orientation; of the test images the colour is drawn
+  """While training the class is the color, and nine times in ten the orientation; of the test images the color is drawn
   by a coin and the class is the orientation."""
   random = np.random.RandomState(0)
   for split, n in zip(('train', 'test'), count, strict=True):
     for i in range(n):
-      label, coin, centred = random.randint(2, size=3)
-      colour, turned = (label, label ^ (random.rand() < .1)) if split == 'train' else (coin, label)
+      label, coin, centered = random.randint(2, size=3)
+      color, turned = (label, label ^ (random.rand() < .1)) if split == 'train' else (coin, label)
       path = folder / split / 'ab'[label] / f'{i:04d}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
-      Pil.fromarray(picture(random, colour, turned, centred)).save(path)
+      Pil.fromarray(picture(random, color, turned, centered)).save(path)
   return folder
 
 
 @pytest.mark.slow
 def test_where_validation_and_test_disagree_the_choice_follows_validation(tmp_path):
   """Images that are held out of training look like it; those of the test split do not, and must not say which arm to take.
-  An invariance to colour costs on the first and would win on the second."""
+  An invariance to color costs on the first and would win on the second."""
   config = tmp_path / 'planted.py'
   config.write_text(CONFIG.format(path=misleading(tmp_path / 'images')))
   found, said = study(config, tmp_path / 'study', '--augs', 'jitter', '--seeds', '0,1')

@@ -38,7 +38,7 @@ from equivariant_ssl.training import loop, run_config, runs
 # -- what is held out
 
 
-def made(count=40, classes=4, names=True):
+def labeled_source(count=40, classes=4, names=True):
   labels = np.arange(count, dtype=np.int32) % classes
   part = source.Split(
     np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8),
@@ -57,7 +57,7 @@ def made(count=40, classes=4, names=True):
 
 
 def test_a_share_of_each_class_is_held_out_always_the_same():
-  whole = made()
+  whole = labeled_source()
   found, again, there = (holdout.hold_out(whole, 0.2, r) for r in ('', 'validation', 'test'))
   first = lambda split: split.images[:, 0, 0, 0].tolist()
   assert (
@@ -77,13 +77,13 @@ def test_a_share_of_each_class_is_held_out_always_the_same():
   assert len(bare.test.images) == 8 and bare.test.labels is None and bare.names is None
 
 
-def test_of_a_labelled_split_of_its_own_it_is_held_out():
+def test_of_a_labeled_split_of_its_own_it_is_held_out():
   """STL-10: its training images have no labels, those that are read out on have."""
-  whole = made(names=False)
-  whole = whole._replace(labelled=whole.train, train=whole.train._replace(labels=None))
-  found, want = holdout.hold_out(whole, 0.2), holdout.hold_out(made(), 0.2)
-  assert found.train is whole.train and found.bank is found.labelled
-  for part, same in ((found.labelled, want.train), (found.test, want.test)):
+  whole = labeled_source(names=False)
+  whole = whole._replace(labeled=whole.train, train=whole.train._replace(labels=None))
+  found, want = holdout.hold_out(whole, 0.2), holdout.hold_out(labeled_source(), 0.2)
+  assert found.train is whole.train and found.bank is found.labeled
+  for part, same in ((found.labeled, want.train), (found.test, want.test)):
     np.testing.assert_array_equal(part.images, same.images)
     np.testing.assert_array_equal(part.labels, same.labels)
 
@@ -92,7 +92,7 @@ def test_what_streams_is_held_out_without_being_decoded():
   def read(rows):
     raise AssertionError('decoded')
 
-  whole = made()
+  whole = labeled_source()
   lazy = stream.lazy_split(
     'made', source.Records(str, read, whole.train.labels, 40), 2, whole.train.labels
   )
@@ -111,7 +111,7 @@ def test_what_streams_is_held_out_without_being_decoded():
 )
 def test_what_cannot_be_held_out(share, said):
   with pytest.raises(UserError, match=f'config.validation is {share:g}.*{said}'):
-    holdout.hold_out(made(), share)
+    holdout.hold_out(labeled_source(), share)
 
 
 def test_a_run_trains_on_the_rest_and_knows_all_of_its_data():
@@ -204,7 +204,7 @@ def test_a_run_is_evaluated_on_what_it_held_out_or_as_asked_on_the_test_split(tm
 
 def test_transfer_is_read_out_on_a_part_of_the_targets_training_images(monkeypatch):
   """Without a look at the target's test split."""
-  seen, whole = [], made(names=False)
+  seen, whole = [], labeled_source(names=False)
 
   def read(split, data):
     return lambda size: seen.append(split) or (data,)
@@ -302,7 +302,7 @@ def planted(monkeypatch):
   return started
 
 
-def asked(**kw):
+def make_plan(**kw):
   return study_plan.make_plan(
     study_plan.Settings('digits_study', ('rotate',), {}, **{'seeds': (0, 1), **kw}),
     'eqssl study',
@@ -318,7 +318,7 @@ def done(folder, given):
 
 
 def test_the_recommendation_follows_validation_and_the_test_is_read_once(planted, tmp_path):
-  given = asked()
+  given = make_plan()
   assert {a['config']['validation'] for a in given['made']} == {0.2}
   found = done(tmp_path, given)
   best = 'rotate=invariant'
@@ -375,7 +375,7 @@ def test_the_recommendation_follows_validation_and_the_test_is_read_once(planted
 
 
 def test_what_the_terminal_says(planted, tmp_path, capsys):
-  found = done(tmp_path, asked(proxies=(0.5,)))
+  found = done(tmp_path, make_plan(proxies=(0.5,)))
   study_session.show(found, study_session.Console(width=200))
   said = capsys.readouterr().out
   assert (
@@ -392,9 +392,9 @@ def test_what_the_terminal_says(planted, tmp_path, capsys):
 def test_more_seeds_may_recommend_another_arm_and_the_earlier_look_is_said(
   planted, tmp_path, monkeypatch
 ):
-  done(tmp_path, asked(seeds=(0,)))
+  done(tmp_path, make_plan(seeds=(0,)))
   monkeypatch.setitem(VALIDATION, 'rotate=both', 1.5)
-  found = done(tmp_path, asked())
+  found = done(tmp_path, make_plan())
   assert (
     found['recommended']['arm'] == 'rotate=both'
     and 'Not distinguishable' in found['recommendation'][0]
@@ -407,7 +407,7 @@ def test_more_seeds_may_recommend_another_arm_and_the_earlier_look_is_said(
 
 
 def test_a_study_read_out_on_the_test_split_says_so(planted, tmp_path):
-  given = asked(readout='test')
+  given = make_plan(readout='test')
   assert {a['config']['validation'] for a in given['made']} == {0.0}
   found = done(tmp_path, given)
   assert (
@@ -421,7 +421,7 @@ def test_a_study_read_out_on_the_test_split_says_so(planted, tmp_path):
 
 def test_a_study_of_an_older_version_goes_on_as_it_was(planted, tmp_path):
   """It knew the test split alone, and its configs hold nothing out."""
-  old = asked(readout='test')
+  old = make_plan(readout='test')
   del old['readout']
   for arm in old['made']:
     del arm['config']['validation']
@@ -432,9 +432,9 @@ def test_a_study_of_an_older_version_goes_on_as_it_was(planted, tmp_path):
     and study_plan.run_config(given, study_plan.runs(given)[0]).validation == 0.0
   )
   with pytest.raises(UserError, match=r'another --readout \(test\)') as e:
-    study_plan.write(tmp_path, asked())
+    study_plan.write(tmp_path, make_plan())
   assert e.value.code == OTHER_CONFIG
-  found = done(tmp_path, asked(readout='test'))  # as the same command of this version
+  found = done(tmp_path, make_plan(readout='test'))  # as the same command of this version
   assert found['readout'] == 'test' and 'on test' in found['recommendation'][0]
 
 
@@ -446,7 +446,7 @@ def test_a_share_of_ones_own_is_kept_and_other_words_are_refused():
     'validation'
   ] == 0.1 and '(10% of each class' in study_plan.readout_images(given)
   with pytest.raises(UserError, match="--readout has no 'tset'"):
-    asked(readout='tset')
+    make_plan(readout='tset')
 
 
 # -- the recommendation
@@ -528,7 +528,7 @@ def test_an_arm_that_lacks_a_seed_is_not_recommended_and_nothing_is_before_all_i
 
 def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monkeypatch):
   """Of an array of jobs by the last; one that is as late leaves it to the other."""
-  given, calls = asked(protocols=('linear', 'retrieval')), []
+  given, calls = make_plan(protocols=('linear', 'retrieval')), []
   study_plan.write(tmp_path, given)
   runner._do(
     tmp_path,

@@ -73,7 +73,7 @@ def trained(inv: str, eqs: str | tuple, devices: int = 1):
   return run, jax.device_get(first), jax.device_get(state), seen
 
 
-def moved(a: dict, b: dict) -> bool:
+def differ(a: dict, b: dict) -> bool:
   return any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
@@ -89,9 +89,9 @@ def check_pair(pair: tuple) -> None:
   assert all(np.isfinite(v) for m in seen for v in m.values())
   assert all(e in seen[0] for e in labels)
   for part in first.params:
-    assert moved(first.params[part], last.params[part]), f'{part} did not move'
+    assert differ(first.params[part], last.params[part]), f'{part} did not move'
   if run.recipe.invariance.decay is not None:
-    assert moved(first.target[0], last.target[0]) and moved(first.target[1], last.target[1])
+    assert differ(first.target[0], last.target[0]) and differ(first.target[1], last.target[1])
   assert int(last.step) == STEPS
 
 
@@ -167,8 +167,8 @@ def test_simsiams_predictor_keeps_its_rate():
   first = loop.initial_state(run)
   batch = Batch(source().train.images[:B], source().train.sizes[:B])
   last = jax.jit(functools.partial(step.train_step, run.recipe))(run.key, first, batch)[0]
-  assert moved(first.params['predictor'], last.params['predictor'])
-  assert not moved(first.params['encoder'], last.params['encoder'])
+  assert differ(first.params['predictor'], last.params['predictor'])
+  assert not differ(first.params['encoder'], last.params['encoder'])
 
 
 def test_a_stage_can_be_tapped():

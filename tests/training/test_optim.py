@@ -1,4 +1,4 @@
-"""Optimisers and schedules against NumPy, written from the formulas (methods: LARS as EquiMod and SimCLR run it)."""
+"""Optimizers and schedules against NumPy, written from the formulas (methods: LARS as EquiMod and SimCLR run it)."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +168,7 @@ def test_the_targets_decay():
 
 
 def test_a_part_may_keep_its_rate():
-  """The predictor at the peak, the encoder at the schedule's rate, of the same optimiser."""
+  """The predictor at the peak, the encoder at the schedule's rate, of the same optimizer."""
   params = {'encoder': {'kernel': jnp.ones((2, 2))}, 'predictor': {'kernel': jnp.ones((2, 2))}}
   tx = optim.build('sgd', lambda count: .01, .1, ('predictor',), momentum=0., weight_decay=0.)
   updates, _ = jax.jit(tx.update)(params, tx.init(params), params)

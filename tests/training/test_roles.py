@@ -13,7 +13,7 @@ from equivariant_ssl.types import Image
 SMALL = {'encoder.width': '4'}
 
 
-def made(**overrides) -> recipe.Recipe:
+def smoke_recipe(**overrides) -> recipe.Recipe:
   return recipe.make_recipe(config.load_config('smoke', SMALL | {k.replace('__', '.'): v for k, v in overrides.items()}), 64, 8)
 
 
@@ -27,7 +27,7 @@ def names(chain) -> set:
 @pytest.mark.parametrize('objective', ['equimod', 'augself', 'sie', 'sen', 'stl', 'care', 'cassle', 'essl'])
 def test_a_role_is_two_bits_for_every_objective(role, in_views, in_own, conditioned, objective):
   section = {'name': objective, **({'splits': 4} if objective == 'care' else {})}
-  r = made(equivariance=repr(section), augment__rotate__role=role, augment__flip__role='both')
+  r = smoke_recipe(equivariance=repr(section), augment__rotate__role=role, augment__flip__role='both')
   assert ('rotate' in names(r.groups['views'].chains[0])) == in_views
   wiring = r.wirings[objective]
   assert ('rotate' in names(wiring.conditioning)) == conditioned and 'flip' in names(wiring.conditioning)
@@ -39,7 +39,7 @@ def test_a_role_is_two_bits_for_every_objective(role, in_views, in_own, conditio
 
 def test_several_objectives_each_have_their_augmentations():
   """EquiMod is about crops alone, so it needs no views of its own; E-SSL turns its own."""
-  r = made(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, {'name': 'essl', 'augmentations': ('rotate',)}]",
+  r = smoke_recipe(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, {'name': 'essl', 'augmentations': ('rotate',)}]",
            augment__rotate__role='sensitive', augment__crop__role='both', augment__flip__role='invariant')
   assert set(r.groups) == {'views', 'reference', 'essl'}
   assert names(r.groups['views'].chains[0]) == {'crop', 'flip'}
@@ -50,12 +50,12 @@ def test_several_objectives_each_have_their_augmentations():
 
 def test_the_views_may_be_shared():
   """STL as published: the invariance's own views are the aligned ones."""
-  r = made(equivariance="{'name': 'stl', 'aligned': 'views'}")
+  r = smoke_recipe(equivariance="{'name': 'stl', 'aligned': 'views'}")
   assert set(r.groups) == {'views'} and r.groups['views'].share == 2
 
 
 def test_one_name_twice():
-  r = made(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, "
+  r = smoke_recipe(equivariance="[{'name': 'equimod', 'augmentations': ('crop',)}, "
                         "{'name': 'equimod', 'augmentations': ('rotate',)}]",
            augment__rotate__role='sensitive')
   assert list(r.equivariances) == ['equimod', "equimod'"]
@@ -64,7 +64,7 @@ def test_one_name_twice():
 
 
 def test_the_second_view_may_differ():
-  r = made(augment__order="('crop', 'flip', 'rotate', 'solarize')", augment__solarize="{'p': 0., 'role': 'both'}",
+  r = smoke_recipe(augment__order="('crop', 'flip', 'rotate', 'solarize')", augment__solarize="{'p': 0., 'role': 'both'}",
            augment__second="{'solarize': {'p': 1.}, 'flip': {'p': 0.}}")
   images = Image(jnp.zeros((32, 8, 8, 3)), jnp.full((32, 2), 8.))
   actions = jax.jit(lambda key: views({'views': r.groups['views']}, key, images))(jax.random.key(0))['views'].actions
@@ -92,7 +92,7 @@ def test_the_second_view_may_differ():
 ])
 def test_a_mistake_is_named_with_its_remedy(overrides, cause, fix):
   with pytest.raises(UserError) as error:
-    made(**overrides)
+    smoke_recipe(**overrides)
   assert cause in str(error.value) and fix in str(error.value), str(error.value)
 
 
@@ -109,7 +109,7 @@ def test_objectives_by_one_line():
 
 def test_the_reference_knows_the_ops_of_all_that_share_it():
   """Two objectives, each told of a sensitive op of its own: neither chain holds the other's."""
-  r = made(equivariance="[{'name': 'equimod', 'told': ('crop', 'rotate')}, {'name': 'equimod', 'told': ('crop', 'flip')}]",
+  r = smoke_recipe(equivariance="[{'name': 'equimod', 'told': ('crop', 'rotate')}, {'name': 'equimod', 'told': ('crop', 'flip')}]",
            augment__rotate__role='sensitive', augment__flip__role='sensitive')
   chain, = r.groups['reference'].chains
   assert names(chain) == {'crop', 'flip', 'rotate'}

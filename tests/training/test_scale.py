@@ -65,7 +65,7 @@ TAPPED = ("({'name': 'equimod', 'hidden': (16,), 'dim': 8, 'action_dim': 8, 'tap
 BYOL = "{'name': 'byol', 'projector': {'hidden': (16,), 'out': 8}, 'predictor': {'hidden': (16,), 'out': 8}}"
 
 
-def made(parts, devices=1, **over):
+def smoke_run(parts, devices=1, **over):
   config = load_config('smoke', {'optimizer.weight_decay': '0.', 'accumulate': str(parts)} | over)
   return runs.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
 
@@ -105,7 +105,7 @@ def batch_of(run):
 @pytest.mark.slow
 @pytest.mark.parametrize('over', [{'equivariance': TAPPED, 'batchnorm': 'view'}, {}], ids=['two objectives', 'smoke'])
 def test_cached_gradients_are_those_of_one_pass_with_statistics_of_each_part(over):
-  run = made(2, **over)
+  run = smoke_run(2, **over)
   state = runs.initial_state(run)
   shown = jax.jit(lambda: step.draw_views(run.recipe, run.key, 0, batch_of(run)))()
   got, want = jax.jit(lambda *of: (gradient(run, *of), apart_by_part(run, *of, 2)))(state, shown)
@@ -113,7 +113,7 @@ def test_cached_gradients_are_those_of_one_pass_with_statistics_of_each_part(ove
 
 
 def test_features_in_parts_and_their_gradient_are_those_at_once():
-  run = made(1, encoder=VIT)
+  run = smoke_run(1, encoder=VIT)
   params, pixels = runs.initial_state(run).params, np.random.default_rng(0).uniform(size=(8, 2, 16, 16, 3)).astype(np.float32)
   shown = {'views': Views(pixels, {}), 'reference': Views(pixels[:, :1] / 2, {})}
 
@@ -129,7 +129,7 @@ def test_features_in_parts_and_their_gradient_are_those_at_once():
 @pytest.mark.slow
 @pytest.mark.parametrize('over', [{}, {'invariance': BYOL, 'batchnorm': 'view'}], ids=['simclr and equimod', 'byol'])
 def test_cached_gradients_are_those_of_the_plain_step_where_the_encoder_has_layer_norm(over):
-  plain, cached = (made(parts, encoder=VIT, **over) for parts in (1, 4))
+  plain, cached = (smoke_run(parts, encoder=VIT, **over) for parts in (1, 4))
   state = runs.initial_state(plain)
   shown = jax.jit(lambda: step.draw_views(plain.recipe, plain.key, 0, batch_of(plain)))()
   want, got = jax.jit(lambda *of: tuple(gradient(run, *of) for run in (plain, cached)))(state, shown)
@@ -142,7 +142,7 @@ def test_cached_gradients_on_eight_devices_move_no_image():
   """One step is that of one device, and only what crossed before crosses."""
   losses_, text = [], ''
   for devices in (1, 8):
-    run = made(2, devices)
+    run = smoke_run(2, devices)
     state, (program, data) = runs.initial_state(run), feeds.compiled(run)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(run.mesh))
     program = program.lower(run.key, state, data, order).compile()
@@ -158,7 +158,7 @@ def test_a_batch_that_cannot_be_cut_is_a_user_error():
   with pytest.raises(UserError, match='accumulate is 3: a batch of 16 cannot be cut'):
     load_config('smoke', {'accumulate': '3'})
   with pytest.raises(UserError, match='batch of 16 does not divide over 8 devices in 4 parts'):
-    made(4, 8)
+    smoke_run(4, 8)
 
 
 # -- fsdp
@@ -166,7 +166,7 @@ def test_a_batch_that_cannot_be_cut_is_a_user_error():
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   """(a folder with a checkpoint for each rule, saved on 4 devices, of one state; that state)."""
-  folder, run = tmp_path_factory.mktemp('saved'), made(1, 4)
+  folder, run = tmp_path_factory.mktemp('saved'), smoke_run(1, 4)
   noise = lambda x: x + .01 if x.dtype == jnp.float32 else x  # momentum too
   states = {rule: jax.tree.map(noise, runs.initial_state(run, rule)) for rule in sharding.RULES}
   for rule, state in states.items():
@@ -180,7 +180,7 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(('was', 'devices', 'rule'), list(itertools.product(sharding.RULES, (1, 2, 8), sharding.RULES)))
 def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devices, rule):
   folder, want = saved
-  run = made(1, devices)
+  run = smoke_run(1, devices)
   state = checkpoint.load_checkpoint(folder / was, runs.abstract_state(run, rule))[1]
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), want)
   own, whole = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (
@@ -188,7 +188,7 @@ def test_saved_on_4_devices_restored_by_another_rule_on_others(saved, was, devic
   assert own / whole < (.6 if rule == 'fsdp' and devices == 8 else .9 if rule == 'fsdp' and devices == 2 else 1.1)
   losses_ = []
   for n, by in ((devices, rule), (1, 'replicate')):
-    there = made(1, n)
+    there = smoke_run(1, n)
     program, (_, data) = step.resident_step(there.recipe, there.mesh, rule=by), feeds.compiled(there)
     order = sharding.place(np.arange(len(data.images), dtype=np.int32), sharding.replicated_sharding(there.mesh))
     state = checkpoint.load_checkpoint(folder / was, runs.abstract_state(there, by))[1]

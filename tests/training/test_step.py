@@ -15,7 +15,7 @@ DEVICES = (1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8)
 
 @functools.cache
 def run(devices: int) -> loop.Run:
-  """The smoke recipe on `devices` devices; its optimiser's momentum after one step is the gradient."""
+  """The smoke recipe on `devices` devices; its optimizer's momentum after one step is the gradient."""
   config = load_config('smoke', {'optimizer.weight_decay': '0.'})
   return loop.prepare_run(config, sharding.mesh(jax.devices()[:devices]))
 
@@ -39,7 +39,7 @@ def trained(devices: int) -> dict:
 
 
 @functools.cache
-def shown(devices: int):
+def step_views(devices: int):
   """The views of step 5, with the batch split over the devices."""
   r = run(devices)
   batch = sharding.place(step.Batch(r.source.train.images[:16], r.source.train.sizes[:16]), sharding.batch_sharding(r.mesh))
@@ -48,8 +48,8 @@ def shown(devices: int):
 
 @pytest.mark.parametrize('devices', DEVICES[1:])
 def test_views_and_actions_are_bitwise_the_same(devices):
-  assert jax.tree.structure(shown(1)) == jax.tree.structure(shown(devices))
-  for a, b in zip(jax.tree.leaves(shown(1)), jax.tree.leaves(shown(devices)), strict=True):
+  assert jax.tree.structure(step_views(1)) == jax.tree.structure(step_views(devices))
+  for a, b in zip(jax.tree.leaves(step_views(1)), jax.tree.leaves(step_views(devices)), strict=True):
     np.testing.assert_array_equal(a, b)
 
 

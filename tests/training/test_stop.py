@@ -106,7 +106,7 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
 
 @pytest.mark.parametrize('phase', ['read_known_card', 'prepare_run', 'restore', 'initial_state', 'resident'])
 def test_a_signal_in_each_part_of_a_start_is_75(phase, tmp_path, monkeypatch):
-  """Data, restoring, initialisation: the run has nothing to save yet, and the same command goes on."""
+  """Data, restoring, initialization: the run has nothing to save yet, and the same command goes on."""
   place = loop.checkpoint if phase == 'restore' else loop
   name = '_newest' if phase == 'restore' else phase
   real = getattr(place, name)
