@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from equivariant_ssl.config import load_config
 from equivariant_ssl.data import digits, holdout
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.demo.turns import Retrieved, readouts, retriever
+from equivariant_ssl.demo.turns import TurnRetrieval, readouts, retriever
 from equivariant_ssl.evaluate.frozen import frozen, gains, variables
 from equivariant_ssl.evaluate.statistics import mean_std
 from equivariant_ssl.parallel import sharding
@@ -65,7 +65,7 @@ class TrainedArm(NamedTuple):
   gains: list[Any] | None
   losses: list[list[float]]
   last: list[dict[str, float]]
-  retrieved: list[Retrieved] | None = None
+  retrieved: list[TurnRetrieval] | None = None
 
 
 def arm_config(spec: ArmSpec, budget: Budget) -> Any:

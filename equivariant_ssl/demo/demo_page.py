@@ -18,7 +18,7 @@ from equivariant_ssl.demo.arms import (
 )
 from equivariant_ssl.evaluate.statistics import interval, interval_text
 from equivariant_ssl.report import charts, page, panels
-from equivariant_ssl.report.page import Chart, Charts, Points, Section, Table, Text
+from equivariant_ssl.report.page import Chart, Charts, Paragraph, Points, Section, Table
 from equivariant_ssl.report.svg import escape
 
 CHOSEN = (
@@ -58,12 +58,13 @@ def _predictor(arms: dict[str, TrainedArm]) -> Section:
                                            for gain in gains]) for control in CONTROLS),
                         show_mean([100 * gain.over_shuffled.mean for gain in gains])))
   return Section('What the predictor knows', 'predictor', [
-      Text('EquiMod predicts where each turn of a held-out digit takes its embedding. The nearest '
-           'view of another held-out digit (each of them in its four turns) then has:'),
+      Paragraph('EquiMod predicts where each turn of a held-out digit takes its embedding. The '
+                'nearest view of another held-out digit, in any of its four turns, then has:'),
       Table('%, mean ± std over seeds', ('arm', 'the right turn', 'the right class', 'both',
                                          'the right turn, conditioned on no turn'), rows),
-      Text('EquiMod\'s absolute gain: how much nearer, in cosine, the prediction is to the turned '
-           'digit\'s embedding than the embedding of the digit as it is. Doing nothing is 0.'),
+      Paragraph('EquiMod\'s absolute gain: how much nearer, in cosine, the prediction is to the '
+                'turned digit\'s embedding than the embedding of the digit as it is. Doing nothing '
+                'is 0.'),
       Table('Gain x 100, mean ± std over seeds',
             ('arm', *CONTROLS.values(), 'true - other images\''), gain_rows)])
 
@@ -93,7 +94,7 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
   """
   environment, seeds = content['environment'], ', '.join(map(str, content['seeds']))
   chosen = Section('What was chosen where', 'chosen', [
-      Text(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
+      Paragraph(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
   command = f'eqssl demo --seeds {budget.seeds} --readout {budget.readout}'
   command += f' --steps {budget.steps}' if budget.steps else ''
   again = panels.rerun_section(environment, [command], 'every number of the demo')

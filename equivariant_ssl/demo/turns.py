@@ -22,7 +22,7 @@ NEAREST = 4  # views that are retrieved for a predicted embedding
 PENALTIES = (100., 10., 1., .1, .01)  # of the probes of turned digits; see `logistic.logistic`
 
 
-class Retrieved(NamedTuple):
+class TurnRetrieval(NamedTuple):
   """What the nearest view of another held-out digit is to each embedding that a head predicts.
 
   turn, digit, both: how often, in per cent, its turn is that which the head was conditioned on, its
@@ -87,8 +87,8 @@ def readouts(encode: Callable[[Array], Array], source: Source, size: int) -> dic
   return {name: 100 * float(fraction) for name, fraction in fractions.items()}
 
 
-def retriever(recipe: Recipe, network: Frozen, name: str) -> Callable[[dict, Split], Retrieved]:
-  """Return the function (variables, split) -> Retrieved of objective `name`.
+def retriever(recipe: Recipe, network: Frozen, name: str) -> Callable[[dict, Split], TurnRetrieval]:
+  """Return the function (variables, split) -> TurnRetrieval of objective `name`.
 
   The objective is conditioned on `rotate`. Build the function once, since it keys the program.
   """
@@ -100,7 +100,7 @@ def retriever(recipe: Recipe, network: Frozen, name: str) -> Callable[[dict, Spl
     z: Any = recipe.network.apply(variables, name, recipe.equivariances, h, False, method='embed')
     return z[:, 0]
 
-  def retrieve(variables: dict, split: Split) -> Retrieved:
+  def retrieve(variables: dict, split: Split) -> TurnRetrieval:
     z = in_batches(Partial(embed, variables), turned(split).images, 512)
     labels, numbers = np.repeat(labels_of(split), TURNS), np.arange(len(z))
     identity = frozen.identity(recipe, name)
@@ -118,5 +118,5 @@ def retriever(recipe: Recipe, network: Frozen, name: str) -> Callable[[dict, Spl
     turn, digit = views[:, 0] % TURNS == numbers % TURNS, labels[views[:, 0]] == labels
     without = nearest_views(0 * numbers)[:, 0] % TURNS == numbers % TURNS
     right = [100 * float(a.mean()) for a in (turn, digit, turn & digit, without)]
-    return Retrieved(*right, nearest=views.reshape(-1, TURNS, NEAREST))
+    return TurnRetrieval(*right, nearest=views.reshape(-1, TURNS, NEAREST))
   return retrieve

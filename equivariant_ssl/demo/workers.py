@@ -39,7 +39,7 @@ def remaining(done: float, seconds: float, compiling: float) -> str:
 
 
 @contextmanager
-def shown_progress(quiet: float = QUIET) -> Iterator[tuple[Report, Callable[[str], None]]]:
+def show_progress(quiet: float = QUIET) -> Iterator[tuple[Report, Callable[[str], None]]]:
   """Give (a function of the share of the work that is done, a function that prints a line).
 
   Both write to stderr: a terminal has a bar, anything else gets a line every `quiet` seconds.
@@ -47,17 +47,17 @@ def shown_progress(quiet: float = QUIET) -> Iterator[tuple[Report, Callable[[str
   console = Console(stderr=True, soft_wrap=True)
   bar = Progress(BarColumn(30), TextColumn('{task.percentage:3.0f} %  {task.fields[note]}'),
                  console=console, transient=True, disable=not console.is_terminal)
-  start = shown = first = time.monotonic()
+  start = last_line = first = time.monotonic()
   task = bar.add_task('', total=1., note='starting')
 
   def report(done: float) -> None:
-    nonlocal shown, first
+    nonlocal last_line, first
     now = time.monotonic()
     first = first if done else now
     note = remaining(done, now - start, first - start)
     bar.update(task, completed=done, note=note)
-    if not console.is_terminal and now - shown >= quiet:
-      shown = now
+    if not console.is_terminal and now - last_line >= quiet:
+      last_line = now
       say(f'{100 * done:3.0f} %  {note}')
 
   def say(line: str) -> None:
@@ -111,7 +111,7 @@ def train_all(specs: dict[str, ArmSpec], budget: Budget) -> dict[str, TrainedArm
   cache: Any = jax.config
   initargs = work_done, cache.jax_compilation_cache_dir
   with (ProcessPoolExecutor(workers, spawn, _begin, initargs) as pool,
-        shown_progress() as (report, say)):
+        show_progress() as (report, say)):
     waiting = {pool.submit(_work, name, spec, budget): name for name, spec in specs.items()}
     while waiting:
       for future in wait(waiting, timeout=.2, return_when=FIRST_COMPLETED).done:

@@ -149,8 +149,8 @@ def test_a_perfect_head_retrieves_the_turn_and_an_ignorant_one_does_not(few_digi
   assert perfect.turn > 75 and perfect.digit > 70 and perfect.both <= min(perfect.turn, perfect.digit)
   assert abs(perfect.turn_without - 25) < 8 and ignorant.turn == ignorant.turn_without
   assert perfect.nearest.shape == (80, 4, turns.NEAREST)
-  own = np.arange(80)[:, None, None]
-  assert not (perfect.nearest // 4 == own).any()  # views of other digits alone
+  digit = np.arange(80)[:, None, None]
+  assert not (perfect.nearest // 4 == digit).any()  # views of other digits alone
 
 
 def test_settings_are_chosen_on_other_digits_and_other_seeds():
@@ -166,7 +166,7 @@ def test_settings_are_chosen_on_other_digits_and_other_seeds():
 
 
 def test_progress_without_a_terminal_is_lines_with_the_time_left(capsys):
-  with workers.shown_progress(quiet=0.0) as (report, say):
+  with workers.show_progress(quiet=0.0) as (report, say):
     report(0.0)
     report(0.25)
     say('crops: done')
@@ -174,7 +174,7 @@ def test_progress_without_a_terminal_is_lines_with_the_time_left(capsys):
   assert 'compiled' in lines[0] and '25 %' in lines[1] and 'left' in lines[1]
   assert lines[2] == 'crops: done'
   assert workers.remaining(0.25, 80.0, 20.0) == '1:20 gone, about 3:00 left'
-  with workers.shown_progress() as (report, say):
+  with workers.show_progress() as (report, say):
     report(0.5)
   assert not capsys.readouterr().err  # a line every 20 s, no more
 
