@@ -183,7 +183,7 @@ arrays = processes.share_arrays(compute)
 try:
   processes.share_arrays(fail)
 except UserError as error:
-  print(arrays['labels'].sum(), ascii(arrays['files'][0]), error.code, str(error).split())
+  print(arrays['labels'].sum(), ascii(str(arrays['files'][0])), error.code, str(error).split())
 """
 
 
