@@ -33,7 +33,7 @@ SHARED = pathlib.Path(__file__).parent.parent.parent / 'shared' / 'data' / 'imag
 
 
 def rss() -> float:
-  """MiB of this process."""
+  """The memory of this process in MiB."""
   return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
@@ -116,7 +116,7 @@ def slow(n: int) -> None:
 
 
 def pillow(folder: str, epochs: int):
-  """One record after the other through tensorflow_datasets and Pillow."""
+  """Read one record after the other through tensorflow_datasets and Pillow."""
   import numpy as np
   import tensorflow_datasets as tfds
   from PIL import Image
@@ -131,7 +131,7 @@ def pillow(folder: str, epochs: int):
 
 
 def torch(folder: str, epochs: int):
-  """Two crops of each image in a DataLoader."""
+  """Make two crops of each image in a DataLoader."""
   from torch.utils.data import DataLoader
   from torchvision import datasets, transforms
   crop = transforms.Compose([transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), transforms.ToTensor()])
@@ -146,7 +146,7 @@ LOADERS = {'eqssl': eqssl, 'tfds': pillow, 'torch': torch}
 
 
 def measure(name: str, folder: str, epochs: int, *batch: int) -> dict:
-  """Run a loader: the first epoch warms up, the others count; and its memory after each."""
+  """Run a loader: the first epoch warms up, and the others are timed. Also measure the memory after each epoch."""
   done, seen, memory = 0, 0, []
   used = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
   workers = lambda: sum(cpu(p) for p in pathlib.Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text().split())
@@ -164,7 +164,7 @@ def measure(name: str, folder: str, epochs: int, *batch: int) -> dict:
 
 
 def cpu(pid: str) -> float:
-  """CPU seconds of a process that lives."""
+  """The CPU seconds of a process that lives."""
   fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
   return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 

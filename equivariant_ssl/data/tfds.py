@@ -133,7 +133,7 @@ def _decode_cached(path: pathlib.Path, settings: tuple, train: Records, test: Re
 def shards_digest(builder: Any, split: str) -> str:
   """A digest of the shards from which a split is read; '' for no split.
 
-  It holds of each shard the name, the size in bytes, the number of records, and which of them
+  For each shard it holds the name, the size in bytes, the number of records, and which of them
   belong to the split.
   """
   shards = builder.info.splits[split].file_instructions if split else ()

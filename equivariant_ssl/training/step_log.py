@@ -10,7 +10,7 @@ from equivariant_ssl.parallel import processes
 from equivariant_ssl.training.runs import Run
 from equivariant_ssl.training.step_clock import Spent, StepClock
 
-COLLAPSED = .3  # of the spread of embeddings that fill a sphere uniformly
+COLLAPSED = .3  # a smaller spread is a collapse; embeddings that fill a sphere have 1
 STEPS = 10        # between two rows, where these take LOG_SECONDS or longer
 SHORTEST = 1e-3   # seconds that a row mentions
 LOG_SECONDS = 1.  # between two rows, at least, where the config does not say how many steps
