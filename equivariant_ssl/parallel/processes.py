@@ -41,11 +41,13 @@ def initialize() -> None:
   """Join the other processes of the job, and print once who they are.
 
   SLURM, Open MPI, Cloud TPU or Kubernetes describe the job, or EQSSL_COORDINATOR (host:port),
-  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone nothing happens. Call this before
-  anything else touches jax.
+  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone, or one that has joined, nothing
+  happens. Call this before anything else touches jax.
 
   Raises UserError if the job cannot work as it was started.
   """
+  if jax.distributed.is_initialized():
+    return
   place = cluster.find(os.environ)
   if place is None and not cluster.tpu(os.environ):
     return
@@ -270,12 +272,10 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
   """
   devices = sum(n for _, n, _ in rows)
   machines = len({h for h, _, _ in rows})
-  ending = 's' * (machines > 1)
-  lines = [f'{len(rows)} processes on {machines} machine{ending}, {devices} devices']
+  lines = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
-    alone = len(numbers) == 1
-    span = f'process {numbers[0]}' if alone else f'processes {numbers[0]}-{numbers[-1]}'
+    span = f'process {numbers[0]}' if (alone := len(numbers) == 1) else f'processes {numbers[0]}-{numbers[-1]}'
     lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + ('' if alone else ' each'))
   return lines
 
@@ -290,8 +290,8 @@ def _meet() -> None:
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', versions())
   devices = jax.local_devices()
-  has_gpus = glob.glob('/dev/nvidia[0-9]*')
-  if devices[0].platform == 'cpu' and has_gpus and not os.environ.get('JAX_PLATFORMS'):
+  on_cpu = devices[0].platform == 'cpu' and not os.environ.get('JAX_PLATFORMS')
+  if on_cpu and glob.glob('/dev/nvidia[0-9]*'):
     raise UserError('this machine has GPUs, and jax sees none of them.',
                     'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); '
                     'to train without them: JAX_PLATFORMS=cpu')
