@@ -19,7 +19,7 @@ SIZES = 8, 64, 512
 
 
 def seconds(kind: str, count: int, size: float, devices: int, link: tuple[float, float, float]) -> float:
-  """Of `count` collectives of together `size` bytes, within machines first and then between them, one after the other."""
+  """Seconds of `count` collectives with `size` bytes in all: first within the machines, then between them, one by one."""
   inside, outside, hop = link
   machines = -(-devices // NODE)
   both = 2. if kind == 'all-reduce' else 1.  # a reduce-scatter and an all-gather

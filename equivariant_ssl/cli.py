@@ -173,9 +173,9 @@ def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> N
 
 
 def evaluate(args: Args) -> None:
-  """Run `eqssl eval`."""
-  _cache()
+  """Run `eqssl eval`, as one of the processes of a job."""
   from equivariant_ssl.evaluate import evaluation, protocols, transfer
+  from equivariant_ssl.parallel import processes
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
     groups = {**protocols.GROUPS, 'default': protocols.DEFAULT}
@@ -184,6 +184,8 @@ def evaluate(args: Args) -> None:
     return
   if not args.dirs:
     raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)
+  processes.initialize()  # before anything else touches jax
+  _cache()
   seeds = split(args.seeds)
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: '
@@ -193,9 +195,10 @@ def evaluate(args: Args) -> None:
   transfer.check_targets(targets, args.root)
   options = protocols.Options(args.epochs, args.batch, args.images, tuple(targets), args.root, '',
                               args.readout)
-  for folder in args.dirs:
-    evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                        data_request=_data_options(args))
+  with processes.explain_lost_process():
+    for folder in args.dirs:
+      evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
+                          data_request=_data_options(args), plan=args.plan)
 
 
 def _data_options(args: Args) -> Any:
@@ -230,10 +233,13 @@ def show_augs(args: Args) -> None:
 
 
 def embed_images(args: Args) -> None:
-  """Run `eqssl embed`."""
+  """Run `eqssl embed`, as one of the processes of a job."""
+  from equivariant_ssl.parallel import processes
+  processes.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.report import embed
-  embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
+  with processes.explain_lost_process():
+    embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
 
 
 def find_neighbors(args: Args) -> None:

@@ -122,6 +122,8 @@ def _add_evaluation(add: Add, commands: Commands) -> None:
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
                  help='one or several, joined by commas; "list" prints all of them (default: the '
                       'quick ones)')
+  p.add_argument('--plan', action='store_true',
+                 help='time a part of the work, print what the evaluation costs, and stop')
   p.add_argument('--seeds', default='0',
                  help='seeds of the protocols\' own draws, joined by commas (default: %(default)s)')
   p.add_argument('--step', type=int, help=STEP_HELP)

@@ -154,7 +154,7 @@ def _invariance(fields: Any) -> Any:
   for part in HEADS:
     published = getattr(objective, part)
     if published is None and part in fields and fields[part]:
-      raise UserError(f'config.invariance.{part}: {out.name} has none.',
+      raise UserError(f'config.invariance.{part} is set, and {out.name} has no {part}.',
                       f'Remove config.invariance.{part}.')
     if published is not None:
       out[part] = section(f'config.invariance.{part}', fields.get(part, {}), {**head, **published})

@@ -267,7 +267,7 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
 
   num:       the number of training images.
   canvas:    the side of the stored images, in pixels.
-  mean, std: of the inputs, for each channel.
+  mean, std: the mean and the standard deviation of the inputs, for each channel.
   classes:   the number of classes; 0 where there are no labels.
 
   Raises UserError where the config and the data do not fit together.

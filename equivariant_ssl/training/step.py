@@ -163,9 +163,9 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   The metrics are float32 scalars: the loss, its terms, the spread ('std'), the gradient's norm, and
   the learning rate.
 
-  rule: how the state lies on the mesh, one of shard.RULES. Under 'fsdp' the weights are gathered
-        for the forward and backward pass only. The gradient is scattered before the optimizer and
-        the moving average run, so that each device updates its own shard.
+  rule: how the state is placed on the mesh, one of sharding.RULES. Under 'fsdp' the weights are
+        gathered for the forward and backward pass only. The gradient is scattered before the
+        optimizer and the moving average run, so that each device updates its own shard.
   """
   def shard_state(tree: Any) -> Any:
     return sharding.constrain(tree, rule) if rule != 'replicate' else tree
