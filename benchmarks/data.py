@@ -1,4 +1,4 @@
-"""From JPEG files to batches: images a second and a core of this package's streaming, of TFDS with Pillow, of PyTorch.
+"""From JPEG files to batches: images a second, also for each core, by this package's stream, TFDS with Pillow, and PyTorch.
 
   python benchmarks/data.py [--photographs FILE.tar] [--epochs 3] [--memory-epochs 10] [--torch-python PYTHON] [--batches 64 512]
   python benchmarks/data.py --free [--batches 64 512 4096]     what the stream itself costs: nothing is decoded
@@ -7,11 +7,11 @@
 Every loader reads the same photographs, each in a process of its own, one after the other: `eqssl` streams canvases of
 256 to the device (crops are drawn there, in the step); `tfds` reads them from array_record with tensorflow_datasets and
 Pillow's decoder and squashes them to 256; `torch` (where torch and torchvision are installed) makes two random resized
-crops of 224 with flips, as torchvision does, in a DataLoader with a worker a core. A core's share is images / CPU
-seconds of the process and its workers: what else runs on the machine changes it less than it does images / s.
+crops of 224 with flips, as torchvision does, in a DataLoader with a worker for each core. Images a second and core are
+the images over the CPU seconds of the process and its workers: other work on the machine changes them less than images/s.
 
 `--free` streams canvases of 256 on one core from records that cost nothing, before and after three pauses of 5 s of the
-consumer. `--slow` reads each record in a log-normal time (median 20 ms, mean 33 ms), one of 50,000 in 5 s more.
+consumer. `--slow` reads each record in a log-normal time (median 20 ms, mean 33 ms); one of 50,000 takes 5 s more.
 """
 import argparse
 import functools
@@ -38,7 +38,7 @@ def rss() -> float:
 
 
 def eqssl(folder: str, epochs: int, n_batch: int = BATCH):
-  """Batches on the device, decoded in threads."""
+  """Batches on the device, which are decoded in threads."""
   import jax
   import numpy as np
 
@@ -69,7 +69,7 @@ def endless(n: int, read):
 
 
 def speed(batches, n: int, seconds: float) -> tuple[float, float]:
-  """Images a second, and a CPU second, of so many seconds."""
+  """The images a second, and a CPU second, that are streamed in so many seconds."""
   start, spent, count = time.perf_counter(), time.process_time(), 0
   while time.perf_counter() - start < seconds:
     next(batches)
@@ -92,7 +92,7 @@ def free(n: int) -> None:
 
 
 def slow(n: int) -> None:
-  """Images a second of slow storage, every 10 s."""
+  """The images a second from slow storage, every 10 s."""
   import numpy as np
   draws, stalls = threading.local(), []
 

@@ -3,6 +3,7 @@ import re
 from typing import Any
 
 from equivariant_ssl import augment, data, equivariance, invariance, nets, registry
+from equivariant_ssl.dotted import is_dotted
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
 
@@ -58,6 +59,14 @@ OPTIONAL_SECTION = re.compile(
     rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')
 # The sections that an override may replace by a dict.
 DICT_SECTION = re.compile(rf'{OPTIONAL_SECTION.pattern}|config\.augment(\.\w+)?')
+
+
+def is_factory(package: Any, name: Any) -> bool:
+  """Return whether a config can name a factory `name` of a package.
+
+  A dotted path is the name of a module elsewhere, which is looked at when its fields are read.
+  """
+  return is_dotted(name) and package is not optim or name in factory_names(package)
 
 
 def factory_names(package: Any) -> list[str]:
