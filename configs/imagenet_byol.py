@@ -5,8 +5,9 @@ Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
 Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
            byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
            .99, weight decay 1e-6.
-Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. What a device needs, its own compiler says:
-           eqssl train --config imagenet_byol --plan --on h100:8
+Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. 43.6 GiB of 71.2 on each of 8 x NVIDIA H100
+           SXM 80 GB: fits (eqssl train --config imagenet_byol --plan --on h100:8; jax 0.10.2, jax-cuda13-plugin
+           0.10.2).
 Measured:  none yet: no accelerator.
 Differs:   Crops are of the image squashed to 256 x 256. Colors are torchvision's: brightness multiplied (the code
            adds), contrast about the mean gray (each channel's), saturation as a blend with gray (in HSV); crops are
