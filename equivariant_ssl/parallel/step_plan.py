@@ -14,6 +14,7 @@ from jax.stages import Traced
 from equivariant_ssl.data.source import fits_in_memory
 from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.nets.norm import STATISTICS_SCOPE
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
 from equivariant_ssl.training import runs
@@ -45,6 +46,9 @@ class StepPlan(NamedTuple):
   need:            bytes in all. On CPU what must exist on any device: parameters, optimizer, batch,
                    data. What a device needs besides, its own compiler alone can say.
   collectives:     {kind: (number, bytes of their results)}.
+  statistics:      those of them that BatchNorm's statistics need.
+  groups:          the groups of images that have BatchNorm statistics of their own.
+  parts:           the parts of the batch that the encoder computes one after the other.
   images:          the images of the global batch.
   views:           the views of each image.
   steps:           the steps of the run.
@@ -61,6 +65,9 @@ class StepPlan(NamedTuple):
   temporaries: int
   need: int
   collectives: dict[str, tuple[int, int]]
+  statistics: dict[str, tuple[int, int]]
+  groups: int
+  parts: int
   images: int
   views: int
   steps: int
@@ -112,13 +119,15 @@ def plan_step(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan
   if not on_cpu:
     need = (memory.argument_size_in_bytes + memory.output_size_in_bytes
             - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
+  text = compiled.as_text() or ''
   return StepPlan(
       devices=mesh.size, kind=device.device_kind,
       parameters=sum(x.size for x in jax.tree.leaves(state.params)),
       flops=flops(traced.jaxpr.jaxpr), params=params, optimizer=optimizer,
       batch=tree_bytes(batch), data=data_bytes(run, resident),
       temporaries=memory.temp_size_in_bytes, need=need,
-      collectives=collectives(compiled.as_text() or ''), images=recipe.batch,
+      collectives=collectives(text), statistics=collectives(text, STATISTICS_SCOPE),
+      groups=recipe.batchnorm_groups, parts=recipe.accumulate, images=recipe.batch,
       views=count_views(run), steps=recipe.steps, steps_per_epoch=recipe.steps_per_epoch)
 
 
@@ -188,7 +197,7 @@ def _train_count(config: Any) -> int:
 
 def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
-  sharding.check_batch(config.batch, mesh.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.size, config.accumulate, config.batchnorm_groups)
   facts = known_data(config)
   if facts is None:
     return runs.prepare_run(config, mesh, log)
@@ -204,8 +213,28 @@ def _zeros(tree: Any) -> Any:
 
 
 def size_text(count: int | float) -> str:
-  """Return a number of bytes in MiB or GiB."""
+  """Return a number of bytes in KiB, MiB or GiB."""
+  if count < .1 * 2**20:
+    return f'{count / 2**10:.1f} KiB'
   return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
+
+
+def _exchange_text(exchanged: dict[str, tuple[int, int]]) -> str:
+  """Return collectives in words."""
+  return ', '.join(f'{count} {kind}, together {size_text(size)}'
+                   for kind, (count, size) in exchanged.items()) or 'none'
+
+
+def _batchnorm_line(p: StepPlan) -> str:
+  """Return the line that says over which images BatchNorm takes statistics, and what it costs."""
+  images = p.images // p.parts // p.groups
+  over = f'the {images:,} images of {"a part" if p.parts > 1 else "the batch"}'
+  if p.groups > 1:
+    held = (f'a device holds {p.groups // p.devices}' if p.groups >= p.devices else
+            f'one is on {p.devices // p.groups} devices')
+    over = f'each of {p.groups} groups of {images:,} images; {held}'
+  exchanged = _exchange_text(p.statistics)
+  return f'batchnorm    statistics over {over}; of these collectives: {exchanged}'
 
 
 def lines(p: StepPlan) -> list[str]:
@@ -216,8 +245,6 @@ def lines(p: StepPlan) -> list[str]:
     large_enough = [g for g in MEMORIES if p.need <= .9 * g * 2**30]
     fits_on = (f'devices of {large_enough[0]} GiB and more (a tenth left free)' if large_enough
                else f'no device of {MEMORIES[-1]} GiB')
-  exchanged = ', '.join(f'{count} {kind}, together {size_text(size)}'
-                        for kind, (count, size) in p.collectives.items())
   per_device = p.images // p.devices
   return [
       f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {per_device}',
@@ -232,7 +259,8 @@ def lines(p: StepPlan) -> list[str]:
       f'             {size_text(p.need)} '
       + ('must exist; the rest depends on the device' if p.kind == 'cpu' else
          f'in all, with {size_text(p.temporaries)} temporaries'),
-      f'collectives  {exchanged or "none"}, a step and device',
+      f'collectives  {_exchange_text(p.collectives)}, a step and device',
+      _batchnorm_line(p),
       f'fits         {fits_on}',
   ]
 
