@@ -105,7 +105,7 @@ def publish(kept: dict) -> None:
     config, said = ROOT / 'configs' / f'{name}.py', planned(name, kept)
     if name.startswith('imagenet') and said:
       text = re.sub(r'^Planned: .*?(?=^Measured: )', '', config.read_text(encoding='utf-8'), flags=re.DOTALL | re.MULTILINE)
-      lines = textwrap.fill(f'Planned:   {said}', 120, subsequent_indent=' ' * 11, break_on_hyphens=False)
+      lines = textwrap.fill(f'Planned:   {said}', 100, subsequent_indent=' ' * 11, break_on_hyphens=False)
       config.write_text(text.replace('\nMeasured: ', f'\n{lines}\nMeasured: ', 1), encoding='utf-8')
 
 

@@ -124,8 +124,9 @@ def _work_lines(step: CompiledStep, device: Accelerator) -> list[str]:
       'in the memory of a device',
       *(f'             {part:17} {count[part]:6,}  {size[part] / 1e9:9,.2f} GB' for part in count),
       f'collectives  {exchanged or "none"}, as the compiler has combined them',
-      f'no faster    than {max(by_bytes, by_flops):.3g} s a step, a floor: {by_bytes:.3g} s by the '
-      f'bytes, {by_flops:.3g} s by the FLOP, at the peaks of {device.source}',
+      f'no faster    than {max(by_bytes, by_flops):.3g} s a step, a floor (caches aside): '
+      f'{by_bytes:.3g} s by the bytes, {by_flops:.3g} s by the FLOP, at the peaks of '
+      f'{device.source}',
       'largest      instructions by the bytes they move',
       *(f'             {total / 1e9:6,.2f} GB  {part}: {kind} {shape} {name}'
         for total, part, kind, shape, name in step.work['largest']),

@@ -138,7 +138,7 @@ def test_a_plan_in_words():
   lines = device_plan.plan_lines(step_of(50 * 2**30, 71 * 2**30, work=work), parse_target('h100:8'))
   text = '\n'.join(lines)
   assert 'fits         yes: 50.00 GiB at the peak, of 71.00 GiB a device (0.9 of its memory)' in text
-  assert 'no faster    than 0.02 s a step, a floor: 0.02 s by the bytes, 0.00202 s by the FLOP' in text
+  assert 'no faster    than 0.02 s a step, a floor (caches aside): 0.02 s by the bytes, 0.00202 s by the FLOP' in text
   assert '42 a step, which move 67.00 GB' in text and '2 all-reduce, together 1.0 MiB' in text
   refused = '\n'.join(device_plan.plan_lines(step_of(90), parse_target('v5e:2x4')))
   assert 'fits         NO' in refused and 'refused' in refused and 'faster' not in refused
