@@ -31,6 +31,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
     p = group.add_parser(name, aliases=old_names, help=help_, description=help_,
                          allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
+    p.add_argument('--allow', default='', metavar='PACKAGES',
+                   help='packages, joined by commas, whose modules may be imported because a '
+                        'folder names them')
     p.set_defaults(run=run)
     return p
 
@@ -130,6 +133,8 @@ def _add_evaluation(add: Add, commands: Commands) -> None:
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
                  help='one or several, joined by commas; "list" prints all of them (default: the '
                       'quick ones)')
+  p.add_argument('--plan', action='store_true',
+                 help='time a part of the work, print what the evaluation costs, and stop')
   p.add_argument('--seeds', default='0',
                  help='seeds of the protocols\' own draws, joined by commas (default: %(default)s)')
   p.add_argument('--step', type=int, help=STEP_HELP)

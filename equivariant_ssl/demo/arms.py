@@ -116,7 +116,7 @@ def train_arm(name: str, spec: ArmSpec, budget: Budget,
   assert source is not None and source.test is not None  # the digits have a test split
   network, test = frozen(recipe), source.test
   _, step_cost, readout_cost = costs(spec, budget)
-  groups = list(network.pairs.get('equimod', ()))  # whose gains are measured
+  groups = list(network.pairs.get('equimod', ()))  # the groups whose gains are measured
   retrieve = retriever(recipe, network, 'equimod') if 'rotate' in groups else None
   arms = {name: _empty(bool(groups))} | ({'untrained': _empty(False)} if spec.untrained else {})
 
@@ -151,7 +151,7 @@ def _train(run: Any, state: Any, step_done: Callable[[], None]) -> tuple[Any, li
   """Train a run from a state; return the trained state and the metrics of each step."""
   metrics = []
 
-  def on_step(_, step: int, row: dict, waited: float) -> bool:
+  def on_step(_, step: int, row: dict, clock: Any) -> bool:
     metrics.append(row)
     step_done()
     return False

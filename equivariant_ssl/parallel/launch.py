@@ -123,7 +123,7 @@ def _parse_settings(settings: list[str]) -> Settings:
   """Return {key: value} of the arguments of --set, KEY=VALUE each."""
   pairs = [s.partition('=') for s in settings]
   if not all(key and sign for key, sign, _ in pairs):
-    raise UserError(f'--set {" ".join(settings)}: not settings.',
+    raise UserError(f'--set {" ".join(settings)}: a setting is KEY=VALUE.',
                     'e.g. --set nodes=4 account=PROJECT')
   return {key: value for key, _, value in pairs}
 

@@ -14,6 +14,7 @@ from jax.stages import Traced
 from equivariant_ssl.data.source import fits_in_memory
 from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.nets.norm import STATISTICS_SCOPE
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
 from equivariant_ssl.training import runs
@@ -46,6 +47,9 @@ class StepPlan(NamedTuple):
   need:            bytes in all. The CPU keeps bfloat16 in twice the bytes; there this is the least
                    that any device needs: arguments, gradients, activations, data.
   collectives:     {kind: (number, bytes of their results)}.
+  statistics:      those of them that BatchNorm's statistics need.
+  groups:          the groups of images that have BatchNorm statistics of their own.
+  parts:           the parts of the batch that the encoder computes one after the other.
   images:          the images of the global batch.
   views:           the views of each image.
   steps:           the steps of the run.
@@ -63,6 +67,9 @@ class StepPlan(NamedTuple):
   data: int
   need: int
   collectives: dict[str, tuple[int, int]]
+  statistics: dict[str, tuple[int, int]]
+  groups: int
+  parts: int
   images: int
   views: int
   steps: int
@@ -108,14 +115,16 @@ def plan_step(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan
           - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
   if on_cpu:
     need = memory.argument_size_in_bytes + params + activations
-  data = _data_bytes(config, run)
+  data, text = _data_bytes(config, run), compiled.as_text() or ''
   return StepPlan(
       devices=mesh.size, kind=device.device_kind,
       parameters=sum(x.size for x in jax.tree.leaves(state.params)),
       flops=flops(traced.jaxpr.jaxpr), params=params,
       optimizer=_tree_bytes((state.opt_state, state.target)), activations=activations,
       arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes, data=data,
-      need=need + data, collectives=collectives(compiled.as_text() or ''), images=recipe.batch,
+      need=need + data, collectives=collectives(text),
+      statistics=collectives(text, STATISTICS_SCOPE), groups=recipe.batchnorm_groups,
+      parts=recipe.accumulate, images=recipe.batch,
       views=sum(v.images.shape[1] for v in views.values()), steps=recipe.steps,
       steps_per_epoch=recipe.steps_per_epoch)
 
@@ -166,7 +175,7 @@ def _train_count(config: Any) -> int:
 
 def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
-  sharding.check_batch(config.batch, mesh.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.size, config.accumulate, config.batchnorm_groups)
   facts = known_data(config)
   if facts is None:
     return runs.prepare_run(config, mesh, log)
@@ -202,8 +211,28 @@ def _activation_bytes(run: runs.Run, state: Any, views: dict) -> int:
 
 
 def _size_text(count: int | float) -> str:
-  """Return a number of bytes in MiB or GiB."""
+  """Return a number of bytes in KiB, MiB or GiB."""
+  if count < .1 * 2**20:
+    return f'{count / 2**10:.1f} KiB'
   return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
+
+
+def _exchange_text(exchanged: dict[str, tuple[int, int]]) -> str:
+  """Return collectives in words."""
+  return ', '.join(f'{count} {kind}, together {_size_text(size)}'
+                   for kind, (count, size) in exchanged.items()) or 'none'
+
+
+def _batchnorm_line(p: StepPlan) -> str:
+  """Return the line that says over which images BatchNorm takes statistics, and what it costs."""
+  images = p.images // p.parts // p.groups
+  over = f'the {images:,} images of {"a part" if p.parts > 1 else "the batch"}'
+  if p.groups > 1:
+    held = (f'a device holds {p.groups // p.devices}' if p.groups >= p.devices else
+            f'one is on {p.devices // p.groups} devices')
+    over = f'each of {p.groups} groups of {images:,} images; {held}'
+  exchanged = _exchange_text(p.statistics)
+  return f'batchnorm    statistics over {over}; of these collectives: {exchanged}'
 
 
 def lines(p: StepPlan) -> list[str]:
@@ -213,8 +242,6 @@ def lines(p: StepPlan) -> list[str]:
   fits_on = f'no device of {MEMORIES[-1]} GiB'
   if large_enough:
     fits_on = f'{"may fit on " if on_cpu else ""}devices of {large_enough[0]} GiB and more'
-  exchanged = ', '.join(f'{count} {kind}, together {_size_text(size)}'
-                        for kind, (count, size) in p.collectives.items())
   per_device = p.images // p.devices
   return [
       f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {per_device}',
@@ -229,7 +256,8 @@ def lines(p: StepPlan) -> list[str]:
       f'{_size_text(p.data) if p.data else "no"} data',
       f'             {_size_text(p.arguments)} arguments, {_size_text(p.temporaries)} temporaries '
       f'by the compiler for {p.kind}; {"at least " * on_cpu}{_size_text(p.need)} in all',
-      f'collectives  {exchanged or "none"}, a step and device',
+      f'collectives  {_exchange_text(p.collectives)}, a step and device',
+      _batchnorm_line(p),
       f'fits         {fits_on} (a tenth left free)',
   ]
 

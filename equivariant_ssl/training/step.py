@@ -12,6 +12,7 @@ from equivariant_ssl import augment
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.nets.network import actions, tapped_stages
+from equivariant_ssl.nets.norm import image_groups
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
 from equivariant_ssl.training.recipe import Recipe
@@ -43,8 +44,9 @@ def draw_views(recipe: Recipe, key: Key, step: Array | int, batch: Batch) -> dic
 def _apply(recipe: Recipe, params: dict, stats: dict, *inputs: Any, method: str
            ) -> tuple[Any, dict]:
   """The result of a method of the network in training, and the new BatchNorm statistics."""
-  result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
-                                         method=method, mutable=['batch_stats'])
+  with image_groups(recipe.batchnorm_groups):
+    result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
+                                           method=method, mutable=['batch_stats'])
   return result, dict(updated).get('batch_stats', {})
 
 
@@ -161,9 +163,9 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   The metrics are float32 scalars: the loss, its terms, the spread ('std'), the gradient's norm, and
   the learning rate.
 
-  rule: how the state lies on the mesh, one of shard.RULES. Under 'fsdp' the weights are gathered
-        for the forward and backward pass only. The gradient is scattered before the optimizer and
-        the moving average run, so that each device updates its own shard.
+  rule: how the state is placed on the mesh, one of sharding.RULES. Under 'fsdp' the weights are
+        gathered for the forward and backward pass only. The gradient is scattered before the
+        optimizer and the moving average run, so that each device updates its own shard.
   """
   def shard_state(tree: Any) -> Any:
     return sharding.constrain(tree, rule) if rule != 'replicate' else tree
@@ -207,13 +209,15 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
   """
   rule = rule if mesh.size > 1 else 'replicate'
 
-  def step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
+  # Its name is in the key by which compiled programs are found on disk; names of scopes are not. So
+  # a program from before `norm.STATISTICS_SCOPE` is not found, in which a plan would miss them.
+  def scoped_step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
     batch = build_batch(state, *inputs)
     with sharding.use_mesh(mesh):
       return train_step(recipe, key, state, batch, rule)
 
   out = sharding.replicated_sharding(mesh)
-  return jax.jit(step, donate_argnums=(1,) if donate else (),
+  return jax.jit(scoped_step, donate_argnums=(1,) if donate else (),
                  out_shardings=out if rule == 'replicate' else (None, out))
 
 

@@ -89,6 +89,13 @@ def test_the_plan_of_a_config_in_words_and_bytes(capsys):
   said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(' '))
   assert said['devices'] == '8 x cpu, batch 16 = 8 x 2' and said['fits'].startswith('may fit on devices of 16 GiB')
   assert said['steps'].startswith('8 = ') and said['collectives'].count('all-') >= 1
+  all_reduces = found.statistics['all-reduce'][0]
+  assert 0 < all_reduces < found.collectives['all-reduce'][0]
+  assert said['batchnorm'].startswith(f'statistics over the 16 images of the batch; of these collectives: {all_reduces} all-red')
+  for groups, words in ((2, 'each of 2 groups of 8 images; one is on 4 devices; '),
+                        (8, 'each of 8 groups of 2 images; a device holds 1; ')):
+    line = next(x for x in step_plan.lines(found._replace(groups=groups, statistics={})) if x.startswith('batchnorm'))
+    assert line == f'batchnorm    statistics over {words}of these collectives: none'
   assert found.params == 4 * found.parameters and (found.images, found.views, found.steps) == (16, 3, 8)
   assert found.activations > 16 * 3 * math.prod((8, 8)) * 4 / 8  # at the least some map of each view, an eighth on a device
   assert found.arguments > found.params + found.optimizer and found.need >= found.arguments + found.activations
