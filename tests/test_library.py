@@ -221,7 +221,7 @@ def test_what_is_given_as_data(tmp_path, monkeypatch):
     assert expected.items() <= trained[-1].data.to_dict().items()
   es.pretrain('smoke', IMAGES, tmp_path / 'kept', overrides={'data.test': 0., 'batch': 8})
   assert trained[-1].data.test == 0. and trained[-1].data.name == 'arrays' and trained[-1].batch == 8
-  es.pretrain({'size': 16, 'augment': {'order': ('crop',), 'crop': {}}}, 'digits', tmp_path / 'run')
+  es.pretrain({'size': 16, 'encoder': {'name': 'resnet'}, 'augment': {'order': ('crop',), 'crop': {}}}, 'digits', tmp_path / 'run')
   assert trained[-1].augment.order == ('crop',)
   with pytest.raises(es.UserError, match="Did you mean 'digits'"):
     es.pretrain('smoke', 'digit', tmp_path / 'run')
