@@ -111,7 +111,7 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
 def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None = None,
              seeds: Sequence[int] = (0,), untrained: bool = True, quiet: bool = False,
              data_path: Path = '', accept_data: bool = False, allow: Sequence[str] = (),
-             **options: Any) -> dict[str, dict]:
+             plan: bool = False, **options: Any) -> dict[str, dict]:
   """Evaluate a checkpoint of a run under protocols, and return {protocol: result}.
 
   run:       the folder of the run.
@@ -124,6 +124,7 @@ def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None
   data_path: the folder that the data are in now; '' for where they were.
   accept_data: take data that are not those that the run was trained on.
   allow:     as in `load`.
+  plan:      print the time and the memory that it would take, evaluate nothing, and return {}.
   options:   epochs, batch, images, targets, root, readout, as `eqssl eval --help` explains them.
 
   A result is what DIR/eval/PROTOCOL.json holds: result['trained'][seed]['numbers'] and ['controls']
@@ -145,7 +146,7 @@ def evaluate(run: Path, protocols: str | Sequence[str] = (), *, step: int | None
   console = Console(quiet=True) if quiet else None
   with allow_imports(*allow):
     return evaluation.evaluate(pathlib.Path(run), names, step, tuple(seeds), Options(**options),
-                               console, untrained=untrained, data_request=request)
+                               console, untrained=untrained, data_request=request, plan=plan)
 
 
 def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '', *,

@@ -134,11 +134,11 @@ def train(args: Args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl.parallel import step_plan
-    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
-  elif args.devices:
-    raise UserError('--devices is only for --plan.', 'A training uses all devices that it sees: '
-                    'CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
+    _plan(config, args)
+  elif args.devices or args.on:
+    raise UserError(f'--{"on" if args.on else "devices"} is only for --plan.',
+                    'A training uses all devices that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the '
+                    'rest.')
   elif not args.workdir:
     stem = pathlib.Path(args.config or 'longer').stem
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{stem}', USAGE)
@@ -146,11 +146,23 @@ def train(args: Args) -> None:
     _train(config, args.workdir, args, args.begin or None)
 
 
+def _plan(config: Any, args: Args) -> None:
+  """Print what a step of a config costs, on the devices that --on or --devices names."""
+  from equivariant_ssl.parallel import device_plan, step_plan
+  if args.on and args.devices:
+    raise UserError('--on and --devices name the devices twice.',
+                    f'e.g. --plan --on h100:{max(args.devices, 1)}')
+  if args.on:
+    device_plan.plan_on(config, args.on, stop.say)
+  else:
+    step_plan.run(config, args.devices, stop.say)
+
+
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
   return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
-                       args.dry_run)
+                       args.dry_run, args.plan)
 
 
 def resume(args: Args) -> None:
@@ -173,10 +185,10 @@ def _train(config: Any, workdir: str, args: Args, start_from: str | None = None)
 
 
 def evaluate(args: Args) -> None:
-  """Run `eqssl eval`."""
-  _cache()
+  """Run `eqssl eval`, as one of the processes of a job."""
   from equivariant_ssl import api
   from equivariant_ssl.evaluate import protocols, transfer
+  from equivariant_ssl.parallel import processes
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
     groups = {**protocols.GROUPS, 'default': protocols.DEFAULT}
@@ -185,6 +197,8 @@ def evaluate(args: Args) -> None:
     return
   if not args.dirs:
     raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)
+  processes.initialize()  # before anything else touches jax
+  _cache()
   seeds = split(args.seeds)
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: '
@@ -192,10 +206,12 @@ def evaluate(args: Args) -> None:
                     'e.g. --seeds 0,1,2 --epochs 90')
   targets = split(args.targets)
   transfer.check_targets(targets, args.root)
-  for folder in args.dirs:
-    api.evaluate(folder, names, step=args.step, seeds=tuple(map(int, seeds)), epochs=args.epochs,
-                 batch=args.batch, images=args.images, targets=tuple(targets), root=args.root,
-                 readout=args.readout, data_path=args.data_path, accept_data=args.accept_data)
+  with processes.explain_lost_process():
+    for folder in args.dirs:
+      api.evaluate(folder, names, step=args.step, seeds=tuple(map(int, seeds)), plan=args.plan,
+                   data_path=args.data_path, accept_data=args.accept_data, epochs=args.epochs,
+                   batch=args.batch, images=args.images, targets=tuple(targets), root=args.root,
+                   readout=args.readout)
 
 
 def _data_options(args: Args) -> Any:
@@ -230,10 +246,13 @@ def show_augs(args: Args) -> None:
 
 
 def embed_images(args: Args) -> None:
-  """Run `eqssl embed`."""
+  """Run `eqssl embed`, as one of the processes of a job."""
+  from equivariant_ssl.parallel import processes
+  processes.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.report import embed
-  embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
+  with processes.explain_lost_process():
+    embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
 
 
 def find_neighbors(args: Args) -> None:

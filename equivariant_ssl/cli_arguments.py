@@ -97,6 +97,9 @@ def _add_training(add: Add, commands: Commands) -> None:
   p.add_argument('--devices', type=int, default=0,
                  help='with --plan: plan for this many devices, which the CPU stands in for '
                       '(default: the devices of this machine)')
+  p.add_argument('--on', default='', metavar='DEVICES',
+                 help='with --plan: let the compiler of these devices say it, which need not be '
+                      'there: h100:8, a100:4, h200, v5e:4x8, v5p:2x2x1')
   p = add('resume', commands['resume'],
           'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
@@ -116,6 +119,9 @@ def _add_launch(add: Add, commands: Commands) -> None:
                  help='settings of the file in launch/; slurm: template=a100 and any option of '
                       'sbatch, e.g. nodes=4 account=X')
   p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
+  p.add_argument('--plan', action='store_true',
+                 help='submit nothing: print what a step costs on the devices that it would be '
+                      'submitted to')
 
 
 def _add_evaluation(add: Add, commands: Commands) -> None:
@@ -125,6 +131,8 @@ def _add_evaluation(add: Add, commands: Commands) -> None:
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
                  help='one or several, joined by commas; "list" prints all of them (default: the '
                       'quick ones)')
+  p.add_argument('--plan', action='store_true',
+                 help='time a part of the work, print what the evaluation costs, and stop')
   p.add_argument('--seeds', default='0',
                  help='seeds of the protocols\' own draws, joined by commas (default: %(default)s)')
   p.add_argument('--step', type=int, help=STEP_HELP)

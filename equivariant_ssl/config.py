@@ -183,7 +183,7 @@ def _invariance(fields: Any) -> Any:
   for part in HEADS:
     published = getattr(objective, part)
     if published is None and part in fields and fields[part]:
-      raise UserError(f'config.invariance.{part}: {out.name} has none.',
+      raise UserError(f'config.invariance.{part} is set, and {out.name} has no {part}.',
                       f'Remove config.invariance.{part}.')
     if published is not None:
       out[part] = section(f'config.invariance.{part}', fields.get(part, {}), {**head, **published})
@@ -210,6 +210,14 @@ def _check_numbers(config: Any) -> None:
     raise UserError(f'config.accumulate is {config.accumulate}: a batch of {config.batch} cannot '
                     'be cut into so many equal parts.',
                     f'e.g. --config.accumulate={math.gcd(config.batch, config.accumulate)}')
+  images, groups = config.batch // config.accumulate, config.batchnorm_groups
+  possible = [1, *(g for g in range(2, images // 2 + 1) if images % g == 0)]
+  if groups not in possible:
+    part = f' in {config.accumulate} parts (config.accumulate)' if config.accumulate > 1 else ''
+    raise UserError(f'config.batchnorm_groups is {groups}: a batch of {config.batch}{part} cannot '
+                    'be cut into so many equal groups of two images or more.',
+                    f'e.g. --config.batchnorm_groups={max(g for g in possible if g <= abs(groups))}'
+                    if groups else 'One group is the whole batch: --config.batchnorm_groups=1')
   counts = {len(config.mean), len(config.std)}
   if counts not in ({0}, {3}) or min(config.std, default=1.) <= 0:
     raise UserError(f'config.mean is {config.mean} and config.std {config.std}; '

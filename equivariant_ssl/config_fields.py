@@ -25,7 +25,10 @@ TOP = {
     'validation': 0.,       # a share of each class that is kept out of training; evaluations read
                             # out on it, not on the test split
     'batchnorm': 'joint',   # statistics over all views of one size; 'view': a pass for each view
-    'log_every': 10,        # steps between two rows of metrics
+    'batchnorm_groups': 1,  # 1: statistics over the images of the whole batch; G: over each of G
+                            # equal groups of them, as on G GPUs whose BatchNorm is not synchronized
+    'log_every': 0,         # steps between two rows of metrics; 0: 10, or where these take less
+                            # than a second 20, 40, 80 ..., as the first row says
     'checkpoint_every': 0,  # steps between two checkpoints; 0: ten checkpoints in the run
     'keep': 2,              # checkpoints that are kept
     'tensorboard': False,   # write TensorBoard files too

@@ -19,7 +19,7 @@ from equivariant_ssl.evaluate.inputs import array_pixels, canvas_inputs
 from equivariant_ssl.evaluate.predicted_embeddings import complete_action, embed, predict
 from equivariant_ssl.export.exported_encoder import is_export, read_export
 from equivariant_ssl.nets.network import Network
-from equivariant_ssl.parallel import sharding
+from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
@@ -46,7 +46,8 @@ def open_run(workdir: pathlib.Path, step: int | None = None, place: str = '') ->
   place: where the data of a run without a data card are now; '' for where they were.
   """
   def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if processes.is_main():
+      print(line, file=sys.stderr)
 
   run = runs.reopen_run(workdir, None, say, runs.DataRequest(place), needs_data=False)
   number, state, meta = checkpoint.load_checkpoint(workdir / 'checkpoints',

@@ -24,7 +24,7 @@ from equivariant_ssl.errors import UserError
 # Values to show in an error message for the fields whose default is ().
 EXAMPLES = {'augmentations': ('crop',), 'crop_scale': (.05, .14), 'mean': (.485, .456, .406),
             'std': (.229, .224, .225)}
-LARGEST = 2 ** 32 - 1  # of a whole number: jax mistakes a larger seed for another one
+LARGEST = 2 ** 32 - 1  # the largest whole number: jax mistakes a larger seed for another one
 
 
 class Text(str):

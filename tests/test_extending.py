@@ -25,5 +25,5 @@ def test_one_new_file_trains(overrides, tmp_path):
   made = config.load_config('smoke', {**overrides, 'steps': '2', 'encoder': f"{{'name': '{TINY}'}}"})
   run = loop.prepare_run(made, sharding.mesh(jax.devices()[:1]))
   seen = []
-  loop.fit(run, loop.initial_state(run), lambda state, n, metrics, waited: seen.append(jax.device_get(metrics)))
+  loop.fit(run, loop.initial_state(run), lambda state, n, metrics, clock: seen.append(jax.device_get(metrics)))
   assert len(seen) == 2 and all(np.isfinite(v) for m in seen for v in m.values())

@@ -30,8 +30,8 @@ try:
 except ImportError:  # there is no wheel of it for this machine
   simplejpeg = None
 
-FILE_BYTES = 256 * 2**20   # of one encoded image
-SCANS = 256                # of a progressive JPEG, each of whose scans covers the whole image
+FILE_BYTES = 256 * 2**20   # the most bytes of one encoded image
+SCANS = 256                # the most scans of a progressive JPEG: each covers the whole image
 LARGE = 2**20              # pixels from which an image waits for its room among the PIXELS
 ORIENTATION = 0x0112       # the EXIF tag
 UPRIGHT = {                # what undoes each of its values
@@ -195,8 +195,8 @@ def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:
 def to_rgb(image: Image.Image, rules: PixelRules = PixelRules(), raw: str = '') -> Image.Image:
   """The first frame in 8-bit RGB.
 
-  Transparency lies on the background. Of 16-bit gray the high byte is taken, where Pillow would
-  clip.
+  What is transparent shows the background. 16-bit gray is read by its high byte, where Pillow
+  would clip.
   raw: the kind of pixels in the file, by Pillow's name; a loaded image no longer has it.
   """
   if image.mode.startswith('I'):

@@ -77,7 +77,7 @@ def train_arm(name: str, spec: ArmSpec, seeds: int, steps: int) -> dict[str, Tra
   recipe, source = run.recipe, run.source
   assert source is not None and source.test is not None  # the digits have a test split
   network, test = frozen(recipe), source.test
-  groups = list(network.pairs.get('equimod', ()))  # whose gains are measured
+  groups = list(network.pairs.get('equimod', ()))  # the groups whose gains are measured
   arms = {key: TrainedArm({k: [] for k in READOUTS}, [] if groups else None, [], [])
           for key in ('untrained', name) if key == name or spec.untrained}
 
@@ -106,7 +106,7 @@ def _train(run: Any, state: Any) -> tuple[Any, list[dict]]:
   """Train a run from a state; return the trained state and the metrics of each step."""
   metrics = []
 
-  def on_step(_, step: int, row: dict, waited: float) -> bool:
+  def on_step(_, step: int, row: dict, clock: Any) -> bool:
     metrics.append(row)
     _count_step()
     return False

@@ -89,7 +89,7 @@ def _gain_table(arms: dict[str, TrainedArm]) -> Table:
 def run_demo(out: pathlib.Path, seeds: int = 3, steps: int = 0) -> dict[str, TrainedArm]:
   """Train every arm over `seeds` seeds and print the tables and the conclusion.
 
-  steps: how many to train instead of the configs' epochs, where more than 0. Writes results.json,
+  steps: the steps to train instead of the configs' epochs, where more than 0. Writes results.json,
   table.txt and figure.png into `out`.
   """
   start, console = time.perf_counter(), Console(soft_wrap=True)

@@ -34,7 +34,7 @@ def specs() -> dict[str, ArmSpec]:
 
 
 def table(arms: dict[str, TrainedArm]) -> Table:
-  """Return the accuracies, what the equivariance changed, and whether the embeddings collapsed."""
+  """Return a table of the accuracies, of what the equivariance changed, and of the spreads."""
   seeds = len(arms['untrained'].readouts['knn'])
   result = Table(title=f'797 held-out digits, chance 10 %: mean ± std of {seeds} seeds; paired '
                        'difference [95 %]; spread: 1 fills the sphere, under '
@@ -71,7 +71,7 @@ def conclude(arms: dict[str, TrainedArm]) -> str:
 def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, TrainedArm]:
   """Train every arm over `seeds` seeds and print the table.
 
-  steps: how many to train instead of the configs' epochs, where more than 0. Writes methods.json
+  steps: the steps to train instead of the configs' epochs, where more than 0. Writes methods.json
   and methods.txt into `out`.
   """
   start, console = time.perf_counter(), Console(soft_wrap=True)

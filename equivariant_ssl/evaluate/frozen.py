@@ -20,7 +20,7 @@ from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Pair, Size
 
-SEED = 0  # of the held-out views: the same for every run and checkpoint
+SEED = 0  # the seed of the held-out views, the same for every run and checkpoint
 PANEL = ('crop', 'flip', 'vflip', 'rotate', 'turn', 'jitter', 'gray', 'blur', 'solarize', 'invert')
 JITTER = ('brightness', 'contrast', 'saturation', 'hue')
 # {op: its config section -> the fields with which it draws beyond the range it was trained on}

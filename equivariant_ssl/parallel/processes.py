@@ -5,6 +5,7 @@ All processes run the same program. Process 0 writes the files.
 import contextlib
 import ctypes
 import glob
+import io
 import itertools
 import json
 import os
@@ -14,18 +15,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError, describe
 from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
-HEARTBEAT = 20  # seconds of silence after which a process counts as lost
+LOOK_PAUSE = .5  # seconds between two questions whether process 0 has done its work
 LOOKS = 15      # times, a second apart, that the processes look before they give up
 LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
         'the lines before say why.',
@@ -67,8 +69,9 @@ def initialize() -> None:
                    place.coordinator if local and place.process_index == 0 else None}
   _explain_aborts(_not_joined(place))
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT,
-                               shutdown_timeout_seconds=HEARTBEAT, **options)
+    # After how long a silence a process counts as lost is left to jax (100 s): a file system that
+    # stalls for half a minute must not end a job.
+    jax.distributed.initialize(**options)
   except ValueError:
     if place:
       raise
@@ -103,6 +106,45 @@ def gather(value: Any) -> list:
   return [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
 
 
+def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
+  """Return the arrays [n D] of all processes, in their order; n may differ, and D where n is 0."""
+  if jax.process_count() == 1:
+    return [rows]
+  from jax.experimental.multihost_utils import process_allgather
+  shapes = gather(rows.shape)
+  n, D = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+  padded = np.zeros((n, D), rows.dtype)
+  padded[:len(rows), :rows.shape[1]] = rows
+  return [array[:count] for array, (count, _) in
+          zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
+
+
+def share_arrays(compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Return the arrays of `compute()`, which process 0 alone calls, however long it takes.
+
+  All processes must call this. Raises in all of them what `compute` raises.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  from jax.experimental.multihost_utils import broadcast_one_to_all
+  with ThreadPoolExecutor(1) as pool:
+    future = pool.submit(compute) if is_main() else None
+    while not gather(future is None or future.done())[0]:
+      time.sleep(LOOK_PAUSE)  # a collective alone would give up on the others within a minute
+    error = future.exception() if future else None
+    failure = gather(describe(error) if isinstance(error, Exception) else None)[0]
+    if failure:
+      raise error or UserError(failure[0], code=failure[1])
+    file = io.BytesIO()
+    if future:
+      np.savez_compressed(file, **future.result())  # pyright: ignore[reportArgumentType]
+    size = gather(file.tell())[0]
+    content = np.frombuffer(file.getvalue().ljust(size, b'\0'), np.uint8)
+    content = np.asarray(broadcast_one_to_all(content))
+    with np.load(io.BytesIO(content.tobytes())) as arrays:
+      return dict(arrays)
+
+
 def agree(subject: str, values: dict[str, Any]) -> None:
   """Raise UserError OTHER_CONFIG, in all processes, if their values differ from those of process 0.
 
@@ -117,6 +159,51 @@ def agree(subject: str, values: dict[str, Any]) -> None:
                       f'{first.get(name)} and {other.get(name)}.',
                       'Start all of them by the same command, from the same files and environment.',
                       OTHER_CONFIG)
+
+
+def raise_together(error: Exception | None) -> None:
+  """Raise UserError, in all processes, where any of them has an `error`: the first of them."""
+  described = None if error is None else describe(error)
+  first = next((other for other in gather(described) if other), None)
+  if first:
+    text, code = first
+    raise UserError(text, code=code) from error
+
+
+def together(compute: Callable[[], Any]) -> Any:
+  """Return `compute()` of this process, which does not wait for others, once all have computed.
+
+  An error of any process is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  try:
+    value = compute()
+  except Exception as e:
+    error = e
+  raise_together(error)
+  return value
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+  """Return `compute()`, a JSON value, of process 0; the other processes wait for it.
+
+  An error of process 0 is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  if is_main():
+    try:
+      value = compute()
+    except Exception as e:
+      error = e
+  value, described = gather((value, None if error is None else describe(error)))[0]
+  if described:
+    text, code = described
+    raise UserError(text, code=code) from error
+  return value
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:
@@ -142,8 +229,10 @@ def lost_process_error(error: BaseException | None) -> UserError | None:
   """Return UserError WATCHDOG if `error`, or an error behind it, means that a process is lost."""
   while error is not None and jax.process_count() > 1:
     text = str(error)
-    if (isinstance(error, jax.errors.JaxRuntimeError)
-        and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
+    # jax raises some errors of the runtime as ValueError, such as 'UNKNOWN: Gloo AllGather failed'.
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match('[A-Z_]+: ', text))
+    if (of_runtime and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
         and re.search(LOST_SIGNS, text, re.IGNORECASE)):
       line = (text.splitlines() or [''])[0][:150]
       return UserError(f'{LOST[0]} What jax reports: {line}', LOST[1], WATCHDOG)
@@ -183,7 +272,7 @@ def _not_joined(place: cluster.Place | None) -> UserError:
   if place:
     cause = (f'process {place.process_index} of {place.process_count} did not meet the others at '
              f'{place.coordinator} in {place.wait} s')
-  return UserError(f'{cause}, or was one too many.',
+  return UserError(f'{cause}, or the job has one process too many.',
                    'Start all at once, each with its own number and the same number of processes; '
                    'each must reach that name and port, without a proxy: '
                    'unset http_proxy https_proxy.')

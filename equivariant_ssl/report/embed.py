@@ -2,12 +2,15 @@
 
 `eqssl neighbors` finds the images of such a file that are nearest to an image.
 """
+import functools
 import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -21,6 +24,8 @@ from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central_features
 from equivariant_ssl.evaluate.result_files import weights_digest
 from equivariant_ssl.evaluate.statistics import quantity
+from equivariant_ssl.evaluate.subject import process_state
+from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.report import embeddings, page
 from equivariant_ssl.report.embeddings import ImageFeatures, Origin
 from equivariant_ssl.report.gallery import picture_block, read_image
@@ -54,8 +59,9 @@ def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') ->
   """
   run, number, state = open_run(workdir, step, place)
   origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(run.card))
-  encode = Partial(frozen(run.recipe).encode, variables(state))
-  return ImageEncoder(encode, run.recipe.size, run.mesh, origin, _reading(run.config))
+  mesh = run.mesh if jax.process_count() == 1 else sharding.mesh(jax.local_devices())
+  encode = Partial(frozen(run.recipe).encode, variables(process_state(state)))
+  return ImageEncoder(encode, run.recipe.size, mesh, origin, _reading(run.config))
 
 
 def _reading(config: Any) -> PixelRules:
@@ -90,14 +96,30 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
 
 def _encode_part(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-  """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
-  row that cannot."""
+  """Return the readable rows of `part`, their features [N D], and (row, reason) of the others."""
   split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
     return good, np.zeros((0, 0), np.float32), bad
   split = source.Split(split.images[good], split.sizes[good], None)
   return good, central_features(encoder.encode, split, encoder.size, batch, encoder.mesh), bad
+
+
+def _encode_shares(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
+                   ) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
+  """Yield what `_encode_part` returns of the rows of `part`, CHUNK by CHUNK.
+
+  The processes of a job each encode their own share of the chunks, and all of them get all results.
+  """
+  count, number = jax.process_count(), jax.process_index()
+  for first in range(0, len(part.paths), CHUNK * count):
+    paths = part.paths[first + number * CHUNK:first + (number + 1) * CHUNK]
+    good, features, bad = processes.together(
+        functools.partial(_encode_part, encoder, part._replace(paths=paths), batch))
+    start = first + number * CHUNK
+    rows = processes.gather(([start + int(i) for i in good], [(start + i, why) for i, why in bad]))
+    for (good_rows, bad_rows), array in zip(rows, processes.gather_rows(features), strict=True):
+      yield good_rows, array, bad_rows
 
 
 def _text(path: str) -> str:
@@ -122,7 +144,8 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   the columns path and features. The features are those of the central square at the run's size, as
   `eqssl eval --protocol transfer` computes them. CHUNK canvases are in memory at a time.
 
-  place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed.
+  place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed. In a
+  job of several processes each encodes its share of the images, and process 0 writes.
   Returns how many images were left out; stderr has a line for each.
   Raises UserError for another ending, before it computes, and where no image can be read.
   """
@@ -134,24 +157,26 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   def name(path: str) -> str:
     return os.path.join(base, path) if base else images
 
-  for start in range(0, len(paths), CHUNK):
-    part = folder.SplitFiles(root, paths[start:start + CHUNK], within)
-    good, part_features, bad = _encode_part(encoder, part, min(BATCH, len(paths)))
-    names += [_text(name(part.paths[i])) for i in good]
+  processes.agree('the images', {'number': len(paths), 'first': paths[0], 'last': paths[-1]})
+  part, read = folder.SplitFiles(root, paths, within), 0
+  for good, part_features, bad in _encode_shares(encoder, part, min(BATCH, len(paths))):
+    names += [_text(name(paths[i])) for i in good]
     features += [part_features] if len(good) else []
-    lines += [f'{folder.printable(name(part.paths[i]))}: {reason}' for i, reason in bad]
-    if len(paths) > CHUNK:
-      print(f'{min(start + CHUNK, len(paths)):,} of {len(paths):,} images')
-  for line in lines:
+    lines += [f'{folder.printable(name(paths[i]))}: {reason}' for i, reason in bad]
+    read += len(good) + len(bad)
+    if len(paths) > CHUNK and processes.is_main():
+      print(f'{read:,} of {len(paths):,} images')
+  for line in lines if processes.is_main() else ():
     print(line, file=sys.stderr)
   if not names:
     raise UserError(f'{images!r} has no image that can be read.', 'The lines above say why.',
                     BAD_DATA)
   result = ImageFeatures(names, np.concatenate(features), encoder.origin)
-  embeddings.save(target, result)
+  processes.from_main(lambda: embeddings.save(target, result))
   left_out = f'; {len(lines):,} left out, listed above' if lines else ''
-  print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
-        f'of {encoder.origin.name}, written to {out}{left_out}.')
+  if processes.is_main():
+    print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
+          f'of {encoder.origin.name}, written to {out}{left_out}.')
   return len(lines)
 
 

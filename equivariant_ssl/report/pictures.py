@@ -25,7 +25,7 @@ TRAINING = 10_000
 NEAREST = 5   # views that a strip retrieves
 CHUNK = 8192  # rows of a bank that are float64 at a time
 UNITS = {'angle': '° counter-clockwise', 'shear': '°', 'sigma': ' px',
-         'dropped': ' bits'}  # of the fields of actions
+         'dropped': ' bits'}  # the units of the fields of actions
 PLAIN = 'as it is'
 
 
@@ -79,7 +79,7 @@ def describe(action: Action, identity: Action) -> tuple[str, ...]:
 
   The lines are in the order of `identity`. A box is at (top, left), in fractions of the image.
 
-  action: of one view, {op: NamedTuple of NumPy arrays}.
+  action: the action of one view, {op: NamedTuple of NumPy arrays}.
   identity: the identity action of the same ops (see `host_identity`).
   """
   names = [name for name in identity
@@ -133,7 +133,7 @@ def page_split(run: runs.Run) -> Split:
 def sample(total: int, count: int) -> np.ndarray:
   """Return `count` of `total` indices in rising order, the same at every call.
 
-  They are a random sample because class folders sort images by class.
+  The sample is random, because class folders sort images by class.
   """
   return np.sort(np.random.RandomState(0).permutation(total)[:count])
 
@@ -209,7 +209,7 @@ def _strip(actions: Action, order: np.ndarray, cosines: np.ndarray, view: Callab
   """Return one row of `strips`.
 
   actions: [M ...], of the views of a bank. order: the bank's rows, nearest to the prediction first.
-  cosines: those of the rows in `order`. view: actions -> their pictures.
+  cosines: the cosines of the rows in `order`. view: actions -> their pictures.
   """
   same = np.all([np.reshape(a == a[1], (len(a), -1)).all(1) for a in jax.tree.leaves(actions)],
                 axis=0)

@@ -187,8 +187,8 @@ def make_arms(config: Any, augs: tuple[str, ...], arms: tuple[str, ...], labels:
               design: str, interactions: tuple[tuple[str, str], ...] = ()) -> list[Arm]:
   """Return the arms of a study; that of the base comes first where it is one of them.
 
-  config: a resolved config that has all of `augs`. arms: the roles to compare. labels: those of
-  the objectives; an arm without a sensitive augmentation has none.
+  config: a resolved config that has all of `augs`. arms: the roles to compare. labels: the
+  labels of the objectives; an arm without a sensitive augmentation has none.
   """
   for role in arms:
     if role not in ROLES:

@@ -61,7 +61,7 @@ def isolated_environment() -> dict[str, str]:
 
 
 def devices() -> tuple[dict[str, Any], int]:
-  """Return record.environment() and how many runs fit side by side.
+  """Return `environment.environment()` and how many runs fit side by side.
 
   One run fits on a GPU, and one on a core of a CPU; the chips of a TPU work on one run together.
   Another process finds this out, because this one must not hold the devices of its workers.

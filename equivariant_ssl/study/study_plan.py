@@ -27,7 +27,7 @@ from equivariant_ssl.types import ROLES, Image
 
 # The protocol whose top-1 accuracy each read-out is.
 READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}
-PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # of every run; a study may ask for more
+PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # for every run; a study may ask for more
 # The settings that a second command in the same folder may change.
 FREE = ('command', 'environment', 'seeds', 'proxies')
 
@@ -35,9 +35,9 @@ FREE = ('command', 'environment', 'seeds', 'proxies')
 class Settings(NamedTuple):
   """The settings of `eqssl study`; its --help explains each of them.
 
-  budget: epochs, 0 for the config's. proxies: shares of the budget. protocols: those of the
-  evaluation beside PROTOCOLS. readout: the images that arms are compared on, a word of
-  holdout.READOUTS.
+  budget: the epochs of a run, 0 for the config's. proxies: shares of the budget. protocols: the
+  protocols of the evaluation beside PROTOCOLS. readout: the images that arms are compared on, a
+  word of holdout.READOUTS.
   """
   config: str
   augs: tuple[str, ...]

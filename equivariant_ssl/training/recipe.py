@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
   batch, steps: the number of images of the global batch, and of steps of the whole run.
   size, canvas: the side of a view, and of the stored images, in pixels.
   probe:      a linear classifier that is trained beside the network, on stopped features.
-  accumulate: the number of parts of the batch that are encoded one after the other.
+  accumulate, batchnorm_groups: parts and groups of the batch; see config_fields.
   """
   network: Network
   groups: dict[str, Group]
@@ -52,6 +52,7 @@ class Recipe(NamedTuple):
   canvas: int
   probe: Monitor | None = None
   accumulate: int = 1
+  batchnorm_groups: int = 1
 
   def epoch_steps(self, num: int) -> int:
     """The number of steps that show all of `num` images once.
@@ -119,9 +120,8 @@ def draw_actions(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREA
 def select_augmentations(config: Config, label: str, section: Config) -> list[str]:
   """The augmentations of the objective `label`, in the order of application.
 
-  They are those with the role `sensitive` or `both`, or those of them that the field
-  `augmentations` of its section names. Raises UserError where there are none, or where the field
-  names another one.
+  They are those with the role `sensitive` or `both`, or those of them that `augmentations` of its
+  section names. Raises UserError where there are none, or where it names another one.
   """
   roles = {name: config.augment[name].role for name in config.augment.order}
   available = [name for name, role in roles.items() if role in ('sensitive', 'both')]
@@ -266,7 +266,7 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
 
   num:       the number of training images.
   canvas:    the side of the stored images, in pixels.
-  mean, std: of the inputs, for each channel.
+  mean, std: the mean and the standard deviation of the inputs, for each channel.
   classes:   the number of classes; 0 where there are no labels.
 
   Raises UserError where the config and the data do not fit together.
@@ -295,4 +295,4 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
                     'Leave the probe out: --config.probe=False')
   probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
   return Recipe(network, groups, inv, equivariances, wirings, tx, schedule, config.batch, per_epoch,
-                steps, config.size, canvas, probe, config.accumulate)
+                steps, config.size, canvas, probe, config.accumulate, config.batchnorm_groups)
