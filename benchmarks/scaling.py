@@ -2,9 +2,10 @@
 
   python benchmarks/scaling.py --config imagenet_simclr_equimod --images 128 (--seconds S | --tflops T) [--apart]
 
---images: of one device, at every number of them (weak scaling). --seconds: measured for a step of so many images on one
-device; --tflops: what is assumed of one, where nothing was measured. --apart: BatchNorm takes statistics over the
-images of each device (batchnorm_groups is the number of devices), and not over the batch. docs/scaling.md has the model and its assumptions.
+--images is the number of images of one device, whatever the number of devices (weak scaling). --seconds was measured for
+a step of so many images on one device. --tflops is the rate that is assumed for one device where nothing was measured. With
+--apart, BatchNorm takes statistics over the images of each device (batchnorm_groups is the number of devices), and not over
+the batch. docs/scaling.md has the model and its assumptions.
 """
 import argparse
 

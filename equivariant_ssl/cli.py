@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from equivariant_ssl.cli_arguments import build_parser
+from equivariant_ssl.dotted import allow_imports
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study.study_command import split
 from equivariant_ssl.training import stop
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
       args, rest = parser.parse_known_args(argv)
       args.overrides = _overrides(rest, has_config=hasattr(args, 'config'))
       args.command_line = shlex.join(['eqssl', *argv])
-      code = args.run(args) or OK
+      with allow_imports(*split(args.allow)):
+        code = args.run(args) or OK
       sys.stdout.flush()
       return code
   except BrokenPipeError:  # the reader, such as `head`, has enough
@@ -132,11 +134,11 @@ def train(args: Args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl.parallel import step_plan
-    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
-  elif args.devices:
-    raise UserError('--devices is only for --plan.', 'A training uses all devices that it sees: '
-                    'CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
+    _plan(config, args)
+  elif args.devices or args.on:
+    raise UserError(f'--{"on" if args.on else "devices"} is only for --plan.',
+                    'A training uses all devices that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the '
+                    'rest.')
   elif not args.workdir:
     stem = pathlib.Path(args.config or 'longer').stem
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{stem}', USAGE)
@@ -144,11 +146,23 @@ def train(args: Args) -> None:
     _train(config, args.workdir, args, args.begin or None)
 
 
+def _plan(config: Any, args: Args) -> None:
+  """Print what a step of a config costs, on the devices that --on or --devices names."""
+  from equivariant_ssl.parallel import device_plan, step_plan
+  if args.on and args.devices:
+    raise UserError('--on and --devices name the devices twice.',
+                    f'e.g. --plan --on h100:{max(args.devices, 1)}')
+  if args.on:
+    device_plan.plan_on(config, args.on, stop.say)
+  else:
+    step_plan.run(config, args.devices, stop.say)
+
+
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
   return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
-                       args.dry_run)
+                       args.dry_run, args.plan)
 
 
 def resume(args: Args) -> None:
@@ -159,22 +173,21 @@ def resume(args: Args) -> None:
   _train(relocate_data(config, args.data_path), args.dir, args)
 
 
-def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> None:
+def _train(config: Any, workdir: str, args: Args, start_from: str | None = None) -> None:
   """Train a config in `workdir`, as one of the processes of a job."""
-  from equivariant_ssl.parallel import processes
-  processes.initialize()  # before anything else touches jax
   _cache()
-  from equivariant_ssl.training import loop
-  with processes.explain_lost_process():
-    loop.train(config, workdir, args.command_line, quiet=args.quiet, accept_data=args.accept_data,
-               start_from=begin)
+  from equivariant_ssl import api
+  from equivariant_ssl.parallel import processes
+  api.pretrain(config, None, workdir, start_from=start_from, accept_data=args.accept_data,
+               quiet=args.quiet, command=args.command_line)
   if processes.is_main():
     stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
 
 def evaluate(args: Args) -> None:
   """Run `eqssl eval`, as one of the processes of a job."""
-  from equivariant_ssl.evaluate import evaluation, protocols, transfer
+  from equivariant_ssl import api
+  from equivariant_ssl.evaluate import protocols, transfer
   from equivariant_ssl.parallel import processes
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
@@ -193,12 +206,12 @@ def evaluate(args: Args) -> None:
                     'e.g. --seeds 0,1,2 --epochs 90')
   targets = split(args.targets)
   transfer.check_targets(targets, args.root)
-  options = protocols.Options(args.epochs, args.batch, args.images, tuple(targets), args.root, '',
-                              args.readout)
   with processes.explain_lost_process():
     for folder in args.dirs:
-      evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                          data_request=_data_options(args), plan=args.plan)
+      api.evaluate(folder, names, step=args.step, seeds=tuple(map(int, seeds)), plan=args.plan,
+                   data_path=args.data_path, accept_data=args.accept_data, epochs=args.epochs,
+                   batch=args.batch, images=args.images, targets=tuple(targets), root=args.root,
+                   readout=args.readout)
 
 
 def _data_options(args: Args) -> Any:

@@ -31,6 +31,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
     p = group.add_parser(name, aliases=old_names, help=help_, description=help_,
                          allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
+    p.add_argument('--allow', default='', metavar='PACKAGES',
+                   help='packages, joined by commas, whose modules may be imported because a '
+                        'folder names them')
     p.set_defaults(run=run)
     return p
 
@@ -94,6 +97,9 @@ def _add_training(add: Add, commands: Commands) -> None:
   p.add_argument('--devices', type=int, default=0,
                  help='with --plan: plan for this many devices, which the CPU stands in for '
                       '(default: the devices of this machine)')
+  p.add_argument('--on', default='', metavar='DEVICES',
+                 help='with --plan: let the compiler of these devices say it, which need not be '
+                      'there: h100:8, a100:4, h200, v5e:4x8, v5p:2x2x1')
   p = add('resume', commands['resume'],
           'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
@@ -113,6 +119,9 @@ def _add_launch(add: Add, commands: Commands) -> None:
                  help='settings of the file in launch/; slurm: template=a100 and any option of '
                       'sbatch, e.g. nodes=4 account=X')
   p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
+  p.add_argument('--plan', action='store_true',
+                 help='submit nothing: print what a step costs on the devices that it would be '
+                      'submitted to')
 
 
 def _add_evaluation(add: Add, commands: Commands) -> None:

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 LIMIT = 64 * 2**20  # bytes of a call: the working tree and what it carries
 MACHINE = pathlib.Path('/work/.library/device/KINDS.md')  # whose list of packages says what need not travel
 # As rehearsed, for Python 3.12 on x86-64: what the package needs and that machine has not, with its own needs.
-WHEELS = ('tensorflow-datasets==4.9.10', 'dm-pix==0.4.5', 'ml-collections==1.1.0', 'array_record==0.8.6', 'grain==0.2.18',
+WHEELS = ('tensorflow-datasets==4.9.10', 'dm-pix==0.4.5', 'ml-collections==1.1.0', 'array_record==0.8.6',
           'simplejpeg==1.9.0', 'pydoe==1.6.0', 'dm-tree==0.1.10', 'immutabledict==4.3.1', 'simple_parsing==0.1.9',
           'tensorflow-metadata==1.21.0', 'termcolor==3.3.0', 'toml==0.10.2', 'portpicker==1.6.0', 'docstring_parser==0.18.0',
           'googleapis-common-protos==1.76.0', 'importlib_resources==7.1.0')

@@ -161,11 +161,15 @@ def _decoded(image: Image.Image, data: bytes, size: int | None, rules: PixelRule
     image = image.transpose(turn)
     if turn in SIDES_SWAPPED:
       width, height = height, width
-  if size and image.size != (size, size):
-    shrinks = min(image.size) >= size
-    filters = Image.Resampling
-    image = image.resize((size, size), filters.HAMMING if shrinks else filters.BICUBIC)
-  return np.asarray(image), (height, width)
+  return np.asarray(squash(image, size) if size else image), (height, width)
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+  """The whole image resized to size x size, by the filters that `decode` says."""
+  if image.size == (size, size):
+    return image
+  shrinks, filters = min(image.size) >= size, Image.Resampling
+  return image.resize((size, size), filters.HAMMING if shrinks else filters.BICUBIC)
 
 
 def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:

@@ -106,7 +106,7 @@ def _train(run: Any, state: Any) -> tuple[Any, list[dict]]:
   """Train a run from a state; return the trained state and the metrics of each step."""
   metrics = []
 
-  def on_step(_, step: int, row: dict, waited: float) -> bool:
+  def on_step(_, step: int, row: dict, clock: Any) -> bool:
     metrics.append(row)
     _count_step()
     return False

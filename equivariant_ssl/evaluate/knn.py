@@ -94,8 +94,8 @@ def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
 
   The prediction is the class with the largest sum of exp(s / T) over those of the k nearest
   training images that have this class; s is the cosine. Among equally near neighbors the earlier
-  one counts, and among equal sums the lower class. A k larger than N is N. The bank is split over
-  the devices of `mesh`.
+  one counts, and among equal sums the lower class. A k larger than N is N. The bank is split
+  over the devices of `mesh`.
   """
   votes = _votes(train_features, train_labels, test_features, classes, k, temperature, mesh)
   return votes.argmax(1).astype(np.int32)

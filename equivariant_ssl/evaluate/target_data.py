@@ -180,7 +180,7 @@ def command_for(target: Target, base: pathlib.Path) -> str:
 def check_targets(names: Iterable[str], root: str = '') -> None:
   """Raise UserError for a name that is no target of transfer: neither a data set on disk or known
   to TFDS, nor a folder."""
-  known = {*DATASETS, *registry.names(data)} - {'folder', 'tfds'}
+  known = {*DATASETS, *registry.names(data)} - {'arrays', 'folder', 'tfds'}
   for name in names:
     if name in known or pathlib.Path(os.path.expanduser(name)).is_dir():
       continue

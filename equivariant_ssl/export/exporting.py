@@ -67,7 +67,8 @@ def _facts(run: runs.Run, architecture: Architecture, workdir: pathlib.Path, ste
   network, size, family = run.recipe.network, run.recipe.size, _family(run)
   section = {'version': __version__, 'run': workdir.absolute().name,
              'config': _config_name(workdir), 'step': step, 'encoder': architecture._asdict(),
-             'size': size, 'mean': network.mean, 'std': network.std, 'sha256': sha256,
+             'size': size, 'canvas': run.recipe.canvas, 'mean': network.mean, 'std': network.std,
+             'sha256': sha256,
              'standard': architecture.standard,
              'build': family.build_code(architecture, WEIGHTS).splitlines()}
   if architecture.note:

@@ -48,7 +48,7 @@ class Weights(NamedTuple):
   others: list[str]
 
 
-def _facts_beside(file: pathlib.Path) -> dict:
+def facts_beside(file: pathlib.Path) -> dict:
   """Return the content of the config.json beside a file of weights.
 
   Raises UserError where it says that the file is not the file that was exported.
@@ -175,7 +175,7 @@ def import_weights(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cif
   overrides = overrides or {}
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UserError(f'{workdir} is not empty.', 'Use another --workdir.')
-  content, facts = weight_files.read(file), _facts_beside(file)
+  content, facts = weight_files.read(file), facts_beside(file)
   base: Any = load_config(config, overrides)
   small_stem, stem_origin = _small_stem(facts, config, base.encoder)
   kind = 'vit' if any(k.endswith(timm.MARK) for k in content) else 'resnet'

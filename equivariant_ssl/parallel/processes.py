@@ -5,6 +5,7 @@ All processes run the same program. Process 0 writes the files.
 import contextlib
 import ctypes
 import glob
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
+LOOK_PAUSE = .5  # seconds between two questions whether process 0 has done its work
 LOOKS = 15      # times, a second apart, that the processes look before they give up
 LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
         'the lines before say why.',
@@ -41,11 +44,13 @@ def initialize() -> None:
   """Join the other processes of the job, and print once who they are.
 
   SLURM, Open MPI, Cloud TPU or Kubernetes describe the job, or EQSSL_COORDINATOR (host:port),
-  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone nothing happens. Call this before
-  anything else touches jax.
+  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone, or one that has joined, nothing
+  happens. Call this before anything else touches jax.
 
   Raises UserError if the job cannot work as it was started.
   """
+  if jax.distributed.is_initialized():
+    return
   place = cluster.find(os.environ)
   if place is None and not cluster.tpu(os.environ):
     return
@@ -112,6 +117,32 @@ def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
   padded[:len(rows), :rows.shape[1]] = rows
   return [array[:count] for array, (count, _) in
           zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
+
+
+def share_arrays(compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Return the arrays of `compute()`, which process 0 alone calls, however long it takes.
+
+  All processes must call this. Raises in all of them what `compute` raises.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  from jax.experimental.multihost_utils import broadcast_one_to_all
+  with ThreadPoolExecutor(1) as pool:
+    future = pool.submit(compute) if is_main() else None
+    while not gather(future is None or future.done())[0]:
+      time.sleep(LOOK_PAUSE)  # a collective alone would give up on the others within a minute
+    error = future.exception() if future else None
+    failure = gather(describe(error) if isinstance(error, Exception) else None)[0]
+    if failure:
+      raise error or UserError(failure[0], code=failure[1])
+    file = io.BytesIO()
+    if future:
+      np.savez_compressed(file, **future.result())  # pyright: ignore[reportArgumentType]
+    size = gather(file.tell())[0]
+    content = np.frombuffer(file.getvalue().ljust(size, b'\0'), np.uint8)
+    content = np.asarray(broadcast_one_to_all(content))
+    with np.load(io.BytesIO(content.tobytes())) as arrays:
+      return dict(arrays)
 
 
 def agree(subject: str, values: dict[str, Any]) -> None:

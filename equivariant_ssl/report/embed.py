@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from equivariant_ssl.data import card, folder, source
 from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.image_header import FORMATS, BadImage
+from equivariant_ssl.encoder import open_run
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central_features
@@ -30,7 +31,6 @@ from equivariant_ssl.report.embeddings import ImageFeatures, Origin
 from equivariant_ssl.report.gallery import picture_block, read_image
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import runs
 
 CHUNK = 1024     # images that are decoded at a time: 150 MB of 224 x 224 pixels
 BATCH = 256
@@ -38,7 +38,7 @@ THUMBNAIL = 192  # pixels of a picture's longer side
 K = 10           # neighbors where the user gives no number
 
 
-class Encoder(NamedTuple):
+class ImageEncoder(NamedTuple):
   """The encoder of a checkpoint.
 
   encode: images [B S S 3] in [0, 1] -> features [B D]. size: S, in pixels.
@@ -51,24 +51,17 @@ class Encoder(NamedTuple):
   rules: PixelRules = PixelRules()
 
 
-def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
+def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> ImageEncoder:
   """Return the encoder of a run's newest valid checkpoint, or of the checkpoint of `step`.
 
   The mean and the standard deviation of its inputs are those of its data card.
   place: where the data of a run without a data card are now.
   """
-  def say(line: str) -> None:
-    if processes.is_main():
-      print(line, file=sys.stderr)
-
-  run = runs.reopen_run(workdir, None, say, runs.DataRequest(place), needs_data=False)
-  number, state, meta = checkpoint.load_checkpoint(workdir / 'checkpoints',
-                                                   runs.abstract_state(run), step)
-  data_card = card.card_from_json(meta['data']) if 'data' in meta else run.card
-  origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(data_card))
+  run, number, state = open_run(workdir, step, place)
+  origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(run.card))
   mesh = run.mesh if jax.process_count() == 1 else sharding.mesh(jax.local_devices())
-  return Encoder(Partial(frozen(run.recipe).encode, variables(process_state(state))),
-                 run.recipe.size, mesh, origin, _reading(run.config))
+  encode = Partial(frozen(run.recipe).encode, variables(process_state(state)))
+  return ImageEncoder(encode, run.recipe.size, mesh, origin, _reading(run.config))
 
 
 def _reading(config: Any) -> PixelRules:
@@ -101,7 +94,7 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
   return folder.SplitFiles(path, index.paths, index.within), images, lines
 
 
-def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
+def _encode_part(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
   """Return the readable rows of `part`, their features [N D], and (row, reason) of the others."""
   split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
@@ -112,7 +105,7 @@ def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
   return good, central_features(encoder.encode, split, encoder.size, batch, encoder.mesh), bad
 
 
-def _encode_shares(encoder: Encoder, part: folder.SplitFiles, batch: int
+def _encode_shares(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
                    ) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
   """Yield what `_encode_part` returns of the rows of `part`, CHUNK by CHUNK.
 
@@ -216,7 +209,8 @@ def _query(stored: ImageFeatures, file: str, query: str, workdir: str | None, pl
   return features[0], None
 
 
-def _file_encoder(stored: ImageFeatures, file: str, workdir: pathlib.Path, place: str) -> Encoder:
+def _file_encoder(stored: ImageFeatures, file: str, workdir: pathlib.Path, place: str
+                  ) -> ImageEncoder:
   """Return the encoder of a run, at the step that made `file` if the run still has that step.
 
   Raises UserError where the file says that another network, or another data card, made it.

@@ -1,4 +1,5 @@
 """Pictures with words under them: views with their actions, retrieved views, and neighbors."""
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs, step
 from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.training.state import TrainState
-from equivariant_ssl.types import Action, Array, Key, Op, Pair, Size
+from equivariant_ssl.types import Action, Array, Key, Op, Pair, Size, Views
 
 # Neighbors are looked for among so many training images, whose features take seconds.
 TRAINING = 10_000
@@ -146,14 +147,23 @@ def host_identity(chain: Op, side: int) -> Action:
   return {name: jax.device_get(action) for name, action in actions.items()}
 
 
+@functools.lru_cache(8)
+def _views_program(recipe: Recipe) -> Callable[[Key, step.Batch], dict[str, Views]]:
+  return jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
+                 compiler_options=sharding.ONCE)
+
+
+def first_views(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, Views]:
+  """Return {view group: the views of `batch`} that the first step of a run would draw."""
+  return _views_program(recipe)(key, batch)
+
+
 def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
   """Return {view group: a row of tiles per image of `batch`}: the original, then its views.
 
   The views are those that the first step of a run would draw.
   """
-  program = jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
-                    compiler_options=sharding.ONCE)
-  views, tiles = jax.device_get(program(key, batch)), {}
+  views, tiles = jax.device_get(first_views(recipe, key, batch)), {}
 
   def row(i: int, size: np.ndarray, images: np.ndarray, actions: Action, identity: Action
           ) -> list[Tile]:

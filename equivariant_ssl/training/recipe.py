@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equivariant_ssl import augment, equivariance, invariance, nets, registry
+from equivariant_ssl import augment, equivariance, invariance, registry
+from equivariant_ssl.dotted import short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
+from equivariant_ssl.training.factories import build_encoder, factory_arguments, op_settings
 from equivariant_ssl.types import Action, Config, Equivariance, Group, Invariance, Key, Op, Wiring
 
 PROBE_RATE = .1  # learning rate of the online probe, as in solo-learn
@@ -72,14 +74,15 @@ def build_ops(config: Config, view: int, size: int, changes: dict[str, dict]
   """
   ops = {}
   for name in config.augment.order:
-    kw = {k: v for k, v in config.augment[name].items() if k != 'role'}
+    kw, factory = op_settings(config.augment[name]), config.augment[name].get('module', name)
     if view and name in config.augment.second:
       kw |= config.augment.second[name]
     kw |= changes.get(name, {})
-    if 'size' in registry.schema(augment, name):
+    if 'size' in registry.schema(augment, factory):
       kw['size'] = size
     if config.augment[name].role != 'off':
-      ops[name] = registry.make(augment, name, **kw), config.augment[name].role
+      op = registry.make(augment, factory, **kw)._replace(name=name)
+      ops[name] = op, config.augment[name].role
   return ops
 
 
@@ -160,22 +163,18 @@ def build_wiring(config: Config, label: str, section: Config, canvas: int) -> Wi
 def objective_sections(config: Config) -> dict[str, Config]:
   """{label: section} of the equivariance objectives, without 'none'.
 
-  The label is the name of the objective; a second objective of the same name gets a prime.
+  The label is the name of the objective (the last part of a dotted path); a second objective of
+  the same name gets a prime.
   """
   several = isinstance(config.equivariance, (list, tuple))
   sections = {}
   for section in config.equivariance if several else [config.equivariance]:
     if section.name != 'none':
-      label = section.name
+      label = short_name(section.name)
       while label in sections:
         label += "'"
       sections[label] = section
   return sections
-
-
-def factory_arguments(section: Config, *drop: str) -> dict:
-  """The fields of a section of a config, without its name and without those to `drop`."""
-  return {k: v for k, v in section.items() if k not in ('name', *drop)}
 
 
 def build_objectives(config: Config, canvas: int
@@ -276,8 +275,7 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
   inv = registry.make(invariance, config.invariance.name,
                      **factory_arguments(config.invariance, 'projector', 'predictor'))
   wirings, equivariances = build_objectives(config, canvas)
-  encoder = registry.make(nets, config.encoder.name, **factory_arguments(config.encoder),
-                         dtype=config.dtype)
+  encoder = build_encoder(config)
   check_trainable(config, inv, equivariances, encoder)
   groups = build_groups(config, inv, equivariances)
   o = config.optimizer

@@ -182,3 +182,37 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, victim):
       p.kill()
       p.wait()
       p.stderr.close()
+
+
+SHARED = """
+import numpy as np
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import processes
+processes.initialize()
+def compute():
+  assert processes.is_main()
+  return {'labels': np.arange(9, dtype=np.int32), 'files': np.array(['\u00e9.jpg', 'b.jpg'])}
+def fail():
+  raise UserError('no disk', 'mount it', 10)
+arrays = processes.share_arrays(compute)
+try:
+  processes.share_arrays(fail)
+except UserError as error:
+  print(arrays['labels'].sum(), ascii(arrays['files'][0]), error.code, str(error).split())
+"""
+
+
+@pytest.mark.slow
+def test_process_0_computes_for_all():
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'EQSSL_PROCESSES': '2',
+         'EQSSL_COORDINATOR': f'127.0.0.1:{22000 + os.getpid() % 1000}'}
+  pair = [subprocess.Popen([sys.executable, '-c', SHARED], env={**env, 'EQSSL_PROCESS': str(i)},
+                           stdout=subprocess.PIPE, text=True) for i in range(2)]
+  try:
+    for process in pair:
+      assert "36 '\\xe9.jpg' 10 ['no', 'disk', 'mount', 'it']" in process.communicate(timeout=120)[0]
+  finally:
+    for process in pair:
+      process.kill()
+      process.wait()
+      process.stdout.close()
