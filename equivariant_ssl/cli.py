@@ -110,14 +110,19 @@ def _cache() -> None:
 
 def demo(args: Args) -> None:
   """Run `eqssl demo`."""
-  from equivariant_ssl.demo import digits_demo, methods_demo
-  seeds = args.seeds if args.seeds is not None else 1 if args.methods else 3
+  from equivariant_ssl.demo import digits_demo, methods_demo, study_demo
+  from equivariant_ssl.demo.arms import Budget
+  kind = 'study' if args.study else 'methods' if args.methods else 'digits'
+  seeds = args.seeds if args.seeds is not None else {'digits': 3, 'methods': 1, 'study': 2}[kind]
   if seeds < 1 or args.steps < 0:
     raise UserError(f'--seeds {seeds} --steps {args.steps}: nothing to train.',
                     'Give at least 1 seed and 0 or more steps.')
   _cache()
-  module = methods_demo if args.methods else digits_demo
-  module.run_demo(pathlib.Path(args.out), seeds, args.steps)
+  budget, out = Budget(seeds, args.steps, args.readout), pathlib.Path(args.out)
+  if args.study:
+    study_demo.run_demo(out / 'study', budget, args.command_line)
+  else:
+    (methods_demo if args.methods else digits_demo).run_demo(out, budget)
 
 
 def train(args: Args) -> None:

@@ -73,12 +73,20 @@ def _add_demo(add: Add, commands: Commands) -> None:
   p = add('demo', commands['demo'],
           'show what explicit sensitivity does, on real scans, offline, in minutes')
   p.add_argument('--out', default='runs/demo', help='folder of the results (default: %(default)s)')
-  p.add_argument('--methods', action='store_true',
-                 help='instead: every invariance objective alone, with EquiMod and with E-SSL')
+  kind = p.add_mutually_exclusive_group()
+  kind.add_argument('--methods', action='store_true',
+                    help='instead: every invariance objective alone, with EquiMod and with E-SSL')
+  kind.add_argument('--study', action='store_true',
+                    help='instead: the same question asked by a study, in miniature, which ends '
+                         'on its report page')
   p.add_argument('--seeds', type=int,
-                 help='number of seeds of each arm (default: 3; with --methods 1)')
+                 help='number of seeds of each arm (default: 3; with --methods 1, --study 2)')
   p.add_argument('--steps', type=int, default=0,
                  help='train this many steps instead of the config\'s epochs')
+  p.add_argument('--readout', default='test', choices=('test', 'validation'),
+                 help='validation: read out on a fifth of the training digits, which then are not '
+                      'trained on, with seeds from 100 on; settings are chosen there '
+                      '(default: %(default)s; a study always chooses on validation digits)')
 
 
 def _add_training(add: Add, commands: Commands) -> None:
