@@ -60,7 +60,9 @@ def squared_norms(tree: Any) -> Array:
   sums = [jnp.square(x).sum(-1).reshape(-1) if x.ndim > 1 else jnp.square(x).reshape(-1)
           for x in jax.tree.leaves(tree)]
   longest = max(s.size for s in sums)
-  return jnp.stack([jnp.pad(s, (0, longest - s.size)) for s in sums]).sum(1)
+  rows = jnp.stack([jnp.pad(s, (0, longest - s.size)) for s in sums])
+  # The barrier, or XLA would sum the rows one by one again.
+  return jax.lax.optimization_barrier(rows).sum(1)
 
 
 def tree_norm(tree: Any) -> Array:

@@ -69,6 +69,20 @@ def test_a_program_for_an_accelerator_holds_nothing_of_the_cpus(key, monkeypatch
   assert counts('cpu') == [2, 1, 1, 1]
 
 
+def test_on_gpus_what_comes_after_a_convolution_waits_for_its_weight_gradient(key):
+  """The gradient in x takes a g from the barrier that the weight gradient is in; a stem, whose x needs none, has one less."""
+  x, kernel, g = arrays(key, *SHAPES[0])
+
+  def program(platform, wrt):
+    traced = jax.jit(lambda x, kernel, g: jax.vjp(lambda *a: conv.conv2d(*a, 1, 1), x, kernel)[1](g)[wrt]).trace(x, kernel, g)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+  whole = program('cuda', slice(None))
+  barrier = whole.index('stablehlo.optimization_barrier')
+  assert whole[:barrier].count('stablehlo.convolution') == 1 and whole[barrier:].count('stablehlo.convolution') == 1
+  assert program('cuda', 1).count('stablehlo.convolution') == 1
+  assert 'optimization_barrier' not in program('cpu', slice(None)) + program('tpu', slice(None))
+
+
 def test_on_a_sharded_batch_the_only_collective_is_the_sum_of_the_weight_gradient(key, monkeypatch):
   monkeypatch.setattr(conv, 'PATCH_BYTES', 1)
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
