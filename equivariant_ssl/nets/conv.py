@@ -100,7 +100,7 @@ def _forward(x, kernel, stride, padding):
   return conv2d(x, kernel, stride, padding), (x, kernel)
 
 
-def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: Array, *, stride: int, padding: int
+def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
                           ) -> tuple[Array, Array]:
   """(the kernel's gradient, g): what uses that g waits for the gradient.
 
@@ -108,7 +108,7 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: Array, *, stride: int,
   last of all, and keeps each convolution's x and g until then, also an x that `remat` computes
   again.
   """
-  narrow = kernel.astype(x.dtype)
+  narrow: Any = kernel.astype(x.dtype)
   weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding)
   weight, g = jax.lax.optimization_barrier((weight, g))
   return weight.astype(kernel.dtype), g

@@ -22,14 +22,11 @@ def pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   low = jnp.array(-jnp.inf, x.dtype)
   padded = jax.lax.pad(x, low, [(0, 0, 0), (PADDING, PADDING, 0), (PADDING, PADDING, 0), (0, 0, 0)])
   rows, columns = ((n + 2 * PADDING - SIZE) // STRIDE * STRIDE + 1 for n in x.shape[1:3])
-  best = place = None
-  for tap, (i, j) in enumerate(TAPS):
-    values = padded[:, i:i + rows:STRIDE, j:j + columns:STRIDE]
-    if best is None:
-      best, place = values, jnp.zeros(values.shape, jnp.int8)
-    else:
-      place = jnp.where(values > best, jnp.int8(tap), place)
-      best = jnp.maximum(best, values)
+  taps = [padded[:, i:i + rows:STRIDE, j:j + columns:STRIDE] for i, j in TAPS]
+  best, place = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+  for tap, values in enumerate(taps[1:], 1):
+    place = jnp.where(values > best, jnp.int8(tap), place)
+    best = jnp.maximum(best, values)
   return best, place
 
 
