@@ -139,11 +139,11 @@ def train(args: Args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl.parallel import step_plan
-    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
-  elif args.devices:
-    raise UserError('--devices is only for --plan.', 'A training uses all devices that it sees: '
-                    'CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
+    _plan(config, args)
+  elif args.devices or args.on:
+    raise UserError(f'--{"on" if args.on else "devices"} is only for --plan.',
+                    'A training uses all devices that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the '
+                    'rest.')
   elif not args.workdir:
     stem = pathlib.Path(args.config or 'longer').stem
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{stem}', USAGE)
@@ -151,11 +151,23 @@ def train(args: Args) -> None:
     _train(config, args.workdir, args, args.begin or None)
 
 
+def _plan(config: Any, args: Args) -> None:
+  """Print what a step of a config costs, on the devices that --on or --devices names."""
+  from equivariant_ssl.parallel import device_plan, step_plan
+  if args.on and args.devices:
+    raise UserError('--on and --devices name the devices twice.',
+                    f'e.g. --plan --on h100:{max(args.devices, 1)}')
+  if args.on:
+    device_plan.plan_on(config, args.on, stop.say)
+  else:
+    step_plan.run(config, args.devices, stop.say)
+
+
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
   return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
-                       args.dry_run)
+                       args.dry_run, args.plan)
 
 
 def resume(args: Args) -> None:

@@ -105,6 +105,9 @@ def _add_training(add: Add, commands: Commands) -> None:
   p.add_argument('--devices', type=int, default=0,
                  help='with --plan: plan for this many devices, which the CPU stands in for '
                       '(default: the devices of this machine)')
+  p.add_argument('--on', default='', metavar='DEVICES',
+                 help='with --plan: let the compiler of these devices say it, which need not be '
+                      'there: h100:8, a100:4, h200, v5e:4x8, v5p:2x2x1')
   p = add('resume', commands['resume'],
           'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
@@ -124,6 +127,9 @@ def _add_launch(add: Add, commands: Commands) -> None:
                  help='settings of the file in launch/; slurm: template=a100 and any option of '
                       'sbatch, e.g. nodes=4 account=X')
   p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
+  p.add_argument('--plan', action='store_true',
+                 help='submit nothing: print what a step costs on the devices that it would be '
+                      'submitted to')
 
 
 def _add_evaluation(add: Add, commands: Commands) -> None:

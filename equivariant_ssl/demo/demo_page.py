@@ -96,9 +96,9 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
   environment, seeds = content['environment'], ', '.join(map(str, content['seeds']))
   chosen = Section('What was chosen where', 'chosen', [
       Paragraph(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
-  arguments = ['--seeds', str(budget.seeds), '--readout', budget.readout]
-  arguments += ['--steps', str(budget.steps)] if budget.steps else []
-  command = shlex.join(['eqssl', 'demo', *arguments])
+  steps = ('--steps', budget.steps) if budget.steps else ()
+  typed = ('eqssl', 'demo', '--seeds', budget.seeds, '--readout', budget.readout, *steps)
+  command = shlex.join(map(str, typed))
   again = panels.rerun_section(environment, [command], 'every number of the demo')
   sections = [_result(out, arms, content), chosen, _predictor(arms),
               _training(arms, specs, budget), again._replace(
