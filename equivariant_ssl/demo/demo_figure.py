@@ -19,8 +19,8 @@ from equivariant_ssl.training.runs import prepare_run
 # For each arm a color that color-blind readers can tell apart too, a shape, and where its name
 # stands: (points from the mark), alignment.
 STYLES = {'untrained': ('#7f7f7f', 's', (9, 8), 'left'),
-          'crops': ('#0072b2', 'o', (-9, -18), 'right'),
-          'invariant': ('#d55e00', 'v', (9, -18), 'left'), 'both': ('#cc79a7', 'D', (9, 8), 'left'),
+          'crops': ('#0072b2', 'o', (9, -18), 'left'),
+          'invariant': ('#d55e00', 'v', (9, -18), 'left'), 'both': ('#cc79a7', 'D', (-9, 8), 'right'),
           'sensitive': ('#009e73', '^', (-9, 9), 'right')}
 RIGHT, WRONG = '#009e73', '#d55e00'
 HEADING: Any = {'fontsize': 13, 'fontweight': 'bold', 'ha': 'left', 'x': .01}
