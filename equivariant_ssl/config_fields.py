@@ -11,6 +11,7 @@ TOP = {
     'seed': 0,              # the seed of initialization, order and augmentation
     'size': 32,             # the side of a view, in pixels
     'batch': 256,           # the number of images of the global batch
+    'fit_batch': False,     # make the batch smaller where there are fewer training images
     'accumulate': 1,        # parts of the batch that the encoder computes one after the other, in
                             # the memory of one part: see step.encode
     'sharding': 'replicate',  # how the state lies on the devices: a copy on each, or 'fsdp', a

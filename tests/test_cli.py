@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from equivariant_ssl import cli
 from equivariant_ssl.config import load_config, read_config
@@ -188,6 +189,23 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   assert code == 0 and '07.png' in err and '08.png' in err
   code, _, err = eqssl('eval', tmp_path / 'b', '--protocol', 'knn', capsys=capsys)
   assert code == 2 and 'no labels' in err
+
+
+def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, monkeypatch, capsys):
+  """Config `photos` takes any folder, and says so in a line; the same command goes on with the run."""
+  monkeypatch.setattr(sharding, 'mesh', functools.partial(sharding.mesh, jax.devices()[:1]))
+  for i in range(7):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), 'uint8')).save(tmp_path / f'{i}.png')
+  assert eqssl('data', 'check', tmp_path, capsys=capsys)[1].splitlines()[-1].startswith(
+    f'Next: eqssl train --config photos --config.data.path={tmp_path} ')
+  run = tmp_path.parent / f'{tmp_path.name}_run'
+  argv = ('train', '--config', 'photos', f'--config.data.path={tmp_path}', '--workdir', run, '--config.size=8',
+          '--config.data.size=8', '--config.encoder.width=2', '--config.steps=1', '--config.optimizer.warmup_epochs=0')
+  code, _, err = eqssl(*argv, capsys=capsys)
+  assert code == 0 and 'the batch is 4, not 64: there are 6 training images' in err
+  config = read_config(run / 'config.json')
+  assert config.batch == 4 and config.fit_batch
+  assert eqssl(*argv, capsys=capsys)[0] == 0
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

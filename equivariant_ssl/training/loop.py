@@ -25,6 +25,7 @@ from equivariant_ssl.training.run_config import (
   DATA_PATH_OPTION,
   added_fields,
   data_flag,
+  fit_batch,
   free_fields,
 )
 from equivariant_ssl.training.runs import (
@@ -93,10 +94,11 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
 
   Raises UserError OTHER_CONFIG if another run is in `workdir`.
   """
+  data_card = read_known_card(workdir, say)
   if processes.is_main():
+    config = fit_batch(config, data_card.images if data_card else 0)
     record.compare(workdir, config_to_json(config),
                    (*free_fields(config), *added_fields(config, workdir)))
-  data_card = read_known_card(workdir, say)
   if begin is None:
     return _Start(workdir, data_card, None)
   other_start = data_card and (data_card.start or {}).get('run') != str(begin)
@@ -105,8 +107,8 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
                     'Use a new --workdir.', OTHER_CONFIG)
   share = read_config(begin / 'config.json').validation
   if share != config.validation:  # the longer run would be read out on images it was trained on
-    raise UserError(f'{begin} held {share:g} of its images out of training, '
-                    f'not {config.validation:g}.', f'Give --config.validation={share:g}')
+    raise UserError(f'{begin} held {share:g} of its images out of training, not '
+                    f'{config.validation:g}.', f'Give --config.validation={share:g}')
   if data_card:
     return _Start(workdir, data_card, begin)
   first_card = read_known_card(begin, say)

@@ -24,6 +24,17 @@ def change_config(config: Any, changes: dict[str, Any]) -> ConfigDict:
       k: values[k] | v if isinstance(v, dict) else v for k, v in changes.items()}))
 
 
+def fit_batch(config: Any, images: int) -> Any:
+  """Return the config with a batch of at most `images` training images, a power of two.
+
+  A config that does not allow it (`fit_batch`), or whose batch is not too large, is returned as it
+  is.
+  """
+  if not config.fit_batch or images < 1 or config.batch <= images:
+    return config
+  return change_config(config, {'batch': 2 ** (images.bit_length() - 1)})
+
+
 def place_field(config: Any) -> str | None:
   """Return the field of `config.data` that says where the data are, 'path' or 'root'.
 

@@ -296,7 +296,7 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
     equivariant_ssl.data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'}
   )
   assert (len(made.train.images), len(made.test.images)) == ((4, 1) if splits == ('',) else (5, 5))
-  assert config.batch == 4 == made.train.images.shape[1] // 16 and config.size == 64
+  assert config.fit_batch and config.size == 64 and made.train.images.shape[1] == 80
 
 
 def test_cifar100_and_stl10(tmp_path):
