@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import shlex
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,8 +77,11 @@ def override_config(config: ConfigDict, overrides: dict[str, str] | None = None)
   """
   with allow_imports(EVERY):
     spell_out(config)
-    apply_overrides(config, overrides or {})
-    return resolve_config(config)
+    lines = apply_overrides(config, overrides or {})
+    resolved = resolve_config(config)
+  for line in lines:
+    print(f'eqssl: {line}', file=sys.stderr)
+  return resolved
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:

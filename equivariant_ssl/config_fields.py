@@ -45,6 +45,10 @@ FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on
         'sharding')
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'),
            'on_collapse': ('warn', 'stop'), 'sharding': sharding.RULES}
+# The place of an augmentation that is added to the order of a config: colors after shapes, and the
+# turn, of which E-SSL has four copies, last. Another one comes at the end.
+USUAL_ORDER = ('crop', 'affine', 'flip', 'vflip', 'jitter', 'gray', 'blur', 'solarize', 'posterize',
+               'invert', 'erase', 'jigsaw', 'turn', 'rotate')
 COSINES = ('step', 'epoch')  # how often the learning rate changes
 # The sections that name a factory, and the package that has the factory.
 SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivariance': equivariance,

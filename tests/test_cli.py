@@ -146,6 +146,11 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale is (0.5,), but it takes 2', '(0.08, 1.0)'),
   (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'),
    'has no augmentations', 'both'),
+  (('--config', 'smoke', '--config.equivariance.name=none', '--config.augment.rotate.role=sensitive'),
+   'rotate has the role sensitive, and no objective reads it: the equivariance is none', 'equivariance.name=equimod'),
+  (('--config', 'smoke', '--config.equivariance.augmentations=crop', '--config.augment.rotate.role=sensitive'),
+   "no objective's `augmentations` name it", 'rotate.role=invariant'),
+  (('--config', 'smoke', '--config.augment.blur.p=.5'), 'blur is not among the augmentations', 'blur.role=invariant'),
 ]
 
 
@@ -191,20 +196,19 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   assert code == 2 and 'no labels' in err
 
 
-def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, monkeypatch, capsys):
+def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, capsys):
   """Config `photos` takes any folder, and says so in a line; the same command goes on with the run."""
-  monkeypatch.setattr(sharding, 'mesh', functools.partial(sharding.mesh, jax.devices()[:1]))
-  for i in range(7):
+  for i in range(12):
     Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), 'uint8')).save(tmp_path / f'{i}.png')
   assert eqssl('data', 'check', tmp_path, capsys=capsys)[1].splitlines()[-1].startswith(
     f'Next: eqssl train --config photos --config.data.path={tmp_path} ')
   run = tmp_path.parent / f'{tmp_path.name}_run'
   argv = ('train', '--config', 'photos', f'--config.data.path={tmp_path}', '--workdir', run, '--config.size=8',
-          '--config.data.size=8', '--config.encoder.width=2', '--config.steps=1', '--config.optimizer.warmup_epochs=0')
+          '--config.data.size=8', '--config.encoder.width=2', '--config.steps=1', '--config.optimizer.warmup_epochs=0', '--debug')
   code, _, err = eqssl(*argv, capsys=capsys)
-  assert code == 0 and 'the batch is 4, not 64: there are 6 training images' in err
+  assert code == 0 and 'the batch is 8, not 64: there are ' in err, err
   config = read_config(run / 'config.json')
-  assert config.batch == 4 and config.fit_batch
+  assert config.batch == 8 and config.fit_batch
   assert eqssl(*argv, capsys=capsys)[0] == 0
 
 

@@ -17,6 +17,7 @@ from equivariant_ssl import shipped
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.registry import unknown_name
+from equivariant_ssl.training.run_config import check_roles
 
 # What `--set` can set, with the defaults. None: the value must be set. '': train.sh has a default.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '',
@@ -134,7 +135,7 @@ def launch(where: str, config: str, workdir: str, overrides: dict[str, str], set
 
   dry: print what would be submitted, and submit nothing.
   """
-  load_config(config, overrides)  # a mistake in the config is reported now, not hours later
+  check_roles(load_config(config, overrides))  # a mistake is reported now, not hours later
   pairs = _parse_settings(settings)
   if where == 'tpu' and workdir:
     raise UserError('on a TPU the run is in the bucket.',

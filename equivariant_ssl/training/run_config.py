@@ -10,6 +10,7 @@ from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
+from equivariant_ssl.training.recipe import objective_sections
 
 DATA_PATH_OPTION = '--data-path DIR'  # the option that says where the data of a run are now
 
@@ -33,6 +34,19 @@ def fit_batch(config: Any, images: int) -> Any:
   if not config.fit_batch or images < 1 or config.batch <= images:
     return config
   return change_config(config, {'batch': 2 ** (images.bit_length() - 1)})
+
+
+def check_roles(config: Any) -> None:
+  """Raise UserError if an augmentation is sensitive, and no objective of the config reads it."""
+  sections = objective_sections(config).values()
+  for name in config.augment.order:
+    if config.augment[name].role == 'sensitive' and not any(
+        name in (section.augmentations or config.augment.order) for section in sections):
+      why = ('no objective\'s `augmentations` name it' if sections else
+             'no objective reads it: the equivariance is none')
+      raise UserError(f'{name} has the role sensitive, and {why}.',
+                      f'e.g. --config.augment.{name}.role=invariant'
+                      + ('' if sections else ' or --config.equivariance.name=equimod'))
 
 
 def place_field(config: Any) -> str | None:

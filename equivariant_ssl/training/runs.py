@@ -25,6 +25,7 @@ from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.run_config import (
   DATA_PATH_OPTION,
   change_config,
+  check_roles,
   fit_batch,
   place_field,
   relocate_data,
@@ -134,6 +135,8 @@ def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: N
   """
   mesh = mesh or sharding.mesh()
   sharding.check_batch(config.batch, mesh.devices.size, config.accumulate, config.batchnorm_groups)
+  if not known_card and not advice:
+    check_roles(config)
   source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)
