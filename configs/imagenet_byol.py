@@ -6,9 +6,8 @@ Published: linear top-1 74.3 % in the paper, 74.4 % in the README
            (github.com/google-deepmind/deepmind-research, byol/; arXiv 2006.07733). The code also
            has presets for 40, 100 and 300 epochs: learning rates of .45, .45 and .3 x B / 256,
            decays of the target of .97, .99 and .99, and a weight decay of 1e-6.
-Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all; at least 68.16 GiB on each of 8 devices
-           (of 80 GiB), 17.43 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_byol --plan --devices 8
-           (32); jax 0.10.2 on the CPU, 2026-11-26.
+Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. What a device needs, its own compiler says:
+           eqssl train --config imagenet_byol --plan --on h100:8
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. They are antialiased. Colors change
            as in torchvision: brightness multiplies (the code adds), contrast is about the mean gray

@@ -4,9 +4,8 @@ Command:   eqssl train --config imagenet_simclr_essl --workdir runs/in_simclr_es
            eqssl eval runs/in_simclr_essl --protocol equimod
 Published: linear top-1 after 100, 200, 300, 800 epochs 68.2, 70.2, 71.3, 72.5 %, against 67.6,
            69.7, 70.4, 71.9 % without E-SSL (github.com/rdangovs/essl, arXiv 2111.00899).
-Planned:   40.83 million parameters, 268 TFLOP a step, 8.38 EFLOP in all; at least 93.03 GiB on each of 8 devices
-           (of 141 GiB), 23.60 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_simclr_essl --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
+Planned:   40.83 million parameters, 268 TFLOP a step, 8.38 EFLOP in all. What a device needs, its own compiler says:
+           eqssl train --config imagenet_simclr_essl --plan --on h100:8
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. The two views have changed places,
            because the turned crop has the chances of the first view: it is blurred with chance .1,

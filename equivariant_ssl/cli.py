@@ -110,14 +110,19 @@ def _cache() -> None:
 
 def demo(args: Args) -> None:
   """Run `eqssl demo`."""
-  from equivariant_ssl.demo import digits_demo, methods_demo
-  seeds = args.seeds if args.seeds is not None else 1 if args.methods else 3
+  from equivariant_ssl.demo import digits_demo, methods_demo, study_demo
+  from equivariant_ssl.demo.arms import Budget
+  kind = 'study' if args.study else 'methods' if args.methods else 'digits'
+  seeds = args.seeds if args.seeds is not None else {'digits': 3, 'methods': 1, 'study': 2}[kind]
   if seeds < 1 or args.steps < 0:
     raise UserError(f'--seeds {seeds} --steps {args.steps}: nothing to train.',
                     'Give at least 1 seed and 0 or more steps.')
   _cache()
-  module = methods_demo if args.methods else digits_demo
-  module.run_demo(pathlib.Path(args.out), seeds, args.steps)
+  budget, out = Budget(seeds, args.steps, args.readout), pathlib.Path(args.out)
+  if args.study:
+    study_demo.run_demo(out / 'study', budget, args.command_line)
+  else:
+    (methods_demo if args.methods else digits_demo).run_demo(out, budget)
 
 
 def train(args: Args) -> None:
@@ -134,11 +139,11 @@ def train(args: Args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl.parallel import step_plan
-    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
-  elif args.devices:
-    raise UserError('--devices is only for --plan.', 'A training uses all devices that it sees: '
-                    'CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
+    _plan(config, args)
+  elif args.devices or args.on:
+    raise UserError(f'--{"on" if args.on else "devices"} is only for --plan.',
+                    'A training uses all devices that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the '
+                    'rest.')
   elif not args.workdir:
     stem = pathlib.Path(args.config or 'longer').stem
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{stem}', USAGE)
@@ -146,11 +151,23 @@ def train(args: Args) -> None:
     _train(config, args.workdir, args, args.begin or None)
 
 
+def _plan(config: Any, args: Args) -> None:
+  """Print what a step of a config costs, on the devices that --on or --devices names."""
+  from equivariant_ssl.parallel import device_plan, step_plan
+  if args.on and args.devices:
+    raise UserError('--on and --devices name the devices twice.',
+                    f'e.g. --plan --on h100:{max(args.devices, 1)}')
+  if args.on:
+    device_plan.plan_on(config, args.on, stop.say)
+  else:
+    step_plan.run(config, args.devices, stop.say)
+
+
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
   return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
-                       args.dry_run)
+                       args.dry_run, args.plan)
 
 
 def resume(args: Args) -> None:

@@ -17,7 +17,7 @@ FLOORS = (
     {'invariance', 'equivariance'},
     {'training', 'parallel.sharding'},
     {'config', 'config_fields', 'config_overrides', 'data', 'evaluate', 'storage', 'parallel.cluster',
-     'parallel.processes', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
+     'parallel.processes', 'parallel.shared_work', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
      'training.step_log', 'training.loop'},
     {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli', 'encoder',
      'run_arguments', 'api'},

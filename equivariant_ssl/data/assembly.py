@@ -56,7 +56,7 @@ class _Memory:
     return array.reshape(shape)
 
 
-class _Batch:
+class _PendingBatch:
   """A batch that is being decoded: its rows [n], images [n S S 3] and sizes [n 2].
 
   begun:   the number of rows that threads have taken.
@@ -86,7 +86,7 @@ class Assembly:
     self.decoders, self.measures = decoders or Decoders(thread_count()), decoders is None
     self.lock = threading.Lock()
     self.room, self.ready = threading.Condition(self.lock), threading.Condition(self.lock)
-    self.batches: collections.deque[_Batch] = collections.deque()  # begun, and not taken yet
+    self.batches: collections.deque[_PendingBatch] = collections.deque()  # begun, and not taken yet
     self.opening = self.closed = False
     self.memory = _Memory()
     self.threads: list[threading.Thread] = []
@@ -172,7 +172,7 @@ class Assembly:
         if not batch.missing:
           self.ready.notify()
 
-  def _next_chunk(self, number: int) -> tuple[_Batch, int, int] | None:
+  def _next_chunk(self, number: int) -> tuple[_PendingBatch, int, int] | None:
     """A batch, and the first and the last row + 1 that the thread is to decode of it."""
     with self.lock:
       while not self.closed and number < self.decoders.threads:
@@ -206,9 +206,9 @@ class Assembly:
     self.unopened -= 1
     self.lock.release()
     try:
-      batch = _Batch(np.asarray(self.rows(step)), self.canvases.side, self.memory)
+      batch = _PendingBatch(np.asarray(self.rows(step)), self.canvases.side, self.memory)
     except BaseException as error:  # whoever takes the batch gets it
-      batch = _Batch(np.zeros(0, int), self.canvases.side, self.memory)
+      batch = _PendingBatch(np.zeros(0, int), self.canvases.side, self.memory)
       batch.errors[0] = error
     finally:
       self.lock.acquire()
@@ -218,7 +218,7 @@ class Assembly:
     if not batch.missing:
       self.ready.notify()
 
-  def _decode(self, number: int, batch: _Batch, start: int, stop: int) -> DecodeTimes:
+  def _decode(self, number: int, batch: _PendingBatch, start: int, stop: int) -> DecodeTimes:
     """Decode some rows of a batch, here or in a process, and return how long it took."""
     canvases, images, sizes = self.canvases, batch.images[start:stop], batch.sizes[start:stop]
     records = canvases.rows[batch.rows[start:stop]].tolist()

@@ -12,7 +12,7 @@ from equivariant_ssl.data.cache import cached
 from equivariant_ssl.data.image_header import BadImage
 from equivariant_ssl.data.source import Records, map_chunks
 from equivariant_ssl.errors import passing
-from equivariant_ssl.parallel import processes
+from equivariant_ssl.parallel.shared_work import share_arrays
 from equivariant_ssl.storage import disk
 
 FILE_FEATURE = 'file_name'   # the feature that names a record
@@ -88,7 +88,7 @@ def read_labels(path: pathlib.Path, split: str, records: Records
     return arrays, not bad
 
   files = (file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
-  arrays = processes.share_arrays(
+  arrays = share_arrays(
       lambda: cached(files, ('labels', split), read, stamped=True, beside=path))
   labels = arrays.get('labels')
   if labels is not None and (labels < 0).any():

@@ -196,7 +196,8 @@ def _float64_difference(mesh: Mesh, rows: FeatureRows, x: np.ndarray, y: np.ndar
   least = SMALLEST * len(y)  # a cross-entropy near 0 has no relative accuracy, and needs none
   z = (x - mean) * scale
   logits = z @ weights + bias
-  log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+  log_sum: Any = logsumexp(logits, axis=1, keepdims=True)
+  log_p = logits - log_sum
   index = np.arange(len(y))
   error = np.exp(log_p)
   error[index, y] -= 1.

@@ -5,7 +5,6 @@ All processes run the same program. Process 0 writes the files.
 import contextlib
 import ctypes
 import glob
-import io
 import itertools
 import json
 import os
@@ -15,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -27,7 +25,6 @@ from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
-LOOK_PAUSE = .5  # seconds between two questions whether process 0 has done its work
 LOOKS = 15      # times, a second apart, that the processes look before they give up
 LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
         'the lines before say why.',
@@ -117,32 +114,6 @@ def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
   padded[:len(rows), :rows.shape[1]] = rows
   return [array[:count] for array, (count, _) in
           zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
-
-
-def share_arrays(compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Return the arrays of `compute()`, which process 0 alone calls, however long it takes.
-
-  All processes must call this. Raises in all of them what `compute` raises.
-  """
-  if jax.process_count() == 1:
-    return compute()
-  from jax.experimental.multihost_utils import broadcast_one_to_all
-  with ThreadPoolExecutor(1) as pool:
-    future = pool.submit(compute) if is_main() else None
-    while not gather(future is None or future.done())[0]:
-      time.sleep(LOOK_PAUSE)  # a collective alone would give up on the others within a minute
-    error = future.exception() if future else None
-    failure = gather(describe(error) if isinstance(error, Exception) else None)[0]
-    if failure:
-      raise error or UserError(failure[0], code=failure[1])
-    file = io.BytesIO()
-    if future:
-      np.savez_compressed(file, **future.result())  # pyright: ignore[reportArgumentType]
-    size = gather(file.tell())[0]
-    content = np.frombuffer(file.getvalue().ljust(size, b'\0'), np.uint8)
-    content = np.asarray(broadcast_one_to_all(content))
-    with np.load(io.BytesIO(content.tobytes())) as arrays:
-      return dict(arrays)
 
 
 def agree(subject: str, values: dict[str, Any]) -> None:
@@ -301,12 +272,10 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
   """
   devices = sum(n for _, n, _ in rows)
   machines = len({h for h, _, _ in rows})
-  ending = 's' * (machines > 1)
-  lines = [f'{len(rows)} processes on {machines} machine{ending}, {devices} devices']
+  lines = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
-    alone = len(numbers) == 1
-    span = f'process {numbers[0]}' if alone else f'processes {numbers[0]}-{numbers[-1]}'
+    span = f'process {numbers[0]}' if (alone := len(numbers) == 1) else f'processes {numbers[0]}-{numbers[-1]}'
     lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + ('' if alone else ' each'))
   return lines
 
@@ -321,8 +290,8 @@ def _meet() -> None:
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', versions())
   devices = jax.local_devices()
-  has_gpus = glob.glob('/dev/nvidia[0-9]*')
-  if devices[0].platform == 'cpu' and has_gpus and not os.environ.get('JAX_PLATFORMS'):
+  on_cpu = devices[0].platform == 'cpu' and not os.environ.get('JAX_PLATFORMS')
+  if on_cpu and glob.glob('/dev/nvidia[0-9]*'):
     raise UserError('this machine has GPUs, and jax sees none of them.',
                     'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); '
                     'to train without them: JAX_PLATFORMS=cpu')

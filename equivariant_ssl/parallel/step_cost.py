@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
@@ -34,7 +35,17 @@ def flops(jaxpr: Jaxpr) -> float:
   A multiply-add counts as two. The most expensive branch of a condition counts, and all rounds of
   a scan, and one round of a loop without a known end.
   """
-  total, live = 0., set(map(id, jaxpr.outvars))
+  return sum(flops_by_precision(jaxpr).values())
+
+
+def flops_by_precision(jaxpr: Jaxpr) -> dict[str, float]:
+  """Return what `flops` counts, by precision.
+
+  'bfloat16' stands for products of such numbers, 'highest' for products of float32 that ask for
+  precision 'highest', 'float32' for the others.
+  """
+  total: dict[str, float] = collections.defaultdict(float)
+  live = set(map(id, jaxpr.outvars))
   for eqn in reversed(jaxpr.eqns):
     if not any(id(v) in live for v in eqn.outvars):
       continue  # the trace of a gradient leaves in the forward pass that it does not need
@@ -44,15 +55,27 @@ def flops(jaxpr: Jaxpr) -> float:
       (contract, _), _ = eqn.params['dimension_numbers']
       left: Any = eqn.invars[0].aval
       result: Any = eqn.outvars[0].aval
-      total += 2. * math.prod(result.shape) * math.prod(left.shape[d] for d in contract)
+      total[_precision(eqn)] += 2. * math.prod(result.shape) * math.prod(
+          left.shape[d] for d in contract)
     elif name == 'conv_general_dilated':
-      total += _convolution_flops(eqn)
+      total[_precision(eqn)] += _convolution_flops(eqn)
     elif name == 'cond':
-      total += max(flops(branch.jaxpr) for branch in eqn.params['branches'])
+      branches = [flops_by_precision(branch.jaxpr) for branch in eqn.params['branches']]
+      for precision, count in max(branches, key=lambda b: sum(b.values())).items():
+        total[precision] += count
     else:
       rounds = eqn.params.get('length', 1) if name == 'scan' else 1
-      total += rounds * sum(flops(inner) for inner in _inner_jaxprs(eqn.params))
-  return total
+      for inner in _inner_jaxprs(eqn.params):
+        for precision, count in flops_by_precision(inner).items():
+          total[precision] += rounds * count
+  return dict(total)
+
+
+def _precision(eqn: Any) -> str:
+  """Return the precision of a product or convolution; see `flops_by_precision`."""
+  if eqn.invars[0].aval.dtype in (jnp.bfloat16, jnp.float16):
+    return 'bfloat16'
+  return 'highest' if 'HIGHEST' in str(eqn.params['precision']) else 'float32'
 
 
 def _inner_jaxprs(params: dict) -> list[Jaxpr]:

@@ -180,7 +180,8 @@ def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpo
   if first:
     checkpoints.save(step, state, checkpoint_meta(run), wait=True)
   devices, batch = run.mesh.devices.size, run.config.batch
-  progress_text = f'resuming at step {step} of {total}' if resumed else f'{total} steps'
+  progress_text = (f'{total} steps' if not resumed else f'resuming at step {step} of {total}'
+                   if step < total else f'finished already, at step {step}')
   origin = f' from step {step} of {(data_card.start or {})["run"]}' if first else ''
   say(f'{start.workdir.name}: {progress_text}{origin}, '
       f'batch {batch} = {devices} devices x {batch // devices}')

@@ -21,6 +21,9 @@ from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
 Features = dict[int, dict[str, Array]]  # {tap: {group: [B V D]}}
+# Scopes that a compiled program keeps in the names of its operations, for whoever reads it
+# (parallel/program_report.py). What is in none of them are the heads and losses.
+AUGMENTATION, ENCODER, OPTIMIZER = 'augmentation', 'encoder_pass', 'optimizer'
 
 
 class Batch(NamedTuple):
@@ -95,7 +98,8 @@ def loss(recipe: Recipe, params: dict, stats: dict, views: dict[str, Views],
 
   target: the target embeddings [B V E], where the invariance has a target network.
   """
-  features, stats = encode(recipe, params, stats, views, tapped_stages(recipe.equivariances))
+  with jax.named_scope(ENCODER):
+    features, stats = encode(recipe, params, stats, views, tapped_stages(recipe.equivariances))
   outputs, stats = _apply(recipe, params, stats, features, actions(views), recipe.equivariances,
                           True, method='outputs')
   embeddings = outputs.embeddings
@@ -118,7 +122,8 @@ def target_embeddings(recipe: Recipe, average: dict, stats: dict, views: dict[st
 
   average: the weights of the target network.
   """
-  features, stats = encode(recipe, average, stats, views, (0,))
+  with jax.named_scope(ENCODER):
+    features, stats = encode(recipe, average, stats, views, (0,))
   return _apply(recipe, average, stats, features[0], actions(views), recipe.equivariances, True,
                 method='project')
 
@@ -173,24 +178,27 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   def gather_state(tree: Any) -> Any:
     return sharding.constrain(tree, 'replicate') if rule != 'replicate' else tree
 
-  batch_views = draw_views(recipe, key, state.step, batch)
+  with jax.named_scope(AUGMENTATION):
+    batch_views = draw_views(recipe, key, state.step, batch)
   target, embeddings = state.target, None
   if target:
     average, target_stats = target
     if recipe.invariance.update == 'before':
-      average = update_average(recipe, state.step, average, state.params)
+      with jax.named_scope(OPTIMIZER):
+        average = update_average(recipe, state.step, average, state.params)
     embeddings, target_stats = target_embeddings(
         recipe, gather_state(average), target_stats, {'views': batch_views['views']})
     target = average, target_stats
   grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(
       gather_state(state.params), state.stats, batch_views, embeddings)
-  grads = shard_state(grads)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
-  params: Any = optax.apply_updates(state.params, updates)
-  if target and recipe.invariance.update == 'after':
-    target = update_average(recipe, state.step, target[0], params), target[1]
-  metrics |= {'gradient': optax.tree.norm(grads),
-              'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
+  with jax.named_scope(OPTIMIZER):
+    grads = shard_state(grads)
+    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    if target and recipe.invariance.update == 'after':
+      target = update_average(recipe, state.step, target[0], params), target[1]
+    metrics |= {'gradient': optax.tree.norm(grads),
+                'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
   extras = state.extras
   if recipe.probe:
     if batch.labels is None:

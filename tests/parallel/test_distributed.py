@@ -187,18 +187,18 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, victim):
 SHARED = """
 import numpy as np
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.parallel import processes
+from equivariant_ssl.parallel import processes, shared_work
 processes.initialize()
 def compute():
   assert processes.is_main()
   return {'labels': np.arange(9, dtype=np.int32), 'files': np.array(['\u00e9.jpg', 'b.jpg'])}
 def fail():
   raise UserError('no disk', 'mount it', 10)
-arrays = processes.share_arrays(compute)
+arrays = shared_work.share_arrays(compute)
 try:
-  processes.share_arrays(fail)
+  shared_work.share_arrays(fail)
 except UserError as error:
-  print(arrays['labels'].sum(), ascii(arrays['files'][0]), error.code, str(error).split())
+  print(arrays['labels'].sum(), ascii(str(arrays['files'][0])), error.code, str(error).split())
 """
 
 
