@@ -14,6 +14,7 @@ import pytest
 import tiny
 from PIL import Image
 
+import equivariant_ssl
 from equivariant_ssl import cli
 from equivariant_ssl.config import load_config, read_config
 from equivariant_ssl.errors import UserError
@@ -170,6 +171,48 @@ def test_what_is_no_command_is_one_line_too(argv, said, capsys):
   assert code == 2 and err.startswith('eqssl: ') and said in err and err.endswith(' --help.\n')
 
 
+NEAR = [
+  ('train --config smoke --workdir x --epochs 5', '--config.epochs=5'),
+  ('train --config smoke --workdir x --lr=.1', '--config.optimizer.lr=.1'),
+  ('train --config smoke --workdir x --batch-size 3', '--config.batch=3'),
+  ('train --config smoke --workdir x --config.lr=.1', '--config.optimizer.lr=VALUE'),
+  ('train --config smoke --workdir x --config.encoder=resnet50', '--config.encoder.name=resnet --config.encoder.depth=50'),
+  ('train --config smoke --workdir x --config.encoder.name=vit_s', '--config.encoder.name=vit --config.encoder.variant=small'),
+  ('train --config smoke --wokdir x', '--workdir=x'), ('eval x --epoch 3', '--epochs=3'),
+  ('data prepare cifar11', 'Did you mean cifar10?'), ('trian', "Did you mean 'train'?"),
+  ('resume setup.cfg', 'it is a file'), ('train --config smoke --workdir setup.cfg', 'is a file, not a folder'),
+]
+
+
+@pytest.mark.parametrize('line,meant', NEAR, ids=[n[0] for n in NEAR])
+def test_a_near_miss_is_answered_with_what_was_meant(line, meant, capsys):
+  code, _, err = eqssl(*line.split(), capsys=capsys)
+  assert code == 2 and meant in err and len(err.strip().splitlines()) == 2
+
+
+def test_version_and_help(capsys):
+  for argv, said in ((('--version',), f'eqssl {equivariant_ssl.__version__}'), (('help', 'train'), 'usage: eqssl train'),
+                     (('help', 'data', 'check'), 'usage: eqssl data check'), (('help',), 'usage: eqssl [-h]')):
+    with pytest.raises(SystemExit) as end:
+      cli.main(list(argv))
+    assert end.value.code in (0, None) and capsys.readouterr().out.startswith(said)
+
+
+def test_a_shell_completes_commands_and_configs(monkeypatch, tmp_path):
+  completed = {}
+  monkeypatch.setattr('os._exit', lambda code: (_ for _ in ()).throw(SystemExit(code)))
+  for words in ('eqssl ', 'eqssl train --config photo'):
+    out = tmp_path / 'out'
+    for name, value in {'_ARGCOMPLETE': '1', 'COMP_LINE': words, 'COMP_POINT': str(len(words)), '_ARGCOMPLETE_IFS': '\n',
+                        '_ARGCOMPLETE_STDOUT_FILENAME': str(out), '_ARGCOMPLETE_SUPPRESS_SPACE': '1'}.items():
+      monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+      cli.main([])
+    completed[words] = out.read_text().split('\n')
+  assert {'train', 'neighbors', 'help'} <= {w.strip() for w in completed['eqssl ']}
+  assert [w.strip() for w in completed['eqssl train --config photo']] == ['photos']
+
+
 def test_debug_shows_the_traceback_too(capsys):
   code, _, err = eqssl('train', '--config', 'smook', '--debug', capsys=capsys)
   assert code == 2 and err.startswith('Traceback') and "eqssl: config file 'smook' not found" in err
@@ -204,7 +247,7 @@ def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, capsys):
     f'Next: eqssl train --config photos --config.data.path={tmp_path} ')
   run = tmp_path.parent / f'{tmp_path.name}_run'
   argv = ('train', '--config', 'photos', f'--config.data.path={tmp_path}', '--workdir', run, '--config.size=8',
-          '--config.data.size=8', '--config.encoder.width=2', '--config.steps=1', '--config.optimizer.warmup_epochs=0', '--debug')
+          '--config.data.size=8', '--config.encoder.width=2', '--config.steps=1', '--config.optimizer.warmup_epochs=0', '--config.optimizer.name=sgd')
   code, _, err = eqssl(*argv, capsys=capsys)
   assert code == 0 and 'the batch is 8, not 64: there are ' in err, err
   config = read_config(run / 'config.json')

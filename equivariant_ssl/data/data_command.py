@@ -1,9 +1,9 @@
 """The commands `eqssl data prepare` and `eqssl data check`: their arguments, and what they run."""
 import argparse
+import difflib
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from equivariant_ssl.errors import BAD_DATA, OK, UserError
 
@@ -59,6 +59,10 @@ def prepare(args: argparse.Namespace) -> None:
   if args.name == 'cifar10':
     _print_next(cifar10(args.src or None, args.root), args.root)
     return
+  near = difflib.get_close_matches(args.name, ['cifar10', *archives.KNOWN], n=1, cutoff=.8)
+  if not args.src and args.name not in archives.KNOWN and near:
+    raise UserError(f'{args.name!r} is no data set that is known here.',
+                    f'Did you mean {near[0]}? Or a name of your own: --src FOLDER')
   if not args.src:
     raise UserError(f'{args.name} is made from files that you have: --src says where they are.',
                     archives.ADDRESSES.get(args.name, 'e.g. --src FOLDER, with a folder for each '

@@ -27,6 +27,7 @@ from equivariant_ssl.training.run_config import (
   data_flag,
   fit_batch,
   free_fields,
+  longer_flag,
 )
 from equivariant_ssl.training.runs import (
   Run,
@@ -129,10 +130,8 @@ def _first_state(config: Any, run: Run, origin: dict, say: Say) -> tuple[Run, Re
   first = checkpoint.load_checkpoint(folder, abstract_state(run, config.sharding),
                                      origin.get('step'), say)
   if first[0] >= run.recipe.steps:
-    longer = (f'--config.steps={2 * config.steps}' if config.steps else
-              f'--config.epochs={2 * config.epochs:g}')
     raise UserError(f'{origin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are '
-                    'asked for: nothing to train.', f'Ask for more steps, e.g. {longer}')
+                    'asked for: nothing to train.', f'For more steps: {longer_flag(config)}')
   return run._replace(card=run.card._replace(start={**origin, 'step': first[0]})), first
 
 
@@ -185,7 +184,10 @@ def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpo
   origin = f' from step {step} of {(data_card.start or {})["run"]}' if first else ''
   say(f'{start.workdir.name}: {progress_text}{origin}, '
       f'batch {batch} = {devices} devices x {batch // devices}')
-  if line := warmup_warning(run.config, run.recipe):
+  if resumed and step >= total:
+    say(f'to train it longer: eqssl train --from {shlex.quote(str(start.workdir))} --workdir NEW '
+        f'{longer_flag(run.config)}')
+  elif line := warmup_warning(run.config, run.recipe):
     say(line)
   return run, state
 
@@ -197,11 +199,6 @@ def _knn_monitor(run: Run) -> Callable[[TrainState, int], dict[str, float]]:
   measure = monitor(run)
   every = max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
   return lambda state, n: {} if n % every else measure(state)
-
-
-def _any_step(signal_came: Callable[[], bool]) -> Callable[[int], bool]:
-  """Return a function of the step that says, at any step, whether a signal has come."""
-  return lambda step: signal_came()
 
 
 def checkpoint_meta(run: Run) -> dict:
@@ -292,7 +289,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
       show = stack.enter_context(progress(total, first_step, workdir.name, quiet))
     outputs = LogOutputs(write, show, say, checkpoints.latest)
     alone = jax.process_count() == 1
-    stop_requested = _any_step(signal_came) if alone else processes.stop_requested
+    stop_requested = (lambda n: signal_came()) if alone else processes.stop_requested
     stopped: list[int] = []
     state = fit(run, state, _after_step(run, hooks, outputs, checkpoints, check, begin_saving,
                                         stop_requested, stopped))

@@ -63,6 +63,12 @@ def data_flag(config: Any) -> str:
   return f'--config.data.{field}=DIR' if field else ''
 
 
+def longer_flag(config: Any) -> str:
+  """Return the command line option that makes a run twice as long."""
+  return (f'--config.steps={2 * config.steps}' if config.steps else
+          f'--config.epochs={2 * config.epochs:g}')
+
+
 def free_fields(config: Any) -> tuple[str, ...]:
   """Return the fields in which a config may differ from the config of its run.
 

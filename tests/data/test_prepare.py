@@ -291,7 +291,7 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('Next: '))
   eqssl, train, flag, name, _, _, *overrides = shlex.split(line.removeprefix('Next: '))
   assert (eqssl, train, flag) == ('eqssl', 'train', '--config')
-  config = load_config(name, cli._overrides(overrides, has_config=True))
+  config = load_config(name, cli.parse_overrides(overrides, has_config=True))
   made = registry.make(
     equivariant_ssl.data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'}
   )
