@@ -94,7 +94,8 @@ OTHER_NAMES = {'batch_size': 'batch', 'learning_rate': 'optimizer.lr', 'base_lr'
                'wd': 'optimizer.weight_decay', 'arch': 'encoder.name', 'model': 'encoder.name',
                'backbone': 'encoder.name', 'image_size': 'size', 'img_size': 'size',
                'dataset': 'data.name', 'method': 'invariance.name',
-               'temp': 'invariance.temperature', 'max_epochs': 'epochs', 'num_epochs': 'epochs', 'max_steps': 'steps'}
+               'temp': 'invariance.temperature',
+               'max_epochs': 'epochs', 'num_epochs': 'epochs', 'max_steps': 'steps'}
 
 
 def find_field(word: str) -> str:
