@@ -11,7 +11,7 @@ from reports import HOSTILE, SVG, Parsed
 
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import statistics
+from equivariant_ssl.evaluate import comparison, statistics
 from equivariant_ssl.report import gallery, page, report
 
 
@@ -383,7 +383,7 @@ def test_a_study(tmp_path):
     'invariant, equimod (n=1): 4 at 1' in words and 'invariant, essl (n=1): 5 at 1' in words
   )  # not one mean of both
   one_seed = [e | {'low': None, 'high': None} for e in stored['results']['effects']]
-  (folder / 'results.json').write_text(json.dumps({**stored['results'], 'effects': one_seed}))
+  (folder / 'results.json').write_text(json.dumps({**stored['results'], 'runs': two, 'effects': one_seed}))
   text = read(report([folder], images=False)).text
   assert text.count('Nothing can be concluded') == 1 and 'no interval)' not in text
   early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}
@@ -406,6 +406,17 @@ def test_only_runs_and_studies(tmp_path):
   (study / 'results.json').write_text('{"torn')
   with pytest.raises(UserError, match='is not JSON'):
     report([study])
+
+
+def test_a_folder_of_runs_is_the_runs(tmp_path):
+  one, two = reports.run(tmp_path / 'runs' / 'one'), reports.run(tmp_path / 'runs' / 'deep' / 'two', 1)
+  reports.study(tmp_path / 'runs' / 'study')
+  for name in ('config.json', 'model.safetensors'):
+    (one / 'export').mkdir(exist_ok=True)
+    (one / 'export' / name).write_text('{}')
+  assert comparison.expand_runs([tmp_path / 'runs']) == [two, one] == comparison.expand_runs([two, one])
+  assert 'Comparison of 2 runs' in report([tmp_path / 'runs'], tmp_path / 'r.html').read_text()
+  assert comparison.expand_runs([tmp_path / 'runs' / 'one' / 'eval']) == [one / 'eval']
 
 
 def test_a_folder_is_no_page(tmp_path):
