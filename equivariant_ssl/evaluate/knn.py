@@ -101,6 +101,15 @@ def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
   return votes.argmax(1).astype(np.int32)
 
 
+def usual_k(bank: int) -> int:
+  """Return how many neighbors vote in a bank of that many images.
+
+  They are 200, as published. In a small bank 200 would be most of it, of all classes: a tenth of a
+  bank of fewer than 1,000 images votes, and one neighbor at least.
+  """
+  return 200 if bank >= 1000 else max(bank // 10, 1)
+
+
 def evaluate(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray,
              test_labels: np.ndarray, classes: int, k: int = 200, temperature: float = .1,
              mesh: Mesh | None = None) -> Result:

@@ -170,7 +170,7 @@ def read(path: pathlib.Path) -> ImageFeatures:
     reason = reason or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e
   features = embeddings.features
-  if features.ndim != 2 or not len(embeddings.paths) == len(features) > 0:
+  if features.ndim != 2 or not len(embeddings.paths) == len(features) > 0 or not features.size:
     raise UserError(f'{path} holds {len(embeddings.paths)} paths and features of shape '
                     f'{features.shape}, which are no embeddings [N D].', AGAIN)
   return embeddings

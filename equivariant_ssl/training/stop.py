@@ -105,10 +105,12 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   listener, handled = _Listener(early), []
 
   def handle(number: int, frame: Any) -> None:
-    if number == signal.SIGINT and number in handled:
-      signal.signal(number, signal.SIG_DFL)  # a third is never lost
-      raise KeyboardInterrupt
     handled.append(number)
+    if number == signal.SIGINT and handled.count(number) > 2:  # the second exception was lost
+      signal.signal(number, signal.SIG_DFL)
+      signal.raise_signal(number)
+    if number == signal.SIGINT and handled.count(number) == 2:
+      raise KeyboardInterrupt
     listener.arrived.append(number)
 
   reader, writer = os.pipe()

@@ -12,7 +12,7 @@ from reports import HOSTILE, SVG, Parsed
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison, statistics
-from equivariant_ssl.report import gallery, page, report
+from equivariant_ssl.report import gallery, page, report, run_folder
 
 
 def read(path: pathlib.Path) -> Parsed:
@@ -406,6 +406,48 @@ def test_only_runs_and_studies(tmp_path):
   (study / 'results.json').write_text('{"torn')
   with pytest.raises(UserError, match='is not JSON'):
     report([study])
+
+
+def test_a_run_leads_with_its_verdict(tmp_path):
+  """Of a small test set it has counts with Wilson's interval, and a warning."""
+  small = reports.result('knn', {'top1': 5 / 17}, {'top1': {'chance': 0.2}}, detail={'predictions': [0] * 17})
+  small['untrained'][0]['numbers'] = {'top1': 4 / 17}
+  folder = reports.run(tmp_path / 'run', result_files={'knn': small})
+  parsed = read(report([folder], images=False))
+  assert statistics.counted(5 / 17, 17) == '5/17 [13-53 %]'
+  for words in ('The run is finished: 40 steps.', 'within the noise of so few test images', '5/17 [13-53 %]',
+                'Warning: there are only 17 test images'):
+    assert words in parsed.text, words
+  assert parsed.text.index('The run is finished') < parsed.text.index('This is one run, of seed')
+  assert '29.41 = 5/17 [13-53 %]' in sum(parsed.table('Accuracies'), [])
+  log = (folder / 'metrics.jsonl').read_text().splitlines()
+  (folder / 'metrics.jsonl').write_text('\n'.join([*log[:2], log[2].replace('"std": 0.9', '"std": 0.1')]) + '\n')
+  text = read(report([folder], images=False)).text
+  assert 'it is at step 6 of 8' in text and 'The embeddings collapsed' in text
+
+
+def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
+  folder = reports.run(tmp_path / 'run', result_files={k: v for k, v in reports.results().items() if k == 'profile'})
+  assert 'No accuracy was evaluated yet' in read(report([folder], images=False)).text
+  monkeypatch.setattr(run_folder, '_labeled', lambda workdir: False)
+  text = read(report([folder], images=False)).text
+  assert 'The data have no labels' in text and 'need labels' not in text and 'No accuracy was' not in text
+
+
+def test_an_objective_that_was_added_whole_is_one_difference(tmp_path):
+  folder = reports.run(tmp_path / 'run', **{'equivariance.name': 'none'})
+  (differences,) = [run_folder.changed(run_folder.read(folder))]
+  assert ('equivariance.name', 'equimod', 'none') in differences
+  assert [k for k, *_ in differences if k.startswith('equivariance.')] == [
+    'equivariance.action_dim', 'equivariance.dim', 'equivariance.hidden', 'equivariance.name']  # smoke sets them
+
+
+def test_unequal_budgets_are_said_beside_the_difference(tmp_path):
+  folders = [reports.run(tmp_path / 'a'), reports.run(tmp_path / 'b', rows=10, **{'equivariance.name': 'none'})]
+  text = read(report(folders, tmp_path / 'r.html')).text
+  assert 'The budgets are not equal' in text and 'simclr + equimod 640; simclr 320' in text
+  folders[1] = reports.run(tmp_path / 'c', **{'equivariance.name': 'none'})
+  assert 'budgets are not equal' not in read(report(folders, tmp_path / 'r.html')).text
 
 
 def test_a_folder_of_runs_is_the_runs(tmp_path):

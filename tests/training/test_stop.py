@@ -57,6 +57,14 @@ def test_a_signal_asks_to_stop(number):
   assert handlers() == before
 
 
+def test_a_third_interrupt_ends_the_process_where_the_second_was_lost():
+  code = ('import contextlib, signal\nfrom equivariant_ssl.training import stop\n'
+          'signal.signal(signal.SIGINT, signal.SIG_DFL)\nwith stop.listen():\n  for _ in range(3):\n'
+          '    with contextlib.suppress(KeyboardInterrupt):\n      signal.raise_signal(signal.SIGINT)\nprint("lost")')
+  ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+  assert ended.returncode == -signal.SIGINT and 'lost' not in ended.stdout
+
+
 LOST = """
 import gc, os, signal, sys, time
 import equivariant_ssl.__main__
