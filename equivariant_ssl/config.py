@@ -112,8 +112,9 @@ def _factory_section(path: str, package: Any, fields: Any, name: str = '') -> An
   """
   known = factory_names(package)
   example = 'role=both' if name else f'name={fields if fields in known else known[0]}'
-  if isinstance(fields, str) and not name and fields not in known:
-    raise unknown_factory(path, package, fields)
+  text = fields
+  if isinstance(text, str) and not name and text not in known:
+    raise unknown_factory(path, package, text)
   check_fields(path, fields, f'e.g. --{path}.{example}')
   name = name or fields.get('name')
   if not name:
