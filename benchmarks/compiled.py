@@ -35,10 +35,10 @@ FIGURES = 'peak', 'moved', 'instructions'
 
 def figures(step: CompiledStep) -> dict:
   """What is kept of a program: its bytes at the peak and moved, its instructions; of the last two each part, too."""
-  work, target = step.work or {'moved': {}, 'instructions': {}}, parse_target(step.target)
-  return {'peak': step.peak, 'limit': step.limit, 'fits': step.fits, 'moved': sum(work['moved'].values()),
+  work, target = step.work or {'bytes_moved': {}, 'instructions': {}}, parse_target(step.target)
+  return {'peak': step.peak, 'limit': step.limit, 'fits': step.fits, 'moved': sum(work['bytes_moved'].values()),
           'instructions': sum(work['instructions'].values()),
-          'moved_by_part': work['moved'], 'instructions_by_part': work['instructions'],
+          'moved_by_part': work['bytes_moved'], 'instructions_by_part': work['instructions'],
           'seconds': max(lower_bound(step, ACCELERATORS[target.kind])) if step.work else 0.,
           'parameters': step.parameters, 'steps': step.steps, 'flops': sum(step.flops.values()) * target.count,
           'program': step.program, 'compiler': step.compiler}
@@ -105,7 +105,7 @@ def publish(kept: dict) -> None:
     config, said = ROOT / 'configs' / f'{name}.py', planned(name, kept)
     if name.startswith('imagenet') and said:
       text = re.sub(r'^Planned: .*?(?=^Measured: )', '', config.read_text(encoding='utf-8'), flags=re.DOTALL | re.MULTILINE)
-      lines = textwrap.fill(f'Planned:   {said}', 120, subsequent_indent=' ' * 11, break_on_hyphens=False)
+      lines = textwrap.fill(f'Planned:   {said}', 100, subsequent_indent=' ' * 11, break_on_hyphens=False)
       config.write_text(text.replace('\nMeasured: ', f'\n{lines}\nMeasured: ', 1), encoding='utf-8')
 
 

@@ -97,8 +97,10 @@ def _import(name: str) -> ModuleType:
 
   The current folder comes last, so that no file in it takes the place of an installed package.
   """
-  path, top = list(sys.path), name.partition('.')[0]
-  sys.path += [_from_environment().get(top) or os.getcwd()]
+  top = name.partition('.')[0]
+  folder = _from_environment().get(top) or os.getcwd()
+  folders = [] if folder in sys.path else [folder]
+  sys.path.extend(folders)
   importlib.invalidate_caches()
   try:
     return importlib.import_module(name)
@@ -107,7 +109,9 @@ def _import(name: str) -> ModuleType:
                     f'{" ".join(str(error).split())}.',
                     f'Install {top}, or work in the folder that holds {top}.') from error
   finally:
-    sys.path[:] = path
+    for folder in folders:
+      if folder in sys.path:  # the module may have changed the path too
+        sys.path.remove(folder)
 
 
 def factory(name: str) -> Callable:
@@ -117,6 +121,8 @@ def factory(name: str) -> Callable:
   where an argument of its `make` has no default.
   """
   top = name.partition('.')[0]
+  if not all(part.isidentifier() for part in name.split('.')):
+    raise UserError(f'{name!r} is not the dotted path of a module.', 'e.g. my_pkg.sepia')
   if top == PACKAGE or top in sys.stdlib_module_names:
     raise UserError(f'{name} is not a module of another package.',
                     f'Write {short_name(name)!r} for a module of {PACKAGE}.' if top == PACKAGE

@@ -57,7 +57,8 @@ def test_a_config_has_the_modules_and_their_settings():
 @pytest.mark.parametrize('overrides, message', [
     ({'encoder.name': f'{NAME}.nets'}, 'no function make'),
     ({'encoder.name': f'{NAME}.absent'}, 'cannot be imported: ModuleNotFoundError'),
-    ({'encoder.name': 'os.path'}, 'not a module of another package'),
+    ({'encoder.name': 'os.path'}, 'not a module of another package'), ({'encoder.name': f'{NAME}./tmp/x'}, 'not the dotted path'),
+    ({'encoder.name': f'{NAME}..nets'}, 'not the dotted path'),
     ({'encoder.name': 'equivariant_ssl.nets.resnet'}, "Write 'resnet'"),
     ({'augment.order': 'crop,flip,rotate,their_pkg.flip'}, 'Name each op once'),
     ({'augment.order': f'crop,flip,rotate,{NAME}.sepia', 'augment.sepia.mst': '1.'}, "Did you mean 'most'"),

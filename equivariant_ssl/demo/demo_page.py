@@ -1,6 +1,7 @@
 """The demo's report page: its figure and sentences, every read-out, and how it trained."""
 import base64
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,9 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
   environment, seeds = content['environment'], ', '.join(map(str, content['seeds']))
   chosen = Section('What was chosen where', 'chosen', [
       Paragraph(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
-  command = f'eqssl demo --seeds {budget.seeds} --readout {budget.readout}'
-  command += f' --steps {budget.steps}' if budget.steps else ''
+  steps = ('--steps', budget.steps) if budget.steps else ()
+  typed = ('eqssl', 'demo', '--seeds', budget.seeds, '--readout', budget.readout, *steps)
+  command = shlex.join(map(str, typed))
   again = panels.rerun_section(environment, [command], 'every number of the demo')
   sections = [_result(out, arms, content), chosen, _predictor(arms),
               _training(arms, specs, budget), again._replace(

@@ -76,7 +76,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   return buffer[first:first + size].view(dtype).reshape(shape)
 
 
-class _Batch(NamedTuple):
+class _BatchResult(NamedTuple):
   """What was computed of the rows from `start` on. error: why this process could not read its part
   of them; failed: whether any process could not."""
   start: int
@@ -85,7 +85,7 @@ class _Batch(NamedTuple):
   failed: Any = False
 
 
-def _store(arrays: Any, N: int, batch: _Batch) -> Any:
+def _store(arrays: Any, N: int, batch: _BatchResult) -> Any:
   """Fetch the results of a batch into `arrays` [N ...], which are made for the first; return them.
 
   Raises the UserError of a process that could not read its rows, in all processes.
@@ -102,7 +102,7 @@ def _store(arrays: Any, N: int, batch: _Batch) -> Any:
   return arrays
 
 
-def _batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh | None) -> Iterator[_Batch]:
+def _batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh | None) -> Iterator[_BatchResult]:
   """Yield the batches, computed on the first device or split over the devices of a mesh."""
   if mesh is not None:
     size = -(-size // mesh.size) * mesh.size
@@ -111,10 +111,10 @@ def _batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh | None) -> Ite
     part = _next_batch(rows, start, size)
     if mesh is not None:
       part = sharding.place(part, sharding.batch_sharding(mesh))
-    yield _Batch(start, _caller(mesh)(f, part))
+    yield _BatchResult(start, _caller(mesh)(f, part))
 
 
-def _shared_batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh) -> Iterator[_Batch]:
+def _shared_batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh) -> Iterator[_BatchResult]:
   """Yield the batches of several processes, `size` rows of each process at a time."""
   split = sharding.batch_sharding(mesh)
   size = -(-size * jax.process_count() // mesh.size) * mesh.size
@@ -127,7 +127,7 @@ def _shared_batches(f: Partial, rows: Any, N: int, size: int, mesh: Mesh) -> Ite
     part, error = _read_share(rows, start + positions, N)
     flags = np.full(len(positions), error is not None)
     results, failed = _flagged_caller(mesh)(f, *jax.tree.map(place, (part, flags)))
-    yield _Batch(start, results, error, failed)
+    yield _BatchResult(start, results, error, failed)
 
 
 def _on_mesh(a: Any, mesh: Mesh) -> jax.Array:

@@ -55,7 +55,7 @@ class Accelerator(NamedTuple):
   slices: dict[int, str] = {}
 
 
-class Target(NamedTuple):
+class PlannedDevices(NamedTuple):
   """The devices that a step is planned for.
 
   kind:     a key of ACCELERATORS.
@@ -111,7 +111,7 @@ ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'trillium': 'v6e', 'a100-80': 'a
            'nvidia-h100-mega-80gb': 'h100', 'nvidia-h200-141gb': 'h200', 'nvidia-b200': 'b200'}
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> PlannedDevices:
   """Return the devices that `text` names: 'h100:8', 'h200', 'v5e:4x8', 'v5e:32', 'v4-32'.
 
   GPUs are counted, or given as hosts x GPUs of each. Raises UserError for a name that is not known
@@ -132,7 +132,7 @@ def parse_target(text: str) -> Target:
   return (_gpu_target if ACCELERATORS[kind].gpu else _tpu_target)(text, kind, sides)
 
 
-def _gpu_target(text: str, kind: str, sides: list[int]) -> Target:
+def _gpu_target(text: str, kind: str, sides: list[int]) -> PlannedDevices:
   """Return the target of GPUs: their number, or hosts x GPUs of a host."""
   if len(sides) > 2 or len(sides) == 2 and sides[1] > GPU_HOST:
     raise UserError(f'--on {text}: GPUs are given by their number, or as hosts x GPUs of a host '
@@ -140,10 +140,10 @@ def _gpu_target(text: str, kind: str, sides: list[int]) -> Target:
   count = math.prod(sides)
   of_host = sides[1] if len(sides) == 2 else max(
       n for n in range(1, GPU_HOST + 1) if count % n == 0)
-  return Target(kind, f'1x{count // of_host}x{of_host}', count)
+  return PlannedDevices(kind, f'1x{count // of_host}x{of_host}', count)
 
 
-def _tpu_target(text: str, kind: str, sides: list[int]) -> Target:
+def _tpu_target(text: str, kind: str, sides: list[int]) -> PlannedDevices:
   """Return the target of a TPU slice: its topology, or the number of its chips."""
   slices = ACCELERATORS[kind].slices
   if not sides:
@@ -153,24 +153,25 @@ def _tpu_target(text: str, kind: str, sides: list[int]) -> Target:
       raise UserError(f'--on {text}: no slice of {kind} has {sides[0]} chips.',
                       f'One of: {", ".join(f"{kind}:{n}" for n in slices)}; or give its topology, '
                       f'e.g. --on {kind}:{slices[8]}')
-    return Target(kind, slices[sides[0]], sides[0])
+    return PlannedDevices(kind, slices[sides[0]], sides[0])
   axes = slices[8].count('x') + 1
   if len(sides) != axes:
     raise UserError(f'--on {text}: a slice of {kind} has {axes} axes.',
                     f'e.g. --on {kind}:{slices[8]}')
-  return Target(kind, 'x'.join(map(str, sides)), math.prod(sides))
+  return PlannedDevices(kind, 'x'.join(map(str, sides)), math.prod(sides))
 
 
-def larger_targets(target: Target, most: int = 256) -> list[Target]:
+def larger_targets(target: PlannedDevices, most: int = 256) -> list[PlannedDevices]:
   """Return targets of the same kind with more devices, up to `most`, the fewest first."""
   slices = ACCELERATORS[target.kind].slices
   if slices:
-    return [Target(target.kind, s, n) for n, s in slices.items() if target.count < n <= most]
+    return [PlannedDevices(target.kind, s, n) for n, s in slices.items()
+            if target.count < n <= most]
   doubled = [target.count * 2 ** n for n in range(1, 9)]
   return [parse_target(f'{target.kind}:{n}') for n in doubled if n <= most]
 
 
-def target_name(target: Target) -> str:
+def target_name(target: PlannedDevices) -> str:
   """Return the name of a target, as `--on` takes it."""
   size = target.topology if ACCELERATORS[target.kind].slices else target.count
   return f'{target.kind}:{size}'

@@ -162,8 +162,8 @@ def slurm(env: Env) -> Place | None:
     if count > 1:
       raise UserError(f'SLURM job {env["SLURM_JOB_ID"]} has {count} tasks, and this process is '
                       'none of them: it was started without srun.',
-                      'srun eqssl train ...; for one process alone: '
-                      'env -u SLURM_JOB_ID eqssl train ...')
+                      'srun eqssl COMMAND ...; for one process alone: '
+                      'env -u SLURM_JOB_ID eqssl COMMAND ...')
     return None
   count = number('SLURM_STEP_NUM_TASKS' if env.get('SLURM_STEP_NUM_TASKS') else 'SLURM_NTASKS')
   if count < 2:

@@ -20,7 +20,7 @@ from equivariant_ssl.parallel import sharding, step_plan
 from equivariant_ssl.parallel.accelerators import (
     ACCELERATORS,
     EXAMPLE,
-    Target,
+    PlannedDevices,
     gpu_description,
     target_name,
 )
@@ -34,7 +34,7 @@ UNITS = {'': 1, 'K': 2 ** 10, 'M': 2 ** 20, 'G': 2 ** 30, 'T': 2 ** 40}
 REFUSED = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
 
 
-def open_devices(target: Target) -> list:
+def open_devices(target: PlannedDevices) -> list:
   """Return the devices of a target, for which programs can be compiled but not run."""
   if ACCELERATORS[target.kind].gpu:
     _name_the_gpu()
@@ -68,7 +68,8 @@ def _name_the_gpu() -> None:
   xla_bridge.canonicalize_platform = canonicalize_platform
 
 
-def compile_for(config: Any, target: Target, version: str, known: str) -> CompiledStep | None:
+def compile_for(config: Any, target: PlannedDevices, version: str, known: str
+                ) -> CompiledStep | None:
   """Compile the step of a resolved config for a target, and return what the compiler says of it.
 
   known: the digest of a program; None is returned if the step is that program.
@@ -121,7 +122,7 @@ def main() -> None:
   request = json.load(sys.stdin)
   try:
     config = resolve_config(ConfigDict(json.loads(request['config'])))
-    compiled = compile_for(config, Target(*request['target']), request['version'],
+    compiled = compile_for(config, PlannedDevices(*request['target']), request['version'],
                            request['known'])
     answer: dict = compiled._asdict() if compiled else {}
   except UserError as error:

@@ -15,7 +15,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.parallel.accelerators import ACCELERATORS, Target, target_name
+from equivariant_ssl.parallel.accelerators import ACCELERATORS, PlannedDevices, target_name
 
 # jax looks for no device here, and the compilers for no service that describes one.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TF_CPP_MIN_LOG_LEVEL': '3',
@@ -73,7 +73,7 @@ def is_installed(module: str) -> bool:
     return False
 
 
-def compiler_version(target: Target) -> str:
+def compiler_version(target: PlannedDevices) -> str:
   """Return the versions of jax and of the compiler of a target, such as 'jax 0.10.2, libtpu 0.42'.
 
   Raises UserError if the compiler is not installed.
@@ -93,7 +93,7 @@ def compiler_version(target: Target) -> str:
   return f'jax {jax}, {wheel} {compiler}'
 
 
-def compile_step(config: Any, target: Target, known: str = '') -> CompiledStep | None:
+def compile_step(config: Any, target: PlannedDevices, known: str = '') -> CompiledStep | None:
   """Compile the step of a resolved config for devices that need not be there.
 
   known: the digest of a program. If the step is that program, nothing is compiled and the result is

@@ -9,7 +9,7 @@ from equivariant_ssl.config import override_config
 from equivariant_ssl.parallel.accelerators import (
     ACCELERATORS,
     Accelerator,
-    Target,
+    PlannedDevices,
     larger_targets,
     parse_target,
     target_name,
@@ -21,7 +21,7 @@ PARTS_OF_BATCH = 2, 4, 8, 16  # values of config.accumulate that are tried
 MOST_DEVICES = 256
 Say = Callable[[str], None]  # prints a line for the user
 Overrides = dict[str, str]
-Compile = Callable[[Any, Target], CompiledStep | None]
+Compile = Callable[[Any, PlannedDevices], CompiledStep | None]
 
 
 def lower_bound(step: CompiledStep, device: Accelerator) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def lower_bound(step: CompiledStep, device: Accelerator) -> tuple[float, float]:
 
   They take the memory and the units of the device at their published peaks.
   """
-  by_bytes = sum((step.work or {'moved': {}})['moved'].values()) / device.bandwidth
+  by_bytes = sum((step.work or {'bytes_moved': {}})['bytes_moved'].values()) / device.bandwidth
   return by_bytes, sum(count / device.peaks[kind] for kind, count in step.flops.items())
 
 
@@ -60,21 +60,21 @@ def config_changes(config: Any, step: CompiledStep, devices: int) -> Iterator[Ov
       yield {'accumulate': str(parts)}
 
 
-def find_changes(config: Any, target: Target, step: CompiledStep, log: Say,
+def find_changes(config: Any, target: PlannedDevices, step: CompiledStep, log: Say,
                  compile_: Compile = compile_step) -> list[tuple[str, CompiledStep]]:
   """Return the smallest changes with which a step fits its devices, and what it then needs.
 
   They are, each as a user types it: a change of the config, and the fewest devices of the same kind
   that take the config as it is. Each is compiled. One that there is not is left out.
   """
-  found = []
+  changes = []
 
-  def fits(text: str, changed: Any, on: Target) -> bool:
+  def fits(text: str, changed: Any, on: PlannedDevices) -> bool:
     tried = compile_(changed, on)
     assert tried  # no program is known
     log(f'{text}: {size_text(tried.peak)}, {"fits" if tried.fits else "does not fit"}')
     if tried.fits:
-      found.append((text, tried))
+      changes.append((text, tried))
     return tried.fits
 
   for overrides in config_changes(config, step, target.count):
@@ -86,10 +86,10 @@ def find_changes(config: Any, target: Target, step: CompiledStep, log: Say,
     if config.batch % (larger.count * config.accumulate) == 0 and least_bytes(
         step, parts) <= step.limit and fits(f'--on {target_name(larger)}', config, larger):
       break
-  return found
+  return changes
 
 
-def plan_lines(step: CompiledStep, target: Target) -> list[str]:
+def plan_lines(step: CompiledStep, target: PlannedDevices) -> list[str]:
   """Return the lines that describe a compiled step."""
   device = ACCELERATORS[target.kind]
   flops = sum(step.flops.values())
@@ -115,7 +115,7 @@ def plan_lines(step: CompiledStep, target: Target) -> list[str]:
 def _work_lines(step: CompiledStep, device: Accelerator) -> list[str]:
   """Return the lines about the instructions of a compiled step."""
   assert step.work
-  count, size = step.work['instructions'], step.work['moved']
+  count, size = step.work['instructions'], step.work['bytes_moved']
   by_bytes, by_flops = lower_bound(step, device)
   exchanged = ', '.join(f'{n:,} {kind}, together {size_text(total)}'
                         for kind, (n, total) in step.work['collectives'].items())
@@ -124,8 +124,9 @@ def _work_lines(step: CompiledStep, device: Accelerator) -> list[str]:
       'in the memory of a device',
       *(f'             {part:17} {count[part]:6,}  {size[part] / 1e9:9,.2f} GB' for part in count),
       f'collectives  {exchanged or "none"}, as the compiler has combined them',
-      f'no faster    than {max(by_bytes, by_flops):.3g} s a step, a floor: {by_bytes:.3g} s by the '
-      f'bytes, {by_flops:.3g} s by the FLOP, at the peaks of {device.source}',
+      f'no faster    than {max(by_bytes, by_flops):.3g} s a step, a floor (caches aside): '
+      f'{by_bytes:.3g} s by the bytes, {by_flops:.3g} s by the FLOP, at the peaks of '
+      f'{device.source}',
       'largest      instructions by the bytes they move',
       *(f'             {total / 1e9:6,.2f} GB  {part}: {kind} {shape} {name}'
         for total, part, kind, shape, name in step.work['largest']),

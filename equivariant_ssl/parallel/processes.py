@@ -275,8 +275,8 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
   lines = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
-    span = f'process {numbers[0]}' if (alone := len(numbers) == 1) else f'processes {numbers[0]}-{numbers[-1]}'
-    lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + ('' if alone else ' each'))
+    span = f'processes {numbers[0]}-{numbers[-1]}' if numbers[1:] else f'process {numbers[0]}'
+    lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}{" each" if numbers[1:] else ""}')
   return lines
 
 

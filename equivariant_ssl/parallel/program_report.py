@@ -22,13 +22,13 @@ class Work(NamedTuple):
   """What a program does in a step, on one device.
 
   instructions: {part: how many it runs}; each is a kernel or more.
-  moved:        {part: bytes that they read from memory and write to it}.
+  bytes_moved:  {part: bytes that they read from memory and write to it}.
   collectives:  {kind: [number, bytes of their results]}.
   largest:      the instructions that move most, as [bytes, part, kind, result, operation]; an
                 instruction in a loop has the bytes of all rounds.
   """
   instructions: dict[str, int]
-  moved: dict[str, int]
+  bytes_moved: dict[str, int]
   collectives: dict[str, Any]
   largest: list[list]
 
@@ -65,16 +65,16 @@ def part_of(name: str) -> str:
 def read_program(text: str) -> Work:
   """Return what the program of a compiled step does, from its text."""
   computations, entry = parse_program(text)
-  instructions, moved = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+  instructions, bytes_moved = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
   rows = []
   for instruction, computation, rounds in executed(computations, entry):
     name = operation_name(instruction, computations)
     part, size = part_of(name), rounds * moved_bytes(instruction, computation, computations)
     instructions[part] += rounds
-    moved[part] += size
+    bytes_moved[part] += size
     rows.append([size, part, instruction.kind, _short_shape(instruction.shape), _short_name(name)])
   rows.sort(key=lambda row: -row[0])
-  return Work(instructions, moved, collectives(text), rows[:LARGEST])
+  return Work(instructions, bytes_moved, collectives(text), rows[:LARGEST])
 
 
 def _short_shape(shape: str) -> str:

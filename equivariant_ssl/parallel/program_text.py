@@ -110,9 +110,9 @@ def executed(computations: dict[str, Computation], name: str, rounds: int = 1
 
 def _called(instruction: Instruction) -> list[str]:
   """Return the computations that a loop, a call or a conditional runs."""
-  found = re.findall(r'(?:body|calls|to_apply|\w+_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)',
+  lists = re.findall(r'(?:body|calls|to_apply|\w+_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)',
                      instruction.rest)
-  return [name for names in found for name in re.findall(r'%([\w.\-]+)', names)]
+  return [name for names in lists for name in re.findall(r'%([\w.\-]+)', names)]
 
 
 def moved_bytes(instruction: Instruction, computation: Computation,

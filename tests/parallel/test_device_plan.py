@@ -12,7 +12,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import compilers, device_plan, launch
 from equivariant_ssl.parallel.accelerators import (
     ACCELERATORS,
-    Target,
+    PlannedDevices,
     gpu_description,
     larger_targets,
     parse_target,
@@ -26,13 +26,13 @@ PROGRAMS = pathlib.Path(__file__).parents[1] / 'fixtures' / 'programs'
 
 
 @pytest.mark.parametrize(('text', 'target', 'name'), [
-    ('h100', Target('h100', '1x1x1', 1), 'h100:1'), ('H100:8', Target('h100', '1x1x8', 8), 'h100:8'),
-    ('a100:4', Target('a100', '1x1x4', 4), 'a100:4'), ('h200:16', Target('h200', '1x2x8', 16), 'h200:16'),
-    ('h100:4x4', Target('h100', '1x4x4', 16), 'h100:16'), ('a100:12', Target('a100', '1x2x6', 12), 'a100:12'),
-    ('v5e', Target('v5e', '1x1', 1), 'v5e:1x1'), ('v5e:4x8', Target('v5e', '4x8', 32), 'v5e:4x8'),
-    ('v5e:32', Target('v5e', '4x8', 32), 'v5e:4x8'), ('v6e:2x4', Target('v6e', '2x4', 8), 'v6e:2x4'),
-    ('v5p:2x2x1', Target('v5p', '2x2x1', 4), 'v5p:2x2x1'), ('v5litepod-8', Target('v5e', '2x4', 8), 'v5e:2x4'),
-    ('v4-32', Target('v4', '2x2x4', 16), 'v4:2x2x4'), ('nvidia-tesla-a100:2x8', Target('a100-40', '1x2x8', 16), 'a100-40:16')])
+    ('h100', PlannedDevices('h100', '1x1x1', 1), 'h100:1'), ('H100:8', PlannedDevices('h100', '1x1x8', 8), 'h100:8'),
+    ('a100:4', PlannedDevices('a100', '1x1x4', 4), 'a100:4'), ('h200:16', PlannedDevices('h200', '1x2x8', 16), 'h200:16'),
+    ('h100:4x4', PlannedDevices('h100', '1x4x4', 16), 'h100:16'), ('a100:12', PlannedDevices('a100', '1x2x6', 12), 'a100:12'),
+    ('v5e', PlannedDevices('v5e', '1x1', 1), 'v5e:1x1'), ('v5e:4x8', PlannedDevices('v5e', '4x8', 32), 'v5e:4x8'),
+    ('v5e:32', PlannedDevices('v5e', '4x8', 32), 'v5e:4x8'), ('v6e:2x4', PlannedDevices('v6e', '2x4', 8), 'v6e:2x4'),
+    ('v5p:2x2x1', PlannedDevices('v5p', '2x2x1', 4), 'v5p:2x2x1'), ('v5litepod-8', PlannedDevices('v5e', '2x4', 8), 'v5e:2x4'),
+    ('v4-32', PlannedDevices('v4', '2x2x4', 16), 'v4:2x2x4'), ('nvidia-tesla-a100:2x8', PlannedDevices('a100-40', '1x2x8', 16), 'a100-40:16')])
 def test_names_of_devices(text, target, name):
   assert parse_target(text) == target and target_name(target) == name
   assert parse_target(name).count == target.count
@@ -78,7 +78,7 @@ def test_a_gpus_program():
   weights, rows, layer = 3 * 128 * 128 * 4, 32 * 128 * 4, 128 * 128 * 4
   # Three rounds: a layer's weights taken out and written, their product, the rows written into a larger array.
   one_round = (2 * layer + 4) + (2 * rows + layer) + (2 * rows + 4)
-  assert work.moved == {'augmentation': 2 * rows, 'forward': 3 * one_round, 'backward': 4 * weights,
+  assert work.bytes_moved == {'augmentation': 2 * rows, 'forward': 3 * one_round, 'backward': 4 * weights,
                         'heads and losses': 2 * rows, 'optimizer': 3 * weights, 'other': 2 * rows}
   assert work.instructions == {'augmentation': 1, 'forward': 9, 'backward': 2, 'heads and losses': 1, 'optimizer': 1,
                                'other': 1}
@@ -90,7 +90,7 @@ def test_a_tpus_program():
   """What lies on the chip moves nothing in the memory; arrays there are in whole tiles."""
   work = read_program((PROGRAMS / 'tpu.txt').read_text(encoding='utf-8'))
   copied, part, x = 128 * 8 * 2 * 4, 128 * 4 * 2 * 4, 104 * 128 * 2
-  assert work.moved == dict.fromkeys(PARTS, 0) | {'augmentation': part, 'backward': x, 'other': copied}
+  assert work.bytes_moved == dict.fromkeys(PARTS, 0) | {'augmentation': part, 'backward': x, 'other': copied}
   assert sum(work.instructions.values()) == 4 and work.instructions['backward'] == 1
 
 
@@ -133,12 +133,12 @@ def test_shards_are_tried_where_they_may_suffice():
 
 def test_a_plan_in_words():
   moved = dict.fromkeys(PARTS, 0) | {'backward': 67 * 10**9}
-  work = {'instructions': dict.fromkeys(PARTS, 7), 'moved': moved, 'collectives': {'all-reduce': [2, 2**20]},
+  work = {'instructions': dict.fromkeys(PARTS, 7), 'bytes_moved': moved, 'collectives': {'all-reduce': [2, 2**20]},
           'largest': [[1000_000_000, 'backward', 'fusion', 'f32[3]', 'relu']]}
   lines = device_plan.plan_lines(step_of(50 * 2**30, 71 * 2**30, work=work), parse_target('h100:8'))
   text = '\n'.join(lines)
   assert 'fits         yes: 50.00 GiB at the peak, of 71.00 GiB a device (0.9 of its memory)' in text
-  assert 'no faster    than 0.02 s a step, a floor: 0.02 s by the bytes, 0.00202 s by the FLOP' in text
+  assert 'no faster    than 0.02 s a step, a floor (caches aside): 0.02 s by the bytes, 0.00202 s by the FLOP' in text
   assert '42 a step, which move 67.00 GB' in text and '2 all-reduce, together 1.0 MiB' in text
   refused = '\n'.join(device_plan.plan_lines(step_of(90), parse_target('v5e:2x4')))
   assert 'fits         NO' in refused and 'refused' in refused and 'faster' not in refused
@@ -216,7 +216,7 @@ def test_the_compilers_themselves(on, capfd, monkeypatch):
     pytest.skip(str(error).replace('\n', ' '))
   assert step and step.fits and 0 < step.weights < step.peak < step.limit
   assert step.data == 1000 * (16 * 16 * 3 + 8)  # the digits, with their heights and widths
-  assert all(step.work['moved'][part] and step.work['instructions'][part] for part in PARTS[:5])
+  assert all(step.work['bytes_moved'][part] and step.work['instructions'][part] for part in PARTS[:5])
   assert bool(step.work['collectives']) == (parse_target(on).count > 1)
   assert compile_step(config, parse_target(on), step.program) is None  # it is known: not compiled again
   captured = capfd.readouterr()

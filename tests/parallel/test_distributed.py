@@ -47,7 +47,7 @@ def test_a_process_finds_its_place(env, place):
     ({**PLAIN, 'EQSSL_PROCESS': '2'}, '0 <= this process'),
     ({'EQSSL_COORDINATOR': 'a:1'}, 'Set all three'),
     ({'SLURM_JOB_ID': '70', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 'started without srun'),
-    ({'SLURM_JOB_ID': '70', 'SLURM_JOB_NUM_NODES': '2'}, 'srun eqssl train'),
+    ({'SLURM_JOB_ID': '70', 'SLURM_JOB_NUM_NODES': '2'}, 'srun eqssl COMMAND'),
     ({**MPI, 'OMPI_MCA_orte_hnp_uri': ''}, '-x JAX_COORDINATOR_ADDRESS='),
     ({**POD, 'JOBSET_NAME': 'run'}, 'EQSSL_COORDINATOR=run-workers-0-0.run:61440'),
 ])
