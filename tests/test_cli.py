@@ -16,10 +16,11 @@ from PIL import Image
 
 import equivariant_ssl
 from equivariant_ssl import cli
-from equivariant_ssl.config import load_config, read_config
+from equivariant_ssl.config import config_to_json, load_config, read_config
+from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import loop, step_log
 from equivariant_ssl.training.step_clock import StepClock
 
@@ -236,18 +237,23 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
 
 def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, capsys):
   """Config `photos` takes any folder, and says so in a line; the same command goes on with the run."""
+  photos, run, said = tmp_path / 'photos', tmp_path / 'run', []
+  photos.mkdir()
   for i in range(12):
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), 'uint8')).save(tmp_path / f'{i}.png')
-  assert eqssl('data', 'check', tmp_path, capsys=capsys)[1].splitlines()[-1].startswith(
-    f'Next: eqssl train --config photos --config.data.path={tmp_path} ')
-  run = tmp_path.parent / f'{tmp_path.name}_run'
-  argv = ('train', '--config', 'photos', f'--config.data.path={tmp_path}', '--workdir', run, '--config.size=8',
-          '--config.data.size=8', '--config.encoder.name=mlp', '--config.steps=1', '--config.optimizer.warmup_epochs=0', '--config.optimizer.name=sgd')
-  code, _, err = eqssl(*argv, capsys=capsys)
-  assert code == 0 and 'the batch is 8, not 64: there are ' in err, err
-  config = read_config(run / 'config.json')
-  assert config.batch == 8 and config.fit_batch
-  assert eqssl(*argv, capsys=capsys)[0] == 0
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), 'uint8')).save(photos / f'{i}.png')
+  assert eqssl('data', 'check', photos, capsys=capsys)[1].splitlines()[-1].startswith(
+    f'Next: eqssl train --config photos --config.data.path={photos} ')
+  config = load_config('photos', {'data.path': str(photos), 'encoder.name': 'mlp'})
+  prepared = loop.prepare_run(config, sharding.mesh(jax.devices()[:1]), said.append)
+  images = len(prepared.source.train.images)
+  assert prepared.config.batch == prepared.recipe.batch == 8 <= images < 16 and config.batch == 64
+  assert f'the batch is 8, not 64: there are {images} training images' in said
+  record.start_record(run, config_to_json(prepared.config), '')
+  card.write_card(run, prepared.card)
+  loop._find_start(config, run, None, said.append)  # 64 is not another config
+  with pytest.raises(UserError, match='another config: batch: 8 -> 4') as error:
+    loop._find_start(load_config('photos', {'data.path': str(photos), 'encoder.name': 'mlp', 'batch': '4'}), run, None, print)
+  assert error.value.code == 5
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

@@ -232,7 +232,7 @@ def _finetune_protocol(fraction: float) -> Protocol:
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
 PROTOCOLS = {
     'knn': Protocol(
-        _measure_knn, 'weighted kNN, k=200 (of under 1,000 images a tenth), T=.1', 'labels',
+        _measure_knn, 'weighted kNN, k=200 (of under 500 images a tenth), T=.1', 'labels',
         reads='features', together=True, depends_on=lambda: (knn, knn.evaluate)),
     'cached': Protocol(
         _of_split_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
