@@ -184,6 +184,7 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
     raise UserError('a study needs a folder.', "e.g. folder='runs/study'")
   if unlisted := sorted(set(settings) - set(study_plan.Settings._fields)):
     raise registry.unknown_name('study', unlisted[0], study_plan.Settings._fields)
+  record.check_workdir(folder, '--out')
   folder, complete = pathlib.Path(folder).absolute(), None
   if config:
     texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}

@@ -137,6 +137,8 @@ def train(args: Args) -> None:
 def _plan(config: Any, args: Args) -> None:
   """Print what a step of a config costs, on the devices that --on or --devices names."""
   from equivariant_ssl.parallel import device_plan, step_plan
+  from equivariant_ssl.training.run_config import check_roles
+  check_roles(config)
   if args.on and args.devices:
     raise UserError('--on and --devices name the devices twice.',
                     f'e.g. --plan --on h100:{max(args.devices, 1)}')

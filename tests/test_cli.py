@@ -182,6 +182,8 @@ NEAR = [
   ('train --config smoke --wokdir x', '--workdir=x'), ('eval x --epoch 3', '--epochs=3'),
   ('data prepare cifar11', 'Did you mean cifar10?'), ('trian', "Did you mean 'train'?"),
   ('resume setup.cfg', 'it is a file'), ('train --config smoke --workdir setup.cfg', 'is a file, not a folder'),
+  ('study --config smoke --augs crop --out setup.cfg', '--out setup.cfg is a file'),
+  ('train --config smoke --plan --config.equivariance.name=none --config.augment.rotate.role=sensitive', 'rotate.role=invariant'),
 ]
 
 
