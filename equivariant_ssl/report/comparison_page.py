@@ -188,7 +188,9 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
     blocks.append(Paragraph(line))
   table, differences, heats = _table(folders, rows), _differences(rows), _heats(rows)
   blocks.append(Charts(differences) if differences else
-                Paragraph('There is one group, so there is no difference to show.'))
+                Paragraph('There is one group, so there is no difference to show.'
+                          if len({row.group for row in rows}) == 1 else
+                          'The groups share no seed, so there is no difference paired by seed.'))
   blocks.append(table._replace(folded=len(rows) > 40))
   sections = [Section('Results', 'results', blocks)]
   if heats:

@@ -164,11 +164,11 @@ def accuracy_blocks(folder: RunFolder) -> list[Any]:
     return [Missing('No accuracy was evaluated yet.', folder.command('eval'))]
   dots = {(stem, row): _dot(result, row, f'{stem} {row}') for stem, result in files.items()
           for row in result['trained'][0]['numbers']}
-  first = [dots[stem, next(iter(result['trained'][0]['numbers']))]
+  first = [(dots[stem, next(iter(result['trained'][0]['numbers']))], images_classified(result))
            for stem, result in files.items()]
-  cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}',
-                     ', '.join(f'{k} {v:.1f}' for k, v in dot.beside.items()))
-                for dot in first[:6])
+  cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}', ', '.join(
+      [counted(dot.mean / 100, images)] * (0 < images < COUNTED and dot.low is None)
+      + [f'{k} {v:.1f}' for k, v in dot.beside.items()])) for dot, images in first[:6])
   chart = Chart('Accuracy beside the untrained network and chance',
                 charts.dot_plot('Accuracy', list(dots.values()), '%', zero=False))
   blocks: list[Any] = [Cards(cards), Paragraph(_accuracy_note(folder)), Charts([chart]),
