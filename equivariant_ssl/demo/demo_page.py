@@ -1,6 +1,7 @@
 """The demo's report page: its figure and sentences, every read-out, and how it trained."""
 import base64
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from equivariant_ssl.report.svg import escape
 CHOSEN = (
     f'Settings are chosen on {VALIDATION:.0%} of the training digits of each class, with seeds '
     f'from {FIRST_SEED["validation"]} on (eqssl demo --readout validation; docs/results.md says '
-    'what was tried). The test digits and the seeds that are read out on them choose nothing.')
+    'what was tried). The test digits and the seeds that are read out on them choose nothing; an '
+    'older version chose the width of the network on test digits.')
 CONTROLS = {'true': 'the true turns', 'shuffled': 'turns of other images', 'zeroed': 'no turn'}
 
 
@@ -95,8 +97,9 @@ def write(out: pathlib.Path, arms: dict[str, TrainedArm], specs: dict[str, ArmSp
   environment, seeds = content['environment'], ', '.join(map(str, content['seeds']))
   chosen = Section('What was chosen where', 'chosen', [
       Paragraph(f'Read out on {content["images"]}, seeds {seeds}. {CHOSEN}')])
-  command = f'eqssl demo --seeds {budget.seeds} --readout {budget.readout}'
-  command += f' --steps {budget.steps}' if budget.steps else ''
+  steps = ('--steps', budget.steps) if budget.steps else ()
+  typed = ('eqssl', 'demo', '--seeds', budget.seeds, '--readout', budget.readout, *steps)
+  command = shlex.join(map(str, typed))
   again = panels.rerun_section(environment, [command], 'every number of the demo')
   sections = [_result(out, arms, content), chosen, _predictor(arms),
               _training(arms, specs, budget), again._replace(

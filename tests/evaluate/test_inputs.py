@@ -24,7 +24,7 @@ from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.report import embed, maps, pictures
+from equivariant_ssl.report import embed, maps, neighbor_tiles, pictures
 from equivariant_ssl.training import run_config, runs
 from equivariant_ssl.types import Image
 
@@ -291,7 +291,7 @@ def test_the_report_and_the_export_show_it_too(name):
   case = CASES[name]
   run, fixed, state = world(case)
   want = np.concatenate([expected_inputs(s, short_side(case)) for s in (run.source.train, run.source.test)])
-  images = encoder_inputs(lambda: pictures.neighbors(run, fixed, state, N, 3))
+  images = encoder_inputs(lambda: neighbor_tiles.neighbors(run, fixed, state, N, 3))
   every(images, want)
   found = among(encoder_inputs(lambda: maps.maps(run, fixed, state)), want)
   assert set(range(N, 2 * N)) <= set(found)
