@@ -33,17 +33,18 @@ class Jitter(NamedTuple):
   hue: Array
 
 
-def blend(pixels: Array, change: Array, factor: Array) -> Array:
+def blend(pixels: Array, change: Array, factor: Array, mean: Array | None = None) -> Array:
   """factor x pixels + (1 - factor) x another image, clipped to [0, 1].
 
   change: 0 blends with black, 1 with the image's mean luma, 2 with the luma of each pixel.
+  mean:   the mean luma; None computes it.
 
   They are torchvision's brightness, contrast and saturation. dm_pix.adjust_brightness is not called
   since it adds a number, nor dm_pix.adjust_contrast since it blends with the mean of each channel,
   nor dm_pix.adjust_saturation since it works in HSV.
   """
   gray = luma(pixels)
-  mean = total(gray.reshape(-1)) * (1. / gray.size)
+  mean = total(gray.reshape(-1)) * (1. / gray.size) if mean is None else mean
   other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
   return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
 
@@ -75,10 +76,7 @@ def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Arr
   The hue is the costly one, so it is computed once. The other changes stand before it and after it,
   with factor 1, which is exactly no change, where it is not their turn.
   """
-  turn = jnp.argmax(action.order == HUE)
-  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
-  factors = factors[action.order]
-  k = jnp.arange(4)
+  turn, factors, k = jnp.argmax(action.order == HUE), ordered_factors(action), jnp.arange(4)
 
   def blends(pixels: Array, active: Array) -> Array:
     changes = action.order, jnp.where(active, factors, 1.)
@@ -87,9 +85,43 @@ def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Arr
   return blends(shift(blends(pixels, k < turn)), k > turn)
 
 
+def changed_at_once(action: Jitter, pixels: Array, shift: Callable[[Array], Array]) -> Array:
+  """`changed` by `blend` in two passes over the pixels, for accelerators.
+
+  There a scan runs several kernels for each of its steps, which read and write all pixels. Here the
+  changes before the contrast are computed once for the mean luma that the contrast needs, and all
+  of them once more with it. Nothing else in the four changes goes beyond a pixel.
+  """
+  turn, contrast = (jnp.argmax(action.order == change) for change in (HUE, CONTRAST))
+  factors = ordered_factors(action)
+
+  def changes(end: Array | int, mean: Array) -> Array:
+    x = pixels
+    for k in range(3):
+      x = blend(x, action.order[k], jnp.where((k < turn) & (k < end), factors[k], 1.), mean)
+    x = jnp.where(turn < end, shift(x), x)
+    for k in range(1, 4):
+      x = blend(x, action.order[k], jnp.where((k > turn) & (k < end), factors[k], 1.), mean)
+    return x
+  return changes(4, luma(changes(contrast, jnp.zeros(()))).mean())
+
+
+def ordered_factors(action: Jitter) -> Array:
+  """[4]: the factors of the changes in the action's order; that of the hue is 1."""
+  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
+  return factors[action.order]
+
+
 def apply(action: Jitter, image: Image) -> Image:
-  shift = lambda pixels: jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
-  return image._replace(pixels=changed(action, image.pixels, blend, shift))
+  def shift(hue: Array, pixels: Array) -> Array:
+    return jnp.where(hue == 0, pixels, shift_hue(pixels, hue))
+  # The branch is taken at lowering. On CPU the steps of a scan are bitwise the same for every size
+  # of batch, as they are not fused.
+  pixels = jax.lax.platform_dependent(
+      action, image.pixels,
+      cpu=lambda a, x: changed(a, x, blend, functools.partial(shift, a.hue)),
+      default=lambda a, x: changed_at_once(a, x, functools.partial(shift, a.hue)))
+  return image._replace(pixels=pixels)
 
 
 def apply_quantized(hue: bool, action: Jitter, image: Image) -> Image:
