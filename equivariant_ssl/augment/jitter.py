@@ -90,15 +90,16 @@ def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Arr
   """The pixels after the four changes, in the action's order.
 
   The hue is the costly one, so it is computed once. The other changes stand before it and after it,
-  with factor 1, which is exactly no change, where it is not their turn.
+  with factor 1, which is exactly no change, where it is not their turn. The last of the four is
+  never before the hue, and the first never after it, so each side has three.
   """
   turn, factors, k = jnp.argmax(action.order == HUE), ordered_factors(action), jnp.arange(4)
 
-  def blends(pixels: Array, active: Array) -> Array:
-    changes = action.order, jnp.where(active, factors, 1.)
+  def blends(pixels: Array, active: Array, part: slice) -> Array:
+    changes = action.order[part], jnp.where(active, factors, 1.)[part]
     # A scan is compiled once, and its steps are not fused.
     return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
-  return blends(shift(blends(pixels, k < turn)), k > turn)
+  return blends(shift(blends(pixels, k < turn, slice(3))), k > turn, slice(1, 4))
 
 
 def changed_at_once(action: Jitter, pixels: Array) -> Array:
