@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all faults lint bench clean
+.PHONY: demo test test-all faults lint docs bench clean
 demo: $(VENV)/installed
 	$(BIN)/eqssl demo
 
@@ -15,6 +15,7 @@ test-all: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[test,torch,browser,parquet,kubernetes]"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbmake notebooks
+	$(MAKE) docs
 
 # Every fault, in full counts: hours; the rows come in .cache/faults as they are found. docs/reliability.md has the last run.
 faults: $(VENV)/installed
@@ -25,6 +26,11 @@ lint: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[lint]"
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The documentation site, in build/docs. Warnings are errors.
+docs: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[torch]"
