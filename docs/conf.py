@@ -3,6 +3,7 @@
 `make docs` builds it in build/docs. Nothing is executed and nothing is fetched.
 """
 import pathlib
+import re
 import shutil
 import sys
 
@@ -17,7 +18,7 @@ author = 'the equivariant_ssl developers'
 copyright = '2026, ' + author
 version = release = equivariant_ssl.__version__
 
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.mathjax',
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax',
               'sphinx_copybutton', 'sphinx-mathjax-offline']
 exclude_patterns = ['conf.py', 'tutorials/README.md']
 source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb'}
@@ -26,6 +27,7 @@ myst_heading_anchors = 3
 nb_execution_mode = 'off'  # the notebooks carry their outputs
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
+suppress_warnings = ['misc.highlighting_failure']  # a shell command within a notebook's cell
 nitpicky = False
 
 html_theme = 'sphinx_book_theme'
@@ -67,3 +69,40 @@ def write_commands() -> None:
 
 
 write_commands()
+
+FIELD = re.compile(r'(\w[\w, .\[\]()]*):\s+(\S.*)')
+
+
+def field_lists(app, what, name, obj, options, lines: list[str]) -> None:
+  """Turns the tables `name:  what it is` of our docstrings into lists, and formulas into blocks.
+
+  A line that is indented further goes on with the name above it.
+  """
+  result, block = [], []
+
+  def flush() -> None:
+    if block and all(line.startswith('  ') for line in block):  # a formula, or a program
+      result.extend(['::', '', *block])
+    elif block and FIELD.match(block[0]) and not block[0].startswith('>>>'):
+      for line in block:
+        entry = FIELD.match(line)
+        if entry:
+          result.append(f'* ``{entry[1].strip()}``: {entry[2]}')
+        else:
+          result.append(f'  {line.strip()}')
+    else:
+      result.extend(block)
+    result.append('')
+    block.clear()
+
+  for line in lines:
+    if line.strip():
+      block.append(line)
+    else:
+      flush()
+  flush()
+  lines[:] = result
+
+
+def setup(app) -> None:
+  app.connect('autodoc-process-docstring', field_lists)
