@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all faults lint docs bench clean
+.PHONY: demo test test-all notebooks faults lint docs bench clean
 demo: $(VENV)/installed
 	$(BIN)/eqssl demo
 
@@ -16,6 +16,10 @@ test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbmake notebooks
 	$(MAKE) docs
+
+# The notebooks with their outputs, as they are read where they are shown. On a quiet machine: minutes.
+notebooks: $(VENV)/installed
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 # Every fault, in full counts: hours; the rows come in .cache/faults as they are found. docs/reliability.md has the last run.
 faults: $(VENV)/installed

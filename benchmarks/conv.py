@@ -1,9 +1,9 @@
-"""Speed of a ResNet-18's convolutions on 32x32 images: forward, input gradient, and the weight gradient both ways.
+"""Speed of a ResNet-18's convolutions on 32x32 images: forward, input gradient, and the weight gradient in two ways.
 
   python benchmarks/conv.py [--width 32 64] [--batch 128 512] [--repeats 5] [--dtype float32]
 
-Prints GFLOP/s (the best of the repeats, every function run once in each: A B A B), of which "fast" is the weight
-gradient of `nets.conv.conv2d` on this backend and "xla" XLA's own. Its memory is that of the activations.
+Prints GFLOP/s, as the best of the repeats. The functions run in turns (A B A B). "fast" is the weight gradient of
+`nets.conv.conv2d` on this backend, and "xla" is XLA's own. The memory is that of the activations.
 """
 import argparse
 import os
@@ -16,7 +16,7 @@ from equivariant_ssl.nets import conv
 
 
 def layers(width: int) -> list[tuple[str, int, int, int, int, int, int]]:
-  """(name, side, C, K, kernel, stride, how often the network has it)."""
+  """(name, side, C, K, kernel, stride, how often the network has the layer)."""
   found = [('stem', 32, 3, width, 3, 1, 1), ('stage 1', 32, width, width, 3, 1, 4)]
   for stage in (2, 3, 4):
     side, C, K = 2 ** (7 - stage), width * 2 ** (stage - 2), width * 2 ** (stage - 1)
@@ -26,7 +26,7 @@ def layers(width: int) -> list[tuple[str, int, int, int, int, int, int]]:
 
 
 def seconds(functions: dict, args: tuple, repeats: int) -> dict[str, float]:
-  """The best time of each function, interleaved."""
+  """The best time of each function. The functions run in turns."""
   compiled = {name: jax.jit(f).lower(*args).compile() for name, f in functions.items()}
   times = {name: [] for name in functions}
   for _ in range(repeats + 1):   # the first round warms up
@@ -63,7 +63,7 @@ def main():
 
 
 def table(width: int, B: int, options: argparse.Namespace) -> None:
-  """Print one table, and the time that the network's convolutions add up to."""
+  """Print one table, and the sum of the times of the network's convolutions."""
   print(f'\nwidth {width}, batch {B}: GFLOP/s')
   columns = list(functions(1, 1))
   print(f'{"":14}{"shape":24}' + ''.join(f'{c:>16}' for c in columns))

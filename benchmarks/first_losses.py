@@ -1,10 +1,10 @@
-"""The first losses of small runs, digit for digit: a change that only renames or moves code must leave every line as it is.
+"""The first losses of small runs, digit for digit. A change that only renames or moves code must leave every line as it is.
 
-    python benchmarks/first_losses.py [--root TFDS_FOLDER] > before.txt      # then on the other commit, and diff the two
+    python benchmarks/first_losses.py [--root TFDS_FOLDER] > before.txt      # then the same on the other commit, and diff
 
-Each line is a config, its overrides, and the loss of each of its first steps as a hexadecimal float32. CIFAR-10's lines need
-the data set under --root (`eqssl data prepare cifar10`), and are left out, with a line, without it. Rounding differs between
-machines: compare on one. About four minutes on two cores.
+Each line is a config, its overrides, and the loss of each of its first steps as a hexadecimal float32. The lines of CIFAR-10
+need the data set under --root (`eqssl data prepare cifar10`); without it they are left out, and a line says so. Machines
+round differently, so compare on one machine. It takes about four minutes on two cores.
 """
 import argparse
 import json

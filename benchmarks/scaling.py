@@ -1,9 +1,11 @@
 """Efficiency at 8, 64 and 512 devices from one device's time and the plan's collective bytes, for two interconnects.
 
-  python benchmarks/scaling.py --config imagenet_simclr_equimod --images 128 (--seconds S | --tflops T)
+  python benchmarks/scaling.py --config imagenet_simclr_equimod --images 128 (--seconds S | --tflops T) [--apart]
 
---images: of one device, at every number of them (weak scaling). --seconds: measured for a step of so many images on one
-device; --tflops: what is assumed of one, where nothing was measured. docs/scaling.md has the model and its assumptions.
+--images is the number of images of one device, whatever the number of devices (weak scaling). --seconds was measured for
+a step of so many images on one device. --tflops is the rate that is assumed for one device where nothing was measured. With
+--apart, BatchNorm takes statistics over the images of each device (batchnorm_groups is the number of devices), and not over
+the batch. docs/scaling.md has the model and its assumptions.
 """
 import argparse
 
@@ -18,7 +20,7 @@ SIZES = 8, 64, 512
 
 
 def seconds(kind: str, count: int, size: float, devices: int, link: tuple[float, float, float]) -> float:
-  """Of `count` collectives of together `size` bytes, within machines first and then between them, one after the other."""
+  """Seconds of `count` collectives with `size` bytes in all: first within the machines, then between them, one by one."""
   inside, outside, hop = link
   machines = -(-devices // NODE)
   both = 2. if kind == 'all-reduce' else 1.  # a reduce-scatter and an all-gather
@@ -31,6 +33,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--config', required=True)
   parser.add_argument('--images', type=int, default=128)
+  parser.add_argument('--apart', action='store_true')
   given = parser.add_mutually_exclusive_group(required=True)
   given.add_argument('--seconds', type=float)
   given.add_argument('--tflops', type=float)
@@ -39,7 +42,8 @@ def main() -> None:
   jax.config.update('jax_num_cpu_devices', NODE)
   from equivariant_ssl.config import load_config
   from equivariant_ssl.parallel import sharding, step_plan
-  of = lambda devices: load_config(args.config, {'batch': str(devices * args.images)})
+  of = lambda devices: load_config(args.config, {'batch': str(devices * args.images),
+                                                 'batchnorm_groups': str(devices if args.apart else 1)})
   at = step_plan.plan_step(of(NODE), sharding.mesh())
   flops = {n: step_plan.step_flops(of(n)) / n for n in (1, *SIZES)}  # of a device: the loss grows with the batch
   alone = args.seconds or flops[1] / args.tflops / 1e12

@@ -1,10 +1,11 @@
-"""Can a network that has learnt nothing read a transformation off the view? Then an artifact tells it, not the picture.
+"""Can a network that has learned nothing read a transformation off the view? Then a trace shows it, and not the picture.
 
   python benchmarks/shortcuts.py [--photographs cifar10.npz] [--train 3000] [--test 2000]
 
 Prints, for white and 1/f noise, how often a linear probe of a random shallow network names what was done to held-out
-images, beside the share of the commonest class; and for photographs, where that is no fault: upright ones tell a turn.
-cifar10.npz is the one that the project's data script writes (`train_images` uint8 [N 32 32 3]).
+images, beside the share of the commonest class. It prints the same for photographs, where a high share is no fault, because
+upright pictures show a turn. cifar10.npz is the file that the project's data script writes (`train_images` uint8
+[N 32 32 3]).
 """
 import argparse
 import functools
@@ -27,20 +28,20 @@ BAR = .05   # above chance
 
 
 class Case(NamedTuple):
-  """A chain as it is used, and the questions: what is asked -> the class [N] of each of the chain's actions."""
+  """A chain, and its questions: {question: the class [N] of each of the chain's actions}."""
   op: Op
   questions: dict[str, Callable[[Action], np.ndarray]]
 
 
 class Answer(NamedTuple):
-  """Shares of the held-out images: those named rightly, and those of the commonest class."""
+  """Two shares of the held-out images: those whose class is named rightly, and those of the commonest class."""
   right: float
   chance: float
 
 
 @functools.cache
 def noise(kind: str, many: int) -> np.ndarray:
-  """[many 32 32 3] uint8, isotropic and Gaussian: 'white', or '1/f', of which each frequency's amplitude is 1 / |f|."""
+  """[many 32 32 3] uint8, isotropic and Gaussian: 'white', or '1/f', where each frequency has the amplitude 1 / |f|."""
   rng = np.random.default_rng(0)
   if kind == 'white':
     field = rng.standard_normal((many, SIDE, SIDE, 3), np.float32)
@@ -55,8 +56,8 @@ def noise(kind: str, many: int) -> np.ndarray:
 
 
 def features(views: Array) -> Array:
-  """[B 32 32 3] -> [B D]: two random convolutions with ReLUs, the mean and mean square of each channel of both, and the
-  mean of each of the second's in each of 3 x 3 places."""
+  """[B 32 32 3] -> [B D]. Two random convolutions have ReLUs. The features are the mean and the mean square of each channel
+  of both, and the mean of each channel of the second in each of 3 x 3 places."""
   rng, x, found = np.random.default_rng(1), (views - .5) / .16, []
   for channels, stride in ((12, 1), (24, 2)):
     kernel = (rng.standard_normal((3, 3, x.shape[-1], channels)) / np.sqrt(9 * x.shape[-1])).astype(np.float32)
@@ -69,7 +70,8 @@ def features(views: Array) -> Array:
 
 
 def draw_views(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Action]]:
-  """{name: ([N D] features, actions [N ...])} of a view each of `sets` {name: [N 32 32 3] uint8}, N a multiple of CHUNK."""
+  """{name: ([N D] features, actions [N ...])} of one view of each image of `sets` {name: [N 32 32 3] uint8}. N is a
+  multiple of CHUNK."""
   def one(i: Array, x: Array) -> tuple[Array, Action]:
     view, action = augment.augment(op, key_for(jax.random.key(3), i), Image(x, jnp.full(2, SIDE, jnp.float32)))
     return view.pixels, action
@@ -83,7 +85,7 @@ def draw_views(op: Op, sets: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarra
 
 
 def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
-  """Ridge regression of the classes `label` [N] on standardized features x [N D], fitted to the first `train`."""
+  """Ridge regression of the classes `label` [N] on standardized features x [N D], fitted to the first `train` rows."""
   one_hot = np.eye(label.max() + 1)[label]
   mean = one_hot[:train].mean(axis=0)
   gram = x[:train].T @ x[:train] + .03 * train * np.eye(x.shape[1])
@@ -92,7 +94,7 @@ def probed(x: np.ndarray, label: np.ndarray, train: int) -> Answer:
 
 
 def answer_questions(case: Case, sets: dict[str, np.ndarray], train: int) -> dict[tuple[str, str], Answer]:
-  """{(set, question): the answer on all but its first `train` images, from which it is learnt}."""
+  """{(set, question): the answer on all images after the first `train`, from which it is learned}."""
   answers = {}
   for name, (x, actions) in draw_views(case.op, sets).items():
     x = x.astype(np.float64)
@@ -107,7 +109,7 @@ def thirds(x: np.ndarray) -> np.ndarray:
 
 
 def often_in_place(op: Op) -> Op:
-  """The jigsaw `op`, half of its draws with every tile in its place: the order that borders tell most easily."""
+  """The jigsaw `op`, where half of the draws have every tile in its place: the order that borders show most easily."""
   def sample(key: Key, size: Size) -> Action:
     drawn = op.sample(key_for(key, 'order'), size)
     return drawn._replace(order=jnp.where(jax.random.bernoulli(key_for(key, 'in place')), 0, jnp.maximum(drawn.order, 1)))
@@ -115,18 +117,18 @@ def often_in_place(op: Op) -> Op:
 
 
 def quadrant(box) -> np.ndarray:
-  """Of the box's center. (Thirds would ask for the size too: a large box is near the middle.)"""
+  """The quadrant of the box's center. (Thirds would depend on the size too, because a large box is near the middle.)"""
   return 2 * (box.top + box.height / 2 > .5) + (box.left + box.width / 2 > .5)
 
 
 def angles(of: Callable[[Action], np.ndarray]) -> dict[str, Callable[[Action], np.ndarray]]:
-  """The eighth of the circle, and how far it is from the nearest quarter turn, which decides what a resampling does."""
+  """Two classes: the eighth of the circle, and the distance to the nearest quarter turn, on which a resampling depends."""
   return {'angle, eighths': lambda a: (of(a) + 180) // 45 % 8,
           'angle off the axes, thirds': lambda a: thirds(np.abs((of(a) + 45) % 90 - 45))}
 
 
 def naive_turn() -> Op:
-  """What shortcuts come from: a turn by bilinear interpolation with black corners."""
+  """A turn by bilinear interpolation with black corners, which leaves traces."""
   def apply(action: Turn, image: Image) -> Image:
     at = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE, dtype=jnp.float32) - (SIDE - 1) / 2] * 2, indexing='ij'))
     at = jnp.einsum('ij,jhw->ihw', rotation(action.angle), at) + (SIDE - 1) / 2
@@ -139,7 +141,7 @@ IN_PLACE = {'tiles in place': lambda a: a['jigsaw'].order == 0}
 
 
 def cases() -> dict[str, Case]:
-  """Every op that must not be read off, as in a chain; and naive ones, which are."""
+  """Every op whose action must not be readable, in a chain; and naive ops, whose action is readable."""
   def chain(*ops: Op) -> Op:
     return augment.chain(*ops)
 
@@ -164,7 +166,7 @@ def cases() -> dict[str, Case]:
 
 
 def naive() -> dict[str, Case]:
-  """The same without treatment: what the probe must find."""
+  """The same ops without treatment: the probe must find their traces."""
   cut = registry.make(augment, 'jigsaw', gap=0., level=False)
   return {'naive turn': Case(augment.chain(naive_turn()), angles(lambda a: a['naive'].angle)),
           'naive jigsaw': Case(augment.chain(often_in_place(cut)), IN_PLACE)}

@@ -1,9 +1,10 @@
-"""Images/s of the ResNet-18 SimCLR step: with the fast weight gradient, without, and in plain PyTorch.
+"""Images/s of the ResNet-18 SimCLR step: with the fast weight gradient, without it, and in plain PyTorch.
 
 Command: python benchmarks/step.py [--device cpu|gpu] [--batch 128] [--widths 32,64] [--dtype float32]
-First the PyTorch step gets the same weights and 64 images' views and must give the same loss to 1e-4 and gradients to
-1e-3: torch-identical. PyTorch computes that in float64: at 1,024 views of noise its float32 gradient is 9e-3 from its own
-float64 one on a CPU, where ours is 1e-6 from it. Then the three are timed on given views, one process, in turns.
+First the PyTorch step receives the same weights and the views of 64 images, and must give the same loss to 1e-4 and
+gradients to 1e-3. PyTorch computes that in float64: at 1,024 views of noise, its float32 gradient differs by 9e-3 from its
+own float64 gradient on a CPU, and ours differs by 1e-6 from it. Then the three steps are timed in one process, in turns, on
+the same views.
 """
 import argparse
 import functools
@@ -25,7 +26,7 @@ from equivariant_ssl.training import loop, state, step
 
 
 def prepared(device, batch: int, width: int, dtype: str):
-  """(run, its first state, views [B 2 32 32 3]) of SimCLR's CIFAR step on noise images."""
+  """(run, its first state, views [B 2 32 32 3]) of the SimCLR step of CIFAR, on noise images."""
   config = load_config('cifar10_simclr', {'dtype': dtype, 'batch': str(batch), 'encoder.width': str(width),
                                           'data.name': 'digits', 'optimizer.warmup_epochs': '0',
                                           'optimizer.lr': '.01'})  # the same views again and again: a small rate
@@ -37,7 +38,7 @@ def prepared(device, batch: int, width: int, dtype: str):
 
 
 def ours(run: loop.Run, shown, fast: bool):
-  """One jitted update on given views: (state) -> (state, loss, gradient)."""
+  """One jitted update on the same views: (state) -> (state, loss, gradient)."""
   def update(s: state.TrainState, shown):
     (loss, (stats, *_)), grads = jax.value_and_grad(functools.partial(step.loss, run.recipe), has_aux=True)(
         s.params, s.stats, shown)
@@ -69,7 +70,7 @@ def torch_twin(run: loop.Run, first: state.TrainState, where: str, dtype: torch.
 
 
 def check(device, width: int, where: str) -> None:
-  """Print, and demand, that one float32 step of ours and PyTorch's in float64 have the same loss and gradient."""
+  """Print and check that one float32 step of ours and PyTorch's step in float64 have the same loss and gradient."""
   run, first, shown = prepared(device, 64, width, 'float32')
   plain = torch_twin(run, first, where, torch.float32).double()
   _, loss, grads = ours(run, shown, True)(first, shown)
@@ -91,7 +92,7 @@ def check(device, width: int, where: str) -> None:
 
 
 def rates(steps: dict, batch: int, seconds: float, rounds: int) -> dict[str, list[float]]:
-  """Images/s of each step, `rounds` times in turns."""
+  """The images/s of each step, `rounds` times, in turns."""
   found = {name: [] for name in steps}
   for advance, wait in steps.values():
     advance()
@@ -142,7 +143,7 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=128)
   parser.add_argument('--widths', default='32,64')
   parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--seconds', type=float, default=20., help='of each turn')
+  parser.add_argument('--seconds', type=float, default=20., help='seconds of each turn')
   parser.add_argument('--rounds', type=int, default=2)
   args = parser.parse_args()
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.dtype != 'float32'

@@ -49,7 +49,8 @@ def nt_xent(a, b, temperature: float):
 
 
 class Lars(torch.optim.Optimizer):
-  """g + wd w, scaled by trust |w| / |g + wd w|, the rate inside the momentum; plain momentum for one-dimensional w."""
+  """LARS: g + wd w, scaled by trust |w| / |g + wd w|, with the rate inside the momentum. One-dimensional w have plain
+  momentum."""
 
   def __init__(self, params, lr: float, momentum: float = .9, weight_decay: float = 1e-6, trust: float = 1e-3):
     super().__init__(params, {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay, 'trust': trust})
@@ -69,7 +70,7 @@ class Lars(torch.optim.Optimizer):
 
 
 class Step:
-  """The model, its optimizer, and one step on views [B 2 H W C] float32, normalized as the network does."""
+  """The model, its optimizer, and one step on views [B 2 H W C] float32, which are normalized as by the network."""
 
   def __init__(self, state: dict[str, np.ndarray], heads: list[np.ndarray], width: int, temperature: float, lr: float,
                mean, std, device: str, dtype: torch.dtype = torch.float32):
@@ -86,14 +87,14 @@ class Step:
     self.optimizer = Lars(self.params, lr)
 
   def double(self) -> 'Step':
-    """Itself, in float64."""
+    """Return itself, in float64."""
     self.encoder.double()
     self.projector.double()
     self.mean, self.std = self.mean.double(), self.std.double()
     return self
 
   def place(self, views: np.ndarray):
-    """[B 2 H W C] -> both halves as one channels-last tensor [2B C H W]."""
+    """[B 2 H W C] -> both views as one channels-last tensor [2B C H W]."""
     x = torch.from_numpy(np.concatenate([views[:, 0], views[:, 1]])).permute(0, 3, 1, 2).to(self.device)
     return x.contiguous(memory_format=torch.channels_last)
 

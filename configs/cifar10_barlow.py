@@ -3,13 +3,16 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_barlow --workdir runs/c10_barlow
            eqssl eval runs/c10_barlow --protocol equimod
-Published: online top-1 92.10 %, of a classifier trained along with the network on augmented images, not of a linear
-           evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's
-           own code is for ImageNet alone.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950;
-           solo-learn's from 3e-5 at step 0 to the peak one step before. Colors are not rounded to 8 bits between
-           their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: online top-1 92.10 %. This is the accuracy of a classifier that trains along with the
+           network on augmented images, and not that of a linear evaluation (solo-learn's README;
+           github.com/vturrisi/solo-learn, scripts/pretrain/cifar). Barlow Twins's own code is for
+           ImageNet only.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. The warm-up goes from 0 at step 0 to the peak at step 1950; solo-learn's goes
+           from 3e-5 at step 0 to the peak one step earlier. Colors are not rounded to 8 bits after
+           each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

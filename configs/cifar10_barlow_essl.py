@@ -1,12 +1,15 @@
-"""Barlow Twins + E-SSL on CIFAR-10: cifar10_barlow with the turned small crop of E-SSL.
+"""Barlow Twins + E-SSL on CIFAR-10: cifar10_barlow, and E-SSL's small crop in all four quarter
+turns.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_barlow_essl --workdir runs/c10_barlow_essl
            eqssl eval runs/c10_barlow_essl --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam. The weight is .1 x 8: that of their
-           ImageNet code, times the scale of the loss here.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   as cifar10_barlow, whose protocol is EquiMod's.
+Published: nothing that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam only. The weight
+           is .1 x 8: the weight in their ImageNet code, times the scale of the loss here.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   as cifar10_barlow does. The evaluation of cifar10_barlow is EquiMod's protocol, and this
+           one is E-SSL's.
 """
 from ml_collections import ConfigDict
 

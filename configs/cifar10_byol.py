@@ -4,12 +4,15 @@ Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol --workdir runs/c10_byol
            eqssl eval runs/c10_byol --protocol equimod
 Published: linear top-1 90.44 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Of BYOL's own code: the target is updated before the forward
-           pass, the heads' hidden layers have no bias and the last ones have, the learning rate is inside the
-           momentum, brightness is multiplied; all as in EquiMod's code, which has no branch for the baseline alone.
-           Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize
-           do it).
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. Four things are as in EquiMod's code, and differ from BYOL's own code: the
+           target is updated before the forward pass; the heads' hidden layers have no bias and
+           their last layers have one; the learning rate is inside the momentum; brightness
+           multiplies. EquiMod's code has no branch for the baseline alone. Colors are not rounded
+           to 8 bits after each change (augment.jitter.quantize and augment.gray.quantize would do
+           so).
 """
 from ml_collections import ConfigDict
 

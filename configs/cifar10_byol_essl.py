@@ -1,13 +1,16 @@
-"""BYOL + E-SSL on CIFAR-10: cifar10_byol with the turned small crop of E-SSL.
+"""BYOL + E-SSL on CIFAR-10: cifar10_byol, and E-SSL's small crop in all four quarter turns.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_byol_essl --workdir runs/c10_byol_essl
            eqssl eval runs/c10_byol_essl --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read; E-SSL's code has no BYOL. The weight is that of their SimCLR and SimSiam.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   the views change places, for the turned crop has the first one's chances: blur .1 as in E-SSL's ImageNet
-           code, and solarize .2 where that has 0. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: nothing that we could read; E-SSL's code has no BYOL. The weight is that of their SimCLR
+           and SimSiam.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   the two views have changed places, because the turned crop has the chances of the first
+           view: it is blurred with chance .1, as in E-SSL's ImageNet code, and solarized with
+           chance .2, which is 0 there. Colors are not rounded to 8 bits after each change
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

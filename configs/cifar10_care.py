@@ -3,13 +3,14 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_care --workdir runs/c10_care
            eqssl eval runs/c10_care --protocol equimod
-Published: linear top-1 91.92 %, against 90.98 % without (CARE's Table 1; github.com/Sharut/CARE, Gupta et al., ICLR
-           2024).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   the weight is the script's .03 (scripts/cifar10.sh; the paper's is .01). Each chunk draws actions of its
-           own, as in the paper (in the code, as its vmaps read, the whole batch shares two); crops are antialiased
-           (those of the code's own views are not). Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 91.92 %, against 90.98 % without CARE (CARE's Table 1;
+           github.com/Sharut/CARE, Gupta et al., ICLR 2024).
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   the weight is .03, as in scripts/cifar10.sh; the paper's is .01. Each chunk draws its own
+           actions, as in the paper; in the code, as its vmaps read, the whole batch shares two
+           actions. Crops are antialiased; the code's own views are not. Colors are not rounded to 8
+           bits after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
       'invariance': {'name': 'simclr', 'temperature': .5,
                      'projector': {'hidden': (512,), 'out': 128, 'last_bias': True, 'last_norm': 'none'}},
       'equivariance': {'name': 'care', 'weight': .03, 'splits': 16},
-      # 'end' is the rate itself: constant
+      # 'end' equals the rate, so the rate is constant
       'optimizer': {'name': 'adam', 'lr': 1e-3, 'weight_decay': 1e-6, 'warmup_epochs': 0., 'end': 1e-3},
       'log_every': 195,
   })

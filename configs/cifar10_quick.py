@@ -1,10 +1,11 @@
-"""CIFAR-10 within a laptop's budget: a small ResNet for a few epochs, as SimCLR or as SimCLR + EquiMod.
+"""SimCLR, or SimCLR + EquiMod, on CIFAR-10 within the budget of a laptop: a small ResNet for a few
+epochs.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_quick --workdir runs/quick
            eqssl train --config cifar10_quick --workdir runs/quick_equimod --config.equivariance.name=equimod
            eqssl eval runs/quick_equimod
-Published: none at this size; the published experiment is cifar10_simclr_equimod.
+Published: nothing at this size; the published experiment is cifar10_simclr_equimod.
 Measured:  docs/results.md, section "CIFAR-10 on two CPU cores".
 """
 from ml_collections import ConfigDict

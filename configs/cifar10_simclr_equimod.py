@@ -1,12 +1,15 @@
-"""SimCLR + EquiMod on CIFAR-10 at the official settings: every augmentation both seen and told.
+"""SimCLR + EquiMod on CIFAR-10 at the official settings: every augmentation has the role `both`.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simclr_equimod --workdir runs/c10_equimod
            eqssl eval runs/c10_equimod --protocol equimod
-Published: linear top-1 92.79 %, against 90.96 % without (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 92.79 %, against 90.96 % without EquiMod (EquiMod's README;
+           github.com/ADevillers/EquiMod, arXiv 2211.01244).
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. Colors are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

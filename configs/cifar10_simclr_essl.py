@@ -1,16 +1,19 @@
-"""SimCLR + E-SSL on CIFAR-10 at the official settings: a small third crop, shown turned all four ways, says how it was
-turned.
+"""SimCLR + E-SSL on CIFAR-10 at the official settings: a head predicts how a small third crop was
+turned, from all four of its quarter turns.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simclr_essl --workdir runs/c10_simclr_essl
            eqssl eval runs/c10_simclr_essl --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
-           2111.00899, cifar10/).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. The code's SimCLR is not the paper's: B - 1 negatives
-           ('cross'), a projector of two layers. Its baseline is this file with --config.equivariance=none
-           --config.optimizer.lr=.06: the two do not share a learning rate. Colors are not rounded to 8 bits between
-           their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: nothing that we could read, because the README shows its table as a picture
+           (github.com/rdangovs/essl, arXiv 2111.00899, cifar10/).
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. SimCLR is as in E-SSL's code and not as in its paper: it has B - 1 negatives
+           ('cross') and a projector of two layers. The baseline is this file with
+           --config.equivariance=none --config.optimizer.lr=.06, because the two have different
+           learning rates. Colors are not rounded to 8 bits after each change
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -3,11 +3,14 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam --workdir runs/c10_simsiam
            eqssl eval runs/c10_simsiam --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
-           2111.00899, cifar10/; SimSiam's own code is for ImageNet alone).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: nothing that we could read, because the README shows its table as a picture
+           (github.com/rdangovs/essl, arXiv 2111.00899, cifar10/). SimSiam's own code is for
+           ImageNet only.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. Colors are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -3,10 +3,12 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam_equimod --workdir runs/c10_simsiam_equimod
            eqssl eval runs/c10_simsiam_equimod --protocol equimod
-Published: none that we could read; EquiMod's code has SimCLR and BYOL.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   BatchNorm over all three views at once, as EquiMod's code has it: the baseline to compare with is
-           cifar10_simsiam with --config.batchnorm=joint. And as cifar10_simsiam.
+Published: nothing that we could read; EquiMod's code has SimCLR and BYOL only.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   BatchNorm takes its statistics over all three views at once, as in EquiMod's code. The
+           baseline to compare with is therefore cifar10_simsiam with --config.batchnorm=joint.
+           Otherwise this config differs as cifar10_simsiam does.
 """
 from ml_collections import ConfigDict
 

@@ -3,13 +3,15 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_simsiam_essl --workdir runs/c10_simsiam_essl
            eqssl eval runs/c10_simsiam_essl --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read: the README shows its table as a picture (github.com/rdangovs/essl, arXiv
-           2111.00899, cifar10/).
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. Its baseline, cifar10_simsiam, has half the learning rate;
-           here the head has no ReLU after its second LayerNorm, as the code's SimSiam branch (its SimCLR branch has
-           one). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and
-           augment.gray.quantize do it).
+Published: nothing that we could read, because the README shows its table as a picture
+           (github.com/rdangovs/essl, arXiv 2111.00899, cifar10/).
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. The baseline, cifar10_simsiam, has half the learning rate. The head has no ReLU
+           after its second LayerNorm, as in the SimSiam branch of the code; the SimCLR branch has
+           one. Colors are not rounded to 8 bits after each change (augment.jitter.quantize and
+           augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -3,14 +3,18 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg --workdir runs/c10_vicreg
            eqssl eval runs/c10_vicreg --protocol equimod
-Published: online top-1 92.07 %, of a classifier trained along with the network on augmented images, not of a linear
-           evaluation (solo-learn's README; github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's own code
-           is for ImageNet alone.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   bfloat16 in place of float16 with loss scaling. The warm-up goes from 0 to the peak at step 1950;
-           solo-learn's from 3e-5 at step 0 to the peak one step before. std is 50: its variance term is 25 (V1 + V2),
-           that of VICReg's own code 25 (V1 + V2) / 2, which is what std multiplies here. Colors are not rounded to 8
-           bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: online top-1 92.07 %. This is the accuracy of a classifier that trains along with the
+           network on augmented images, and not that of a linear evaluation (solo-learn's README;
+           github.com/vturrisi/solo-learn, scripts/pretrain/cifar). VICReg's own code is for
+           ImageNet only.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   The networks compute in bfloat16; the official code computes in float16 with loss
+           scaling. The warm-up goes from 0 at step 0 to the peak at step 1950; solo-learn's goes
+           from 3e-5 at step 0 to the peak one step earlier. std is 50, because solo-learn's
+           variance term is 25 (V1 + V2); the term of VICReg's own code is 25 (V1 + V2) / 2, and
+           here std multiplies (V1 + V2) / 2. Colors are not rounded to 8 bits after each change
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 
@@ -35,7 +39,7 @@ def get_config() -> ConfigDict:
           'gray': {'role': 'both', 'p': .2},
           'solarize': {'role': 'both', 'p': .1},
       },
-      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: solo-learn's 25, not halved
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: see cifar10_vicreg
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'none'},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,

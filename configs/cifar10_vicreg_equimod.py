@@ -3,10 +3,12 @@
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg_equimod --workdir runs/c10_vicreg_equimod
            eqssl eval runs/c10_vicreg_equimod --protocol equimod
-Published: none that we could read; EquiMod's code has SimCLR and BYOL.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   BatchNorm over all three views at once, as EquiMod's code has it: the baseline to compare with is
-           cifar10_vicreg with --config.batchnorm=joint. And as cifar10_vicreg.
+Published: nothing that we could read; EquiMod's code has SimCLR and BYOL only.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   BatchNorm takes its statistics over all three views at once, as in EquiMod's code. The
+           baseline to compare with is therefore cifar10_vicreg with --config.batchnorm=joint.
+           Otherwise this config differs as cifar10_vicreg does.
 """
 from ml_collections import ConfigDict
 
@@ -30,7 +32,7 @@ def get_config() -> ConfigDict:
           'gray': {'role': 'both', 'p': .2},
           'solarize': {'role': 'both', 'p': .1},
       },
-      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: solo-learn's 25, not halved
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: see cifar10_vicreg
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'equimod', 'weight': 1., 'temperature': .2},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,

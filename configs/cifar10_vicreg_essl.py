@@ -1,11 +1,14 @@
-"""VICReg + E-SSL on CIFAR-10: cifar10_vicreg with the turned small crop of E-SSL.
+"""VICReg + E-SSL on CIFAR-10: cifar10_vicreg, and E-SSL's small crop in all four quarter turns.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_vicreg_essl --workdir runs/c10_vicreg_essl
            eqssl eval runs/c10_vicreg_essl --protocol essl --seeds 0,1,2,3,4
-Published: none that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam. The weight is a choice of ours.
-Measured:  docs/results.md where a GPU has run it; benchmarks/gpu/README.md lists what is owed.
-Differs:   as cifar10_vicreg, whose protocol is EquiMod's.
+Published: nothing that we could read; E-SSL's CIFAR-10 code has SimCLR and SimSiam only. We chose
+           the weight.
+Measured:  docs/results.md, once a GPU has run it; benchmarks/gpu/README.md lists the runs that are
+           owed.
+Differs:   as cifar10_vicreg does. The evaluation of cifar10_vicreg is EquiMod's protocol, and this
+           one is E-SSL's.
 """
 from ml_collections import ConfigDict
 
@@ -31,7 +34,7 @@ def get_config() -> ConfigDict:
           'solarize': {'role': 'invariant', 'p': .1},
           'rotate': {'role': 'sensitive'},
       },
-      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: solo-learn's 25, not halved
+      'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 50., 'cov': 1.,  # std: see cifar10_vicreg
                      'projector': {'hidden': (2048, 2048), 'out': 2048, 'bias': True, 'last_bias': True}},
       'equivariance': {'name': 'essl', 'weight': 1.},
       'optimizer': {'name': 'lars', 'lr': .3, 'weight_decay': 1e-4, 'momentum': .9, 'trust': .02, 'lr_outside': True,

@@ -1,7 +1,8 @@
-"""SimCLR on scikit-learn's bundled digits: the smallest real run, offline, on a laptop's CPU.
+"""SimCLR on scikit-learn's bundled digits: the smallest real run, which needs no download and only a
+laptop's CPU.
 
 Command:   eqssl train --config digits_simclr --workdir runs/digits_simclr && eqssl eval runs/digits_simclr
-Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
+Published: nothing; the data set is 1,797 scans of 8x8 pixels, of which 1,000 are for training here.
 Measured:  docs/results.md, section "Demo".
 """
 from ml_collections import ConfigDict

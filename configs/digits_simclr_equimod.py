@@ -1,9 +1,10 @@
-"""SimCLR + EquiMod on scikit-learn's bundled digits: crops are an invariance, and the quarter turn is something
-that the features are told to keep, in EquiMod's own views (role `sensitive`).
+"""SimCLR + EquiMod on scikit-learn's bundled digits. The crop is an invariance. EquiMod is
+conditioned on the quarter turn, which only its own views have (role `sensitive`), so that the
+features keep it.
 
 Command:   eqssl train --config digits_simclr_equimod --workdir runs/digits_equimod && eqssl eval runs/digits_equimod
            With --config.augment.rotate.role=both the invariance sees the turns as well (EquiMod's published wiring).
-Published: none; see digits_simclr.
+Published: nothing; see digits_simclr.
 Measured:  docs/results.md, section "Demo".
 """
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""The recipe of a study on scikit-learn's bundled digits: SimCLR with crops, of which EquiMod is told; four
-augmentations are off until `eqssl study` gives them a role. The half turn makes a 6 of a 9.
+"""The base of a study on scikit-learn's bundled digits: SimCLR with crops, on which EquiMod is
+conditioned. Four augmentations are off until `eqssl study` gives them a role. The half turn
+makes a 9 of a 6.
 
 Command:   eqssl study --config digits_study --augs rotate,flip,blur,erase --out runs/study
-Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
+Published: nothing; the data set is 1,797 scans of 8x8 pixels, of which 1,000 are for training here.
 Measured:  docs/results.md, section "A study of digits".
 """
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """VICReg on scikit-learn's bundled digits, with a narrow network; see digits_simclr.
 
 Command:   eqssl train --config digits_vicreg --workdir runs/digits_vicreg && eqssl eval runs/digits_vicreg
-Published: none; the data set is 1,797 scans of 8x8 pixels (1,000 train here).
+Published: nothing; the data set is 1,797 scans of 8x8 pixels, of which 1,000 are for training here.
 Measured:  docs/results.md, section "Methods on the digits".
 """
 from ml_collections import ConfigDict

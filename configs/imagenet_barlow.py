@@ -4,10 +4,11 @@ Command:   eqssl train --config imagenet_barlow --workdir runs/in_barlow
            eqssl eval runs/in_barlow --protocol equimod
 Published: linear top-1 73.5 % in the README, 73.2 % in the paper (github.com/facebookresearch/barlowtwins, arXiv
            2103.03230).
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
-           approximation in the code); bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8
-           bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The blur is a Gaussian cut off at 23
+           pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;
+           the official code computes in float16 with loss scaling. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -2,14 +2,16 @@
 
 Command:   eqssl train --config imagenet_barlow_essl --workdir runs/in_barlow_essl
            eqssl eval runs/in_barlow_essl --protocol equimod
-Published: linear top-1 after 100, 200, 300 epochs 67.5, 70.9, 71.8 %, against 66.7, 69.8, 70.9 % without
-           (github.com/rdangovs/essl, arXiv 2111.00899).
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
-           one's chances: blur .1 as in the code, and solarize .2 where that has 0; it is resampled by bicubic
-           (bilinear in the code). The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code);
-           bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 after 100, 200, 300 epochs 67.5, 70.9, 71.8 %, against 66.7, 69.8, 70.9 %
+           without E-SSL (github.com/rdangovs/essl, arXiv 2111.00899).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The two views have changed places,
+           because the turned crop has the chances of the first view: it is blurred with chance .1,
+           as in the code, and solarized with chance .2, which is 0 in the code. It is resampled by
+           bicubic interpolation; the code's is bilinear. The blur is a Gaussian cut off at 23
+           pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;
+           the official code computes in float16 with loss scaling. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -2,17 +2,20 @@
 
 Command:   eqssl train --config imagenet_byol --workdir runs/in_byol
            eqssl eval runs/in_byol --protocol equimod
-Published: linear top-1 74.3 % in the paper, 74.4 % in the README (github.com/google-deepmind/deepmind-research,
-           byol/; arXiv 2006.07733). Presets for 40, 100 and 300 epochs: lr .45, .45, .3 x B / 256, decay .97, .99,
-           .99, weight decay 1e-6.
-Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all; at least 68.16 GiB on each of 8 devices
-           (of 80 GiB), 17.43 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_byol --plan --devices 8
-           (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. Colors are torchvision's: brightness multiplied (the code
-           adds), contrast about the mean gray (each channel's), saturation as a blend with gray (in HSV); crops are
-           antialiased. bfloat16. Weights start as torch's and torchvision's (the code's: truncated normal by the fan
-           in, biases 0), and at stride 2 zeros stand on every side (the code's padding is TensorFlow's).
+Published: linear top-1 74.3 % in the paper, 74.4 % in the README
+           (github.com/google-deepmind/deepmind-research, byol/; arXiv 2006.07733). The code also
+           has presets for 40, 100 and 300 epochs: learning rates of .45, .45 and .3 x B / 256,
+           decays of the target of .97, .99 and .99, and a weight decay of 1e-6.
+Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. 43.6 GiB of 71.2 on each
+           of 8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_byol --plan --on
+           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. They are antialiased. Colors change
+           as in torchvision: brightness multiplies (the code adds), contrast is about the mean gray
+           (in the code about each channel's mean), and saturation is a blend with gray (in the code
+           it changes in HSV). The networks compute in bfloat16. Weights start as in torch and
+           torchvision (in the code from a truncated normal by the fan in, and biases from 0).
+           Convolutions of stride 2 pad zeros on every side (the code's padding is TensorFlow's).
 """
 from ml_collections import ConfigDict
 

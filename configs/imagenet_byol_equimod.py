@@ -1,18 +1,20 @@
-"""BYOL + EquiMod on ImageNet at the official settings: every augmentation both seen and told.
+"""BYOL + EquiMod on ImageNet at the official settings: every augmentation has the role `both`.
 
 Command:   eqssl train --config imagenet_byol_equimod --workdir runs/in_byol_equimod
            eqssl eval runs/in_byol_equimod --protocol equimod
-Published: linear top-1 73.22 %, against 74.03 % without: worse, at 1000 epochs (EquiMod's README;
-           github.com/ADevillers/EquiMod, arXiv 2211.01244). The baseline is this file with
-           --config.equivariance=none, not imagenet_byol.
-Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all; at least 102.06 GiB on each of 8 devices
-           (of 141 GiB), 25.97 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_byol_equimod --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image; what the head is
-           told is in units measured for these augmentations (the code's BYOL branch keeps the constants of other
-           strengths and chances). bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits
-           between their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 73.22 %, against 74.03 % without EquiMod: worse, at 1000 epochs (EquiMod's
+           README; github.com/ADevillers/EquiMod, arXiv 2211.01244). The baseline is this file with
+           --config.equivariance=none, and not imagenet_byol.
+Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all. 65.4 GiB of 71.2 on each of
+           8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_byol_equimod --plan --on
+           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The conditioning has the crop in
+           fractions of the image. The head's conditioning is in units measured for these
+           augmentations; the code's BYOL branch keeps the constants of augmentations with other
+           strengths and chances. The networks compute in bfloat16; the official code computes in
+           float16 with loss scaling. Colors are not rounded to 8 bits after each change
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

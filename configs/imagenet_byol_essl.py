@@ -2,14 +2,15 @@
 
 Command:   eqssl train --config imagenet_byol_essl --workdir runs/in_byol_essl
            eqssl eval runs/in_byol_essl --protocol equimod
-Published: none; E-SSL's ImageNet results are with SimCLR and SimSiam (arXiv 2111.00899). The baseline is this file with
-           --config.equivariance=none, which is imagenet_byol (its views in the other order).
-Planned:   43.73 million parameters, 333 TFLOP a step, 104 EFLOP in all; at least 93.20 GiB on each of 8 devices
-           (of 141 GiB), 23.76 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_byol_essl --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
-           one's chances: blur .1 and solarize .2. Colors, crops and precision as in imagenet_byol.
+Published: nothing; E-SSL's ImageNet results are with SimCLR and SimSiam (arXiv 2111.00899). The
+           baseline is this file with --config.equivariance=none, which is imagenet_byol with its
+           views in the other order.
+Planned:   43.73 million parameters, 333 TFLOP a step, 104 EFLOP in all. What a device needs, its own compiler says:
+           eqssl train --config imagenet_byol_essl --plan --on h100:8
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The two views have changed places,
+           because the turned crop has the chances of the first view: it is blurred with chance .1
+           and solarized with chance .2. Colors, crops and precision are as in imagenet_byol.
 """
 from ml_collections import ConfigDict
 

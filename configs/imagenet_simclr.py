@@ -2,14 +2,16 @@
 
 Command:   eqssl train --config imagenet_simclr --workdir runs/in_simclr
            eqssl eval runs/in_simclr --protocol equimod
-Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244). SimCLR's own
-           code, at other settings: 64.5 % after 100 epochs (README of github.com/google-research/simclr).
-Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all; at least 67.98 GiB on each of 8 devices
-           (of 80 GiB), 17.27 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_simclr --plan --devices 8
-           (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. bfloat16 in place of float16 with loss scaling. Colors are
-           not rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
+           SimCLR's own code, with other settings, has 64.5 % after 100 epochs (README of
+           github.com/google-research/simclr).
+Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all. 39.2 GiB of 71.2 on each
+           of 8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr --plan --on
+           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The networks compute in bfloat16; the
+           official code computes in float16 with loss scaling. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

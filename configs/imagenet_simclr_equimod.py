@@ -1,16 +1,18 @@
-"""SimCLR + EquiMod on ImageNet at the official settings: every augmentation both seen and told.
+"""SimCLR + EquiMod on ImageNet at the official settings: every augmentation has the role `both`.
 
 Command:   eqssl train --config imagenet_simclr_equimod --workdir runs/in_simclr_equimod
            eqssl eval runs/in_simclr_equimod --protocol equimod
-Published: linear top-1 72.30 %, against 71.57 % without (EquiMod's README; github.com/ADevillers/EquiMod, arXiv
-           2211.01244).
-Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all; at least 101.88 GiB on each of 8 devices (of
-           141 GiB), 25.81 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_simclr_equimod --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The crop is told in fractions of the image (the code tells
-           pixels of the original, without its size). bfloat16 in place of float16 with loss scaling. Colors are not
-           rounded to 8 bits between their changes (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 72.30 %, against 71.57 % without EquiMod (EquiMod's README;
+           github.com/ADevillers/EquiMod, arXiv 2211.01244).
+Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all. 58.8 GiB of 71.2 on each of
+           8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr_equimod --plan --on
+           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The conditioning has the crop in
+           fractions of the image; the code's has it in pixels of the original image, without the
+           size of that image. The networks compute in bfloat16; the official code computes in
+           float16 with loss scaling. Colors are not rounded to 8 bits after each change
+           (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -2,17 +2,18 @@
 
 Command:   eqssl train --config imagenet_simclr_essl --workdir runs/in_simclr_essl
            eqssl eval runs/in_simclr_essl --protocol equimod
-Published: linear top-1 after 100, 200, 300, 800 epochs 68.2, 70.2, 71.3, 72.5 %, against 67.6, 69.7, 70.4, 71.9 %
-           without (github.com/rdangovs/essl, arXiv 2111.00899).
-Planned:   40.83 million parameters, 268 TFLOP a step, 8.38 EFLOP in all; at least 93.03 GiB on each of 8 devices
-           (of 141 GiB), 23.60 GiB on each of 32 (of 32 GiB): eqssl train --config imagenet_simclr_essl --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The views change places, for the turned crop has the first
-           one's chances: blur .1 as in the code, and solarize .2 where that has 0; it is resampled by bicubic
-           (bilinear in the code). The blur is a Gaussian cut off at 23 pixels (Pillow's approximation in the code);
-           bfloat16 in place of float16 with loss scaling. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Published: linear top-1 after 100, 200, 300, 800 epochs 68.2, 70.2, 71.3, 72.5 %, against 67.6,
+           69.7, 70.4, 71.9 % without E-SSL (github.com/rdangovs/essl, arXiv 2111.00899).
+Planned:   40.83 million parameters, 268 TFLOP a step, 8.38 EFLOP in all. What a device needs, its own compiler says:
+           eqssl train --config imagenet_simclr_essl --plan --on h100:8
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The two views have changed places,
+           because the turned crop has the chances of the first view: it is blurred with chance .1,
+           as in the code, and solarized with chance .2, which is 0 in the code. It is resampled by
+           bicubic interpolation; the code's is bilinear. The blur is a Gaussian cut off at 23
+           pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;
+           the official code computes in float16 with loss scaling. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 
@@ -42,7 +43,7 @@ def get_config() -> ConfigDict:
                      'projector': {'last_norm': 'batch'}},
       'equivariance': {'name': 'essl', 'weight': .4, 'size': 96, 'crop_scale': (.05, .14), 'hidden': (2048, 2048, 128),
                        'hidden_activation_last': False},
-      # absolute; to .001 of it
+      # an absolute rate, which ends at .001 of that
       'optimizer': {'name': 'lars', 'lr': 4.8, 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3, 'lr_outside': True,
                     'warmup_epochs': 10., 'end': 4.8e-3},
       'log_every': 100,

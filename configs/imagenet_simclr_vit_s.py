@@ -2,17 +2,19 @@
 
 Command:   eqssl train --config imagenet_simclr_vit_s --workdir runs/in_simclr_vit_s
            eqssl eval runs/in_simclr_vit_s --protocol equimod
-Published: none of this very recipe. MoCo v3 itself, whose target is a moving average, has linear top-1 73.2 % (README of
-           github.com/facebookresearch/moco-v3, arXiv 2104.02057); its rate is 1.5e-4 x B / 256.
-Planned:   41.08 million parameters, 229 TFLOP a step, 21.4 EFLOP in all; at least 76.11 GiB on each of 8 devices
-           (of 141 GiB), 19.49 GiB on each of 32 (of 24 GiB): eqssl train --config imagenet_simclr_vit_s --plan
-           --devices 8 (32); jax 0.10.2 on the CPU, 2026-11-26.
-Measured:  none yet: no accelerator.
-Differs:   from MoCo v3: no target network and no predictor; NT-Xent, whose negatives are both views' (its code takes
-           the other view's); positions and the patch projection are learned (fixed sines, and frozen). Crops are of
-           the image squashed to 256 x 256. Biases, norms and the class token do not decay (its AdamW decays all it
-           trains). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize and
-           augment.gray.quantize do it).
+Published: nothing for this very recipe. MoCo v3 itself, whose target is a moving average, has
+           linear top-1 73.2 % (README of github.com/facebookresearch/moco-v3, arXiv 2104.02057);
+           its learning rate is 1.5e-4 x B / 256.
+Planned:   41.08 million parameters, 229 TFLOP a step, 21.4 EFLOP in all. 57.3 GiB of 71.2 on each
+           of 8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr_vit_s --plan
+           --on h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   from MoCo v3. There is no target network and no predictor. The loss is NT-Xent, whose
+           negatives are of both views; in MoCo v3's code they are of the other view. The positions
+           and the patch projection are learned; the code has fixed sines and a frozen projection.
+           Crops are cut from the image squashed to 256 x 256. Biases, norms and the class token do
+           not decay; in the code all that is trained decays. Colors are not rounded to 8 bits after
+           each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

@@ -3,10 +3,10 @@
 Command:   eqssl train --config imagenet_simsiam --workdir runs/in_simsiam
            eqssl eval runs/in_simsiam --protocol equimod
 Published: linear top-1 68.1 % (README of github.com/facebookresearch/simsiam, arXiv 2011.10566).
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
-           approximation in the code). Colors are not rounded to 8 bits between their changes (augment.jitter.quantize
-           and augment.gray.quantize do it).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The blur is a Gaussian cut off at 23
+           pixels; the code's is Pillow's approximation of one. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 

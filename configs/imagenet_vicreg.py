@@ -3,11 +3,12 @@
 Command:   eqssl train --config imagenet_vicreg --workdir runs/in_vicreg
            eqssl eval runs/in_vicreg --protocol equimod
 Published: linear top-1 73.2 % (README of github.com/facebookresearch/vicreg, arXiv 2105.04906).
-Measured:  none yet: no accelerator.
-Differs:   Crops are of the image squashed to 256 x 256. The blur is a Gaussian cut off at 23 pixels (Pillow's
-           approximation in the code); bfloat16 in place of float16 with loss scaling. The similarity is a mean over
-           dimensions too, as in the code and not in the paper. Colors are not rounded to 8 bits between their changes
-           (augment.jitter.quantize and augment.gray.quantize do it).
+Measured:  nothing yet, for want of an accelerator.
+Differs:   Crops are cut from the image squashed to 256 x 256. The blur is a Gaussian cut off at 23
+           pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;
+           the official code computes in float16 with loss scaling. The similarity is a mean over
+           dimensions too, as in the code and not as in the paper. Colors are not rounded to 8 bits
+           after each change (augment.jitter.quantize and augment.gray.quantize would do so).
 """
 from ml_collections import ConfigDict
 
@@ -34,7 +35,7 @@ def get_config() -> ConfigDict:
       },
       'invariance': {'name': 'vicreg', 'similarity': 25., 'std': 25., 'cov': 1.},
       'equivariance': {'name': 'none'},
-      # .2 x 2048 / 256, to .001 of it
+      # .2 x 2048 / 256, which ends at .001 of that
       'optimizer': {'name': 'lars', 'lr': 1.6, 'weight_decay': 1e-6, 'momentum': .9, 'trust': 1e-3, 'lr_outside': True,
                     'warmup_epochs': 10., 'end': 1.6e-3},
       'log_every': 100,

@@ -1,7 +1,8 @@
-"""Eight steps of SimCLR + EquiMod on the digits with the smallest network: does everything still fit together?
+"""Eight steps of SimCLR + EquiMod on the digits, with the smallest network: a check that everything
+still fits together.
 
 Command:   eqssl train --config smoke --workdir runs/smoke
-Published: none.
+Published: nothing.
 Measured:  nothing; the tests train it.
 """
 from ml_collections import ConfigDict

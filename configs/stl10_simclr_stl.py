@@ -1,12 +1,14 @@
-"""SimCLR + STL on STL-10 at the official settings: ResNet-18, SGD, 200 epochs; nothing is told.
+"""SimCLR + STL on STL-10 at the official settings: ResNet-18, SGD, 200 epochs; STL has no
+conditioning.
 
 Command:   eqssl train --config stl10_simclr_stl --workdir runs/stl10_simclr_stl
-Published: linear top-1 84.83 %, against 84.74 +- .18 % without (3 seeds, the paper's Table 11, arXiv 2501.08712;
-           github.com/jaemyung-u/stl).
-Measured:  none yet.
-Differs:   neighboring images share the flip and the blur too (in the code only crop, jitter and gray); weight of the
-           transformation loss .1 as in the README (.2 in the paper); the hypernetwork has a bias. 100,000 of the
-           training images have no label: eqssl eval reads those of the split `train` (data.labeled).
+Published: linear top-1 84.83 %, against 84.74 +- .18 % without STL (3 seeds, the paper's Table 11,
+           arXiv 2501.08712; github.com/jaemyung-u/stl).
+Measured:  nothing yet.
+Differs:   neighboring images share the flip and the blur too; in the code they share only crop,
+           jitter and gray. The weight of the transformation loss is .1, as in the README; it is .2
+           in the paper. The hypernetwork has a bias. 100,000 of the training images have no label,
+           so eqssl eval uses the images and labels of the split `train` (data.labeled).
 """
 from ml_collections import ConfigDict
 

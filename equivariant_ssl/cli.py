@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from equivariant_ssl.cli_arguments import build_parser
+from equivariant_ssl.dotted import allow_imports
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study.study_command import split
 from equivariant_ssl.training import stop
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
       args, rest = parser.parse_known_args(argv)
       args.overrides = _overrides(rest, has_config=hasattr(args, 'config'))
       args.command_line = shlex.join(['eqssl', *argv])
-      code = args.run(args) or OK
+      with allow_imports(*split(args.allow)):
+        code = args.run(args) or OK
       sys.stdout.flush()
       return code
   except BrokenPipeError:  # the reader, such as `head`, has enough
@@ -108,14 +110,19 @@ def _cache() -> None:
 
 def demo(args: Args) -> None:
   """Run `eqssl demo`."""
-  from equivariant_ssl.demo import digits_demo, methods_demo
-  seeds = args.seeds if args.seeds is not None else 1 if args.methods else 3
+  from equivariant_ssl.demo import digits_demo, methods_demo, study_demo
+  from equivariant_ssl.demo.arms import Budget
+  kind = 'study' if args.study else 'methods' if args.methods else 'digits'
+  seeds = args.seeds if args.seeds is not None else {'digits': 3, 'methods': 1, 'study': 2}[kind]
   if seeds < 1 or args.steps < 0:
     raise UserError(f'--seeds {seeds} --steps {args.steps}: nothing to train.',
                     'Give at least 1 seed and 0 or more steps.')
   _cache()
-  module = methods_demo if args.methods else digits_demo
-  module.run_demo(pathlib.Path(args.out), seeds, args.steps)
+  budget, out = Budget(seeds, args.steps, args.readout), pathlib.Path(args.out)
+  if args.study:
+    study_demo.run_demo(out / 'study', budget, args.command_line)
+  else:
+    (methods_demo if args.methods else digits_demo).run_demo(out, budget)
 
 
 def train(args: Args) -> None:
@@ -132,11 +139,11 @@ def train(args: Args) -> None:
   if args.print_config:
     print(config.to_json(indent=2))
   elif args.plan:
-    from equivariant_ssl.parallel import step_plan
-    step_plan.run(config, args.devices, lambda line: print(line, file=sys.stderr))
-  elif args.devices:
-    raise UserError('--devices is only for --plan.', 'A training uses all devices that it sees: '
-                    'CUDA_VISIBLE_DEVICES=0,1 hides the rest.')
+    _plan(config, args)
+  elif args.devices or args.on:
+    raise UserError(f'--{"on" if args.on else "devices"} is only for --plan.',
+                    'A training uses all devices that it sees: CUDA_VISIBLE_DEVICES=0,1 hides the '
+                    'rest.')
   elif not args.workdir:
     stem = pathlib.Path(args.config or 'longer').stem
     raise UserError('--workdir is missing.', f'e.g. --workdir runs/{stem}', USAGE)
@@ -144,11 +151,23 @@ def train(args: Args) -> None:
     _train(config, args.workdir, args, args.begin or None)
 
 
+def _plan(config: Any, args: Args) -> None:
+  """Print what a step of a config costs, on the devices that --on or --devices names."""
+  from equivariant_ssl.parallel import device_plan, step_plan
+  if args.on and args.devices:
+    raise UserError('--on and --devices name the devices twice.',
+                    f'e.g. --plan --on h100:{max(args.devices, 1)}')
+  if args.on:
+    device_plan.plan_on(config, args.on, stop.say)
+  else:
+    step_plan.run(config, args.devices, stop.say)
+
+
 def submit(args: Args) -> int:
   """Run `eqssl launch`."""
   from equivariant_ssl.parallel import launch
   return launch.launch(args.where, args.config, args.workdir, args.overrides, args.settings,
-                       args.dry_run)
+                       args.dry_run, args.plan)
 
 
 def resume(args: Args) -> None:
@@ -159,23 +178,22 @@ def resume(args: Args) -> None:
   _train(relocate_data(config, args.data_path), args.dir, args)
 
 
-def _train(config: Any, workdir: str, args: Args, begin: str | None = None) -> None:
+def _train(config: Any, workdir: str, args: Args, start_from: str | None = None) -> None:
   """Train a config in `workdir`, as one of the processes of a job."""
-  from equivariant_ssl.parallel import processes
-  processes.initialize()  # before anything else touches jax
   _cache()
-  from equivariant_ssl.training import loop
-  with processes.explain_lost_process():
-    loop.train(config, workdir, args.command_line, quiet=args.quiet, accept_data=args.accept_data,
-               start_from=begin)
+  from equivariant_ssl import api
+  from equivariant_ssl.parallel import processes
+  api.pretrain(config, None, workdir, start_from=start_from, accept_data=args.accept_data,
+               quiet=args.quiet, command=args.command_line)
   if processes.is_main():
     stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
 
 
 def evaluate(args: Args) -> None:
-  """Run `eqssl eval`."""
-  _cache()
-  from equivariant_ssl.evaluate import evaluation, protocols, transfer
+  """Run `eqssl eval`, as one of the processes of a job."""
+  from equivariant_ssl import api
+  from equivariant_ssl.evaluate import protocols, transfer
+  from equivariant_ssl.parallel import processes
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
     groups = {**protocols.GROUPS, 'default': protocols.DEFAULT}
@@ -184,6 +202,8 @@ def evaluate(args: Args) -> None:
     return
   if not args.dirs:
     raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)
+  processes.initialize()  # before anything else touches jax
+  _cache()
   seeds = split(args.seeds)
   if not seeds or not all(s.isdigit() for s in seeds) or min(args.epochs, args.batch) < 0:
     raise UserError(f'--seeds {args.seeds} --epochs {args.epochs} --batch {args.batch}: '
@@ -191,11 +211,12 @@ def evaluate(args: Args) -> None:
                     'e.g. --seeds 0,1,2 --epochs 90')
   targets = split(args.targets)
   transfer.check_targets(targets, args.root)
-  options = protocols.Options(args.epochs, args.batch, args.images, tuple(targets), args.root, '',
-                              args.readout)
-  for folder in args.dirs:
-    evaluation.evaluate(pathlib.Path(folder), names, args.step, tuple(map(int, seeds)), options,
-                        data_request=_data_options(args))
+  with processes.explain_lost_process():
+    for folder in args.dirs:
+      api.evaluate(folder, names, step=args.step, seeds=tuple(map(int, seeds)), plan=args.plan,
+                   data_path=args.data_path, accept_data=args.accept_data, epochs=args.epochs,
+                   batch=args.batch, images=args.images, targets=tuple(targets), root=args.root,
+                   readout=args.readout)
 
 
 def _data_options(args: Args) -> Any:
@@ -230,10 +251,13 @@ def show_augs(args: Args) -> None:
 
 
 def embed_images(args: Args) -> None:
-  """Run `eqssl embed`."""
+  """Run `eqssl embed`, as one of the processes of a job."""
+  from equivariant_ssl.parallel import processes
+  processes.initialize()  # before anything else touches jax
   _cache()
   from equivariant_ssl.report import embed
-  embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
+  with processes.explain_lost_process():
+    embed.embed(args.dir, args.images, args.out, args.step, args.data_path, args.links)
 
 
 def find_neighbors(args: Args) -> None:

@@ -31,6 +31,9 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
     p = group.add_parser(name, aliases=old_names, help=help_, description=help_,
                          allow_abbrev=False)
     p.add_argument('--debug', action='store_true', help='show the traceback of an error, too')
+    p.add_argument('--allow', default='', metavar='PACKAGES',
+                   help='packages, joined by commas, whose modules may be imported because a '
+                        'folder names them')
     p.set_defaults(run=run)
     return p
 
@@ -70,12 +73,20 @@ def _add_demo(add: Add, commands: Commands) -> None:
   p = add('demo', commands['demo'],
           'show what explicit sensitivity does, on real scans, offline, in minutes')
   p.add_argument('--out', default='runs/demo', help='folder of the results (default: %(default)s)')
-  p.add_argument('--methods', action='store_true',
-                 help='instead: every invariance objective alone, with EquiMod and with E-SSL')
+  kind = p.add_mutually_exclusive_group()
+  kind.add_argument('--methods', action='store_true',
+                    help='instead: every invariance objective alone, with EquiMod and with E-SSL')
+  kind.add_argument('--study', action='store_true',
+                    help='instead: the same question asked by a study, in miniature, which ends '
+                         'on its report page')
   p.add_argument('--seeds', type=int,
-                 help='number of seeds of each arm (default: 3; with --methods 1)')
+                 help='number of seeds of each arm (default: 3; with --methods 1, --study 2)')
   p.add_argument('--steps', type=int, default=0,
                  help='train this many steps instead of the config\'s epochs')
+  p.add_argument('--readout', default='test', choices=('test', 'validation'),
+                 help='validation: read out on a fifth of the training digits, which then are not '
+                      'trained on, with seeds from 100 on; settings are chosen there '
+                      '(default: %(default)s; a study always chooses on validation digits)')
 
 
 def _add_training(add: Add, commands: Commands) -> None:
@@ -94,6 +105,9 @@ def _add_training(add: Add, commands: Commands) -> None:
   p.add_argument('--devices', type=int, default=0,
                  help='with --plan: plan for this many devices, which the CPU stands in for '
                       '(default: the devices of this machine)')
+  p.add_argument('--on', default='', metavar='DEVICES',
+                 help='with --plan: let the compiler of these devices say it, which need not be '
+                      'there: h100:8, a100:4, h200, v5e:4x8, v5p:2x2x1')
   p = add('resume', commands['resume'],
           'continue the run in DIR from its newest valid checkpoint')
   p.add_argument('dir')
@@ -113,6 +127,9 @@ def _add_launch(add: Add, commands: Commands) -> None:
                  help='settings of the file in launch/; slurm: template=a100 and any option of '
                       'sbatch, e.g. nodes=4 account=X')
   p.add_argument('--dry-run', action='store_true', help='print what would be submitted')
+  p.add_argument('--plan', action='store_true',
+                 help='submit nothing: print what a step costs on the devices that it would be '
+                      'submitted to')
 
 
 def _add_evaluation(add: Add, commands: Commands) -> None:
@@ -122,6 +139,8 @@ def _add_evaluation(add: Add, commands: Commands) -> None:
   p.add_argument('--protocol', action='append', default=[], metavar='NAME',
                  help='one or several, joined by commas; "list" prints all of them (default: the '
                       'quick ones)')
+  p.add_argument('--plan', action='store_true',
+                 help='time a part of the work, print what the evaluation costs, and stop')
   p.add_argument('--seeds', default='0',
                  help='seeds of the protocols\' own draws, joined by commas (default: %(default)s)')
   p.add_argument('--step', type=int, help=STEP_HELP)

@@ -19,14 +19,22 @@ from equivariant_ssl.config_fields import (
     SECTIONS,
     TOP,
     factory_names,
+    is_factory,
     section_schema,
 )
-from equivariant_ssl.config_overrides import apply_overrides, objective_section, spell_out
+from equivariant_ssl.config_overrides import (
+    apply_overrides,
+    name_modules,
+    objective_section,
+    spell_out,
+)
+from equivariant_ssl.dotted import EVERY, allow_imports, is_dotted, short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.registry import check_fields, fit, section, unknown_name
 from equivariant_ssl.storage import record
 from equivariant_ssl.training import optim
+from equivariant_ssl.training.factories import op_settings
 from equivariant_ssl.types import ROLES
 
 
@@ -62,11 +70,14 @@ def load_config(name: str, overrides: dict[str, str] | None = None, path: pathli
 def override_config(config: ConfigDict, overrides: dict[str, str] | None = None) -> ConfigDict:
   """Return the resolved config of an unlocked one, after `overrides` {'a.b': 'text'}.
 
-  The unlocked config is changed. Raises UserError on any mistake.
+  Modules that it names by dotted paths are imported: a user has typed the overrides, and named the
+  file that the config is from, or it is resolved already. The unlocked config is changed. Raises
+  UserError on any mistake.
   """
-  spell_out(config)
-  apply_overrides(config, overrides or {})
-  return resolve_config(config)
+  with allow_imports(EVERY):
+    spell_out(config)
+    apply_overrides(config, overrides or {})
+    return resolve_config(config)
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -98,7 +109,7 @@ def _factory_section(path: str, package: Any, fields: Any, name: str = '') -> An
   name = name or fields.get('name')
   if not name:
     raise UserError(f'{path} needs a name.', f'One of: {", ".join(known)}.')
-  if name not in known:
+  if not is_factory(package, name):
     raise unknown_name(path, name, known)
   return ConfigDict(section(path, fields, section_schema(package, name)))
 
@@ -112,15 +123,35 @@ def _optimizer(fields: Any) -> Any:
   return out
 
 
+def _op_section(path: str, fields: Any, name: str) -> Any:
+  """Return the complete section at `path` of the op `name`. `module` names that of another package.
+  """
+  module = fields.get('module') if hasattr(fields, 'keys') else None
+  if not module:
+    op_section = _factory_section(path, augment, fields, name=name)
+  elif not is_dotted(module) or short_name(module) != name or name in registry.names(augment):
+    raise UserError(f'{path}.module is {module!r}, which cannot be the op {name!r}.',
+                    'An op is called as its module is, the last part of the dotted path, and not '
+                    f'as one of these: {", ".join(registry.names(augment))}.')
+  else:
+    values = {k: v for k, v in fields.items() if k != 'module'}
+    op_section = _factory_section(path, augment, ConfigDict(values), name=module)
+    op_section.module = module
+  del op_section['name']
+  return op_section
+
+
 def _augment(fields: Any) -> Any:
   """Return the complete section config.augment."""
   check_fields('config.augment', fields, 'e.g. --config.augment.crop.role=both')
-  fields = renamed.augmentations(fields)
+  fields = ConfigDict(renamed.augmentations(fields))
+  name_modules(fields)
   ops = [k for k in fields.keys() if k not in ('order', 'second')]
-  order = fit('config.augment.order', fields.get('order', ()), ('crop',))
+  order = tuple(short_name(name) if is_dotted(name) else name
+                for name in fit('config.augment.order', fields.get('order', ()), ('crop',)))
   if sorted(order) != sorted(ops):
     for name in order:
-      if name not in registry.names(augment):
+      if name not in ops and name not in registry.names(augment):
         raise unknown_name('config.augment.order', name, registry.names(augment))
     raise UserError(f'config.augment.order names {list(order)}, '
                     f'but config.augment configures {sorted(ops)}.',
@@ -128,8 +159,7 @@ def _augment(fields: Any) -> Any:
                     'given.')
   out: Any = ConfigDict({'order': tuple(order), 'second': {}})
   for op in order:
-    op_section = _factory_section(f'config.augment.{op}', augment, fields[op], name=op)
-    del op_section['name']
+    op_section = _op_section(f'config.augment.{op}', fields[op], op)
     if op_section.role not in ROLES:
       raise unknown_name(f'config.augment.{op}.role', op_section.role, ROLES)
     out[op] = op_section
@@ -138,8 +168,7 @@ def _augment(fields: Any) -> Any:
   for op, changes in second.items():
     if op not in order:
       raise unknown_name('config.augment.second', op, order)
-    defaults = {k: v for k, v in out[op].items() if k != 'role'}
-    complete = section(f'config.augment.second.{op}', changes, defaults)
+    complete = section(f'config.augment.second.{op}', changes, op_settings(out[op]))
     out.second[op] = ConfigDict({k: complete[k] for k in changes.keys()})
   return out
 
@@ -154,7 +183,7 @@ def _invariance(fields: Any) -> Any:
   for part in HEADS:
     published = getattr(objective, part)
     if published is None and part in fields and fields[part]:
-      raise UserError(f'config.invariance.{part}: {out.name} has none.',
+      raise UserError(f'config.invariance.{part} is set, and {out.name} has no {part}.',
                       f'Remove config.invariance.{part}.')
     if published is not None:
       out[part] = section(f'config.invariance.{part}', fields.get(part, {}), {**head, **published})
@@ -181,6 +210,14 @@ def _check_numbers(config: Any) -> None:
     raise UserError(f'config.accumulate is {config.accumulate}: a batch of {config.batch} cannot '
                     'be cut into so many equal parts.',
                     f'e.g. --config.accumulate={math.gcd(config.batch, config.accumulate)}')
+  images, groups = config.batch // config.accumulate, config.batchnorm_groups
+  possible = [1, *(g for g in range(2, images // 2 + 1) if images % g == 0)]
+  if groups not in possible:
+    part = f' in {config.accumulate} parts (config.accumulate)' if config.accumulate > 1 else ''
+    raise UserError(f'config.batchnorm_groups is {groups}: a batch of {config.batch}{part} cannot '
+                    'be cut into so many equal groups of two images or more.',
+                    f'e.g. --config.batchnorm_groups={max(g for g in possible if g <= abs(groups))}'
+                    if groups else 'One group is the whole batch: --config.batchnorm_groups=1')
   counts = {len(config.mean), len(config.std)}
   if counts not in ({0}, {3}) or min(config.std, default=1.) <= 0:
     raise UserError(f'config.mean is {config.mean} and config.std {config.std}; '

@@ -3,6 +3,7 @@ import re
 from typing import Any
 
 from equivariant_ssl import augment, data, equivariance, invariance, nets, registry
+from equivariant_ssl.dotted import is_dotted
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
 
@@ -24,7 +25,10 @@ TOP = {
     'validation': 0.,       # a share of each class that is kept out of training; evaluations read
                             # out on it, not on the test split
     'batchnorm': 'joint',   # statistics over all views of one size; 'view': a pass for each view
-    'log_every': 10,        # steps between two rows of metrics
+    'batchnorm_groups': 1,  # 1: statistics over the images of the whole batch; G: over each of G
+                            # equal groups of them, as on G GPUs whose BatchNorm is not synchronized
+    'log_every': 0,         # steps between two rows of metrics; 0: 10, or where these take less
+                            # than a second 20, 40, 80 ..., as the first row says
     'checkpoint_every': 0,  # steps between two checkpoints; 0: ten checkpoints in the run
     'keep': 2,              # checkpoints that are kept
     'tensorboard': False,   # write TensorBoard files too
@@ -55,6 +59,14 @@ OPTIONAL_SECTION = re.compile(
     rf'config\.({"|".join(SECTIONS)}|invariance\.({"|".join(HEADS)})|augment\.second(\.\w+)?)')
 # The sections that an override may replace by a dict.
 DICT_SECTION = re.compile(rf'{OPTIONAL_SECTION.pattern}|config\.augment(\.\w+)?')
+
+
+def is_factory(package: Any, name: Any) -> bool:
+  """Return whether a config can name a factory `name` of a package.
+
+  A dotted path is the name of a module elsewhere, which is looked at when its fields are read.
+  """
+  return is_dotted(name) and package is not optim or name in factory_names(package)
 
 
 def factory_names(package: Any) -> list[str]:

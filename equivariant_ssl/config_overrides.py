@@ -10,9 +10,10 @@ from equivariant_ssl.config_fields import (
     OPTIONAL_SECTION,
     SECTIONS,
     TOP,
-    factory_names,
+    is_factory,
     section_schema,
 )
+from equivariant_ssl.dotted import is_dotted, short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.registry import Text, fit, flag, literal, unknown_name
 
@@ -28,8 +29,22 @@ def objective_section(value: Any) -> Any:
   return ConfigDict(value) if isinstance(value, dict) else value
 
 
+def name_modules(fields: Any) -> None:
+  """Give each op that the order of a section config.augment names by a dotted path its section.
+
+  The section stands under the last part of the path, and says in `module` which module it is of.
+  """
+  order = literal(fields.get('order', ()))
+  for path in filter(is_dotted, order if isinstance(order, (list, tuple)) else (order,)):
+    name = short_name(path)
+    if name not in fields:
+      fields[name] = ConfigDict()
+    if hasattr(fields[name], 'keys'):  # else `resolve_config` says that it needs fields
+      fields[name]['module'] = path
+
+
 def spell_out(config: Any) -> None:
-  """Replace the objectives of a config by sections, and old names by today's, in place."""
+  """Replace objectives by sections, and old names by today's, and begin ops' sections, in place."""
   readers = {'invariance': objective_section, 'augment': renamed.augmentations,
              'equivariance': lambda value: renamed.objective(objective_section(value)),
              'data': renamed.data}
@@ -38,14 +53,18 @@ def spell_out(config: Any) -> None:
       value = read(config[k])
       del config[k]  # a ConfigDict lets no field change its type otherwise
       config[k] = value
+  if hasattr(config.get('augment'), 'keys'):
+    name_modules(config.augment)
 
 
 def apply_overrides(config: Any, overrides: dict[str, str]) -> None:
   """Set the fields at the keys 'a.b' of a config to what the texts say, in place.
 
-  Names of factories go first: they decide which fields a section has.
+  Names of factories go first: they decide which fields a section has. So does the order of the
+  ops, whose dotted paths begin sections.
   """
   overrides = {renamed.key(key): text for key, text in overrides.items()}
+  overrides = dict(sorted(overrides.items(), key=lambda item: item[0] != 'augment.order'))
   for key, text in overrides.items():
     if key.endswith('.name'):
       _rename(config, key.split('.')[:-1], text)
@@ -71,7 +90,7 @@ def _rename(config: Any, path: list[str], name: Any) -> None:
     node = _child(node, part) if isinstance(node, list) else None
   if package is None or not isinstance(node, ConfigDict) or name == node.get('name'):
     return
-  if name not in factory_names(package):
+  if not is_factory(package, name):
     return
   # The 50 layers of one network mean nothing to another: its fields are not kept.
   schema = {} if package is nets else section_schema(package, name)

@@ -88,8 +88,8 @@ def log_partition(rows: Array, columns: Array, temperature: float, out: LeftOut 
 
   The pairs that `out` names are left out of the sum. Where a device's part of the R x N products
   has more than BLOCK numbers, the products are never held at once: each device of the mesh (see
-  `shard.use_mesh`) keeps its rows, gathers the columns, and computes one block of columns after the
-  other, in the forward pass and in the backward pass.
+  `sharding.use_mesh`) keeps its rows, gathers the columns, and computes one block of columns after
+  the other, in the forward pass and in the backward pass.
   """
   mesh, (R, N) = jax.sharding.get_abstract_mesh(), (len(rows), len(columns))
   devices = mesh.size if not mesh.empty and R % mesh.size == N % mesh.size == 0 else 1

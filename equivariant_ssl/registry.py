@@ -3,6 +3,9 @@
 Each module has a factory `make(hue=.1, ...)`. The signature of a factory is the schema of its
 section of a config and holds the defaults; there is no second list of either. `section` checks what
 a config says against a schema.
+
+A name with a dot is a module of another package, 'my_pkg.sepia', which has such a factory too (see
+`dotted.py`).
 """
 import ast
 import difflib
@@ -15,12 +18,13 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, get_args
 
+from equivariant_ssl import dotted
 from equivariant_ssl.errors import UserError
 
 # Values to show in an error message for the fields whose default is ().
 EXAMPLES = {'augmentations': ('crop',), 'crop_scale': (.05, .14), 'mean': (.485, .456, .406),
             'std': (.229, .224, .225)}
-LARGEST = 2 ** 32 - 1  # of a whole number: jax mistakes a larger seed for another one
+LARGEST = 2 ** 32 - 1  # the largest whole number: jax mistakes a larger seed for another one
 
 
 class Text(str):
@@ -56,7 +60,12 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def factory(package: ModuleType, name: str) -> Callable:
-  """The function `make` of the module `name` in `package`; UserError where there is none."""
+  """The function `make` of the module `name`; UserError where there is none.
+
+  The module is in `package`, or, where its name has a dot, anywhere.
+  """
+  if dotted.is_dotted(name):
+    return dotted.factory(name)
   if name not in names(package):
     raise unknown_name(package.__name__.split('.')[-1], name, names(package))
   return importlib.import_module(f'{package.__name__}.{name}').make

@@ -4,11 +4,11 @@ An old run is resumed, and an old command line typed, with the old names.
 """
 from typing import Any
 
-OBJECTIVE_FIELDS = {'told': 'augmentations'}  # of a section of config.equivariance
-DATA_FIELDS = {'labelled': 'labeled'}         # of config.data, and of a data card
-OP_FIELDS = {'quantise': 'quantize'}          # of config.augment.jitter and config.augment.gray
-ERASE_FILLS = {'grey': 'gray'}                # of config.augment.erase.fill
-COMMANDS = {'neighbours': 'neighbors'}        # of eqssl
+OBJECTIVE_FIELDS = {'told': 'augmentations'}  # fields of a section of config.equivariance
+DATA_FIELDS = {'labelled': 'labeled'}         # fields of config.data, and of a data card
+OP_FIELDS = {'quantise': 'quantize'}          # fields of config.augment.jitter and .gray
+ERASE_FILLS = {'grey': 'gray'}                # values of config.augment.erase.fill
+COMMANDS = {'neighbours': 'neighbors'}        # commands of eqssl
 
 
 def key(path: str) -> str:

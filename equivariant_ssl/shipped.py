@@ -34,7 +34,7 @@ def find_config(name: str) -> pathlib.Path:
   if pathlib.Path(name).is_file():
     return pathlib.Path(name)
   if local.is_file() and packaged and local.read_bytes() != packaged.read_bytes():
-    raise UserError(f'config {name!r} is two: {local} of this folder is not {packaged}.',
+    raise UserError(f'config {name!r} is two files that differ: {local} and {packaged}.',
                     f'Say which: --config {local}')
   if packaged:
     return packaged

@@ -3,8 +3,8 @@
 #   launch/local.sh N CONFIG [--workdir DIR] [--config.a.b=value ...]
 # The same command resumes the run. DRY_RUN=1 prints the commands only.
 # The default workdir is runs/CONFIG. DEVICES=k gives each process k CPU devices (default 1). On a
-# machine with GPUs each process has one GPU. PER_PROCESS says otherwise, in words of shell in which
-# i is the number of the process: PER_PROCESS='CUDA_VISIBLE_DEVICES=$((2*i)),$((2*i+1))'.
+# machine with GPUs each process has one GPU. PER_PROCESS sets other variables for each process, in
+# shell, where i is its number: PER_PROCESS='CUDA_VISIBLE_DEVICES=$((2*i)),$((2*i+1))'.
 # PYTHON and PORT name the python and the port; by default they are chosen.
 # TERM or INT asks all processes to save and stop. When one process fails, the others end at most
 # GRACE seconds later (default 10). The exit code is that of the cause; 2 to 75 are eqssl's codes.
@@ -49,8 +49,8 @@ while [ ${#pids[@]} -gt 0 ]; do
     fi
     rc=0
     wait "$pid" 2>/dev/null || rc=$?
-    # A process whose peer is gone may also end with 1, 8 or a signal. A code of eqssl's own names
-    # the cause and goes before these.
+    # A process whose peer is gone may end with 1, 8 or a signal. A code of eqssl itself names the
+    # cause, and goes before these.
     if [ "$code" -eq 0 ] || { own "$rc" && ! own "$code"; }; then code=$rc; fi
     if [ "$rc" -gt 75 ] && [ -z "$deadline" ]; then
       echo "local.sh: process $pid ended with $rc ($(kill -l "$rc" 2>/dev/null || true)); the others are stopped" >&2

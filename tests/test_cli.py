@@ -19,6 +19,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import loop, step_log
+from equivariant_ssl.training.step_clock import StepClock
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -214,11 +215,11 @@ def test_a_run_that_explodes_keeps_nothing_of_it(tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite():
   run = loop.prepare_run(load_config(tiny.NAME), sharding.mesh(jax.devices()[:1]))
-  window = step_log.start_window(0)
+  window = step_log.start_window(10)
   window.pending.append((3, {'loss': np.float32(np.nan)}))
   outputs = step_log.LogOutputs(None, None, None, lambda: 2)
   with pytest.raises(UserError, match='step 3: loss not finite. Last good checkpoint: step 2') as error:
-    step_log.flush_log(run, window, outputs, {})
+    step_log.flush_log(run, window, outputs, StepClock(), {})
   assert error.value.code == 6
 
 
@@ -226,14 +227,14 @@ def test_a_loss_that_is_not_finite():
 def test_a_collapse_is_said_once_or_stops(what):
   config = load_config(tiny.NAME, {'on_collapse': what})
   run = loop.prepare_run(config, sharding.mesh(jax.devices()[:1]))
-  window, said = step_log.start_window(0), []
+  window, said = step_log.start_window(10), []
   outputs = step_log.LogOutputs(lambda *a: None, lambda *a: None, said.append, lambda: None)
   metrics = {k: np.float32(1.) for k in ('loss', 'invariance', 'equimod')}
 
   def flush(n, std):
     nonlocal window
     window.pending.append((n, {**metrics, 'std': np.float32(std)}))
-    window = step_log.flush_log(run, window, outputs, {})
+    window = step_log.flush_log(run, window, outputs, StepClock(), {})
   flush(20, .9)
   assert not said
   if what == 'stop':

@@ -11,15 +11,16 @@ import equivariant_ssl
 ROOT = pathlib.Path(equivariant_ssl.__file__).parent
 # Of each floor the rooms (folders) and modules; a module that is named here is not on the floor of its room.
 FLOORS = (
-    {'__init__', 'types', 'keys', 'registry', 'errors', 'renamed', 'storage.disk', 'shipped', 'training.stop'},
+    {'__init__', 'types', 'keys', 'registry', 'errors', 'renamed', 'storage.disk', 'shipped', 'dotted', 'training.stop'},
     {'augment', 'losses'},
     {'nets'},
     {'invariance', 'equivariance'},
     {'training', 'parallel.sharding'},
     {'config', 'config_fields', 'config_overrides', 'data', 'evaluate', 'storage', 'parallel.cluster',
-     'parallel.processes', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
+     'parallel.processes', 'parallel.shared_work', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
      'training.step_log', 'training.loop'},
-    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli'},
+    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli', 'encoder',
+     'run_arguments', 'api'},
 )
 KNOWN = set().union(*FLOORS)
 

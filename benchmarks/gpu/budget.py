@@ -1,14 +1,14 @@
-"""The arithmetic of a lease: how many epochs of both arms fit into what is left of a call; which flags are the best."""
+"""The arithmetic of a lease: how many epochs of both arms fit into the rest of a call, and which flags are the best."""
 import math
 from typing import NamedTuple
 
-MARGIN = .05  # of what is left, for checkpoints and what a timing does not see; and
+MARGIN = .05  # the share of the rest for checkpoints and what a timing does not measure; and
 SPARE = 4.    # seconds, kept free at the end
 
 
 class Needs(NamedTuple):
-  """Seconds. epoch: of each arm. start: of a training until its first step. bring: to read a checkpoint and write its
-  encoder. knn: of the last arm's kNN, after which nothing else must be done."""
+  """Seconds that a part takes. epoch: an epoch of each arm. start: a training until its first step. bring: reading a
+  checkpoint and writing its encoder. knn: the kNN of the last arm, after which nothing else must be done."""
   epoch: tuple[float, ...]
   start: float
   bring: float = 12.
@@ -16,18 +16,18 @@ class Needs(NamedTuple):
 
 
 def fixed(needs: Needs, left: float) -> float:
-  """Seconds of `left` that are not for epochs."""
+  """The seconds of `left` that are not for epochs."""
   return len(needs.epoch) * (needs.start + needs.bring) + needs.knn + MARGIN * left + SPARE
 
 
 def epochs(needs: Needs, left: float, most: int) -> int:
-  """Epochs, equal for all arms, that fit into `left` seconds: at least 0, at most `most`."""
+  """The number of epochs, equal for all arms, that fit into `left` seconds: at least 0, at most `most`."""
   return max(0, min(most, math.floor((left - fixed(needs, left)) / sum(needs.epoch))))
 
 
 def best(base: dict, tried: dict[str, dict], least: float = .01, apart: float = .02) -> str | None:
-  """The name of the fastest of `tried` {name: what `speed` found} where it is faster than `base` by more than `least` and by
-  more than the base's own spread, and its loss after the same steps is within `apart` of it; else None."""
+  """The name of the fastest of `tried` {name: what `speed` found}, or None. It is faster than `base` by more than `least`
+  and by more than the base's own spread, and its loss after the same steps differs by at most `apart`."""
   speeds = base['images_per_s']
   spread = (max(speeds) - min(speeds)) / max(speeds)
   sound = {name: f for name, f in tried.items()
@@ -39,6 +39,6 @@ def best(base: dict, tried: dict[str, dict], least: float = .01, apart: float = 
 
 
 def middle(values: list[float]) -> float:
-  """The median."""
+  """The median of some numbers."""
   ordered = sorted(values)
   return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

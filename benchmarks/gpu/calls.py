@@ -11,7 +11,8 @@ TRITON = '--xla_gpu_enable_triton_gemm=false'  # for a product that has no Trito
 
 
 def measure(lease) -> int:
-  """Versions and device; one step against the CPU; speed of three methods; a second start; PyTorch beside it; XLA flags."""
+  """Measure versions and device, one step against the CPU, the speed of three methods, a second start, PyTorch, and XLA
+  flags."""
   size = sizes.SIZES[lease.size]
   device = lease.part('device', 'device', {}, 10, 60)
   if size.accelerator and device.get('platform') != 'gpu':
@@ -33,13 +34,13 @@ def measure(lease) -> int:
 
 
 def together(lease) -> None:
-  """Each of sizes.FLAGS for the step with EquiMod, of which the best is kept for the trainings; and the speed of what else
-  is in sizes.SPEEDS. All are compiled at once, then timed one after the other."""
+  """Time each of sizes.FLAGS for the step with EquiMod, and keep the best for the trainings; then the speed of the other
+  sizes.SPEEDS. All are compiled at once, and then timed one after the other."""
   before = lease.results.get('flags', '')
   lock = {'lock': str(lease.store / 'lock')}
   for config in sizes.SPEEDS[len(sizes.FOUNDING):]:
     lease.start(f'speed {config}', 'speed', {'config': config, **lock}, 30, 130)
-  for name, flag in {'none': '', **sizes.FLAGS}.items():  # what is compared with is timed among them
+  for name, flag in {'none': '', **sizes.FLAGS}.items():  # the step without a flag is timed among them
     given = {'config': sizes.FOUNDING[-1], 'profile': False, **lock}
     lease.start(f'flags {name}', 'speed', given, 30, 130, f'{before} {flag}'.strip())
   for key in list(lease.running):
@@ -48,7 +49,8 @@ def together(lease) -> None:
   if 'loss' not in base or len(base.get('images_per_s', ())) < 3:
     return
   speeds = lease.known('speed ' + sizes.FOUNDING[-1]).get('images_per_s', [])
-  base = {**base, 'images_per_s': base['images_per_s'] + speeds}  # and before them: the noise between the two counts
+  # It is timed before them too: the noise between the two timings counts.
+  base = {**base, 'images_per_s': base['images_per_s'] + speeds}
   tried = {name: lease.known(f'flags {name}') for name in sizes.FLAGS}
   best = budget.best(base, tried)
   if best and sizes.FLAGS[best] not in before:
@@ -58,7 +60,7 @@ def together(lease) -> None:
 
 
 def summary_lines(parts: dict) -> list[str]:
-  """The main numbers of call 1, a line each, for the end of the output, which the reply carries."""
+  """The main numbers of call 1, one on each line, for the end of the output, which the reply carries."""
   lines = []
   for key, part in parts.items():
     found = part.get('found', {})
@@ -74,7 +76,8 @@ def summary_lines(parts: dict) -> list[str]:
 
 
 def imagenet(lease) -> int:
-  """The step of ImageNet's config at 224 pixels, the share of one device of eight, with and without recomputation."""
+  """Measure the step of ImageNet's config at 224 pixels, the share of one device of eight, with and without
+  recomputation."""
   os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'] = '.9'  # 58.8 GiB by the compiler; nothing runs beside it
   config = 'imagenet_simclr_equimod'
   for name, more in sizes.IMAGENET.items():
@@ -85,7 +88,8 @@ def imagenet(lease) -> int:
 
 
 def resume(lease) -> int:
-  """Whether steps are bitwise the same twice, and after their state was on the host; also with deterministic kernels."""
+  """Measure whether steps are bitwise the same twice, and after their state was on the host; also with deterministic
+  kernels."""
   for name, flag in (('', None), (', deterministic kernels', '--xla_gpu_deterministic_ops=true')):
     found = lease.part(f'bitwise{name}', 'bitwise', {'config': sizes.FOUNDING[-1]}, 30, 100, flag)
     lease.say(f'bitwise{name}: {found}')
@@ -95,8 +99,8 @@ def resume(lease) -> int:
 # -- the founding experiment
 
 def plan(lease, seed: int) -> dict | None:
-  """{epochs, enough} of a seed: as decided before, else what fits now; None where not even one epoch does, or the speed of
-  the arms is not known and could not be measured."""
+  """{epochs, enough} for a seed: as decided before, else what fits now. None where not even one epoch fits, or where the
+  speed of the arms is not known and could not be measured."""
   plans = lease.plans()
   if str(seed) in plans:
     return plans[str(seed)]
@@ -125,7 +129,7 @@ def plan(lease, seed: int) -> dict | None:
 
 
 def ready(lease, seed: int, epochs: int) -> bool:
-  """Prepare the data while the programs of the arms are compiled; whether there are data."""
+  """Prepare the data while the programs of the arms are compiled, and return whether there are data."""
   for arm in lease.arms:
     lease.start(f'programs {arm.label} s{seed}', 'programs', {'arm': arm, 'epochs': epochs, 'seed': seed}, 20, 150)
   lease.part('data', 'data', {}, 20, 150)
@@ -135,12 +139,12 @@ def ready(lease, seed: int, epochs: int) -> bool:
 
 
 def unfinished(lease, seed: int) -> bool:
-  """Whether an arm of a seed is not trained, or its encoder not written."""
+  """Whether an arm of a seed is not trained, or its encoder is not written."""
   return not all(lease.result_of(f'{what} {arm.label} s{seed}') for what in ('train', 'bring') for arm in lease.arms)
 
 
 def experiment(lease) -> int:
-  """The arms of the first seed that is not done, then what else fits of the seeds that are."""
+  """Train the arms of the first seed that is not done, and then what else fits for the seeds that are."""
   if carried.missing(lease.store):
     return 3  # lease.py says of what, and which call brings it; half of CIFAR-10 is not the experiment
   seed, code = next(s for s in range(lease.seed, 1000) if unfinished(lease, s)), 0
@@ -171,7 +175,7 @@ def worth(lease, seed: int) -> bool:
 
 
 def train(lease, seed: int, epochs: int) -> int:
-  """Train the arms, bring each one's encoder back as soon as it is there, evaluate beside the next training."""
+  """Train the arms. Bring each arm's encoder back as soon as it is there, and evaluate it beside the next training."""
   code = 0
   lease.part(f'untrained s{seed}', 'untrained', {'arm': lease.arms[0], 'epochs': epochs, 'seed': seed}, 20, 60)
   for arm in lease.arms:
@@ -193,8 +197,8 @@ def train(lease, seed: int, epochs: int) -> int:
 
 
 def evaluate(lease, seed: int, wait: bool) -> None:
-  """kNN and `cached` of the networks of a seed that are there: begun, beside a training; or (`wait`) begun and taken, with
-  EquiMod's own linear protocol beside them where there is time for it."""
+  """Evaluate the networks of a seed that are there by kNN and `cached`: begin beside a training, or (`wait`) begin and take
+  the results. EquiMod's own linear protocol runs beside them where there is time for it."""
   trained = [arm.label for arm in lease.arms if lease.result_of(f'train {arm.label} s{seed}')]
   first = ['untrained'] if lease.result_of(f'untrained s{seed}') else []
   parts = [('probe', who, ['knn', 'cached'], 15) for who in first + trained]
@@ -208,7 +212,7 @@ def evaluate(lease, seed: int, wait: bool) -> None:
 
 
 def learned(lease) -> list[str]:
-  """The accuracies, a line a network."""
+  """The accuracies, one line for each network."""
   lines = []
   for key, part in lease.results['parts'].items():
     for name, result in part.get('found', {}).items():

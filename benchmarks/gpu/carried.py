@@ -1,4 +1,5 @@
-"""What the calls carry, wheels and half of CIFAR-10 each, and what of it is on the machine. The standard library alone."""
+"""What the calls carry (wheels, and half of CIFAR-10 each), and what of it is on the machine. It needs the standard library
+alone."""
 import hashlib
 import importlib.metadata
 import json
@@ -38,7 +39,7 @@ def older(version: str, floor: str) -> bool:
 
 
 def wheels_to_install(wheels: list[pathlib.Path]) -> list[pathlib.Path]:
-  """Of these, the ones to install: a spare one only where the machine's is missing or too old."""
+  """The wheels to install: a spare one only where the machine's package is missing or too old."""
   found = []
   for wheel in wheels:
     name = wheel.name.split('-')[0].replace('_', '-').lower()
@@ -52,7 +53,7 @@ def wheels_to_install(wheels: list[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def install(wheels: list[pathlib.Path], store: pathlib.Path, say: Callable[[str], None]) -> None:
-  """Into the store's own folder, whole or not at all."""
+  """Install the wheels into the store's own folder, all of them or none."""
   new, names = store / 'site.new', sorted(w.name for w in wheels)
   mark = store / 'site' / 'wheels.json'
   if not wheels or mark.exists() and json.loads(mark.read_text()) == names:
@@ -70,7 +71,8 @@ def install(wheels: list[pathlib.Path], store: pathlib.Path, say: Callable[[str]
 
 
 def take(load: pathlib.Path, store: pathlib.Path, say: Callable[[str], None]) -> None:
-  """Keep what the folder `load` carries in `store`, where the next call finds it; what is damaged is said and left out."""
+  """Keep what the folder `load` carries in `store`, where the next call finds it. Damaged files are left out, and a line
+  says so."""
   if not load.is_dir():
     say(f'{load} is not here: this call carries nothing')
     return
@@ -87,7 +89,7 @@ def take(load: pathlib.Path, store: pathlib.Path, say: Callable[[str], None]) ->
 
 
 def commit(store: pathlib.Path) -> str:
-  """Of the checkout that the load was packed in: on the machine there is no git folder to ask."""
+  """The commit of the checkout that the load was packed in. On the machine there is no git folder to ask."""
   file = store / 'data' / 'commit.txt'
   return file.read_text().strip() if file.exists() else 'unknown'
 
@@ -100,6 +102,6 @@ def missing(store: pathlib.Path) -> list[str]:
 
 
 def repeat(names: list[str]) -> str:
-  """What to type for the files that are missing."""
+  """What to type to bring the files that are missing."""
   which = [call for call, half in HALVES.items() if set(half) & set(names)]
   return ', then '.join([*(f'{call} with --only load' for call in which), 'call2 again (while this machine is warm)'])

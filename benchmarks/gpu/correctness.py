@@ -1,7 +1,7 @@
-"""One step on the GPU against the same step on the CPU, float32 at the highest precision: loss and gradient.
+"""One step on the GPU against the same step on the CPU: loss and gradient, in float32 at the highest precision.
 
 Command: python benchmarks/gpu/correctness.py [--batch 64]      (a GPU and jax's CPU backend in one process)
-Passes where the loss differs by at most 1e-5 relative and the gradient by at most 1e-3 of its largest value.
+It passes where the loss differs by at most 1e-5, relative, and the gradient by at most 1e-3 of its largest value.
 """
 import argparse
 import sys
@@ -36,7 +36,8 @@ def on(device: jax.Device, batch: int, changed: dict[str, str]):
 
 
 def compare(batch: int, changed: dict[str, str]) -> dict:
-  """What the first device's step, of the config so `changed`, differs from the CPU's by, relative; whether it may."""
+  """The relative differences between the step of the first device and that of the CPU, for the config `changed` so; and
+  whether they are allowed."""
   device = jax.devices()[0]
   (loss, grads, views), (loss_, grads_, views_) = (on(d, batch, changed) for d in (device, jax.devices('cpu')[0]))
   largest = max(np.abs(g).max() for g in grads_)

@@ -1,6 +1,8 @@
-"""Networks as files that come back from a lease: matrices as float16, the rest as they are, deflated, in pieces of 16 MiB.
+"""Networks as files that come back from a lease, in pieces of 16 MiB, deflated. Matrices are float16; the rest is as it
+was.
 
-A restored network has the float16 rounding of its weights (relative 5e-4 at most each); BatchNorm's vectors are exact.
+A restored network has the float16 rounding of its weights (at most 5e-4 each, relative); the vectors of BatchNorm are
+exact.
 """
 import hashlib
 import pathlib
@@ -13,7 +15,7 @@ PIECE = 16 * 2**20  # bytes of a file that comes back, at most
 
 
 def narrowed(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Floating-point arrays of two dimensions and more as float16; ValueError where one is not finite there."""
+  """Floating-point arrays of two dimensions and more as float16. ValueError where a number is not finite there."""
   with np.errstate(over='ignore'):  # said below, by name
     small = {k: v.astype(np.float16) if v.ndim > 1 and np.issubdtype(v.dtype, np.floating) else v
              for k, v in leaves.items()}
@@ -24,7 +26,8 @@ def narrowed(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write(leaves: dict[str, np.ndarray], folder: pathlib.Path, stem: str, piece: int = PIECE) -> dict:
-  """Write the arrays {key path: array} to `folder`/`stem`.0, .1, ...; {files, bytes, sha256} to find and check them by."""
+  """Write the arrays {key path: array} to `folder`/`stem`.0, .1, ...; return {files, bytes, sha256}, by which they are
+  found and checked."""
   whole = zlib.compress(save({k: np.ascontiguousarray(v) for k, v in narrowed(leaves).items()}), 6)
   names = []
   for i, start in enumerate(range(0, len(whole), piece)):
@@ -36,7 +39,8 @@ def write(leaves: dict[str, np.ndarray], folder: pathlib.Path, stem: str, piece:
 
 
 def read(files: list[pathlib.Path], sha256: str) -> dict[str, np.ndarray]:
-  """{key path: array, float32 where it was narrowed} of the pieces, in order; ValueError where they are other bytes."""
+  """{key path: array} of the pieces, in order; arrays that were narrowed are float32. ValueError where the bytes are other
+  ones."""
   whole = b''.join(file.read_bytes() for file in files)
   if hashlib.sha256(whole).hexdigest() != sha256:
     raise ValueError(f'{", ".join(f.name for f in files)}: together not the bytes that were written')

@@ -1,5 +1,7 @@
-"""The parts of the founding experiment: data, programs, training, what comes back, read-outs. Run by parts.py,
-each alone."""
+"""The parts of the founding experiment: data, programs, training, what comes back, and read-outs.
+
+parts.py runs each of them alone.
+"""
 import hashlib
 import io
 import json
@@ -22,7 +24,7 @@ def folder(label: str, seed: int) -> pathlib.Path:
 
 
 def data(size: sizes.Size, say) -> dict:
-  """Unpack the six carried files and prepare them as `eqssl data prepare cifar10` does; their bytes are checked."""
+  """Unpack the six carried files, check their bytes, and prepare them as `eqssl data prepare cifar10` does."""
   sys.path.insert(0, str(STORE / 'data'))
   import unpack  # travels with the data
 
@@ -45,7 +47,7 @@ def data(size: sizes.Size, say) -> dict:
 
 
 def _settings(size: sizes.Size, arm: list, epochs: int, seed: int) -> dict[str, str]:
-  """What an arm's config is changed by. Three checkpoints: each costs the device its time."""
+  """The overrides of an arm's config. There are three checkpoints, because each costs time on the device."""
   _, config, changed = arm
   steps = epochs * (5 * size.records) // int(size.overrides.get('batch', 512))
   return sizes.overrides(size, config, {**changed, 'epochs': str(float(epochs)), 'seed': str(seed),
@@ -65,7 +67,8 @@ def programs(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 
 def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
-  """Train an arm, from its newest checkpoint where it has one. Ends with the command line's code: 75 stopped and saved."""
+  """Train an arm, from its newest checkpoint where it has one. It ends with the command line's exit code; 75 is stopped and
+  saved."""
   from equivariant_ssl import cli
   from equivariant_ssl.storage import record
   place = folder(arm[0], seed)
@@ -80,7 +83,7 @@ def train(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 
 def untrained(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
-  """The network of an arm before its first step as a run of step 0, to be evaluated like the others."""
+  """Write the network of an arm before its first step as a run of step 0, so that it is evaluated like the others."""
   from equivariant_ssl.config import config_to_json, load_config
   from equivariant_ssl.storage import checkpoint, record
   from equivariant_ssl.training import runs
@@ -94,7 +97,7 @@ def untrained(size: sizes.Size, say, arm: list, epochs: int, seed: int) -> dict:
 
 
 def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
-  """Write the newest checkpoint's encoder and equivariance heads to the store: what restore.py makes a run of."""
+  """Write the encoder and the equivariance heads of the newest checkpoint to the store. restore.py makes a run of them."""
   import jax
   import numpy as np
 
@@ -115,7 +118,7 @@ def bring(size: sizes.Size, say, label: str, seed: int) -> dict:
 
 
 def probe(size: sizes.Size, say, label: str, seed: int, protocols: list[str]) -> dict:
-  """The results of protocols of an arm's newest checkpoint, or of the untrained network's, one after the other."""
+  """Evaluate an arm's newest checkpoint, or the untrained network, under protocols, one after the other."""
   from equivariant_ssl.evaluate import evaluation
   from equivariant_ssl.training import runs
   runs.keep_compiled_programs()

@@ -1,15 +1,16 @@
-"""Fifteen minutes of one GPU: one command a call, at most three calls; everything found is written as it comes.
+"""Fifteen minutes of one GPU: one command for each call, at most three calls. What is found is written as it comes.
 
   python benchmarks/gpu/lease.py pack                    here: make what the calls carry, print their sizes and the calls
   python3 benchmarks/gpu/lease.py call1 --minutes 6      there: correctness, speed, PyTorch beside it, XLA flags
-  python3 benchmarks/gpu/lease.py call2 --minutes 7      there: SimCLR and SimCLR + EquiMod, what they learned, both encoders
-  python3 benchmarks/gpu/lease.py call3 --minutes 4      there: what call 2 was cut from; else the arms at the next seed
+  python3 benchmarks/gpu/lease.py call2 --minutes 7      there: SimCLR and SimCLR + EquiMod, what they learned, both
+  encoders python3 benchmarks/gpu/lease.py call3 --minutes 4      there: what call 2 was cut from; else the arms at the next
+  seed
 
-A part of a call is a process of its own (parts.py): one that fails, hangs or runs out of memory is reported, and the
-next begins. What is done is not done again: a call that was cut is typed again. --only load takes what the call carries,
-and ends. $OUT has results.json, log.txt and the encoders; restore.py makes runs of these. Exit codes: 0; 3 something is
-missing here (the last line says which call to repeat); 4 a part failed. The standard library alone: it starts on a bare
-machine.
+A part of a call is a process of its own (parts.py). A part that fails, hangs or runs out of memory is reported, and the
+next begins. What is done is not done again, so a call that was cut is typed again. With --only load, a call takes what it
+carries, and ends. $OUT has results.json, log.txt and the encoders; restore.py makes runs of these. Exit codes: 0; 3
+something is missing here (the last line says which call to repeat); 4 a part failed. It needs the standard library alone,
+because it starts on a bare machine.
 """
 import argparse
 import json
@@ -29,14 +30,14 @@ import calls  # noqa: E402
 import carried  # noqa: E402
 import sizes  # noqa: E402
 
-LOG = 4 * 2**20  # bytes of the log that are kept
+LOG = 4 * 2**20  # the bytes of the log that are kept
 ENCODERS, BACK = 6, 60 * 2**20  # files beside results.json and log.txt, and their bytes: 8 and 64 MiB come back
 PARTS = HERE / 'parts.py'
 GRACE = 20.      # seconds in which a part that was asked to stop saves what it has
 
 
 class Lease:
-  """One call: its clock, its results, and the processes of its parts. The only object with a state here."""
+  """One call: its clock, its results, and the processes of its parts. No other object here has a state."""
 
   def __init__(self, args: argparse.Namespace, out: pathlib.Path):
     self.began, self.seconds = time.monotonic(), 60. * args.minutes
@@ -74,16 +75,16 @@ class Lease:
       part.replace(place / 'results.json')
 
   def result_of(self, key: str) -> dict:
-    """What a part that is done found; else {}."""
+    """What a part found that is done, else {}."""
     part = self.results['parts'].get(key, {})
     return part.get('found', {}) if part.get('state') == 'done' else {}
 
   def known(self, key: str) -> dict:
-    """What a part found, whatever came of it: a speed is one even where the profile after it failed."""
+    """What a part found, whether or not it is done. A speed is known even where the profile after it failed."""
     return self.results['parts'].get(key, {}).get('found', {})
 
   def take(self, key: str, state: str, seconds: float, why: str = '') -> None:
-    """Move what a part wrote into the results; a done part is not forgotten for one that is not."""
+    """Move what a part wrote into the results. A part that is not done does not replace one that is."""
     file, old = self.store / 'found' / f'{key}.json', self.results['parts'].get(key, {})
     try:
       found = json.loads(file.read_text())
@@ -95,7 +96,7 @@ class Lease:
                                     'found': found or old.get('found', {})}
 
   def start(self, key: str, name: str, given: dict, least: float, most: float, flags: str | None = None) -> bool:
-    """Begin part `name` as `key` where it is not done and `least` seconds are left; it is stopped after `most`."""
+    """Begin part `name` as `key`, where it is not done and `least` seconds are left. It is stopped after `most` seconds."""
     if self.results['parts'].get(key, {}).get('state') == 'done' and not self.again:
       self.say(f'{key}: done before')
       return False
@@ -120,7 +121,7 @@ class Lease:
     return True
 
   def finish(self, key: str) -> str:
-    """Wait for a part, which is stopped at its limit, and take its results; its state: done, failed, cut or ''."""
+    """Wait for a part, which is stopped at its limit, and take its results. Returns its state: done, failed, cut or ''."""
     if key not in self.running:
       return ''
     process, began, _ = self.running[key]
@@ -138,8 +139,8 @@ class Lease:
     return state
 
   def check(self) -> None:
-    """Ask every part that is over its limit to stop, and kill it where it was asked before: all of them, whichever is waited
-    for, since to end takes a process its time."""
+    """Ask every part that is over its limit to stop, and kill a part that was asked before. All parts are checked,
+    whichever is waited for, because a process takes time to end."""
     now = time.monotonic()
     for key, (process, began, most) in self.running.items():
       if process.poll() is None and now > began + most:
@@ -148,13 +149,13 @@ class Lease:
         self.running[key] = process, began, now - began + max(1., min(GRACE, self.left() - 1.))
 
   def part(self, key: str, name: str, given: dict, least: float, most: float, flags: str | None = None) -> dict:
-    """`start` and `finish`; what it found, whatever came of it."""
+    """Do `start` and `finish`. Returns what the part found, whether or not it is done."""
     if self.start(key, name, given, least, most, flags):
       self.finish(key)
     return self.known(key)
 
   def plans(self) -> dict[str, dict]:
-    """{seed: what was decided} of these arms."""
+    """{seed: what was decided} for these arms."""
     return self.results.setdefault('plans', {}).setdefault(' '.join(arm.label for arm in self.arms), {})
 
   def saved(self, label: str, seed: int) -> bool:
@@ -174,7 +175,7 @@ class Lease:
         (self.out / f'{file.name}.tmp').rename(self.out / file.name)
 
   def last_line(self) -> str:
-    """The last that a part printed, of those that run together any."""
+    """The last line that a part printed; for parts that run together, the last line of any of them."""
     with (self.out / 'log.txt').open('rb') as log:
       log.seek(max(0, log.seek(0, 2) - 4000))
       lines = [line for line in log.read().decode(errors='replace').splitlines() if line.strip() and line[0] not in '[-']
@@ -186,7 +187,7 @@ class Lease:
       log.write_bytes(b'(the beginning is cut)\n' + log.read_bytes()[-LOG // 2:])
 
   def stop(self) -> None:
-    """End what still runs; its results so far are kept."""
+    """End what still runs, and keep its results so far."""
     self.running = {key: (process, began, 0.) for key, (process, began, _) in self.running.items()}
     for key in list(self.running):
       self.finish(key)
@@ -195,17 +196,20 @@ class Lease:
 def parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('call', choices=('pack', 'call1', 'call2', 'call3'))
-  parser.add_argument('--minutes', type=float, default=6., help='of the whole call (default: %(default)s)')
+  parser.add_argument('--minutes', type=float, default=6., help='minutes of the call (default: %(default)s)')
   parser.add_argument('--only', choices=('load', 'imagenet', 'resume'),
                       help='take what the call carries, and end; or measure this alone')
   parser.add_argument('--size', choices=sizes.SIZES, default='official')
   parser.add_argument('--load', type=pathlib.Path, help='folder that the call carries (default: .gpu/CALL)')
-  parser.add_argument('--store', type=pathlib.Path, default=pathlib.Path('/tmp/eqssl-gpu'), help='on the machine\'s disk')
+  parser.add_argument('--store', type=pathlib.Path, default=pathlib.Path('/tmp/eqssl-gpu'),
+                      help='folder on the machine\'s disk')
   parser.add_argument('--again', action='store_true', help='do what was done before once more')
   parser.add_argument('--arms', nargs='+', default=list(sizes.FOUNDING), metavar='"CONFIG;field=value"')
-  parser.add_argument('--seed', type=int, default=0, help='the first that is wanted of these arms')
-  parser.add_argument('--epochs', type=int, default=0, help='of each arm, over several calls (default: what fits into one)')
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'), help='of pack: CIFAR-10\'s parts')
+  parser.add_argument('--seed', type=int, default=0, help='the first seed of these arms')
+  parser.add_argument('--epochs', type=int, default=0,
+                      help='epochs of each arm, over several calls (default: what fits into one)')
+  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'),
+                      help='pack: the folder of CIFAR-10\'s parts')
   return parser
 
 

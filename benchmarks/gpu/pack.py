@@ -1,4 +1,4 @@
-"""Make the folders that the calls carry, .gpu/call1 and .gpu/call2; print each call as it is typed, and what it weighs."""
+"""Make the folders that the calls carry, .gpu/call1 and .gpu/call2. Print each call as it is typed, and its size."""
 import email
 import json
 import pathlib
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 LIMIT = 64 * 2**20  # bytes of a call: the working tree and what it carries
 MACHINE = pathlib.Path('/work/.library/device/KINDS.md')  # whose list of packages says what need not travel
 # As rehearsed, for Python 3.12 on x86-64: what the package needs and that machine has not, with its own needs.
-WHEELS = ('tensorflow-datasets==4.9.10', 'dm-pix==0.4.5', 'ml-collections==1.1.0', 'array_record==0.8.6', 'grain==0.2.18',
+WHEELS = ('tensorflow-datasets==4.9.10', 'dm-pix==0.4.5', 'ml-collections==1.1.0', 'array_record==0.8.6',
           'simplejpeg==1.9.0', 'pydoe==1.6.0', 'dm-tree==0.1.10', 'immutabledict==4.3.1', 'simple_parsing==0.1.9',
           'tensorflow-metadata==1.21.0', 'termcolor==3.3.0', 'toml==0.10.2', 'portpicker==1.6.0', 'docstring_parser==0.18.0',
           'googleapis-common-protos==1.76.0', 'importlib_resources==7.1.0')
@@ -26,7 +26,7 @@ START = 20  # seconds that a command may run over its --minutes before it is kil
 
 
 def download(folder: pathlib.Path) -> None:
-  """The wheels into `folder`; those that are there are kept."""
+  """Download the wheels into `folder`, and keep those that are there."""
   folder.mkdir(parents=True, exist_ok=True)
   pip = [sys.executable, '-m', 'pip']
   platforms = [word for p in PLATFORMS for word in ('--platform', p)]
@@ -40,7 +40,8 @@ def plain(name: str) -> str:
 
 
 def lacking(wheels: list[pathlib.Path], there: set[str]) -> list[str]:
-  """What these wheels need on Linux that is neither among them nor `there` (plain names): 'name (of whom)'."""
+  """The packages that these wheels need on Linux and that are neither among them nor `there` (plain names): 'name (of
+  WHEEL)'."""
   from packaging.requirements import Requirement
   env = {'python_version': '3.12', 'python_full_version': '3.12.3', 'platform_system': 'Linux', 'sys_platform': 'linux',
          'platform_machine': 'x86_64', 'extra': ''}
@@ -70,7 +71,7 @@ def head() -> str:
 
 
 def load(folder: pathlib.Path, names: tuple[str, ...], data: pathlib.Path, wheels: list[pathlib.Path]) -> int:
-  """Make a call's folder of the data's files `names` and the wheels, with their checksums; its bytes."""
+  """Make a call's folder of the data's files `names` and the wheels, with their checksums. Returns its bytes."""
   shutil.rmtree(folder, ignore_errors=True)
   (folder / 'whl').mkdir(parents=True)
   for name in (*names, 'unpack.py'):
@@ -86,7 +87,8 @@ def load(folder: pathlib.Path, names: tuple[str, ...], data: pathlib.Path, wheel
 
 def fitted(own: int, folder: pathlib.Path, names: tuple[str, ...], data: pathlib.Path, wheels: list[pathlib.Path],
            limit: int = LIMIT) -> tuple[int, list[pathlib.Path]]:
-  """`load`, without the spare wheels where it would be too large with them, and `own` bytes of code: (bytes, its wheels)."""
+  """Do `load`, without the spare wheels where the folder would be too large with them and with `own` bytes of code. Returns
+  (bytes, its wheels)."""
   spare = tuple(plain(s.split('==')[0]) for s in SPARE)
   size = own + load(folder, names, data, wheels)
   if size > limit:
@@ -103,7 +105,7 @@ def traveling(root: pathlib.Path) -> list[str]:
 
 
 def tree(root: pathlib.Path) -> int:
-  """Their bytes."""
+  """The bytes of these files."""
   return sum((root / n).stat().st_size for n in traveling(root))
 
 
@@ -116,7 +118,7 @@ def call(name: str, minutes: float | str, carry: str) -> str:
 
 
 def main(data: pathlib.Path, root: pathlib.Path = ROOT) -> int:
-  """Pack both loads from `data`; 2 where something is missing or a call would be too large."""
+  """Pack both loads from `data`. Returns 2 where something is missing or a call would be too large."""
   names = [n for half in carried.HALVES.values() for n in half]
   absent = [n for n in (*names, 'unpack.py') if not (data / n).is_file()]
   if absent:

@@ -1,7 +1,9 @@
-"""The parts of a lease, each a process of its own: python benchmarks/gpu/parts.py NAME --size S --found FILE [--given JSON].
+"""The parts of a lease, each a process of its own.
 
-A part writes what it found to FILE as it comes, whole each time, so that its end, however it ends, loses nothing of it.
-Started by lease.py, which says what each is for.
+Command: python benchmarks/gpu/parts.py NAME --size S --found FILE [--given JSON]
+
+A part writes what it found to FILE as it comes, each time all of it. So nothing is lost however the part ends. lease.py
+starts the parts, and says what each is for.
 """
 import argparse
 import contextlib
@@ -27,7 +29,8 @@ BEGAN = float(os.environ.get('LEASE_BEGAN', time.time()))  # when this process w
 
 
 def device(size: sizes.Size, say) -> dict:
-  """Versions, the device, and its two ceilings: bytes/s of a copy (read and written), FLOP/s of a product in bfloat16."""
+  """Measure versions, the device, and its two ceilings: bytes/s of a copy (read and written), FLOP/s of a bfloat16
+  product."""
   import jax
   import jax.numpy as jnp
 
@@ -57,14 +60,14 @@ def device(size: sizes.Size, say) -> dict:
 
 
 def agree(size: sizes.Size, say) -> dict:
-  """One float32 step against the CPU's."""
+  """Compare one float32 step with the CPU's."""
   import correctness
   return correctness.compare(size.agree, sizes.overrides(size, 'cifar10_simclr_equimod'))
 
 
 def described(size: sizes.Size, config: str, more: dict[str, str] | None = None, images: bool = True):
-  """The Run of a config on as many images of noise as CIFAR-10 has at this size: the training's own program, without its
-  data. Noise, not zeros: those run faster than data do. images: else shapes in their place."""
+  """The Run of a config on as many images of noise as CIFAR-10 has at this size. It has the training's own program, and no
+  data. The images are noise and not zeros, which run faster than data do. images: False puts shapes in their place."""
   import jax
   import numpy as np
 
@@ -84,7 +87,7 @@ def described(size: sizes.Size, config: str, more: dict[str, str] | None = None,
 
 
 def compiled(run):
-  """The training's step of a described run, compiled for shapes, and its data's shapes."""
+  """The training step of a described run, compiled for shapes, and the shapes of its data."""
   import jax
   import numpy as np
 
@@ -98,7 +101,8 @@ def compiled(run):
 
 
 def timed(run, program, seconds: float, say, found: dict):
-  """Add to `found`: seconds until the first step, the loss after ten, images/s of three windows. Returns ten steps more."""
+  """Add to `found` the seconds until the first step, the loss after ten steps, and the images/s of three windows. Returns a
+  function of ten steps more."""
   import jax
   import numpy as np
 
@@ -136,9 +140,9 @@ def timed(run, program, seconds: float, say, found: dict):
 
 def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float = 1., more: dict | None = None,
           lock: str = '') -> dict:
-  """Images/s, memory, seconds to compile and to start of a config's training step, and its ten largest kernels.
+  """Measure images/s, memory, seconds to compile and to start, and the ten largest kernels of a config's training step.
 
-  lock: a file by which several that compile at once are timed one after the other, none while another compiles.
+  lock: a file by which parts that compile at the same time are timed one after the other, and none while another compiles.
   """
   from budget import middle
 
@@ -172,7 +176,7 @@ def speed(size: sizes.Size, say, config: str, profile: bool = True, share: float
 
 
 def kernels(ten_steps) -> list[dict]:
-  """The TOP kernels of ten steps: {name, ms a step, share of all kernels' time}; of a CPU, of its threads' work."""
+  """The TOP kernels of ten steps: {name, ms a step, share of all kernels' time}. On a CPU, the work of its threads."""
   import jax
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -192,7 +196,8 @@ def kernels(ten_steps) -> list[dict]:
 
 
 def bitwise(size: sizes.Size, say, config: str) -> dict:
-  """Whether 20 steps are bitwise the same twice, and where the state was on the host after ten, as a checkpoint's is."""
+  """Whether 20 steps are bitwise the same twice, and also where the state was on the host after ten, as a checkpoint's
+  is."""
   import jax
   import numpy as np
 
@@ -217,7 +222,7 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
 
 
 def pytorch(size: sizes.Size, say) -> dict:
-  """Our SimCLR step beside PyTorch's."""
+  """Time our SimCLR step beside PyTorch's."""
   import torch_parts
 
   from equivariant_ssl.training import runs

@@ -1,8 +1,8 @@
 """The device machine played on this one: what travels is copied, the network is cut, the limits of $OUT are checked.
 
 Command: python benchmarks/gpu/rehearse.py --python BARE/bin/python --machine /tmp/machine call1 --minutes 3
-BARE: an environment of that machine's versions without what the calls carry (benchmarks/gpu/README.md says how to make one).
-The machine's disk is --machine: remove it to play a machine that is bare again. `lease.py pack` comes first.
+BARE is an environment with that machine's versions, without what the calls carry (benchmarks/gpu/README.md says how to make
+one). --machine is the machine's disk: remove it to play a machine that is bare again. Run `lease.py pack` first.
 """
 import argparse
 import os
@@ -18,7 +18,7 @@ FILES, PIECE, TOGETHER = 8, 16 * 2**20, 64 * 2**20  # what comes back from $OUT
 
 
 def send(root: pathlib.Path, repo: pathlib.Path, carry: str) -> int:
-  """Copy the working tree that travels and the folder `carry` of it; its bytes."""
+  """Copy the working tree that travels, and its folder `carry`. Returns the bytes."""
   for file in repo.rglob('*') if repo.exists() else ():
     if file.is_file() and '.gpu' not in file.parts:
       file.unlink()
@@ -31,7 +31,7 @@ def send(root: pathlib.Path, repo: pathlib.Path, carry: str) -> int:
 
 
 def returned(out: pathlib.Path) -> list[str]:
-  """What of $OUT would not come back, and why."""
+  """What would not come back from $OUT, and why."""
   files = [f for f in out.rglob('*') if f.is_file()]
   wrong = [f'{f.name}: {f.stat().st_size} bytes are over 16 MiB' for f in files if f.stat().st_size > PIECE]
   wrong += [f'{len(files)} files are more than {FILES}'] * (len(files) > FILES)
@@ -39,7 +39,8 @@ def returned(out: pathlib.Path) -> list[str]:
 
 
 def run(machine: pathlib.Path, root: pathlib.Path, python: str, argv: list[str], carry: str, kill: float = 0.) -> int:
-  """One call on the machine of folder `machine`; its exit code. kill: after so many seconds it is killed, all of it."""
+  """Play one call on the machine in the folder `machine`; returns its exit code. kill: the seconds after which all of it is
+  killed."""
   repo, out = machine / 'repo', machine / f'out-{argv[0]}-{time.strftime("%H%M%S")}'
   size = send(root, repo, carry)
   print(f'sent {size / 2**20:.2f} MiB{"" if size <= pack.LIMIT else ": TOO LARGE"}', flush=True)

@@ -1,9 +1,10 @@
-"""Make run directories of the encoders that a lease brought back: what `eqssl eval` reads, here, without a GPU.
+"""Make run directories of the encoders that a lease brought back, so that `eqssl eval` reads them here, without a GPU.
 
 Command: python benchmarks/gpu/restore.py FOLDER [FOLDER ...] --out runs/gpu    (the calls' $OUT, as they came back)
 Then:    eqssl eval runs/gpu/cifar10_simclr_equimod-s0 --protocol cached,few_labels,equivariance,health
-CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have float16's rounding. What was not brought back,
-the invariance's projector and the optimizer, is as at the start of the run: no protocol of `eqssl eval` reads these.
+CIFAR-10 must be prepared here (eqssl data prepare cifar10). Matrices have the rounding of float16. The invariance's
+projector and the optimizer were not brought back. They are as at the start of the run: no protocol of `eqssl eval` reads
+them.
 """
 import argparse
 import json
@@ -25,7 +26,8 @@ from equivariant_ssl.training import runs
 
 
 def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
-  """{run: what `bring` says of it, its files as paths} of the results of every folder; of two, the later step."""
+  """{run: what `bring` says of it, its files as paths} from the results of every folder. The later step of a run goes
+  before."""
   found = {}
   for folder in folders:
     results = record.read_json_object(folder / 'results.json', 'Give the folder that $OUT came back as.')
@@ -41,7 +43,7 @@ def brought(folders: list[pathlib.Path]) -> dict[str, dict]:
 
 
 def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
-  """The run directory of a network, in `out`; whole, or not at all. Raises UserError."""
+  """Make the run directory of a network in `out`, all of it or nothing. Raises UserError."""
   workdir = out / about['run']
   if workdir.exists():
     raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')

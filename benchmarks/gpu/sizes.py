@@ -1,4 +1,5 @@
-"""How large a lease's work is: the official size, and about a hundredth of it to rehearse on a CPU. No import of others'."""
+"""How large a lease's work is: the official size, and about a hundredth of it to rehearse on a CPU. It imports no other
+module."""
 import re
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ FLAGS = {
 
 
 class Arm(NamedTuple):
-  """A network to train: config and what it is changed by; label: what its files are called."""
+  """A network to train. config, changes: its config, and the changes of it. label: the name of its files."""
   label: str
   config: str
   changed: dict[str, str]
@@ -34,10 +35,16 @@ def arm(text: str) -> Arm:
 
 
 class Size(NamedTuple):
-  """records: images taken of each of CIFAR-10's six files. overrides: of every config; heads: of one whose name ends so.
-  seconds: of each timing. agree: images of the step that is compared with the CPU's. batch, width, dtype: of the
-  comparison with PyTorch. workers: that augment for it. accelerator: whether there must be one. patience: with a part's
-  limit, which is meant for the device."""
+  """How large the work is.
+
+  records: the number of images that are taken from each of CIFAR-10's six files.
+  overrides: the overrides of every config; heads: those of a config whose name ends so.
+  seconds: the seconds of each timing.
+  agree: the number of images of the step that is compared with the CPU's.
+  batch, width, dtype: those of the comparison with PyTorch. workers: how many workers augment for it.
+  accelerator: whether there must be an accelerator.
+  patience: the factor on a part's limit, which is meant for the device.
+  """
   records: int
   overrides: dict[str, str]
   heads: dict[str, dict[str, str]]
@@ -71,6 +78,6 @@ SIZES = {
 
 
 def overrides(size: Size, config: str, more: dict[str, str] | None = None) -> dict[str, str]:
-  """What the config named `config` is changed by at this size, and by `more`."""
+  """The overrides of the config named `config` at this size, together with `more`."""
   own = [fields for end, fields in size.heads.items() if config.endswith(end)]
   return {**size.overrides, **{k: v for fields in own for k, v in fields.items()}, **(more or {})}

@@ -1,5 +1,8 @@
-"""The same SimCLR step in PyTorch and here, in turns: on given views, with and without torch.compile, and whole, with each
-one's own augmentation (ours on the device, PyTorch's on CPU workers)."""
+"""The same SimCLR step in PyTorch and here, in turns.
+
+The steps run on the same views, with and without torch.compile, and then with each one's own augmentation: ours on the
+device, PyTorch's on CPU workers.
+"""
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +25,15 @@ ROUNDS = 2
 
 
 class Turn(NamedTuple):
-  """advance: one step. wait: until the device has done it. ready: before a turn is timed."""
+  """A step that is timed. advance: do one step. wait: until the device has done it. ready: what to do before a turn is
+  timed."""
   advance: Callable[[], None]
   wait: Callable[[], None]
   ready: Callable[[], None] = lambda: None
 
 
 def ours_given(run, first, shown) -> Turn:
-  """Our update on given views."""
+  """Our update on the same views."""
   program, held = twins.ours(run, shown, True), [first]
 
   def advance() -> None:
@@ -38,7 +42,7 @@ def ours_given(run, first, shown) -> Turn:
 
 
 def ours_whole(run, compiled: Callable) -> Turn:
-  """Our training step: the batch picked, augmented and learned from on the device."""
+  """Our training step: the batch is picked, augmented and learned from on the device."""
   program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
   data = sharding.place(Batch(train.images, train.sizes, None), whole)
   order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
@@ -50,7 +54,8 @@ def ours_whole(run, compiled: Callable) -> Turn:
 
 
 def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: Callable[[str], None]) -> Turn:
-  """PyTorch's step on given views. compile_: the loss with its gradient, and the optimizer where that can be compiled."""
+  """PyTorch's step on the same views. compile_: compile the loss with its gradient, and the optimizer where that is
+  possible."""
   if compile_:
     twin.loss = torch.compile(twin.loss)
     eager = twin.optimizer.step
@@ -66,7 +71,7 @@ def torch_given(twin: torch_step.Step, x, wait: Callable, compile_: bool, note: 
 
 
 def torch_whole(twin: torch_step.Step, images: np.ndarray, batch: int, workers: int, wait: Callable) -> Turn:
-  """PyTorch's step on what its workers make. Before a turn is timed, what they made ahead of it is used up."""
+  """PyTorch's step on what its workers make. Before a turn is timed, the batches that they made ahead are used up."""
   import torch_views  # torchvision: without it the other steps are still compared
   cuda = twin.device == 'cuda'
   source = torch_views.loader(images, batch, workers, cuda)
@@ -88,7 +93,7 @@ def torch_whole(twin: torch_step.Step, images: np.ndarray, batch: int, workers: 
 
 
 def turn(step: Turn, batch: int, seconds: float) -> float:
-  """Images/s of one turn; the device is waited for every ten steps, not at each."""
+  """The images/s of one turn. The device is waited for every ten steps, and not at each."""
   step.ready()
   step.wait()
   start, count = time.perf_counter(), 0
@@ -101,7 +106,7 @@ def turn(step: Turn, batch: int, seconds: float) -> float:
 
 
 def compare(size: sizes.Size, say: Callable[[dict], None], described: Callable, compiled: Callable) -> dict:
-  """{name: images/s of each round}, of what could be made; why the rest could not."""
+  """{name: images/s of each round} for the steps that could be made; and why the others could not be made."""
   device = jax.devices()[0]
   where = 'cuda' if device.platform == 'gpu' else 'cpu'
   wait = torch.cuda.synchronize if where == 'cuda' else lambda: None
@@ -149,7 +154,7 @@ def compare(size: sizes.Size, say: Callable[[dict], None], described: Callable, 
 
 
 def checked(device, width: int) -> str:
-  """Whether both have one loss and gradient in float32, PyTorch's in float64."""
+  """Whether both steps have the same loss and gradient: ours in float32, PyTorch's in float64."""
   try:
     with jax.default_matmul_precision('highest'):
       twins.check(device, width, 'cuda')

@@ -1,6 +1,7 @@
 """The views of SimCLR on CIFAR-10 as EquiMod's official code makes them: torchvision on CPU workers.
 
-Alone in a file, because each worker imports it: no jax here. The settings are those of configs/cifar10_simclr.py.
+They are alone in a file because each worker imports it, and there must be no jax in it. The settings are those of
+configs/cifar10_simclr.py.
 """
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ def chain(side: int) -> transforms.Compose:
 
 
 class TwoViews(torch.utils.data.Dataset):
-  """Two views [2 3 S S] float32 in [0, 1] of each of uint8 `images` [N S S 3]."""
+  """Two views [2 3 S S] float32 in [0, 1] of each of the uint8 `images` [N S S 3]."""
 
   def __init__(self, images: np.ndarray):
     self.images, self.chain = images, chain(images.shape[1])

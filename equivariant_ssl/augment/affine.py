@@ -55,7 +55,7 @@ def set_contrast(pixels: Array, inside: np.ndarray) -> Array:
 def disc_radius(side: int, scale: float, translate: float, shear: float) -> float:
   """The radius, in pixels, of the disc that shows only the picture under every map.
 
-  side:      of the image, in pixels.
+  side:      the side of the image, in pixels.
   scale:     the smallest factor of size.
   translate: the largest shift, as a fraction of the side.
   shear:     the largest shear, in degrees.

@@ -19,7 +19,7 @@ class BlurLevel(NamedTuple):
 def make(p: float = 1., sigmas: tuple[float, ...] = (0., .5, 1., 2.), kernel: int = 13) -> Op:
   """With probability `p`, blur by one of the standard deviations `sigmas`, each as likely.
 
-  sigmas: in pixels; they rise, and the first is 0.
+  sigmas: the standard deviations, in pixels; they rise, and the first is 0.
   kernel: the size of the kernel in pixels, an odd number.
 
   The op is discrete, and the class is the index in `sigmas`. Raises UserError where the sigmas do

@@ -55,7 +55,7 @@ def weights(start: Array, length: Array, side: int, size: int, kernel: Callable[
             cut: bool = True) -> Array:
   """[size side]: the matrix that resizes part of a line of `side` pixels to `size` pixels.
 
-  start, length: of the part, as fractions of the line.
+  start, length: where the part starts and how long it is, as fractions of the line.
   cut: pixels whose center is outside the part weigh nothing: the line is cut first and resized
        then. Else the kernel reaches beyond the part: the line is resized first and cut then.
 
@@ -80,7 +80,7 @@ def resample(pixels: Array, top: Array, left: Array, height: Array, width: Array
              method: str, cut: bool = True) -> Array:
   """A box of the image [h w C] in [0, 1], resized to [size size C].
 
-  top, left, height, width: of the box, as fractions of the sides.
+  top, left, height, width: the place and the size of the box, as fractions of the sides.
   method: 'bicubic' or 'bilinear'.
   cut: as Pillow, cut the box out first and resize it then; else resize the whole image to the same
        scale first and cut then.

@@ -29,7 +29,7 @@ def make(p: float = 1., fold: int = 4) -> Op:
   Raises UserError for another fold, and ValueError at trace time where the image is not square.
   """
   if fold not in (2, 4):
-    raise UserError(f'rotate.fold = {fold} is no number of turns that keep a square.',
+    raise UserError(f'rotate.fold = {fold} is neither 4 nor 2.',
                     'Give 4 (quarter turns) or 2 (half turns).')
   turn = 4 // fold  # the smallest turn, in quarters
 

@@ -51,7 +51,7 @@ def make(p: float = 1., degrees: float = 180., sigma: float = .8, fill: float = 
   where the image is not square.
   """
   if not 0 < degrees <= 180:
-    raise UserError(f'turn.degrees = {degrees} is no range of angles.',
+    raise UserError(f'turn.degrees = {degrees} is out of range.',
                     'Give the largest angle, above 0 and at most 180.')
   if sigma < .5:
     raise UserError(f'turn.sigma = {sigma} is too small to hide where the pixels lie.',

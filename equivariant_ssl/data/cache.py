@@ -39,8 +39,7 @@ def cached(files: Iterable[pathlib.Path], settings: object,
 
   compute: the function that returns the arrays, and whether they may be kept.
   stamped: recognize the files by name, size and time instead of by content, where they are too
-  large
-           to be hashed.
+           large to be hashed.
   beside:  a folder in which to keep the arrays, if it can be written, so that all machines that see
            the folder have them.
   """

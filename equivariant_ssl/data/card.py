@@ -19,7 +19,7 @@ from equivariant_ssl.storage import record
 from equivariant_ssl.types import Config
 
 CARD_FILE = 'data.json'   # in the folder of a run
-DECIMALS = 6         # of a mean, for the comparison: its last bits depend on the CPU
+DECIMALS = 6         # the digits of a mean that are compared: its last bits depend on the CPU
 CLASSES_LISTED = 3   # classes that a difference names
 BLOCK_BYTES = 2**22  # canvases that are hashed at a time, in bytes
 

@@ -10,7 +10,7 @@ from equivariant_ssl.errors import BAD_DATA, OK, UserError
 # The config for a prepared data set, by its name.
 CONFIGS = {'cifar10': 'cifar10_quick', 'imagenet2012': 'imagenet_simclr_equimod',
            'stl10': 'stl10_simclr_augself'}
-BATCH = 256   # of the small config
+BATCH = 256   # the batch of the small config
 DEFAULTS = {'background': 'black', 'bits': 16}
 ROOT = 'folder of TFDS data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)'
 

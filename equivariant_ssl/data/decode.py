@@ -30,8 +30,8 @@ try:
 except ImportError:  # there is no wheel of it for this machine
   simplejpeg = None
 
-FILE_BYTES = 256 * 2**20   # of one encoded image
-SCANS = 256                # of a progressive JPEG, each of whose scans covers the whole image
+FILE_BYTES = 256 * 2**20   # the most bytes of one encoded image
+SCANS = 256                # the most scans of a progressive JPEG: each covers the whole image
 LARGE = 2**20              # pixels from which an image waits for its room among the PIXELS
 ORIENTATION = 0x0112       # the EXIF tag
 UPRIGHT = {                # what undoes each of its values
@@ -161,11 +161,15 @@ def _decoded(image: Image.Image, data: bytes, size: int | None, rules: PixelRule
     image = image.transpose(turn)
     if turn in SIDES_SWAPPED:
       width, height = height, width
-  if size and image.size != (size, size):
-    shrinks = min(image.size) >= size
-    filters = Image.Resampling
-    image = image.resize((size, size), filters.HAMMING if shrinks else filters.BICUBIC)
-  return np.asarray(image), (height, width)
+  return np.asarray(squash(image, size) if size else image), (height, width)
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+  """The whole image resized to size x size, by the filters that `decode` says."""
+  if image.size == (size, size):
+    return image
+  shrinks, filters = min(image.size) >= size, Image.Resampling
+  return image.resize((size, size), filters.HAMMING if shrinks else filters.BICUBIC)
 
 
 def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:
@@ -191,8 +195,8 @@ def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:
 def to_rgb(image: Image.Image, rules: PixelRules = PixelRules(), raw: str = '') -> Image.Image:
   """The first frame in 8-bit RGB.
 
-  Transparency lies on the background. Of 16-bit gray the high byte is taken, where Pillow would
-  clip.
+  What is transparent shows the background. 16-bit gray is read by its high byte, where Pillow
+  would clip.
   raw: the kind of pixels in the file, by Pillow's name; a loaded image no longer has it.
   """
   if image.mode.startswith('I'):

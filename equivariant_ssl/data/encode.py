@@ -12,8 +12,8 @@ from equivariant_ssl.data.decode import BadImage, PixelRules, decode
 from equivariant_ssl.data.image_header import open_image
 
 CANVAS = 32    # the side to which an image is decoded as a test: enough to meet every damaged byte
-QUALITY = 95   # of a JPEG that is made smaller
-TFDS_QUALITY = 100   # of a JPEG that TFDS makes of CMYK
+QUALITY = 95   # the quality of a JPEG that is made smaller
+TFDS_QUALITY = 100   # the quality of a JPEG that TFDS makes from CMYK
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:

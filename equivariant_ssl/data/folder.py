@@ -2,9 +2,11 @@
 
 This is the one reader of such folders.
 """
+import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -212,21 +214,25 @@ def _refuse_empty(place: pathlib.Path, images: Index) -> None:
                   BAD_DATA if images.damaged else USAGE)
 
 
+def _record_name(paths: Sequence[str], i: int) -> str:
+  return printable(paths[i])
+
+
+def _read_records(part: SplitFiles, indices: range) -> Iterator[bytes | BadImage]:
+  """The files of a split at `indices`; a BadImage for each that cannot be read."""
+  for i in indices:
+    try:
+      yield read_file(os.path.join(part.root, part.paths[i]), part.within or part.root)
+    except BadImage as error:
+      yield error
+
+
 def folder_records(part: SplitFiles, classes: tuple[str, ...] | None,
                    rules: PixelRules = PixelRules()) -> Records:
   """The images of one split, not yet decoded. rules: how their pixels become 8-bit RGB."""
-  root, paths, within = part
-
-  def read_one(path: str) -> bytes | BadImage:
-    try:
-      return read_file(os.path.join(root, path), within or root)
-    except BadImage as error:
-      return error
-
   labels = None
   if classes:
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[layout.class_of(path)] for path in paths], np.int32)
-  return Records(lambda i: printable(paths[i]),
-                 lambda indices: (read_one(paths[i]) for i in indices), labels, len(paths),
-                 rules=rules)
+    labels = np.array([numbers[layout.class_of(path)] for path in part.paths], np.int32)
+  return Records(functools.partial(_record_name, part.paths),
+                 functools.partial(_read_records, part), labels, len(part.paths), rules=rules)

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from equivariant_ssl.errors import passing
 
-PIXELS = 64 * 10**6        # of one decoded image, and of all that are decoded at the same time
+PIXELS = 64 * 10**6        # the most pixels of one image, and of all that are decoded at a time
 SIDE = 30_000              # pixels
 FORMATS = 'JPEG, PNG, WebP, GIF, BMP, TIFF or PPM'
 DAMAGED, TOO_LARGE = 'damaged', 'too large'

@@ -18,7 +18,7 @@ WORDS = '|'.join(sorted(SPLITS, key=len, reverse=True))
 # Names such as train2017 and test_set.
 SPLIT_LIKE = re.compile(
     rf'({WORDS})[ _.-]?(sets?|data|images?|imgs?|split|folder)?[ _-]?\d*')
-NAMES_LISTED = 5   # of many classes or folders
+NAMES_LISTED = 5   # how many classes or folders a message names
 AS_CLASSES = ('If every folder is a class, whatever its name: --config.data.splits=False '
               '(in `eqssl data`: --no-splits).')
 RENAME = ('Name the folders of splits train/, val/ and test/, with the class folders in them. '
@@ -61,7 +61,7 @@ def few_names(names: Iterable[str]) -> str:
 def top_folders(paths: Sequence[str], prefix: str) -> tuple[dict[str, bool], int]:
   """The folders directly in `prefix`, and the number of images directly in it.
 
-  Of each folder it is said whether all of its images lie directly in it: {name: bool}.
+  The folders are {name: whether all images of the folder lie directly in it}.
   """
   flat, loose = {}, 0
   for path in paths:

@@ -1,6 +1,8 @@
 """What a data set is in memory, and how its records are decoded when some are unreadable."""
 import hashlib
+import itertools
 import shlex
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from equivariant_ssl.parallel import sharding
 
 MEMORY = 8 * 2**30   # bytes of canvases that one data set may take
 CHUNK = 256          # records that a thread takes at a time, at most
+TRIES = 100          # records that are tried in place of one before the data are given up
 LISTED = 20          # problems that are written out one by one
 REPLACED = 'unreadable when decoded, each replaced by another image of its split:'
 
@@ -127,6 +130,39 @@ def replacements(index: int, count: int) -> Iterator[int]:
   draws = np.random.default_rng(index)
   while True:
     yield int(draws.integers(count))
+
+
+class Decoded(NamedTuple):
+  """What was decoded in the place of one record.
+
+  canvas: uint8 [S S 3], or None where TRIES records in a row cannot be read.
+  size:   the true (height, width).
+  index:  the record that was decoded: the one that was asked for, or the one that replaces it.
+  bad:    (index, reason) of each record that cannot be read.
+  waited: seconds that the storage took to give the records, without the work of the processor.
+  """
+  canvas: np.ndarray | None
+  size: tuple[int, int]
+  # The field hides a method of tuple that nobody calls.
+  index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+  bad: tuple[tuple[int, str], ...] = ()
+  waited: float = 0.
+
+
+def decode_record(records: Records, size: int, first: int) -> Decoded:
+  """Decode record `first` to a canvas of side `size`, or else the first readable replacement."""
+  bad, waited = [], 0.
+  for index in itertools.chain((first,), itertools.islice(replacements(first, records.count),
+                                                          TRIES - 1)):
+    try:
+      start, busy = time.perf_counter(), time.thread_time()
+      data, = records.read(range(index, index + 1))
+      waited += max(time.perf_counter() - start - (time.thread_time() - busy), 0.)
+      canvas, shape = decode(data, size, records.rules)
+      return Decoded(canvas, shape, index, tuple(bad), waited)
+    except BadImage as error:
+      bad.append((index, str(error)))
+  return Decoded(None, (0, 0), first, tuple(bad), waited)
 
 
 def substitutes(bad: Iterable[int], count: int) -> dict[int, int]:

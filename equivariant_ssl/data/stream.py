@@ -1,8 +1,7 @@
 """Data that do not fit in memory: their canvases are decoded when they are needed.
 
-Training reads them through grain, which decodes ahead of the step.
+Training reads them in batches, which threads decode ahead of the step (see assembly).
 """
-import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,21 +13,22 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from equivariant_ssl.data.decode import BadImage, decode
+from equivariant_ssl.data.assembly import Assembly, Decoders
 from equivariant_ssl.data.source import (
   MEMORY,
+  TRIES,
+  Decoded,
   Records,
   Split,
   check_advice,
+  decode_record,
   fits_in_memory,
-  replacements,
   thread_count,
   too_many_unreadable,
   unreadable_error,
 )
 from equivariant_ssl.errors import BAD_DATA, UserError
 
-TRIES = 100        # records that are tried in place of one before the data are given up
 AHEAD = 2          # batches on the device before they are needed
 MOMENTS = 4096     # canvases from which the mean and the deviation of a stream are measured
 REPORTED = 5       # unreadable records that are named
@@ -72,18 +72,22 @@ class Canvases:
     Raises UserError (BAD_DATA) where too many records are unreadable.
     """
     first = int(self.rows[i])
-    tries = itertools.islice(replacements(first, self.records.count), TRIES - 1)
-    for index in itertools.chain((first,), tries):
-      try:
-        data, = self.records.read(range(index, index + 1))
-        canvas, size = decode(data, self.side, self.records.rules)
-        if self.labels is not None and index != first:
-          self.labels[first] = self.labels[index]
-        return canvas, np.asarray(size, np.float32)
-      except BadImage as error:
-        self.report(index, str(error))
-    raise UserError(f'{self.name}: {TRIES} records in a row cannot be read.',
-                    check_advice(self.name), BAD_DATA)
+    return self.accept(first, decode_record(self.records, self.side, first))
+
+  def accept(self, first: int, decoded: Decoded) -> tuple[np.ndarray, np.ndarray]:
+    """The canvas and the size of what was decoded for record `first`.
+
+    What cannot be read is reported, and the label is set of a record that another one replaces.
+    Raises UserError (BAD_DATA) where too many records are unreadable.
+    """
+    for index, why in decoded.bad:
+      self.report(index, why)
+    if decoded.canvas is None:
+      raise UserError(f'{self.name}: {TRIES} records in a row cannot be read.',
+                      check_advice(self.name), BAD_DATA)
+    if self.labels is not None and decoded.index != first:
+      self.labels[first] = self.labels[decoded.index]
+    return decoded.canvas, np.asarray(decoded.size, np.float32)
 
   def report(self, index: int, why: str) -> None:
     """Note that a record is unreadable, and print it once.
@@ -196,27 +200,28 @@ def sample(canvases: Canvases) -> np.ndarray:
   return canvases[np.sort(rows)]
 
 
-def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: int
+def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: int,
+            decoders: Decoders | None = None
             ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """The batches of the steps from `start` to `stop`, decoded ahead in grain's threads.
+  """The batches of the steps from `start` to `stop`, decoded ahead in threads (see assembly).
 
-  rows: the function from a step to the rows [n] of its batch; n is the same for every step. It is
-  called in a thread. A batch is images [n S S 3], sizes [n 2] and labels [n] int32, which are 0
-  where there are none. The position in the data is the step, so there is nothing to save.
+  rows:     the function from a step to the rows [n] of its batch. It is called in a thread.
+  decoders: how many threads and processes decode; None where this is measured as they work. The
+            batches are the same in any case.
+
+  A batch is images [n S S 3], sizes [n 2] and labels [n] int32, which are 0 where there are none.
+  The position in the data is the step, so there is nothing to save.
   """
-  import grain
-  n = len(rows(start)) if start < stop else 1
-  rows = lru_cache(4)(rows)
-
-  def example(position: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
-    i = int(rows(start + position // n)[position % n])
-    canvas, size = split.images.one(i)
-    return canvas, size, np.int32(0 if split.labels is None else split.labels[i])
-
-  data = grain.MapDataset.range((stop - start) * n).map(example)
-  options = grain.ReadOptions(num_threads=thread_count(),
-                              prefetch_buffer_size=max(2 * n, 2 * thread_count()))
-  yield from data.to_iter_dataset(options).batch(n, drop_remainder=True)
+  if start >= stop:
+    return
+  assembly = Assembly(split.images, rows, range(start, stop), decoders)
+  try:
+    for _ in range(start, stop):
+      taken, images, sizes = assembly.take()
+      labels = np.zeros(len(taken), np.int32) if split.labels is None else split.labels[taken]
+      yield images, sizes, labels.astype(np.int32, copy=False)
+  finally:
+    assembly.close()
 
 
 class Rows(NamedTuple):

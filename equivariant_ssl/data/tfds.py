@@ -1,16 +1,14 @@
 """A TFDS data set that is already prepared as array_record, read without TensorFlow."""
+import functools
 import os
 import pathlib
-import sys
-import time
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from equivariant_ssl.data.cache import MOST, cached
 from equivariant_ssl.data.channel_moments import Moments, measure_moments
-from equivariant_ssl.data.decode import BadImage, PixelRules, pixel_rules
+from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.source import (
   REPLACED,
   Records,
@@ -20,7 +18,6 @@ from equivariant_ssl.data.source import (
   decode_splits,
   files_digest,
   fits_in_memory,
-  map_chunks,
 )
 from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.data.tfds_claims import check_counts
@@ -31,10 +28,8 @@ from equivariant_ssl.data.tfds_folders import (
   open_directory,
   split_hint,
 )
-from equivariant_ssl.errors import UserError, passing
-from equivariant_ssl.storage import disk
-
-FILE_FEATURE = 'file_name'   # the feature that names a record
+from equivariant_ssl.data.tfds_records import FILE_FEATURE, RowReader, read_labels, record_name
+from equivariant_ssl.errors import UserError
 
 # The (mean, std) that the users of a data set normalize by, where a stream would be measured.
 USUAL_MOMENTS: dict[str, Moments] = {'imagenet2012': ((.485, .456, .406), (.229, .224, .225))}
@@ -138,7 +133,7 @@ def _decode_cached(path: pathlib.Path, settings: tuple, train: Records, test: Re
 def shards_digest(builder: Any, split: str) -> str:
   """A digest of the shards from which a split is read; '' for no split.
 
-  It holds of each shard the name, the size in bytes, the number of records, and which of them
+  For each shard it holds the name, the size in bytes, the number of records, and which of them
   belong to the split.
   """
   shards = builder.info.splits[split].file_instructions if split else ()
@@ -150,37 +145,6 @@ def shards_digest(builder: Any, split: str) -> str:
 
 def _names(files: np.ndarray | None) -> tuple[str, ...] | None:
   return None if files is None else tuple(files.tolist())
-
-
-def read_labels(path: pathlib.Path, split: str, records: Records
-                ) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """The labels [N] and the file names [N] of a split that is not decoded, each None without them.
-
-  Every record is read once for this, and the result is kept beside the data.
-  """
-  if records.labels is None and records.files is None:
-    return None, None
-
-  def unreadable(indices: range) -> list[int]:
-    return [i for i, data in zip(indices, records.read(indices), strict=True)
-            if isinstance(data, BadImage)]
-
-  def read() -> tuple[dict[str, np.ndarray], bool]:
-    print(f'{path.parent.name} {split}: reading {records.count:,} labels, once', file=sys.stderr)
-    bad = map_chunks(unreadable, records.count)
-    arrays = {}
-    if records.labels is not None:
-      arrays['labels'] = records.labels
-    if records.files is not None:
-      arrays['files'] = records.files.astype(str)
-    return arrays, not bad
-
-  files = (file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
-  arrays = cached(files, ('labels', split), read, stamped=True, beside=path)
-  labels = arrays.get('labels')
-  if labels is not None and (labels < 0).any():
-    labels = None
-  return labels, arrays.get('files')
 
 
 def keep_labels(path: pathlib.Path) -> None:
@@ -246,29 +210,5 @@ def split_records(builder: Any, split: str, image: str, label: str | None, hint:
   labels = np.zeros(count, np.int32) if label else None
   files = np.full(count, '', object) if FILE_FEATURE in builder.info.features else None
 
-  def read_one(i: int) -> dict[str, Any] | BadImage:
-    try:
-      return rows[i]
-    except Exception as error:  # array_record checks a hash of each record
-      if passing(error):
-        raise disk.unreadable(f'{split} record {i}', passing(error)) from error
-      return BadImage(f'cannot be read: {str(error).splitlines()[0]}')
-
-  def read(indices: range) -> Iterable[bytes | BadImage]:
-    try:
-      batch = rows.__getitems__(list(indices))
-    except Exception as error:
-      if passing(error):
-        time.sleep(disk.PAUSES[-1])
-      batch = [read_one(i) for i in indices]
-    for i, row in zip(indices, batch, strict=True):
-      if isinstance(row, BadImage):
-        yield row
-        continue
-      if label and labels is not None:
-        labels[i] = row[label]
-      if files is not None:
-        files[i] = os.fsdecode(row[FILE_FEATURE])
-      yield row[image]
-
-  return Records(lambda i: f'{split} record {i}', read, labels, count, files, rules)
+  read = RowReader(rows, split, image, label, labels, files)
+  return Records(functools.partial(record_name, split), read, labels, count, files, rules)

@@ -52,10 +52,10 @@ class Dataset(NamedTuple):
   classes:   the class names in the order of the labels. None where there are no labels, or where
              TFDS has the names.
   splits:    {name: the function that returns the examples}.
-  bytes:     of the sources; 0 where they are unknown.
+  bytes:     the size of the sources; 0 where it is unknown.
   more:      {feature: its class names}, for further features.
   official:  whether TFDS has a data set of this name, whose features are used.
-  side:      of all images, in pixels; 0 where they differ.
+  side:      the side of all images, in pixels; 0 where they differ.
   published: {split: how many images there should be}.
   places:    {split: its folder}, by which messages name the images.
   fix:       what to do where many images are broken.

@@ -7,8 +7,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from equivariant_ssl.demo.arms import READOUTS, ArmSpec, TrainedArm, show_mean, train_all
-from equivariant_ssl.evaluate.evaluation import as_json
+from equivariant_ssl.demo.arms import (
+  READOUTS,
+  ArmSpec,
+  Budget,
+  TrainedArm,
+  readout_images,
+  show_mean,
+)
+from equivariant_ssl.demo.workers import train_all
+from equivariant_ssl.evaluate.result_files import as_json
 from equivariant_ssl.evaluate.statistics import interval_text, paired
 from equivariant_ssl.storage import record
 from equivariant_ssl.training.step_log import COLLAPSED
@@ -33,11 +41,14 @@ def specs() -> dict[str, ArmSpec]:
           for invariance in INVARIANCES}
 
 
-def table(arms: dict[str, TrainedArm]) -> Table:
-  """Return the accuracies, what the equivariance changed, and whether the embeddings collapsed."""
+def table(arms: dict[str, TrainedArm], images: str) -> Table:
+  """Return the accuracies, what the equivariance changed, and whether the embeddings collapsed.
+
+  images: what the arms are read out on, in words.
+  """
   seeds = len(arms['untrained'].readouts['knn'])
-  result = Table(title=f'797 held-out digits, chance 10 %: mean ± std of {seeds} seeds; paired '
-                       'difference [95 %]; spread: 1 fills the sphere, under '
+  result = Table(title=f'{images} (chance: turn 25 %, class 10 %): mean ± std of {seeds} seeds; '
+                       'paired difference [95 %]; spread: 1 fills the sphere, under '
                        f'{COLLAPSED} is a collapse')
   for column in ('arm', *READOUTS.values(), 'kNN - alone', 'spread'):
     result.add_column(column, justify='left' if column == 'arm' else 'right')
@@ -68,19 +79,18 @@ def conclude(arms: dict[str, TrainedArm]) -> str:
           'shows that every pair trains, not which method is best.')
 
 
-def run_demo(out: pathlib.Path, seeds: int = 1, steps: int = 0) -> dict[str, TrainedArm]:
-  """Train every arm over `seeds` seeds and print the table.
+def run_demo(out: pathlib.Path, budget: Budget = Budget(1)) -> dict[str, TrainedArm]:
+  """Train every arm of a budget and print the table.
 
-  steps: how many to train instead of the configs' epochs, where more than 0. Writes methods.json
-  and methods.txt into `out`.
+  Writes methods.json and methods.txt into `out`.
   """
   start, console = time.perf_counter(), Console(soft_wrap=True)
   out.mkdir(parents=True, exist_ok=True)
-  arms = train_all(specs(), seeds, steps, console)
+  arms = train_all(specs(), budget)
   minutes = (time.perf_counter() - start) / 60
   with open(out / 'methods.txt', 'w', encoding='utf-8') as file:
-    for printer in (console, Console(file=file, width=120)):
-      printer.print(table(arms))
+    for printer in (console, Console(file=file, width=140)):
+      printer.print(table(arms, readout_images(budget)))
       printer.print(conclude(arms))
   content = {'arms': as_json(arms), 'minutes': minutes, 'environment': record.environment()}
   record.write_atomically(out / 'methods.json', json.dumps(content, indent=1) + '\n')

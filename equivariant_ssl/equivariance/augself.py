@@ -18,7 +18,7 @@ from equivariant_ssl.types import Action, Array, Equivariance, Op, Pair, Size, W
 # (action of the first view, of the second) -> w = w1 - w2, [n], for one op.
 Difference = Callable[[Action, Action], Array]
 DRAWS = 2 ** 16  # actions of each chain; they span the range of a value within 1e-4 of it
-PAIRED = 512     # of these, whose pairs measure the range of a w that is no difference of values
+PAIRED = 512     # the draws whose pairs measure the range of a w that is no difference
 
 
 class AugSelfHead(nn.Module):
@@ -129,7 +129,7 @@ def draw_from(chain: Op, number: int, size: Size, index: Array) -> Action:
 def measure(wiring: Wiring, differences: dict[str, Difference]) -> tuple[dict, dict, dict]:
   """{op: range of each component of w}, {op: w of all pairs of choices}, {op: identity's class}.
 
-  The second and the third are of the discrete ops. All are NumPy arrays.
+  The second and the third have the discrete ops alone. All are NumPy arrays.
   """
   size, value = jnp.full(2, wiring.size, jnp.float32), values(wiring)
   choices: dict[str, Any] = wiring.conditioning.choices or {}
@@ -184,7 +184,7 @@ def make(weight: float = 1., hidden: tuple[int, ...] = (512, 512)
 
   It was published with the augmentations crop and jitter alone (config.equivariance.augmentations)
   and weight 1 (STL-10) or .5 (ImageNet-100). The official code differs: it mirrors the second
-  view's crop by the first view's flip, leaves sigma in pixels, and asks a flip by one logit.
+  view's crop by the first view's flip, leaves sigma in pixels, and predicts a flip by one logit.
 
   Raises UserError where no augmentation varies.
   """

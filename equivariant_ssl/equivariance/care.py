@@ -39,7 +39,7 @@ def make(weight: float = .01, splits: int = 16, hidden: tuple[int, ...] = (2048,
 
   splits: the number of chunks of a batch. A small batch has fewer, for a chunk has two images at
           least.
-  hidden, dim: of the head's projector, where the invariance has none.
+  hidden, dim: the widths of the head's projector, where the invariance has none.
 
   Raises UserError where the batch cannot be cut into equal chunks.
   """

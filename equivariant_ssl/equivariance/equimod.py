@@ -80,7 +80,7 @@ def make(weight: float = 1., temperature: float = .2, loss: str = 'nt_xent',
                    their relative action as conditioning (SIE, STL, and their ports of EquiMod).
   reference_side:  below 1, the reference is a central square of this fraction of the shorter side
                    (.875 on ImageNet).
-  encoder:         of the action: 'linear', 'mlp' (of `action_hidden`) or 'none'.
+  encoder:         the encoder of the action: 'linear', 'mlp' (of `action_hidden`) or 'none'.
   predictor:       'linear', 'mlp' (of `predictor_hidden`), 'hyper' (a matrix for each action,
                    SIE's) or 'identity' (a control that ignores the action).
   stop_gradient:   'none', 'target' or 'source'.

@@ -83,7 +83,8 @@ def make(weight: float = .4, size: int = 0, crop_scale: tuple[float, ...] = (),
   but also a flip, jigsaw, inversion, blur level and others.
 
   With the role `sensitive`, each image has one small view of its own under every choice of the op,
-  as in the official code. Of several sensitive ops the first has every choice, and the others draw.
+  as in the official code. With several sensitive ops, the first has every choice, and the others
+  draw.
   With the role `both`, the invariance's views are classified by the choices that they drew.
 
   size:       the side of its own views in pixels; 0 is half of the others' (16 of 32; ImageNet: 96

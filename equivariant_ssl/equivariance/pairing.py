@@ -36,7 +36,7 @@ def from_reference(wiring: Wiring, side: float = 1.
                    ) -> tuple[tuple[str, ...], dict[str, Group], Pairs]:
   """(uses, groups, pairs) from the reference to each view, N = B V.
 
-  side: of the reference; see `augment.reference`.
+  side: the side of the reference; see `augment.reference`.
   """
   group, groups = views_group(wiring)
   groups['reference'] = Group((reference(wiring.own_chains[0], side),), wiring.size)
@@ -52,7 +52,8 @@ def between_views(wiring: Wiring, both: bool = False
                   ) -> tuple[tuple[str, ...], dict[str, Group], Pairs]:
   """(uses, groups, pairs) from the first view of an image to its second, N = B.
 
-  both: also from the second to the first, N = 2B. The two pairs of an image are neighbors.
+  both: there are pairs from the second to the first too, N = 2B. The two pairs of an image are
+        neighbors.
   """
   group, groups = views_group(wiring)
 

@@ -50,7 +50,7 @@ def make(weight: float = 1., prediction: float = 4.5, std: float = 10., cov: flo
   join.
   """
   if not 0. < invariant < 1.:
-    raise UserError(f'sie.invariant is {invariant}.',
+    raise UserError(f'sie.invariant is {invariant}, which is not a share between 0 and 1.',
                     'Give the share of the features that is invariant, as in .5.')
 
   def wire(wiring: Wiring) -> Equivariance:

@@ -88,9 +88,9 @@ def make(weight: float = 1., temperature: float = .2, equivariant: float = 1.,
   aligned: the views in which the images share draws. 'own': views of its own. 'views': the
            invariance's views, which serve both objectives, as published. A sensitive op needs views
            of its own in any case.
-  read_hidden, read_dim: of f and of k, as in the README of the code (the paper: 3 layers of 512,
-           and transformation .2).
-  hidden, dim: of g.
+  read_hidden, read_dim: the widths of f and of k, as in the README of the code (the paper has
+           3 layers of 512, and transformation .2).
+  hidden, dim: the widths of g.
 
   Raises UserError for an odd batch, or for another `aligned`.
   """

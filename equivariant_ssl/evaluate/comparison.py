@@ -144,7 +144,7 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
     name, seed, numbers = read_numbers(workdir, by)
     if seed in groups.setdefault(name, {}):
       raise UserError(f'{str(workdir)!r} is a second run of {name!r} with seed {seed}.',
-                      'Give one run a seed, or --group-by a field in which they differ.')
+                      'Name one run for each seed, or add --group-by with a field that differs.')
     groups[name][seed] = numbers
   shared = set.intersection(*(set(n) for runs in groups.values() for n in runs.values()))
   first = next(iter(groups))

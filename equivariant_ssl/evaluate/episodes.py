@@ -16,7 +16,7 @@ from equivariant_ssl.losses import unit
 from equivariant_ssl.types import Array, Key
 
 CHUNK = 100      # episodes at once: 5-way 5-shot with 16 queries on 512-d is 22 MiB of features
-ITERATIONS = 20  # of Newton's method
+ITERATIONS = 20  # the number of iterations of Newton's method
 STEPS = 6        # steps tried along a Newton direction: 1, 1/2, 1/4 ...
 # The largest length of a row of features: float32 Gram matrices of longer rows lose digits that 20
 # iterations need.

@@ -10,20 +10,29 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from equivariant_ssl.data import holdout
+from equivariant_ssl.data import card, holdout
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
-from equivariant_ssl.evaluate import inputs
-from equivariant_ssl.evaluate.frozen import frozen
+from equivariant_ssl.evaluate import evaluation_plan, inputs
+from equivariant_ssl.evaluate.frozen import Frozen, frozen
 from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
 from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
 from equivariant_ssl.evaluate.result_table import table
-from equivariant_ssl.evaluate.subject import Options, Protocol, Subject, config_of, source_of
+from equivariant_ssl.evaluate.subject import (
+  Options,
+  Protocol,
+  Subject,
+  config_of,
+  process_state,
+  source_of,
+)
+from equivariant_ssl.parallel import processes
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
+from equivariant_ssl.training.state import TrainState
 
-WIDTH = 120  # of tables that go into a file
+WIDTH = 120  # the width of tables that go into a file, in characters
 
 
 def protocol_names(names: list[str]) -> list[str]:
@@ -73,8 +82,11 @@ def _subjects(run: runs.Run, states: dict[str, Callable], options: Options
 
   def once(compute: Callable, network: str) -> Callable[[], Any]:
     return functools.cache(lambda: compute(run, functions, states[network]()))
+
+  def panel_alone(run: runs.Run, functions: Frozen, state: TrainState) -> Any:
+    return panel_features(run, functions, process_state(state))
   labeled = {network: once(labeled_features, network) for network in states}
-  panel = {network: once(panel_features, network) for network in states}
+  panel = {network: once(panel_alone, network) for network in states}
   return lambda network, seed: Subject(run, functions, states[network](), labeled[network],
                                        panel[network], jax.random.key(seed), options)
 
@@ -92,7 +104,7 @@ def _write(path: pathlib.Path, run: runs.Run, result: dict, readout: str, consol
     console.print(line)
   if not result['trained'][0]['numbers'] and strict:
     raise UserError(f'{result["protocol"]}: nothing that it needs is on disk.',
-                    'Each line above ends with the command that makes it.', BAD_DATA)
+                    'Each line above ends with the command that makes what is missing.', BAD_DATA)
   path.parent.mkdir(exist_ok=True)
   record.write_atomically(path, json.dumps(result, indent=1) + '\n')
   return result
@@ -102,7 +114,8 @@ class Evaluation(NamedTuple):
   """One evaluation of one checkpoint: what all of its protocols share.
 
   states: {network: () -> its state}. subject: (network, seed) -> Subject. about: the fields that
-  all result files have. seeds: of the protocols' own draws. options: as the user gave them.
+  all result files have. seeds: the seeds of the protocols' own draws.
+  options: the options that the user gave.
   """
   workdir: pathlib.Path
   run: runs.Run
@@ -115,18 +128,28 @@ class Evaluation(NamedTuple):
   strict: bool
 
 
+def _measure(protocol: Protocol, s: Subject) -> Any:
+  """Return what a protocol measures of a network, in each process of a job."""
+  if protocol.together:
+    return protocol.measure(s)
+  if protocol.reads == 'features':
+    s.labeled_features()  # all processes compute them; process 0 alone would wait for ever
+  return processes.from_main(lambda: as_json(protocol.measure(s.alone)))
+
+
 def _result(e: Evaluation, name: str, protocol: Protocol) -> dict:
   """Return the result of protocol `name`: the stored one where it is valid, else a new one."""
   seeds = list(e.seeds if protocol.seeded else e.seeds[:1])
   about = e.about | {'protocol': name, 'seeds': seeds, 'definition': definition(protocol)}
-  about |= {'data': as_json(protocol.data(e.run, e.options))}
+  about |= {'data': processes.from_main(lambda: as_json(protocol.data(e.run, e.options)))}
   path = _path(e.workdir, name, e.options)
-  result = stored_result(path, about, e.states, e.console.print)
+  result = processes.from_main(lambda: stored_result(path, about, e.states, e.console.print))
   if result is not None:
     return result
-  numbers = {network: [protocol.measure(e.subject(network, seed)) for seed in seeds]
+  numbers = {network: [_measure(protocol, e.subject(network, seed)) for seed in seeds]
              for network in e.states}
-  return _write(path, e.run, about | numbers, e.about['readout'], e.console, e.strict)
+  return processes.from_main(lambda: _write(path, e.run, about | numbers, e.about['readout'],
+                                            e.console, e.strict))
 
 
 def _open(workdir: pathlib.Path, run: runs.Run, step: int | None, seeds: tuple[int, ...],
@@ -160,10 +183,27 @@ def _without_lacking(run: runs.Run, names: list[str], console: Console, strict: 
   return [n for n, reason in reasons.items() if not reason]
 
 
+def _affordable(e: Evaluation, names: list[str]) -> list[str]:
+  """Return the default protocols that the size of the data allows; the others are printed."""
+  reasons = evaluation_plan.too_costly(e.subject('trained', e.seeds[0]), names)
+  for name, reason in reasons.items():
+    e.console.print(f'{name} left out: {reason}. To measure it anyway: --protocol {name}')
+  return [name for name in names if name not in reasons]
+
+
+def _print_plan(e: Evaluation, names: list[str]) -> dict[str, dict]:
+  """Print what an evaluation costs; it has no results."""
+  plan = evaluation_plan.make_plan(e.subject('trained', e.seeds[0]), names)
+  for line in evaluation_plan.lines(plan, len(e.states)):
+    e.console.print(line, highlight=False)
+  return {}
+
+
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
              seeds: tuple[int, ...] = (0,), options: Options = Options(),
              console: Console | None = None, strict: bool = True, untrained: bool = True,
-             data_request: runs.DataRequest = runs.DataRequest()) -> dict[str, dict]:
+             data_request: runs.DataRequest = runs.DataRequest(), plan: bool = False
+             ) -> dict[str, dict]:
   """Evaluate the newest valid checkpoint (or that of `step`) of a run under protocols.
 
   It prints tables, writes eval/PROTOCOL.json, and returns {protocol: what was written}. A stored
@@ -175,18 +215,29 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   UserError where a protocol that is listed by name cannot be measured (where the data are the
   reason, after the other protocols); else it is left out. untrained: measure the network at its
   initialization too. data_request: what the user says of the data, where these have moved or
-  differ from what the run knows (UserError OTHER_DATA).
+  differ from what the run knows (UserError OTHER_DATA). plan: print what it costs, and stop.
+
+  In a job of several processes each calls this; process 0 prints and writes.
   """
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+  if not processes.is_main():
+    console = Console(quiet=True)
   protocol_names(names)  # an unknown name is reported before the data are read
+  processes.agree('the argument', {'DIR': str(workdir), 'protocol': names, 'step': step,
+                                   'seeds': seeds, **as_json(options)})
   run = runs.reopen_run(workdir, None, console.print,
                         data_request._replace(readout=options.readout))
+  processes.agree("the data's", card.card_facts(run.card))
   validation = config_of(run).validation
   readout = holdout.readout_name(validation, options.readout)
   # '' means: as the run says.
   options = options._replace(readout='test' if readout == 'test' and validation else '')
   measurable = _without_lacking(run, names, console, strict)
   e = _open(workdir, run, step, seeds, options, readout, console, strict, untrained)
+  if plan:
+    return _print_plan(e, measurable)
+  if not names:
+    measurable = _affordable(e, measurable)
   results, failed = {}, {}
   for name in measurable:
     try:

@@ -80,13 +80,13 @@ def few_labels(train_features: np.ndarray, train_labels: np.ndarray, test_featur
   standardize = standardizer(train_features)
   large, number, left_out = _large_classes(train_labels, test_labels, classes, per_class)
   in_train, in_test = large[train_labels], large[test_labels]
-  train, train_labels = standardize(train_features)[in_train], number[train_labels[in_train]]
-  test, test_labels = standardize(test_features)[in_test], number[test_labels[in_test]]
+  row_of, train_labels = np.flatnonzero(in_train), number[train_labels[in_train]]
+  test, test_labels = standardize(test_features[in_test]), number[test_labels[in_test]]
   classes, accuracies = int(large.sum()), []
   with one_thread():
     for rows in subsets(train_labels, classes, key, per_class, trials):
-      model = RidgeClassifierCV(alphas=np.array(RIDGES) * train.shape[1])
-      model.fit(train[rows], train_labels[rows])
+      model = RidgeClassifierCV(alphas=np.array(RIDGES) * test.shape[1])
+      model.fit(standardize(train_features[row_of[rows]]), train_labels[rows])
       accuracies.append(accuracy(model.predict(test), test_labels))
   protocol = f'few_labels {per_class} a class, ridge, {trials} trials{left_out}'
   return FewLabels(protocol, *mean_std(accuracies), np.array(accuracies), classes)

@@ -42,8 +42,8 @@ Images = Sequence[str] | Sequence[int] | np.ndarray  # file names, or indices
 class Tuned(NamedTuple):
   """A fine-tuned network.
 
-  variables: of the encoder alone, as `network.apply` takes them. head: kernel [D K], bias [K].
-  losses: the loss of each step [steps].
+  variables: the variables of the encoder alone, as `network.apply` takes them. head: kernel [D K]
+  and bias [K]. losses: the loss of each step [steps].
   """
   variables: dict
   head: Head
@@ -98,7 +98,7 @@ def listed(images: Images, names: Sequence[str] | None, N: int) -> np.ndarray:
   listed twice, or the names are not known.
   """
   if not len(images):
-    raise UserError('The list of images is empty.')
+    raise UserError('The list of images is empty.', 'List one image on each line.')
   rows: list[Any] = list(images)
   if isinstance(rows[0], str):
     if names is None:
@@ -109,10 +109,10 @@ def listed(images: Images, names: Sequence[str] | None, N: int) -> np.ndarray:
   if lost:
     raise UserError(
         f'{len(rows) - len(lost):,} of the {len(rows):,} listed images are among the {N:,} '
-        f'training images; {lost[0]} is not.', 'Is it the list of this data set?')
+        f'training images; {lost[0]} is not.', 'Give the list of this data set.')
   if len(set(rows)) < len(rows):
     raise UserError(f'{len(rows) - len(set(rows)):,} of the {len(rows):,} listed images are listed '
-                    'twice.')
+                    'twice.', 'List each image once.')
   return np.sort(np.array(rows, np.int64))
 
 
@@ -243,10 +243,10 @@ def finetune(recipe: Recipe, state: TrainState, source: Source, key: Key, fracti
 
   See `subset` for the images and `train` for the training. images: a published list of images in
   place of a fraction (see `listed`, `read_list`); names: the names of the training images.
-  lr_backbone, lr_head: None means those of RATES whose share is the nearest. batch: global; fewer
-  images than a batch are one batch. The network after the last epoch is tested, on the central crop
-  (`inputs.with_center_crop`). `state` is not changed. Raises UserError where labels or classes are
-  missing, weights are not finite or training diverged.
+  lr_backbone, lr_head: None means those of RATES whose share is the nearest. batch: the global
+  batch; fewer images than that are one batch. The network after the last epoch is tested, on the
+  central crop (`inputs.with_center_crop`). `state` is not changed. Raises UserError where labels or
+  classes are missing, weights are not finite or training diverged.
   """
   _check(state, source)
   bank, labels = source.bank, labels_of(source.bank)

@@ -20,7 +20,7 @@ from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Action, Array, Image, Key, Op, Pair, Size
 
-SEED = 0  # of the held-out views: the same for every run and checkpoint
+SEED = 0  # the seed of the held-out views, the same for every run and checkpoint
 PANEL = ('crop', 'flip', 'vflip', 'rotate', 'turn', 'jitter', 'gray', 'blur', 'solarize', 'invert')
 JITTER = ('brightness', 'contrast', 'saturation', 'hue')
 # {op: its config section -> the fields with which it draws beyond the range it was trained on}
@@ -82,7 +82,7 @@ def _apply(recipe: Recipe, *arguments: Any, method: str) -> Any:
   return recipe.network.apply(*arguments, method=method)
 
 
-def _source_action(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
+def source_action(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
   """Return the action of `chain` whose view is the source of objective `name`.
 
   It is that of the objective's reference; without a reference, that of the pixels that an
@@ -97,7 +97,7 @@ def _source_action(recipe: Recipe, name: str, chain: Op, size: Size) -> Action:
 def _masked(recipe: Recipe, name: str, chain: Op, mask: Mask) -> Op:
   """Return `chain` in which only the ops of `mask` draw; the others keep the source's action."""
   def sample(key: Key, size: Size) -> Action:
-    action, source = chain.sample(key, size), _source_action(recipe, name, chain, size)
+    action, source = chain.sample(key, size), source_action(recipe, name, chain, size)
     return {n: select(mask[n], action[n], source[n]) for n in action}
   return chain._replace(sample=sample)
 
@@ -151,7 +151,7 @@ def _bank(recipe: Recipe, name: str, chain: Op, M: int):
       numbers = jnp.arange(1, M)
       keys = jax.vmap(lambda m: key_for(jax.random.key(SEED), 'bank', index, m))(numbers)
       augmented, actions = jax.vmap(lambda k: augment.augment(masked, k, image))(keys)
-      first = _source_action(recipe, name, chain, size)
+      first = source_action(recipe, name, chain, size)
       views = jax.vmap(lambda p, s: resize(Image(p, s), recipe.size).pixels)(*augmented)
       first_actions = {k: first[k] for k in actions}
       return (_prepend(source(image, first), views),

@@ -44,9 +44,10 @@ class Gains(NamedTuple):
 class Measured(NamedTuple):
   """The gains of a predictor and of its controls.
 
-  true: with the true actions. shuffled: with the actions of other images. zeroed: with identity
-  actions. identity: of the predictor that returns the source. over_shuffled, over_zeroed: the
-  paired differences of the absolute gain between true and that control.
+  true: the gains with the true actions. shuffled: those with the actions of other images. zeroed:
+  those with identity actions. identity: those of the predictor that returns the source.
+  over_shuffled, over_zeroed: the paired differences of the absolute gain between `true` and that
+  control.
   """
   true: Gains
   shuffled: Gains

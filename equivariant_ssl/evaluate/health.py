@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_finite, in_batches
 from equivariant_ssl.evaluate.linear import one_thread
+from equivariant_ssl.evaluate.statistics import row_blocks, std_of_columns
 from equivariant_ssl.losses import spread
 from equivariant_ssl.types import Array
 
@@ -50,10 +51,13 @@ def spectrum(features: np.ndarray) -> np.ndarray:
 
   The features are taken as they are, not centered.
   """
-  x = np.asarray(features, np.float64)
-  N, D = x.shape
+  N, D = features.shape
   with one_thread():
-    values = np.linalg.svd(np.linalg.qr(x, mode='r') if N > D else x, compute_uv=False)
+    x = np.zeros((0, D))
+    for rows in row_blocks(N):  # a triangular factor has the singular values of the rows so far
+      x = np.concatenate([x, np.asarray(features[rows], np.float64)])
+      x = np.asarray(np.linalg.qr(x, mode='r')) if len(x) > D else x
+    values = np.linalg.svd(x, compute_uv=False)
   return np.pad(values, (0, D - len(values)))
 
 
@@ -83,17 +87,20 @@ def lidar(views: np.ndarray, delta: float = DELTA) -> float:
   It is at most N - 1. delta is absolute: embeddings of another scale have another LiDAR. Raises
   UserError for fewer than 2 images or views.
   """
-  x = np.asarray(views, np.float64)
-  N, V, E = x.shape
+  N, V, E = views.shape
   if min(N, V) < 2:
     raise UserError(f'LiDAR of {V} views of {N} images is not defined.',
                     'It needs two images or more, and two views of each or more.')
-  means = x.mean(1)
-  about = (x - means[:, None, :]).reshape(-1, E)
-  between = means - means.mean(0)
+  means, within = np.zeros((N, E)), np.zeros((E, E))
   with one_thread():
+    for rows in row_blocks(N):
+      x = np.asarray(views[rows], np.float64)
+      means[rows] = x.mean(1)
+      about = (x - means[rows, None, :]).reshape(-1, E)
+      within += about.T @ about
+    between = means - means.mean(0)
     # The generalized problem has the same eigenvalues, without the root.
-    values = eigh(between.T @ between / N, about.T @ about / (N * V) + delta * np.eye(E),
+    values = eigh(between.T @ between / N, within / (N * V) + delta * np.eye(E),
                   eigvals_only=True)
   return _effective_rank(np.maximum(values, 0.))
 
@@ -101,11 +108,15 @@ def lidar(views: np.ndarray, delta: float = DELTA) -> float:
 def alignment(views: np.ndarray) -> float:
   """Return the mean squared distance of the unit vectors of an image's views [N V E], over all
   pairs of views (Wang & Isola 2020)."""
-  z = unit_vectors(views)
-  pairs = list(itertools.combinations(range(z.shape[1]), 2))
+  pairs = list(itertools.combinations(range(views.shape[1]), 2))
   if not pairs:
     raise UserError('Alignment of one view is not defined.', 'It needs two views of each image.')
-  return float(np.mean([np.sum((z[:, v] - z[:, w]) ** 2, axis=1).mean() for v, w in pairs]))
+
+  def distances(rows: slice) -> np.ndarray:
+    z = unit_vectors(views[rows])
+    return np.stack([np.sum((z[:, v] - z[:, w]) ** 2, axis=1) for v, w in pairs])
+  blocks = [distances(rows) for rows in row_blocks(len(views))]
+  return float(np.mean([pair.mean() for pair in np.concatenate(blocks, axis=1)]))
 
 
 def _log_potential(bank: Array, rows: tuple[Array, Array]) -> Array:
@@ -130,7 +141,7 @@ def uniformity(z: np.ndarray) -> float:
   N = len(z)
   if N < 2:
     raise UserError('Uniformity of one image is not defined.', 'It needs two images.')
-  z = unit_vectors(z).astype(np.float32)
+  z = np.concatenate([unit_vectors(z[rows]).astype(np.float32) for rows in row_blocks(N)])
   rows = z, np.arange(N, dtype=np.int32)
   logs = in_batches(Partial(_log_potential, jnp.asarray(z)), rows, max(1, min(N, 1024, PAIRS // N)))
   return float(logsumexp(logs.astype(np.float64)) - np.log(N) - np.log(N - 1))
@@ -139,15 +150,16 @@ def uniformity(z: np.ndarray) -> float:
 def health(features: np.ndarray, views: np.ndarray | None = None) -> Health:
   """Return the Health of features [N D].
 
-  views: embeddings [N V E] of V augmented views of each image, for lidar, alignment and uniformity
-  (of the first view; without views, of the features). Raises UserError where one is not finite.
+  views: embeddings [N V E] of V augmented views of each image, for lidar, alignment and uniformity.
+  Uniformity is that of the first view, or, without views, that of the features. Raises UserError
+  where a number is not finite.
   """
   features = np.asarray(features)
   check_finite(features)
   if views is not None:
     check_finite(np.asarray(views).reshape(len(views), -1))
   values = spectrum(features)
-  std = features.std(0, dtype=np.float64)
+  std = std_of_columns(features)
   dead = std <= SMALLEST * std.max()
   first, view_lidar, view_alignment = features, None, None
   if views is not None:

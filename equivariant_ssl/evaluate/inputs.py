@@ -140,15 +140,37 @@ def input_action(inputs: Inputs, chain: Op, true: Size) -> Action:
   return {**action, 'crop': action['crop']._replace(**fields)}
 
 
+def batch_pixels(inputs: Inputs, images: Array, sizes: Array | None) -> Array:
+  """Return the pixels [B size size C] that a network is given of images [B h w C] in [0, 1].
+
+  sizes: their true sizes [B 2]; None where all are square and stored at the network's size.
+  """
+  if sizes is not None:
+    return jax.vmap(functools.partial(input_pixels, inputs))(Image(images, sizes))
+  return jax.vmap(functools.partial(_stored_pixels, inputs))(images)
+
+
+def array_pixels(inputs: Inputs, images: Array) -> Array:
+  """Return the pixels [B size size C] that a network is given of images that are not squashed.
+
+  inputs: those of the run's own canvases. images: [B H W C] of any size, uint8, or floats in
+  [0, 1]. They are resized and cut as canvases of these true sizes are.
+  """
+  height, width = images.shape[1:3]
+  square = height == width == inputs.size
+  inputs = inputs._replace(canvas=height if height == width else 0, square=square)
+  in_bytes = images.dtype == jnp.uint8
+  images = images.astype(jnp.float32) / 255. if in_bytes else images.astype(jnp.float32)
+  sizes = jnp.broadcast_to(jnp.array([height, width], jnp.float32), (len(images), 2))
+  return batch_pixels(inputs, images, None if square else sizes)
+
+
 @functools.lru_cache
 def _program(inputs: Inputs) -> Callable:
   """Return (encode, arrays of a split) -> features; the same object for equal Inputs."""
   def f(encode: Callable[[Array], Array], rows: tuple[Array, ...]) -> Array:
     images = rows[0].astype(jnp.float32) / 255.
-    if not inputs.square:
-      images = jax.vmap(functools.partial(input_pixels, inputs))(Image(images, rows[1]))
-    elif inputs.short != inputs.size:
-      images = jax.vmap(functools.partial(_stored_pixels, inputs))(images)
+    images = batch_pixels(inputs, images, None if inputs.square else rows[1])
     return encode(images).astype(jnp.float32)
   return f
 

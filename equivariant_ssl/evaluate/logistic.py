@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.features import check_labeled
 from equivariant_ssl.evaluate.linear import held_out_mask, one_thread
-from equivariant_ssl.evaluate.statistics import Result, accuracy, result
+from equivariant_ssl.evaluate.statistics import Result, accuracy, result, row_blocks
 
 # Penalties of |theta|^2, beside the sum of the cross-entropies.
 PENALTIES = tuple(float(w) for w in np.logspace(-6, 5, 45))
@@ -23,7 +23,11 @@ Labeled = tuple[np.ndarray, np.ndarray]  # (features [N D], labels [N])
 
 
 class Fit(NamedTuple):
-  """theta [D + 1, K], its last row the bias, fitted at `penalty`; whether L-BFGS converged."""
+  """A fitted classifier.
+
+  theta: [D + 1, K]; its last row is the bias. penalty: the penalty that it was fitted at.
+  converged: whether L-BFGS converged.
+  """
   penalty: float
   theta: np.ndarray
   converged: bool
@@ -55,12 +59,22 @@ def _log_probabilities(rows: np.ndarray, theta: np.ndarray) -> np.ndarray:
 def _loss(flat: np.ndarray, scale: np.ndarray, penalty: float, rows: np.ndarray, y: np.ndarray):
   """Return (the loss, its gradient) at theta = scale x flat."""
   theta = scale * flat.reshape(len(scale), -1)
-  log_p = _log_probabilities(rows, theta)
-  index = np.arange(len(y))
-  loss = penalty * np.sum(theta ** 2) - log_p[index, y].sum()
-  error = np.exp(log_p, out=log_p)
-  error[index, y] -= 1.
-  return loss, (scale * (rows.T @ error + 2. * penalty * theta)).ravel()
+  loss, gradient = penalty * np.sum(theta ** 2), 0.
+  for block in row_blocks(len(rows)):
+    log_p = _log_probabilities(rows[block], theta)
+    index = np.arange(len(log_p))
+    loss = loss - log_p[index, y[block]].sum()
+    error = np.exp(log_p, out=log_p)
+    error[index, y[block]] -= 1.
+    gradient = gradient + rows[block].T @ error
+  return loss, (scale * (gradient + 2. * penalty * theta)).ravel()
+
+
+def _doubt(rows: np.ndarray, theta: np.ndarray) -> float:
+  """Return the mean over rows of 1 - sum of p^2: 0 where every prediction is certain."""
+  return float(np.mean(np.concatenate([
+      1. - np.exp(2. * _log_probabilities(rows[block], theta)).sum(1)
+      for block in row_blocks(len(rows))])))
 
 
 def path(x: np.ndarray, y: np.ndarray, classes: int, penalties: tuple[float, ...],
@@ -75,11 +89,12 @@ def path(x: np.ndarray, y: np.ndarray, classes: int, penalties: tuple[float, ...
   """
   rows = _with_one(x)
   spread, axes = np.linalg.eigh(rows.T @ rows)
-  rows, spread = rows @ axes, np.maximum(spread, 0.)[:, None]
+  for block in row_blocks(len(rows)):  # in place: there is no second copy in float64
+    rows[block] = rows[block] @ axes
+  spread = np.maximum(spread, 0.)[:, None]
   theta = np.zeros((rows.shape[1], classes)) if start is None else axes.T @ start
   for penalty in penalties:
-    # The mean over rows of 1 - sum of p^2: 0 where every prediction is certain.
-    doubt = float(np.mean(1. - np.exp(2. * _log_probabilities(rows, theta)).sum(1)))
+    doubt = _doubt(rows, theta)
     scale = 1. / np.sqrt(doubt / classes * spread + 2. * penalty)
     options = {'maxiter': ITERATIONS, 'maxfun': 2 * ITERATIONS, 'ftol': 0.,
                'gtol': TOLERANCE * np.sqrt(doubt)}

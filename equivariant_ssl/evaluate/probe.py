@@ -23,11 +23,11 @@ from equivariant_ssl.keys import key_for
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Array, Key
 
-HELD_OUT = .1  # of the training images, to choose a rate on
+HELD_OUT = .1  # the share of the training images on which a rate is chosen
 
 
 class ProbeSettings(NamedTuple):
-  """SGD with momentum .9 and no weight decay, on torch's default Linear.
+  """Settings of a probe: SGD with momentum .9 and no weight decay, on torch's default Linear.
 
   Training images go through a random resized crop (.08, 1) and a flip.
 

@@ -29,6 +29,7 @@ from equivariant_ssl.evaluate import (
   profile,
   regression,
   retrieval,
+  softmax_regression,
   transfer,
 )
 from equivariant_ssl.evaluate.features import labels_of
@@ -76,6 +77,11 @@ def _accuracy(s: Subject, result: Result) -> Measurement:
 def _of_features(classify: Callable[..., Result]) -> Callable[[Subject], Measurement]:
   """Return the measure of a protocol that classifies frozen features."""
   return lambda s: _accuracy(s, classify(*s.labeled_features()))
+
+
+def _of_split_features(classify: Callable[..., Result]) -> Callable[[Subject], Measurement]:
+  """Return the measure of a protocol that classifies frozen features on all devices of the run."""
+  return lambda s: _accuracy(s, classify(*s.labeled_features(), mesh=s.run.mesh))
 
 
 def _measure_probe(s: Subject, name: str) -> Measurement:
@@ -199,7 +205,8 @@ def _pairs_depend_on(*more: Any) -> tuple:
 def _probe_protocol(name: str) -> Protocol:
   return Protocol(
       functools.partial(_measure_probe, name=name),
-      f'SGD of a linear head on augmented images, as {name} has it', 'labels', seeded=True,
+      f'SGD of a linear head on augmented images, as {name} has it', 'labels', together=True,
+      seeded=True,
       depends_on=lambda: (probe.definition(probe.PROTOCOLS[name]), probe.HELD_OUT,
                           inputs.CENTER_MULTIPLE))
 
@@ -207,28 +214,31 @@ def _probe_protocol(name: str) -> Protocol:
 def _finetune_protocol(fraction: float) -> Protocol:
   return Protocol(
       functools.partial(_measure_finetune, fraction=fraction),
-      f'fine-tuning on {fraction:.0%} of the labels', 'labels', seeded=True, data=_finetune_marks,
+      f'fine-tuning on {fraction:.0%} of the labels', 'labels', together=True,
+      seeded=True, data=_finetune_marks,
       depends_on=lambda: (finetune.EPOCHS, finetune.BATCH, [*finetune.RATES.items()], fraction))
 
 
 SKLEARN, SCIPY = ('scikit-learn',), ('scipy',)
 PROTOCOLS = {
     'knn': Protocol(
-        _of_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
-        depends_on=lambda: (knn, knn.evaluate)),
+        _of_split_features(knn.evaluate), 'weighted kNN, k=200 or all of fewer, T=.1', 'labels',
+        reads='features', together=True, depends_on=lambda: (knn, knn.evaluate)),
     'cached': Protocol(
-        _of_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
-        depends_on=lambda: (linear, linear.cached), packages=SKLEARN),
+        _of_split_features(linear.cached), 'logistic regression on un-augmented features', 'labels',
+        reads='features', together=True, packages=SKLEARN,
+        depends_on=lambda: (linear, linear.cached, softmax_regression)),
     **{name: _probe_protocol(name) for name in probe.PROTOCOLS},
     'logistic': Protocol(
         _of_features(logistic.logistic), 'L-BFGS, 45 penalties (transfer\'s)', 'labels',
-        depends_on=lambda: (logistic, logistic.logistic), packages=SCIPY),
+        reads='features', packages=SCIPY, depends_on=lambda: (logistic, logistic.logistic)),
     'few_labels': Protocol(
-        _measure_few_labels, 'ridge on five labels a class', 'labels', seeded=True,
-        depends_on=lambda: (fewshot, fewshot.few_labels), packages=SKLEARN),
+        _measure_few_labels, 'ridge on five labels a class', 'labels',
+        reads='features', seeded=True, packages=SKLEARN,
+        depends_on=lambda: (fewshot, fewshot.few_labels)),
     'episodes': Protocol(
-        _measure_episodes, '2,000 5-way episodes of the test images', 'labels', seeded=True,
-        depends_on=lambda: (episodes, episodes.episodes)),
+        _measure_episodes, '2,000 5-way episodes of the test images', 'labels',
+        reads='features', seeded=True, depends_on=lambda: (episodes, episodes.episodes)),
     **{f'finetune{round(100 * f)}': _finetune_protocol(f) for f in (.01, .1, 1.)},
     'gains': Protocol(
         _measure_gains, 'EquiMod\'s absolute gain on held-out images', 'target',

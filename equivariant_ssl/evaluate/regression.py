@@ -31,7 +31,8 @@ class R2(NamedTuple):
   pooled: over all components and images about one global mean, as SIE's code pools; components of
   different means make it large by themselves. pooled_chance: the pooled R^2 of predicting each
   component's training mean, which may be near 1. averaged: the mean of the components' own R^2
-  (scikit-learn's 'uniform_average'), of chance 0. components: the R^2 of each component, by name.
+  (scikit-learn's 'uniform_average'), which is 0 by chance. components: the R^2 of each component,
+  by name.
   chosen: the settings that were used, and the names of the 'constant' components, which are left
   out.
   """

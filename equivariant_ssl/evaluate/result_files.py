@@ -65,7 +65,8 @@ def _module_constants(module: types.ModuleType) -> dict[str, Any]:
 def _function_defaults(function: Callable) -> dict[str, Any]:
   """Return {'module.function': {argument: its default}} of the plain defaults of a function."""
   parameters = inspect.signature(function).parameters.items()
-  defaults = {k: p.default for k, p in parameters if p.default is not p.empty}
+  # A mesh says where it is computed, not what.
+  defaults = {k: p.default for k, p in parameters if p.default is not p.empty and k != 'mesh'}
   name = f'{function.__module__.rpartition(".")[2]}.{function.__name__}'
   return {name: {k: v for k, v in defaults.items() if _is_plain(v)}}
 

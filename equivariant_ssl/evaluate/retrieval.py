@@ -27,8 +27,9 @@ class Retrieval(NamedTuple):
 class Retrieved(NamedTuple):
   """The retrieval of a predictor and of its controls.
 
-  true: with the true actions. shuffled: with those of other images and views. zeroed: with identity
-  actions. identity: of the predictor that returns the source. chance: (mrr, h1, h5).
+  true: the retrieval with the true actions. shuffled: that with the actions of other images and
+  views. zeroed: that with identity actions. identity: that of the predictor that returns the
+  source. chance: (mrr, h1, h5).
   over_shuffled: the paired difference of the mrr over images. picked: {'true' or a control: the
   bank's entry int [N M] at rank 1 for each target}.
   """
@@ -134,8 +135,8 @@ def measure(predict: Callable[[Pair], Array], source: Any, bank: Any, actions: A
   first view is the source itself, and a target too. identity: the action that does nothing, of one
   image. The controls leave the embeddings as they are and change both `before` and `after`;
   shuffled actions are those of any view of another image. A head that ignores its actions scores
-  chance, with over_shuffled at 0. Where views look alike (a flip has two looks) no predictor comes
-  near 1. Raises UserError for fewer than 2 images, or embeddings that are not finite.
+  chance, with over_shuffled at 0. Where views look alike (a flip gives only two views) no predictor
+  comes near 1. Raises UserError for fewer than 2 images, or embeddings that are not finite.
   """
   source, bank, actions = np.asarray(source), np.asarray(bank), jax.tree.map(np.asarray, actions)
   N, M, E = bank.shape

@@ -5,6 +5,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = .95
+BLOCK = 2 ** 16        # rows of features that are taken in float64 at a time
+BLOCK_NUMBERS = 2 ** 25  # numbers that are taken in float64 at a time: 256 MiB
 
 
 class Interval(NamedTuple):
@@ -31,6 +33,22 @@ class Result(NamedTuple):
   top5: float | None
   predictions: np.ndarray
   chosen: dict[str, Any]
+
+
+def row_blocks(count: int) -> list[slice]:
+  """Return the blocks of rows, at most BLOCK each, in which `count` rows are taken in float64."""
+  return [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
+
+
+def std_of_columns(x: np.ndarray) -> np.ndarray:
+  """Return the standard deviation of each column of x [N D], float64 [D].
+
+  Columns are taken in blocks: numpy would make a copy of all of x in float64.
+  """
+  N, D = x.shape
+  width = max(1, min(D, BLOCK_NUMBERS // max(N, 1)))
+  return np.concatenate([x[:, start:start + width].std(0, dtype=np.float64)
+                         for start in range(0, D, width)])
 
 
 def mean_value(value) -> float:

@@ -2,12 +2,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.tree_util import Partial
 
 from equivariant_ssl.data import card
 from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate.frozen import Frozen, variables
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training.runs import Run
 from equivariant_ssl.training.state import TrainState
 from equivariant_ssl.types import Key
@@ -24,6 +26,11 @@ def config_of(run: Run) -> Any:
   return run.config
 
 
+def process_state(state: TrainState) -> TrainState:
+  """Return a state that process 0 of a job can compute with alone, on its first device."""
+  return state if jax.process_count() == 1 else jax.tree.map(np.asarray, state)
+
+
 def held_out(run: Run) -> Split:
   """Return the images to measure equivariance on: the test split, or, without one, the training
   split."""
@@ -34,7 +41,7 @@ def held_out(run: Run) -> Split:
 class Options(NamedTuple):
   """The options of an evaluation, as the command line gives them.
 
-  epochs, batch: of the probes and of fine-tuning; 0 means the protocol's own. images: a file that
+  epochs, batch: those of probes and fine-tuning; 0 means the protocol's own. images: a file that
   lists the images to fine-tune on. targets: the data sets of transfer, () for all. root: the folder
   of TFDS. cache: the folder in which transfer keeps its features. readout: 'test' reads out on the
   test split, although the run holds images out of its training to be read out on.
@@ -63,6 +70,14 @@ class Subject(NamedTuple):
   panel_features: Callable[[], np.ndarray]
   key: Key
   options: Options
+
+  @property
+  def alone(self) -> 'Subject':
+    """The same network for process 0 of a job alone, on the devices of that process."""
+    if jax.process_count() == 1:
+      return self
+    return self._replace(state=process_state(self.state),
+                         run=self.run._replace(mesh=sharding.mesh(jax.local_devices())))
 
   @property
   def encode(self) -> Partial:
@@ -98,15 +113,19 @@ class Protocol(NamedTuple):
   """A named way to measure a frozen network.
 
   measure: Subject -> Measurement. about: one line that describes it. needs: 'labels', 'target' (an
-  objective that predicts a target embedding) or ''. percent: whether its numbers are shown times
-  100. seeded: whether it makes random draws of its own. depends_on: () -> the modules, functions
-  and constants that its numbers depend on (see `result_files.constants`). packages: the installed
-  packages that compute its numbers. version: to be raised when the same constants give other
-  numbers. data: (run, options) -> marks of the data that it reads.
+  objective that predicts a target embedding) or ''. reads: 'features' where it reads
+  `Subject.labeled_features`, which all processes of a job compute together. together: whether all
+  processes measure it, on all of their devices; else process 0 does, alone. percent: whether its
+  numbers are shown times 100. seeded: whether it makes random draws of its own. depends_on: () ->
+  the modules, functions and constants that its numbers depend on (see `result_files.constants`).
+  packages: the installed packages that compute its numbers. version: to be raised when the same
+  constants give other numbers. data: (run, options) -> marks of the data that it reads.
   """
   measure: Callable[[Subject], Measurement]
   about: str
   needs: str = ''
+  reads: str = ''
+  together: bool = False
   percent: bool = True
   seeded: bool = False
   depends_on: Callable[[], tuple] = tuple

@@ -91,7 +91,8 @@ def _in_memory(target: Target, source: Source) -> OpenTarget:
   """Return a data set that a module of `data` has read."""
   def part(split: Split | None) -> Part:
     if split is None or split.labels is None:
-      raise UserError('it has no labeled test images.', 'Transfer needs labels.')
+      raise UserError('it has no labeled test images.',
+                      'Transfer needs labels: leave it out of --targets.')
     return Part(text_digest(fingerprint.fingerprints(split._asdict())), lambda size: (split,))
   parts = {'train': part(source.train), 'test': part(source.test)}
   return OpenTarget(target, len(source.classes or ()), parts)
@@ -129,7 +130,8 @@ def _of_tfds(target: Target, path: pathlib.Path) -> OpenTarget:
   builder = tfds.open_directory(path)
   image, label = tfds.image_and_label(target.dataset, builder.info)
   if label is None:
-    raise UserError('it has no class label among its features.', 'Transfer needs labels.')
+    raise UserError('it has no class label among its features.',
+                    'Transfer needs labels: leave it out of --targets.')
   test = target.test if target.test in builder.info.splits else 'validation'
   splits = {'train': target.train, 'test': test}
   if target.valid:
@@ -146,8 +148,8 @@ def _of_tfds(target: Target, path: pathlib.Path) -> OpenTarget:
 def open_target(name: str, root: str = '') -> OpenTarget | MissingTarget:
   """Return the data set `name`, not read yet, or what makes it.
 
-  name: of DATASETS (from TFDS, or from root/NAME/train/CLASS/ and so on), a module of `data`, a
-  folder of class folders, or a name of TFDS. Raises UserError where it has no labels.
+  name: one of DATASETS (read from TFDS, or from root/NAME/train/CLASS/ and so on), a module of
+  `data`, a folder of class folders, or a name of TFDS. Raises UserError where it has no labels.
   """
   base, target = tfds.default_root(root), DATASETS.get(name, Target(name))
   place = base / name if name in DATASETS else pathlib.Path(os.path.expanduser(name))
@@ -178,7 +180,7 @@ def command_for(target: Target, base: pathlib.Path) -> str:
 def check_targets(names: Iterable[str], root: str = '') -> None:
   """Raise UserError for a name that is no target of transfer: neither a data set on disk or known
   to TFDS, nor a folder."""
-  known = {*DATASETS, *registry.names(data)} - {'folder', 'tfds'}
+  known = {*DATASETS, *registry.names(data)} - {'arrays', 'folder', 'tfds'}
   for name in names:
     if name in known or pathlib.Path(os.path.expanduser(name)).is_dir():
       continue

@@ -43,8 +43,8 @@ VERSION = 4
 class TransferRow(NamedTuple):
   """The accuracy on one data set.
 
-  value: of `metric`, a fraction. top1: the top-1 accuracy. note: the number of images that were
-  used, and of those that are published.
+  value: the value of `metric`, a fraction. top1: the top-1 accuracy. note: the number of images
+  that were used, and of those that are published.
   """
   name: str
   metric: str
@@ -93,7 +93,7 @@ def _features(encode: Callable, part: Part, size: int, mesh: Mesh | None) -> dic
     labels.append(split.labels)
   if not features or any(split_labels is None for split_labels in labels):
     raise UserError('some images have no label.' if features else 'a split has no images.',
-                    'Transfer needs labels.')
+                    'Transfer needs labels: leave it out of --targets.')
   return {'features': np.concatenate(features), 'labels': np.concatenate(labels)}
 
 

@@ -9,7 +9,7 @@ from equivariant_ssl.export import timm, torchvision
 from equivariant_ssl.training.runs import Run
 
 WEIGHTS, FACTS = 'model.safetensors', 'config.json'
-SECTION = 'equivariant_ssl'  # of config.json: what timm has no field for
+SECTION = 'equivariant_ssl'  # the part of config.json for what timm has no field for
 # {the encoder's name in a config: the module that names and builds its weights}
 FAMILIES: dict[str, ModuleType] = {'resnet': torchvision, 'vit': timm}
 Architecture = torchvision.Architecture | timm.Architecture

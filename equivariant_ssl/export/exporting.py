@@ -62,12 +62,13 @@ def _facts(run: runs.Run, architecture: Architecture, workdir: pathlib.Path, ste
            sha256: str) -> dict:
   """Return the content of config.json: the fields of timm, and the SECTION of this package.
 
-  step: of the checkpoint. sha256: of the file of weights.
+  step: the step of the checkpoint. sha256: the SHA-256 of the file of weights.
   """
   network, size, family = run.recipe.network, run.recipe.size, _family(run)
   section = {'version': __version__, 'run': workdir.absolute().name,
              'config': _config_name(workdir), 'step': step, 'encoder': architecture._asdict(),
-             'size': size, 'mean': network.mean, 'std': network.std, 'sha256': sha256,
+             'size': size, 'canvas': run.recipe.canvas, 'mean': network.mean, 'std': network.std,
+             'sha256': sha256,
              'standard': architecture.standard,
              'build': family.build_code(architecture, WEIGHTS).splitlines()}
   if architecture.note:
@@ -94,7 +95,7 @@ def _sample_images(size: int) -> np.ndarray:
 def _features(encode: Callable, encoder: tuple, images: np.ndarray) -> np.ndarray:
   """Return the features [N D] of images by an encoder (params, stats).
 
-  encode: that of the recipe's frozen functions.
+  encode: the function `encode` of the recipe's frozen functions.
   """
   params, stats = encoder
   values = {'params': {'encoder': params}, 'batch_stats': {'encoder': stats}}
@@ -163,7 +164,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path | None = None, step: int | N
   gets the lines that tell how torch loads the weights.
 
   out: the folder; None means `export` in the run's folder.
-  step: of the checkpoint; None means the newest valid one.
+  step: the step of the checkpoint; None means the newest valid one.
   place: where the data of a run without a data card are now.
   Raises UserError where the encoder is no ResNet or ViT, and where a file that is no export would
   be replaced.

@@ -39,7 +39,7 @@ IMAGENET = (.485, .456, .406), (.229, .224, .225)
 class Weights(NamedTuple):
   """A file of weights that was read.
 
-  tensors: those of the encoder. prefix: of their names in the file.
+  tensors: the tensors of the encoder. prefix: what precedes their names in the file.
   others: the names of all other tensors in the file.
   """
   file: pathlib.Path
@@ -48,7 +48,7 @@ class Weights(NamedTuple):
   others: list[str]
 
 
-def _facts_beside(file: pathlib.Path) -> dict:
+def facts_beside(file: pathlib.Path) -> dict:
   """Return the content of the config.json beside a file of weights.
 
   Raises UserError where it says that the file is not the file that was exported.
@@ -79,7 +79,7 @@ def _small_stem(facts: dict, name: str, encoder: Any) -> tuple[str, str]:
   The weights do not say its stride and padding. The name comes from a config.json, else from the
   config.
 
-  name: of the config. encoder: the config's encoder.
+  name: the name of the config. encoder: the config's encoder.
   """
   stem = facts.get(SECTION, {}).get('encoder', {}).get('stem')
   if stem in SMALL_STEMS:
@@ -122,7 +122,7 @@ def _first_state(run: runs.Run, family: ModuleType, tensors: State) -> tuple[Tra
 
 
 def _weights(file: pathlib.Path, state: State, family: ModuleType) -> Weights:
-  """Return the tensors in a file, with those of the encoder apart. family: that of the network."""
+  """Return the Weights in a file. family: the module of `export` for the network's kind."""
   with _about(file):
     tensors, prefix, others = family.backbone(state)
     torchvision.check_numbers(tensors)
@@ -175,7 +175,7 @@ def import_weights(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cif
   overrides = overrides or {}
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UserError(f'{workdir} is not empty.', 'Use another --workdir.')
-  content, facts = weight_files.read(file), _facts_beside(file)
+  content, facts = weight_files.read(file), facts_beside(file)
   base: Any = load_config(config, overrides)
   small_stem, stem_origin = _small_stem(facts, config, base.encoder)
   kind = 'vit' if any(k.endswith(timm.MARK) for k in content) else 'resnet'

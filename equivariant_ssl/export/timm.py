@@ -12,7 +12,7 @@ from equivariant_ssl.export.weight_files import State
 from equivariant_ssl.nets.vit import DEPTH, EPSILON, VARIANTS, to_torch  # noqa: F401
 
 MARK = 'blocks.0.attn.qkv.weight'  # the name of a tensor that every ViT has
-MODULES = ('cls_token', 'pos_embed', 'patch_embed', 'blocks', 'norm')  # of the encoder
+MODULES = ('cls_token', 'pos_embed', 'patch_embed', 'blocks', 'norm')  # the modules of the encoder
 FIRST, CLASSIFIER, POOL = 'patch_embed.proj', 'head', 'token'  # what timm's configs call them
 
 

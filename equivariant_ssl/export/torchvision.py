@@ -12,11 +12,11 @@ from equivariant_ssl.nets.resnet import DEPTHS, STEMS, to_torch
 
 COUNTER = 'num_batches_tracked'  # torch counts steps in these tensors; nothing here reads them
 VARIANCE = 'running_var'
-LARGEST = 1e18  # of a weight: float32 can still square it
+LARGEST = 1e18  # the largest weight that is accepted: float32 can still square it
 # Words in the names of a second copy of the network, which is not the trained copy.
 AVERAGES = ('encoder_k', 'momentum', 'teacher', 'target', 'ema')
 MARK = 'layer1.0.conv1.weight'  # the name of a tensor that every ResNet has
-MODULES = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')  # of the encoder
+MODULES = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')  # the modules of the encoder
 FIRST, CLASSIFIER, POOL = 'conv1', 'fc', 'avg'  # what timm's configs call them
 BUILD = '''import torch
 from safetensors.torch import load_file

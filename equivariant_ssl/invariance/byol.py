@@ -34,9 +34,10 @@ def make(decay: float = .996, update: str = 'after') -> Invariance:
   Raises UserError for another update or decay.
   """
   if update not in ('after', 'before'):
-    raise UserError(f'byol.update is {update!r}.', "Give 'after' or 'before' (the forward pass).")
+    raise UserError(f"byol.update is {update!r}, neither 'after' nor 'before'.",
+                    "Give 'after' (the optimizer's step) or 'before' (the forward pass).")
   if not 0. <= decay <= 1.:
-    raise UserError(f'byol.decay is {decay}.',
+    raise UserError(f'byol.decay is {decay}, which is not a share.',
                     'Give the share of the average that stays, from 0 to 1, as in .996.')
 
   def loss(embeddings: Embeddings) -> Array:

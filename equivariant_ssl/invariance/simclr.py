@@ -15,8 +15,8 @@ def make(temperature: float = .5, negatives: str = 'all', scale: float = 1.) -> 
   for other negatives.
   """
   if negatives not in ('all', 'cross'):
-    raise UserError(f'simclr.negatives is {negatives!r}.',
-                    "Give 'all' (2B - 2) or 'cross' (B - 1).")
+    raise UserError(f"simclr.negatives is {negatives!r}, neither 'all' nor 'cross'.",
+                    "Give 'all' (2B - 2 negatives) or 'cross' (B - 1 negatives).")
 
   def loss(embeddings: Embeddings) -> Array:
     a, b = two_views('simclr', embeddings.projected)

@@ -12,7 +12,7 @@ from equivariant_ssl.types import Array
 # Size of the patches of one slice of the sum, which stay in the caches (see benchmarks/conv.py).
 PATCH_BYTES = 5 * 2 ** 20
 
-DTYPES = ('float32', 'bfloat16')   # that a network may compute in; weights are float32
+DTYPES = ('float32', 'bfloat16')   # the dtypes of a network's computation; weights are float32
 
 # torch's default: U(+-1 / sqrt(fan in)).
 torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')

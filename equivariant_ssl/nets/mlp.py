@@ -73,9 +73,9 @@ def make(hidden: Sequence[int] = (2048,), out: int = 128, bias: bool = False,
   """An MLP: a module (x [... D], train) -> [... out] float32.
 
   hidden:    the widths of the hidden layers.
-  norm:      after each hidden layer: 'none', 'batch', 'batch_nobias', 'batch_noaffine' or 'layer'
-             (E-SSL). Batch statistics are over all leading axes together.
-  last_norm: the same, after the output ('batch_nobias': SimCLR v2; 'batch_noaffine': EquiMod and
+  norm:      the norm after each hidden layer: 'none', 'batch', 'batch_nobias', 'batch_noaffine' or
+             'layer' (E-SSL). Batch statistics are over all leading axes together.
+  last_norm: the norm after the output ('batch_nobias': SimCLR v2; 'batch_noaffine': EquiMod and
              SimSiam).
   bias, last_bias: whether the hidden layers, or the output layer, have a bias.
   hidden_activation_last: whether a ReLU follows the last hidden layer (none in E-SSL's SimSiam

@@ -35,7 +35,7 @@ class Network(nn.Module):
 
   projector, predictor: None where the invariance has none.
   heads:     {objective: head}.
-  mean, std: of the inputs, for each channel.
+  mean, std: the mean and the standard deviation of the inputs, for each channel.
   joint:     views of one size share one pass through the encoder and the heads, and so their
              BatchNorm statistics (EquiMod). Else each view has a pass of its own (BYOL, SimSiam,
              Barlow Twins, VICReg, CARE).

@@ -1,5 +1,8 @@
-"""BatchNorm as torch computes it, over all axes of the global batch but the last."""
+"""BatchNorm as torch computes it, over the images of the global batch or of each group of them."""
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,49 +15,89 @@ EPSILON = 1e-5
 MOMENTUM = .9   # the share of the running statistics that stays; torch's `momentum` is 1 - this
 
 
+STATISTICS_SCOPE = 'batch_statistics'  # the name, in a compiled program, of what computes them
+_image_groups: contextvars.ContextVar[int] = contextvars.ContextVar('image_groups', default=1)
+
+
+@contextlib.contextmanager
+def image_groups(groups: int) -> Iterator[None]:
+  """A context for tracing: each of `groups` equal groups of the images has statistics of its own.
+
+  A group is consecutive images of the batch, with all their views of one pass, as the devices of a
+  mesh hold them (`sharding.batch_sharding`). It changes BatchNorm in training alone. The default is
+  one group, the whole batch.
+  """
+  token = _image_groups.set(groups)
+  try:
+    yield
+  finally:
+    _image_groups.reset(token)
+
+
 def _scaled(x: Array, mean: Array, rstd: Array, scale: Array, bias: Array) -> Array:
-  """(x - mean) rstd scale + bias, computed in float32, in the dtype of x."""
-  wide = jnp.expand_dims
-  axes = tuple(range(x.ndim - 1))
-  y = (x.astype(jnp.float32) - wide(mean, axes)) * wide(rstd * scale, axes) + wide(bias, axes)
+  """(x - mean) rstd scale + bias, computed in float32, in the dtype of x.
+
+  The four are [C] for x [... C], or [G C] for x [G ... C].
+  """
+  wide = functools.partial(jnp.expand_dims, axis=_reduced_axes(x, mean))
+  y = (x.astype(jnp.float32) - wide(mean)) * wide(rstd * scale) + wide(bias)
   return y.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize(x: Array, scale: Array, bias: Array, exact: bool) -> tuple[Array, Array, Array]:
-  """(normalized x, mean [C], biased variance [C]) of x [... C], by its own statistics.
+def _reduced_axes(x: Array, mean: Array) -> tuple[int, ...]:
+  """The axes of x over which the statistics `mean` [C], or [G C] of x [G ... C], were taken."""
+  return tuple(range(mean.ndim - 1, x.ndim - 1))
 
-  The computation is in float32. The gradient is written out: it keeps x alone for the backward
-  pass, where autodiff would keep a centered float32 copy. No gradient flows through the returned
-  statistics.
+
+def _split(x: Array, groups: int) -> Array:
+  """x [N ... C] as [G N/G ... C]; as it is where there is one group."""
+  return x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
+              ) -> tuple[Array, Array, Array]:
+  """(normalized x, mean, biased variance) of x [N ... C], by its own statistics.
+
+  The statistics are [C], over all leading axes together; or [G C] with `groups` G > 1, each over
+  N / G consecutive rows. The computation is in float32. The gradient is written out: it keeps x
+  alone for the backward pass, where autodiff would keep a centered float32 copy. No gradient flows
+  through the returned statistics.
 
   exact: compute the variance in two passes, for nearly constant inputs.
   """
-  return _normalize_forward(x, scale, bias, exact)[0]
+  return _normalize_forward(x, scale, bias, exact, groups)[0]
 
 
-def _normalize_forward(x, scale, bias, exact):
-  wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+@jax.named_scope(STATISTICS_SCOPE)
+def _normalize_forward(x, scale, bias, exact, groups):
+  rows = _split(x, groups)
+  wide, axes = rows.astype(jnp.float32), tuple(range(int(groups > 1), rows.ndim - 1))
   mean = wide.mean(axes)
   if exact:
     var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
   else:
     var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.)
   rstd = jax.lax.rsqrt(var + EPSILON)
-  return (_scaled(x, mean, rstd, scale, bias), mean, var), (x, mean, rstd, scale)
+  scale, bias = (jnp.broadcast_to(a, mean.shape) for a in (scale, bias))
+  y = _scaled(rows, mean, rstd, scale, bias).reshape(x.shape)
+  return (y, mean, var), (x, mean, rstd, scale)
 
 
-def _normalize_backward(exact, saved, cotangents):
+def _normalize_backward(exact, groups, saved, cotangents):
   x, mean, rstd, scale = saved
-  axes = tuple(range(x.ndim - 1))
-  n = float(x.size // x.shape[-1])  # a float: beyond int32 at a batch of 65,536
-  dy = cotangents[0].astype(jnp.float32)
-  unit = _scaled(x.astype(jnp.float32), mean, rstd, jnp.ones_like(mean),
-                 jnp.zeros_like(mean))
-  d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
+  dy = _split(cotangents[0], groups).astype(jnp.float32)
+  rows = _split(x, groups)
+  axes = _reduced_axes(rows, mean)
+  n = float(x.size // mean.size)  # a float: beyond int32 at a batch of 65,536
+  unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
+  with jax.named_scope(STATISTICS_SCOPE):
+    d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
   dx = per_channel(rstd * scale) * (dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n))
-  return dx.astype(x.dtype), d_scale, d_bias
+  if groups > 1:
+    d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
+  return dx.reshape(x.shape).astype(x.dtype), d_scale, d_bias
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -66,6 +109,10 @@ class BatchNorm(nn.Module):
   The statistics are over all leading axes together, and always float32. In training x is normalized
   by its own statistics, and the running statistics move (with the unbiased variance, as in torch).
   Otherwise the running statistics are used.
+
+  Within `image_groups(G)` each group of images is normalized by its own statistics, as where each
+  GPU has its own. The running statistics then move by the mean over the groups. (torch's
+  DistributedDataParallel keeps those of process 0, which saw a G-th of the images.)
 
   exact: see `normalize`.
   """
@@ -84,11 +131,13 @@ class BatchNorm(nn.Module):
     if not train:
       rstd = jax.lax.rsqrt(running_var.value + EPSILON)
       return _scaled(x, running_mean.value, rstd, scale, bias)
-    normalized: Any = normalize(x, scale, bias, self.exact)
+    groups = _image_groups.get()
+    normalized: Any = normalize(x, scale, bias, self.exact, groups)
     y, mean, var = normalized
     if not self.is_initializing():
-      n = x.size // C
+      n = x.size // mean.size
       unbiased = var * (n / max(n - 1, 1))
       for running, new in ((running_mean, mean), (running_var, unbiased)):
+        new = new if groups == 1 else new.mean(0)
         running.value = MOMENTUM * running.value + (1 - MOMENTUM) * new
     return y

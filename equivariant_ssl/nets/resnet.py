@@ -119,14 +119,14 @@ def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 
              pool), 'solo' (as 'cifar' but padded by two pixels, solo-learn's: 32 pixels become 34)
              or 'half' (3x3, stride 2, no pool; for small images on CPU).
   width:     the number of channels of the first stage.
-  dtype:     of the computation; 'bfloat16' halves the memory. Weights, BatchNorm statistics and the
-             output stay float32.
+  dtype:     the dtype of the computation; 'bfloat16' halves the memory. Weights, BatchNorm
+             statistics and the output stay float32.
   zero_init: the last BatchNorm of a block starts at 0, so that the block starts as the identity.
   remat:     keep only the input of each block, and compute the block again in the backward pass: a
              third more work for less memory.
-  init:      of the convolutions: 'torchvision' (normal, by the fan out), 'torch' (torch's default,
-             uniform, by the fan in; AugSelf resets them all to it) or 'stem' ('torch' for the first
-             convolution alone; EquiMod, CARE and solo-learn replace it for CIFAR).
+  init:      how convolutions start: 'torchvision' (normal, by the fan out), 'torch' (torch's
+             default, uniform, by the fan in; AugSelf resets them all to it) or 'stem' ('torch' for
+             the first convolution alone; EquiMod, CARE and solo-learn replace it for CIFAR).
 
   Raises UserError for an unknown depth, stem, dtype or init.
   """

@@ -18,8 +18,8 @@ from equivariant_ssl.types import Array
 # variant: (width, heads); a head is 64 wide.
 VARIANTS = {'tiny': (192, 3), 'small': (384, 6), 'base': (768, 12)}
 DEPTH = 12      # blocks
-RATIO = 4       # of the width of an MLP's hidden layer to that of its input
-EPSILON = 1e-6  # of LayerNorm
+RATIO = 4       # the width of an MLP's hidden layer, over the width of its input
+EPSILON = 1e-6  # what LayerNorm adds to the variance
 
 normal = nn.initializers.normal(.02)  # timm truncates at +-2, a hundred standard deviations
 
@@ -118,7 +118,7 @@ def make(variant: str = 'small', patch: int = 16, size: int = 224, depth: int = 
   size:    the side of the images that the positions are for, as a rule config.size (CIFAR: size 32,
            patch 4). For views of another size the positions are resized.
   depth:   the number of blocks.
-  dtype:   of the computation. Weights, LayerNorm, softmax and output stay float32.
+  dtype:   the dtype of the computation. Weights, LayerNorm, softmax and output stay float32.
   remat:   keep only the input of each block, and compute the block again in the backward pass: a
            third more work for much less memory.
 

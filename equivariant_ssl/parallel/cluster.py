@@ -86,7 +86,7 @@ def _number(env: Env, name: str, job: str, default: int | None = None) -> int:
   text = env.get(name) or ('' if default is None else str(default))
   if not (text.isascii() and text.isdigit()):
     raise UserError(f'{job} is set, and {name} is {repr(text) if text else "missing"}: '
-                    'that is not the whole of a job.',
+                    'the description of the job is incomplete.',
                     f'{"srun" if job.startswith("SLURM") else "mpirun"} sets all of it; '
                     f'for one process alone: env -u {job} eqssl ...')
   return int(text)
@@ -95,7 +95,7 @@ def _number(env: Env, name: str, job: str, default: int | None = None) -> int:
 def _raise_if_beyond(index: int, count: int, names: str, job: str) -> None:
   """Raise UserError if there is no process `index` among `count` processes."""
   if index >= count:
-    raise UserError(f'{names} are {index} of {count}, from 0: not those of one job.',
+    raise UserError(f'{names} are {index} and {count}; numbers in a job go from 0 to {count - 1}.',
                     f'For one process alone: env -u {job} eqssl ...')
 
 
@@ -117,7 +117,7 @@ def ompi(env: Env) -> Place | None:
   elif not host and 'JAX_COORDINATOR_ADDRESS' not in env:
     raise UserError('this mpirun does not tell its processes where process 0 is.',
                     'mpirun -x JAX_COORDINATOR_ADDRESS=HOST:61440 ..., '
-                    'HOST being the first of its machines.')
+                    'where HOST is the first of its machines.')
   return Place(_address(env, host, number), count, index, local_index, local_count)
 
 
@@ -162,8 +162,8 @@ def slurm(env: Env) -> Place | None:
     if count > 1:
       raise UserError(f'SLURM job {env["SLURM_JOB_ID"]} has {count} tasks, and this process is '
                       'none of them: it was started without srun.',
-                      'srun eqssl train ...; for one process alone: '
-                      'env -u SLURM_JOB_ID eqssl train ...')
+                      'srun eqssl COMMAND ...; for one process alone: '
+                      'env -u SLURM_JOB_ID eqssl COMMAND ...')
     return None
   count = number('SLURM_STEP_NUM_TASKS' if env.get('SLURM_STEP_NUM_TASKS') else 'SLURM_NTASKS')
   if count < 2:
@@ -180,8 +180,8 @@ def slurm(env: Env) -> Place | None:
   job = number('SLURM_JOB_ID') + 64 * number('SLURM_STEP_ID', default=0)
   host = _first_host(env['SLURM_STEP_NODELIST'])
   if not host and 'JAX_COORDINATOR_ADDRESS' not in env:
-    raise UserError('SLURM_STEP_NODELIST is empty: this task is not told where the first is.',
-                    'Start it by srun.')
+    raise UserError('SLURM_STEP_NODELIST is empty, so this task does not know where the first is.',
+                    'Start it by srun: srun eqssl ...')
   return Place(_address(env, host, job), count, index, local_index, tasks[node])
 
 
@@ -195,10 +195,10 @@ def kubernetes(env: Env) -> Place | None:
     return None
   name, part = env.get('JOBSET_NAME'), env.get('REPLICATED_JOB_NAME', 'workers')
   host = f'{name}-{part}-0-0.{name}' if name else 'JOB-0.SERVICE'
-  raise UserError(f'this is pod {env["JOB_COMPLETION_INDEX"]} of an indexed Job, and it is not '
-                  'told where the other pods are.',
+  raise UserError(f'this is pod {env["JOB_COMPLETION_INDEX"]} of an indexed Job, and it does '
+                  'not know where the other pods are.',
                   f'In its env: EQSSL_COORDINATOR={host}:{FIRST_PORT} and EQSSL_PROCESSES=PODS '
-                  '(1: a run a pod); eqssl launch gke writes them.')
+                  '(1: each pod is a run by itself); eqssl launch gke writes them.')
 
 
 def tpu(env: Env) -> bool:
@@ -230,7 +230,7 @@ def gpus(place: Place, env: Env, present: int) -> list[int] | None:
     best = granted or visible
     raise UserError(f'{count} processes of this machine see {visible} GPU{"s" * (visible > 1)} '
                     'and cannot share them evenly.',
-                    f'#SBATCH --ntasks-per-node={best} (a process a GPU)'
-                    + (', or =1 (one for all).' if best > 1 else '.') + ' With mpirun: -N.')
+                    f'#SBATCH --ntasks-per-node={best} (one process for each GPU)'
+                    + (', or =1 (one for all GPUs).' if best > 1 else '.') + ' With mpirun: -N.')
   each = visible // count
   return list(range(place.local_index * each, (place.local_index + 1) * each))

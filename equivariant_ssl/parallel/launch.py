@@ -6,6 +6,7 @@ The files in launch/ say how.
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import string
@@ -16,13 +17,17 @@ from typing import NamedTuple
 from equivariant_ssl import shipped
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel.accelerators import ACCELERATORS
+from equivariant_ssl.parallel.device_plan import plan_on
 from equivariant_ssl.registry import unknown_name
+from equivariant_ssl.training import stop
 
 # What `--set` can set, with the defaults. None: the value must be set. '': train.sh has a default.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '',
        'project': '', 'spot': ''}
 GKE = {'image': None, 'claim': None, 'name': '', 'nodes': '1', 'gpus': '8',
        'accelerator': 'nvidia-tesla-a100'}
+DEFAULT_SLICE = 'v4-32'  # of train.sh
 COUNTS = {'nodes', 'gpus'}  # the settings that are whole numbers
 Settings = dict[str, str]
 
@@ -119,23 +124,49 @@ def gke(config: str, train: list[str], settings: Settings) -> Submission:
 PLACES = {'slurm': slurm, 'tpu': tpu, 'gke': gke}
 
 
+def devices_of(where: str, settings: Settings) -> str:
+  """Return the devices that a submission asks for, as `train --plan --on` takes them.
+
+  Raises UserError if their kind is not known: of a template without one, and of GPUs or TPUs that
+  no plan can be made for.
+  """
+  if where == 'tpu':
+    return settings.get('type') or DEFAULT_SLICE
+  if where == 'gke':
+    complete = {**GKE, **settings}
+    return f'{complete["accelerator"]}:{complete["nodes"]}x{complete["gpus"]}'
+  name = settings.get('template', 'train')
+  if name not in ACCELERATORS:
+    raise UserError(f'the template {name} does not say which GPUs it gets that a plan knows: '
+                    f'{", ".join(k for k, a in ACCELERATORS.items() if a.gpu)}.',
+                    'Name them: eqssl train --config NAME --plan --on h100:8')
+  text = template(f'slurm/{name}.sbatch').read_text(encoding='utf-8')
+  written = dict(re.findall(r'^#SBATCH --([\w-]+)=(\S+)', text, re.MULTILINE)) | settings
+  gpus = written.get('gpus-per-node') or written.get('gres', '1')
+  return f'{name}:{written.get("nodes", "1")}x{gpus.split(":")[-1]}'
+
+
 def _parse_settings(settings: list[str]) -> Settings:
   """Return {key: value} of the arguments of --set, KEY=VALUE each."""
   pairs = [s.partition('=') for s in settings]
   if not all(key and sign for key, sign, _ in pairs):
-    raise UserError(f'--set {" ".join(settings)}: not settings.',
+    raise UserError(f'--set {" ".join(settings)}: a setting is KEY=VALUE.',
                     'e.g. --set nodes=4 account=PROJECT')
   return {key: value for key, _, value in pairs}
 
 
 def launch(where: str, config: str, workdir: str, overrides: dict[str, str], settings: list[str],
-           dry: bool) -> int:
+           dry: bool, plan: bool = False) -> int:
   """Submit the training of a config, and return the exit code of the command that submits it.
 
-  dry: print what would be submitted, and submit nothing.
+  dry:  print what would be submitted, and submit nothing.
+  plan: print what a step costs on the devices that it would be submitted to, and submit nothing.
   """
-  load_config(config, overrides)  # a mistake in the config is reported now, not hours later
+  resolved = load_config(config, overrides)  # its mistakes are reported now, not hours later
   pairs = _parse_settings(settings)
+  if plan:
+    plan_on(resolved, devices_of(where, pairs), stop.say)
+    return 0
   if where == 'tpu' and workdir:
     raise UserError('on a TPU the run is in the bucket.',
                     'Leave --workdir out; --set bucket=BUCKET name=NAME.')

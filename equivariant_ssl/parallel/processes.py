@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError
+from equivariant_ssl.errors import OTHER_CONFIG, WATCHDOG, UserError, describe
 from equivariant_ssl.parallel import cluster, sharding
 from equivariant_ssl.storage.environment import versions
 from equivariant_ssl.training import stop
 
-HEARTBEAT = 20  # seconds of silence after which a process counts as lost
 LOOKS = 15      # times, a second apart, that the processes look before they give up
 LOST = ('another process of this job was lost, or one ended with an error, perhaps this one: '
         'the lines before say why.',
@@ -42,11 +41,13 @@ def initialize() -> None:
   """Join the other processes of the job, and print once who they are.
 
   SLURM, Open MPI, Cloud TPU or Kubernetes describe the job, or EQSSL_COORDINATOR (host:port),
-  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone nothing happens. Call this before
-  anything else touches jax.
+  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone, or one that has joined, nothing
+  happens. Call this before anything else touches jax.
 
   Raises UserError if the job cannot work as it was started.
   """
+  if jax.distributed.is_initialized():
+    return
   place = cluster.find(os.environ)
   if place is None and not cluster.tpu(os.environ):
     return
@@ -65,8 +66,9 @@ def initialize() -> None:
                    place.coordinator if local and place.process_index == 0 else None}
   _explain_aborts(_not_joined(place))
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT,
-                               shutdown_timeout_seconds=HEARTBEAT, **options)
+    # After how long a silence a process counts as lost is left to jax (100 s): a file system that
+    # stalls for half a minute must not end a job.
+    jax.distributed.initialize(**options)
   except ValueError:
     if place:
       raise
@@ -101,6 +103,19 @@ def gather(value: Any) -> list:
   return [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
 
 
+def gather_rows(rows: np.ndarray) -> list[np.ndarray]:
+  """Return the arrays [n D] of all processes, in their order; n may differ, and D where n is 0."""
+  if jax.process_count() == 1:
+    return [rows]
+  from jax.experimental.multihost_utils import process_allgather
+  shapes = gather(rows.shape)
+  n, D = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+  padded = np.zeros((n, D), rows.dtype)
+  padded[:len(rows), :rows.shape[1]] = rows
+  return [array[:count] for array, (count, _) in
+          zip(np.asarray(process_allgather(padded)), shapes, strict=True)]
+
+
 def agree(subject: str, values: dict[str, Any]) -> None:
   """Raise UserError OTHER_CONFIG, in all processes, if their values differ from those of process 0.
 
@@ -115,6 +130,51 @@ def agree(subject: str, values: dict[str, Any]) -> None:
                       f'{first.get(name)} and {other.get(name)}.',
                       'Start all of them by the same command, from the same files and environment.',
                       OTHER_CONFIG)
+
+
+def raise_together(error: Exception | None) -> None:
+  """Raise UserError, in all processes, where any of them has an `error`: the first of them."""
+  described = None if error is None else describe(error)
+  first = next((other for other in gather(described) if other), None)
+  if first:
+    text, code = first
+    raise UserError(text, code=code) from error
+
+
+def together(compute: Callable[[], Any]) -> Any:
+  """Return `compute()` of this process, which does not wait for others, once all have computed.
+
+  An error of any process is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  try:
+    value = compute()
+  except Exception as e:
+    error = e
+  raise_together(error)
+  return value
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+  """Return `compute()`, a JSON value, of process 0; the other processes wait for it.
+
+  An error of process 0 is raised in all of them.
+  """
+  if jax.process_count() == 1:
+    return compute()
+  value, error = None, None
+  if is_main():
+    try:
+      value = compute()
+    except Exception as e:
+      error = e
+  value, described = gather((value, None if error is None else describe(error)))[0]
+  if described:
+    text, code = described
+    raise UserError(text, code=code) from error
+  return value
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:
@@ -140,8 +200,10 @@ def lost_process_error(error: BaseException | None) -> UserError | None:
   """Return UserError WATCHDOG if `error`, or an error behind it, means that a process is lost."""
   while error is not None and jax.process_count() > 1:
     text = str(error)
-    if (isinstance(error, jax.errors.JaxRuntimeError)
-        and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
+    # jax raises some errors of the runtime as ValueError, such as 'UNKNOWN: Gloo AllGather failed'.
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match('[A-Z_]+: ', text))
+    if (of_runtime and not re.search(LOCAL_SIGNS, text, re.IGNORECASE)
         and re.search(LOST_SIGNS, text, re.IGNORECASE)):
       line = (text.splitlines() or [''])[0][:150]
       return UserError(f'{LOST[0]} What jax reports: {line}', LOST[1], WATCHDOG)
@@ -181,7 +243,7 @@ def _not_joined(place: cluster.Place | None) -> UserError:
   if place:
     cause = (f'process {place.process_index} of {place.process_count} did not meet the others at '
              f'{place.coordinator} in {place.wait} s')
-  return UserError(f'{cause}, or was one too many.',
+  return UserError(f'{cause}, or the job has one process too many.',
                    'Start all at once, each with its own number and the same number of processes; '
                    'each must reach that name and port, without a proxy: '
                    'unset http_proxy https_proxy.')
@@ -210,13 +272,11 @@ def table(rows: list[tuple[str, int, str]]) -> list[str]:
   """
   devices = sum(n for _, n, _ in rows)
   machines = len({h for h, _, _ in rows})
-  ending = 's' * (machines > 1)
-  lines = [f'{len(rows)} processes on {machines} machine{ending}, {devices} devices']
+  lines = [f'{len(rows)} processes on {machines} machine{"s" * (machines > 1)}, {devices} devices']
   for row, group in itertools.groupby(enumerate(rows), lambda pair: tuple(pair[1])):
     numbers = [i for i, _ in group]
-    alone = len(numbers) == 1
-    span = f'process {numbers[0]}' if alone else f'processes {numbers[0]}-{numbers[-1]}'
-    lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}' + ('' if alone else ' each'))
+    span = f'processes {numbers[0]}-{numbers[-1]}' if numbers[1:] else f'process {numbers[0]}'
+    lines.append(f'  {span}: {row[0]}, {row[1]} x {row[2]}{" each" if numbers[1:] else ""}')
   return lines
 
 
@@ -230,8 +290,8 @@ def _meet() -> None:
   jax.block_until_ready(jax.jit(jnp.sum)(everyone))
   agree('the version of', versions())
   devices = jax.local_devices()
-  has_gpus = glob.glob('/dev/nvidia[0-9]*')
-  if devices[0].platform == 'cpu' and has_gpus and not os.environ.get('JAX_PLATFORMS'):
+  on_cpu = devices[0].platform == 'cpu' and not os.environ.get('JAX_PLATFORMS')
+  if on_cpu and glob.glob('/dev/nvidia[0-9]*'):
     raise UserError('this machine has GPUs, and jax sees none of them.',
                     'pip install -e ".[cuda]" (".[cuda12]" for a V100 or an older driver); '
                     'to train without them: JAX_PLATFORMS=cpu')

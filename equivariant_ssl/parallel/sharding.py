@@ -81,8 +81,33 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place_array, tree)
 
 
-def check_batch(batch: int, devices: int, parts: int = 1) -> None:
-  """Raise a UserError where the global batch, in `parts`, does not divide over the devices."""
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+  """`rows` [N ...] as a global array [N' ...], split over the devices of a mesh.
+
+  N' is the next multiple of the devices; the rows beyond N are zeros. The rows are the same in
+  every process, each of which hands its own devices their part. A CPU reads them where they lie,
+  if they lie at a multiple of 64 bytes.
+  """
+  split, padded = batch_sharding(mesh), -(-len(rows) // mesh.size) * mesh.size
+  if padded == len(rows):
+    return place(rows, split)
+
+  def part(index: Any) -> np.ndarray:
+    start, stop = index[0].start or 0, padded if index[0].stop is None else index[0].stop
+    here = rows[start:stop]
+    lacking = stop - start - len(here)
+    zeros = np.zeros((lacking, *rows.shape[1:]), rows.dtype)
+    return np.concatenate([here, zeros]) if lacking else here
+  return jax.make_array_from_callback((padded, *rows.shape[1:]), split, part)
+
+
+def check_batch(batch: int, devices: int, parts: int = 1, groups: int = 1) -> None:
+  """Raise a UserError where the global batch does not divide over the devices.
+
+  parts:  that are computed one after the other; each must divide over the devices.
+  groups: of images with BatchNorm statistics of their own. A device must hold whole groups, or a
+          group whole devices; else images would have to move between devices.
+  """
   unit = devices * parts
   if batch % unit:
     near = max(batch // unit, 1) * unit
@@ -90,3 +115,8 @@ def check_batch(batch: int, devices: int, parts: int = 1) -> None:
     raise UserError(f'A batch of {batch} does not divide over {devices} devices{in_parts}.',
                     f'The batch is the global one. Use {near} or {near + unit}, '
                     f'e.g. --config.batch={near}.')
+  if groups % devices and devices % groups:
+    raise UserError(f'{groups} groups of images (config.batchnorm_groups) do not line up with '
+                    f'{devices} devices.', 'One number must divide the other: use '
+                    f'{math.gcd(groups, devices)} or {math.lcm(groups, devices)} devices; in a new '
+                    f'run, e.g. --config.batchnorm_groups={devices}.')

@@ -14,11 +14,12 @@ from jax.stages import Traced
 from equivariant_ssl.data.source import fits_in_memory
 from equivariant_ssl.data.stream import is_stream
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.nets.norm import STATISTICS_SCOPE
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
 from equivariant_ssl.training import runs
 from equivariant_ssl.training.recipe import make_recipe, warmup_warning
-from equivariant_ssl.training.step import Batch, draw_views, loss, streamed_step, target_embeddings
+from equivariant_ssl.training.step import Batch, draw_views, resident_step, streamed_step
 
 # The images of each split and the classes of data sets, as published. They serve a plan for data
 # that are not prepared.
@@ -39,13 +40,15 @@ class StepPlan(NamedTuple):
   flops:           operations of the matrix products and convolutions, for the global batch.
   params:          bytes of the parameters.
   optimizer:       bytes of the optimizer's state and of a target network.
-  activations:     bytes that the forward pass keeps for the gradient.
-  arguments:       bytes of the step's arguments.
-  temporaries:     bytes that the compiler plans, with gradients and activations.
+  batch:           bytes of its part of a batch.
   data:            bytes of the data set, if it lies on the device.
-  need:            bytes in all. The CPU keeps bfloat16 in twice the bytes; there this is the least
-                   that any device needs: arguments, gradients, activations, data.
+  temporaries:     bytes that the compiler of this kind plans besides: gradients, activations.
+  need:            bytes in all. On CPU what must exist on any device: parameters, optimizer, batch,
+                   data. What a device needs besides, its own compiler alone can say.
   collectives:     {kind: (number, bytes of their results)}.
+  statistics:      those of them that BatchNorm's statistics need.
+  groups:          the groups of images that have BatchNorm statistics of their own.
+  parts:           the parts of the batch that the encoder computes one after the other.
   images:          the images of the global batch.
   views:           the views of each image.
   steps:           the steps of the run.
@@ -57,29 +60,37 @@ class StepPlan(NamedTuple):
   flops: float
   params: int
   optimizer: int
-  activations: int
-  arguments: int
-  temporaries: int
+  batch: int
   data: int
+  temporaries: int
   need: int
   collectives: dict[str, tuple[int, int]]
+  statistics: dict[str, tuple[int, int]]
+  groups: int
+  parts: int
   images: int
   views: int
   steps: int
   steps_per_epoch: int
 
 
-def _data_bytes(config: Any, run: runs.Run) -> int:
-  """Return the bytes of the data set on each device; 0 if it is streamed."""
+def resident_images(config: Any, run: runs.Run) -> int:
+  """Return the number of images that lie on each device; 0 if they are streamed to it."""
   if run.source:
     count, streams = len(run.source.train.images), is_stream(run.source.train.images)
   else:
     count = _train_count(config)
     streams = config.data.get('stream') or not fits_in_memory(count, run.recipe.canvas)
-  return 0 if streams else count * run.recipe.canvas ** 2 * 3
+  return 0 if streams else count
 
 
-def _tree_bytes(tree: Any) -> int:
+def data_bytes(run: runs.Run, resident: int) -> int:
+  """Return the bytes of the images that lie on each device."""
+  return tree_bytes(_image_shapes(run, resident, sharding.replicated_sharding(run.mesh))) * bool(
+      resident)
+
+
+def tree_bytes(tree: Any) -> int:
   """Return the bytes of a tree of shapes on one device."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
              for x in jax.tree.leaves(tree))
@@ -94,54 +105,74 @@ def plan_step(config: Any, mesh: Mesh, log: Say = lambda line: None) -> StepPlan
   recipe, state = run.recipe, runs.abstract_state(run, config.sharding)
   if line := warmup_warning(config, recipe):
     log(line)
-  device = mesh.devices.flat[0]
+  device, batch = mesh.devices.flat[0], batch_shapes(run)
+  resident = resident_images(config, run)
+  traced = trace_step(run, resident)
   on_cpu = device.platform == 'cpu'
-  batch, traced = _batch_shapes(run), _trace(run)
   options: Any = sharding.ONCE if on_cpu else None
   compiled = traced.lower().compile(compiler_options=options)
   memory = compiled.memory_analysis()
   assert memory is not None  # every backend that trains has it
-  views = jax.eval_shape(
-      lambda: draw_views(recipe, run.key, jnp.zeros((), jnp.int32), _zeros(batch)))
-  params, activations = _tree_bytes(state.params), _activation_bytes(run, state, views)
-  need = (memory.argument_size_in_bytes + memory.output_size_in_bytes
-          - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
-  if on_cpu:
-    need = memory.argument_size_in_bytes + params + activations
-  data = _data_bytes(config, run)
+  params = tree_bytes((state.params, state.stats))
+  optimizer = tree_bytes((state.opt_state, state.target, state.extras))
+  need = params + optimizer + tree_bytes(batch) + data_bytes(run, resident)
+  if not on_cpu:
+    need = (memory.argument_size_in_bytes + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
+  text = compiled.as_text() or ''
   return StepPlan(
       devices=mesh.size, kind=device.device_kind,
       parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-      flops=flops(traced.jaxpr.jaxpr), params=params,
-      optimizer=_tree_bytes((state.opt_state, state.target)), activations=activations,
-      arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes, data=data,
-      need=need + data, collectives=collectives(compiled.as_text() or ''), images=recipe.batch,
-      views=sum(v.images.shape[1] for v in views.values()), steps=recipe.steps,
-      steps_per_epoch=recipe.steps_per_epoch)
+      flops=flops(traced.jaxpr.jaxpr), params=params, optimizer=optimizer,
+      batch=tree_bytes(batch), data=data_bytes(run, resident),
+      temporaries=memory.temp_size_in_bytes, need=need,
+      collectives=collectives(text), statistics=collectives(text, STATISTICS_SCOPE),
+      groups=recipe.batchnorm_groups, parts=recipe.accumulate, images=recipe.batch,
+      views=count_views(run), steps=recipe.steps, steps_per_epoch=recipe.steps_per_epoch)
+
+
+def count_views(run: runs.Run) -> int:
+  """Return the number of views of each image."""
+  views = jax.eval_shape(lambda: draw_views(run.recipe, run.key, jnp.zeros((), jnp.int32),
+                                            _zeros(batch_shapes(run))))
+  return sum(v.images.shape[1] for v in views.values())
 
 
 def step_flops(config: Any) -> float:
   """Return the FLOPs of a step of a config. The step is traced and not compiled."""
   run = planned_run(config, sharding.mesh(jax.devices()[:1]), lambda line: None)
-  return flops(_trace(run).jaxpr.jaxpr)
+  return flops(trace_step(run).jaxpr.jaxpr)
 
 
-def _batch_shapes(run: runs.Run) -> Batch:
-  """Return the shapes of a batch, split over the run's mesh."""
-  side, count = run.recipe.canvas, run.recipe.batch
+def _image_shapes(run: runs.Run, count: int, split: Any) -> Batch:
+  """Return the shapes of `count` canvases, with what goes with them, placed by a sharding."""
+  side = run.recipe.canvas
 
   def shape(dimensions: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=sharding.batch_sharding(run.mesh))
+    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=split)
   return Batch(shape((count, side, side, 3), jnp.uint8), shape((count, 2), jnp.float32),
                shape((count,), jnp.int32) if run.recipe.probe else None)
 
 
-def _trace(run: runs.Run) -> Traced:
-  """Trace the run's step for a batch that is passed to it."""
-  rule = run.config.sharding
-  step = streamed_step(run.recipe, run.mesh, rule=rule)
-  return step.trace(run.key, runs.abstract_state(run, rule), _batch_shapes(run))
+def batch_shapes(run: runs.Run) -> Batch:
+  """Return the shapes of a batch, split over the run's mesh."""
+  return _image_shapes(run, run.recipe.batch, sharding.batch_sharding(run.mesh))
 
+
+def trace_step(run: runs.Run, resident: int = 0) -> Traced:
+  """Trace the run's step.
+
+  resident: the number of images that lie on each device; 0 if batches are passed to the step.
+  """
+  rule = run.config.sharding
+  state = runs.abstract_state(run, rule)
+  if not resident:
+    step = streamed_step(run.recipe, run.mesh, rule=rule)
+    return step.trace(run.key, state, batch_shapes(run))
+  copied = sharding.replicated_sharding(run.mesh)
+  order = jax.ShapeDtypeStruct((resident,), jnp.int32, sharding=copied)
+  step = resident_step(run.recipe, run.mesh, rule=rule)
+  return step.trace(run.key, state, _image_shapes(run, resident, copied), order)
 
 def known_data(config: Any) -> tuple[int, int] | None:
   """Return (training images, classes) of a config's data, or None if they are not known.
@@ -166,7 +197,7 @@ def _train_count(config: Any) -> int:
 
 def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
   """Return the run of a config. It has no source if the size of its data is known."""
-  sharding.check_batch(config.batch, mesh.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.size, config.accumulate, config.batchnorm_groups)
   facts = known_data(config)
   if facts is None:
     return runs.prepare_run(config, mesh, log)
@@ -181,40 +212,39 @@ def _zeros(tree: Any) -> Any:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
 
-def _activation_bytes(run: runs.Run, state: Any, views: dict) -> int:
-  """Return the bytes on a device that the forward pass saves for the gradient, without weights."""
-  recipe, target = run.recipe, None
-  if state.target:
-    average, stats = state.target
-
-    def embed_target():
-      target_views = {'views': _zeros(views['views'])}
-      return target_embeddings(recipe, _zeros(average), _zeros(stats), target_views)
-    target = jax.eval_shape(embed_target)[0]
-
-  def backward():
-    fixed = _zeros(views), None if target is None else _zeros(target)
-    return jax.vjp(lambda params: loss(recipe, params, _zeros(state.stats), *fixed)[0],
-                   _zeros(state.params))[1]
-  weights = {x.shape for x in jax.tree.leaves(state.params)}
-  saved = [x for x in jax.tree.leaves(jax.eval_shape(backward)) if x.shape not in weights]
-  return sum(x.size * x.dtype.itemsize for x in saved) // run.mesh.size
-
-
-def _size_text(count: int | float) -> str:
-  """Return a number of bytes in MiB or GiB."""
+def size_text(count: int | float) -> str:
+  """Return a number of bytes in KiB, MiB or GiB."""
+  if count < .1 * 2**20:
+    return f'{count / 2**10:.1f} KiB'
   return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
+
+
+def _exchange_text(exchanged: dict[str, tuple[int, int]]) -> str:
+  """Return collectives in words."""
+  return ', '.join(f'{count} {kind}, together {size_text(size)}'
+                   for kind, (count, size) in exchanged.items()) or 'none'
+
+
+def _batchnorm_line(p: StepPlan) -> str:
+  """Return the line that says over which images BatchNorm takes statistics, and what it costs."""
+  images = p.images // p.parts // p.groups
+  over = f'the {images:,} images of {"a part" if p.parts > 1 else "the batch"}'
+  if p.groups > 1:
+    held = (f'a device holds {p.groups // p.devices}' if p.groups >= p.devices else
+            f'one is on {p.devices // p.groups} devices')
+    over = f'each of {p.groups} groups of {images:,} images; {held}'
+  exchanged = _exchange_text(p.statistics)
+  return f'batchnorm    statistics over {over}; of these collectives: {exchanged}'
 
 
 def lines(p: StepPlan) -> list[str]:
   """Return the lines that describe a plan."""
-  large_enough = [g for g in MEMORIES if p.need <= .9 * g * 2**30]
-  on_cpu = p.kind == 'cpu'  # the need is then a lower bound: another compiler has other temporaries
-  fits_on = f'no device of {MEMORIES[-1]} GiB'
-  if large_enough:
-    fits_on = f'{"may fit on " if on_cpu else ""}devices of {large_enough[0]} GiB and more'
-  exchanged = ', '.join(f'{count} {kind}, together {_size_text(size)}'
-                        for kind, (count, size) in p.collectives.items())
+  if p.kind == 'cpu':
+    fits_on = 'ask the compiler of the devices: --plan --on h100:8, or v5e:4x8'
+  else:
+    large_enough = [g for g in MEMORIES if p.need <= .9 * g * 2**30]
+    fits_on = (f'devices of {large_enough[0]} GiB and more (a tenth left free)' if large_enough
+               else f'no device of {MEMORIES[-1]} GiB')
   per_device = p.images // p.devices
   return [
       f'devices      {p.devices} x {p.kind}, batch {p.images} = {p.devices} x {per_device}',
@@ -224,13 +254,14 @@ def lines(p: StepPlan) -> list[str]:
       f'the run      {p.flops * p.steps / 1e18:,.3g} EFLOP, '
       f'{p.images * p.steps / 1e6:,.4g} million images',
       f'parameters   {p.parameters / 1e6:,.2f} million',
-      f'a device     {_size_text(p.params)} parameters, {_size_text(p.optimizer)} optimizer and '
-      f'target, {_size_text(p.activations)} activations kept for the gradient, '
-      f'{_size_text(p.data) if p.data else "no"} data',
-      f'             {_size_text(p.arguments)} arguments, {_size_text(p.temporaries)} temporaries '
-      f'by the compiler for {p.kind}; {"at least " * on_cpu}{_size_text(p.need)} in all',
-      f'collectives  {exchanged or "none"}, a step and device',
-      f'fits         {fits_on} (a tenth left free)',
+      f'a device     {size_text(p.params)} parameters, {size_text(p.optimizer)} optimizer and '
+      f'target, {size_text(p.batch)} batch, {size_text(p.data) if p.data else "no"} data',
+      f'             {size_text(p.need)} '
+      + ('must exist; the rest depends on the device' if p.kind == 'cpu' else
+         f'in all, with {size_text(p.temporaries)} temporaries'),
+      f'collectives  {_exchange_text(p.collectives)}, a step and device',
+      _batchnorm_line(p),
+      f'fits         {fits_on}',
   ]
 
 

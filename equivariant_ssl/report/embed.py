@@ -2,12 +2,15 @@
 
 `eqssl neighbors` finds the images of such a file that are nearest to an image.
 """
+import functools
 import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -15,17 +18,19 @@ from jax.tree_util import Partial
 from equivariant_ssl.data import card, folder, source
 from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.image_header import FORMATS, BadImage
+from equivariant_ssl.encoder import open_run
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central_features
 from equivariant_ssl.evaluate.result_files import weights_digest
 from equivariant_ssl.evaluate.statistics import quantity
+from equivariant_ssl.evaluate.subject import process_state
+from equivariant_ssl.parallel import processes, sharding
 from equivariant_ssl.report import embeddings, page
 from equivariant_ssl.report.embeddings import ImageFeatures, Origin
 from equivariant_ssl.report.gallery import picture_block, read_image
 from equivariant_ssl.report.pictures import Tile, nearest, upright
 from equivariant_ssl.storage import checkpoint
-from equivariant_ssl.training import runs
 
 CHUNK = 1024     # images that are decoded at a time: 150 MB of 224 x 224 pixels
 BATCH = 256
@@ -33,7 +38,7 @@ THUMBNAIL = 192  # pixels of a picture's longer side
 K = 10           # neighbors where the user gives no number
 
 
-class Encoder(NamedTuple):
+class ImageEncoder(NamedTuple):
   """The encoder of a checkpoint.
 
   encode: images [B S S 3] in [0, 1] -> features [B D]. size: S, in pixels.
@@ -46,22 +51,17 @@ class Encoder(NamedTuple):
   rules: PixelRules = PixelRules()
 
 
-def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> Encoder:
+def _encoder(workdir: pathlib.Path, step: int | None = None, place: str = '') -> ImageEncoder:
   """Return the encoder of a run's newest valid checkpoint, or of the checkpoint of `step`.
 
   The mean and the standard deviation of its inputs are those of its data card.
   place: where the data of a run without a data card are now.
   """
-  def say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-  run = runs.reopen_run(workdir, None, say, runs.DataRequest(place), needs_data=False)
-  number, state, meta = checkpoint.load_checkpoint(workdir / 'checkpoints',
-                                                   runs.abstract_state(run), step)
-  data_card = card.card_from_json(meta['data']) if 'data' in meta else run.card
-  origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(data_card))
-  return Encoder(Partial(frozen(run.recipe).encode, variables(state)), run.recipe.size, run.mesh,
-                 origin, _reading(run.config))
+  run, number, state = open_run(workdir, step, place)
+  origin = Origin(str(workdir), number, weights_digest(state), card.data_mark(run.card))
+  mesh = run.mesh if jax.process_count() == 1 else sharding.mesh(jax.local_devices())
+  encode = Partial(frozen(run.recipe).encode, variables(process_state(state)))
+  return ImageEncoder(encode, run.recipe.size, mesh, origin, _reading(run.config))
 
 
 def _reading(config: Any) -> PixelRules:
@@ -94,16 +94,32 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
   return folder.SplitFiles(path, index.paths, index.within), images, lines
 
 
-def _encode_part(encoder: Encoder, part: folder.SplitFiles, batch: int
+def _encode_part(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
                  ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-  """Return the rows of `part` that can be read, their features [N D], and (row, reason) of each
-  row that cannot."""
+  """Return the readable rows of `part`, their features [N D], and (row, reason) of the others."""
   split, bad = source.decode_records(folder.folder_records(part, None, encoder.rules), encoder.size)
   good = np.delete(np.arange(len(part.paths)), [i for i, _ in bad])
   if not len(good):
     return good, np.zeros((0, 0), np.float32), bad
   split = source.Split(split.images[good], split.sizes[good], None)
   return good, central_features(encoder.encode, split, encoder.size, batch, encoder.mesh), bad
+
+
+def _encode_shares(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
+                   ) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
+  """Yield what `_encode_part` returns of the rows of `part`, CHUNK by CHUNK.
+
+  The processes of a job each encode their own share of the chunks, and all of them get all results.
+  """
+  count, number = jax.process_count(), jax.process_index()
+  for first in range(0, len(part.paths), CHUNK * count):
+    paths = part.paths[first + number * CHUNK:first + (number + 1) * CHUNK]
+    good, features, bad = processes.together(
+        functools.partial(_encode_part, encoder, part._replace(paths=paths), batch))
+    start = first + number * CHUNK
+    rows = processes.gather(([start + int(i) for i in good], [(start + i, why) for i, why in bad]))
+    for (good_rows, bad_rows), array in zip(rows, processes.gather_rows(features), strict=True):
+      yield good_rows, array, bad_rows
 
 
 def _text(path: str) -> str:
@@ -128,7 +144,8 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   the columns path and features. The features are those of the central square at the run's size, as
   `eqssl eval --protocol transfer` computes them. CHUNK canvases are in memory at a time.
 
-  place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed.
+  place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed. In a
+  job of several processes each encodes its share of the images, and process 0 writes.
   Returns how many images were left out; stderr has a line for each.
   Raises UserError for another ending, before it computes, and where no image can be read.
   """
@@ -140,24 +157,26 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   def name(path: str) -> str:
     return os.path.join(base, path) if base else images
 
-  for start in range(0, len(paths), CHUNK):
-    part = folder.SplitFiles(root, paths[start:start + CHUNK], within)
-    good, part_features, bad = _encode_part(encoder, part, min(BATCH, len(paths)))
-    names += [_text(name(part.paths[i])) for i in good]
+  processes.agree('the images', {'number': len(paths), 'first': paths[0], 'last': paths[-1]})
+  part, read = folder.SplitFiles(root, paths, within), 0
+  for good, part_features, bad in _encode_shares(encoder, part, min(BATCH, len(paths))):
+    names += [_text(name(paths[i])) for i in good]
     features += [part_features] if len(good) else []
-    lines += [f'{folder.printable(name(part.paths[i]))}: {reason}' for i, reason in bad]
-    if len(paths) > CHUNK:
-      print(f'{min(start + CHUNK, len(paths)):,} of {len(paths):,} images')
-  for line in lines:
+    lines += [f'{folder.printable(name(paths[i]))}: {reason}' for i, reason in bad]
+    read += len(good) + len(bad)
+    if len(paths) > CHUNK and processes.is_main():
+      print(f'{read:,} of {len(paths):,} images')
+  for line in lines if processes.is_main() else ():
     print(line, file=sys.stderr)
   if not names:
     raise UserError(f'{images!r} has no image that can be read.', 'The lines above say why.',
                     BAD_DATA)
   result = ImageFeatures(names, np.concatenate(features), encoder.origin)
-  embeddings.save(target, result)
+  processes.from_main(lambda: embeddings.save(target, result))
   left_out = f'; {len(lines):,} left out, listed above' if lines else ''
-  print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
-        f'of {encoder.origin.name}, written to {out}{left_out}.')
+  if processes.is_main():
+    print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
+          f'of {encoder.origin.name}, written to {out}{left_out}.')
   return len(lines)
 
 
@@ -190,7 +209,8 @@ def _query(stored: ImageFeatures, file: str, query: str, workdir: str | None, pl
   return features[0], None
 
 
-def _file_encoder(stored: ImageFeatures, file: str, workdir: pathlib.Path, place: str) -> Encoder:
+def _file_encoder(stored: ImageFeatures, file: str, workdir: pathlib.Path, place: str
+                  ) -> ImageEncoder:
   """Return the encoder of a run, at the step that made `file` if the run still has that step.
 
   Raises UserError where the file says that another network, or another data card, made it.

@@ -20,8 +20,8 @@ METADATA = 'equivariant_ssl'  # the key of a .parquet file's metadata that holds
 class Origin(NamedTuple):
   """The checkpoint that made features.
 
-  run: the folder of its run. digest: that of its weights, as in DIR/eval.
-  mark: that of its data card, '' in a file that an older version wrote.
+  run: the folder of its run. digest: the digest of its weights, as in DIR/eval.
+  mark: the mark of its data card, '' in a file that an older version wrote.
   """
   run: str
   step: int
@@ -37,7 +37,7 @@ class Origin(NamedTuple):
 class ImageFeatures(NamedTuple):
   """The features of N images.
 
-  paths: of the N images. features: float32 [N D].
+  paths: the paths of the images. features: float32 [N D].
   origin: the checkpoint that made them; None where a file does not say it (a .csv cannot).
   """
   paths: list[str]
@@ -119,7 +119,7 @@ def form(path: pathlib.Path) -> Form:
 
 
 def save(path: pathlib.Path, embeddings: ImageFeatures) -> None:
-  """Write an embedding file. A failure leaves the old file, or none, and never a part of one."""
+  """Write an embedding file. A failure leaves the old file or no file, and never part of a file."""
   with tempfile.TemporaryDirectory(dir=path.parent, prefix='.new-') as scratch:
     new = pathlib.Path(scratch, f'new{path.suffix.lower()}')
     form(path).write(new, embeddings)
@@ -127,7 +127,7 @@ def save(path: pathlib.Path, embeddings: ImageFeatures) -> None:
 
 
 def read(path: pathlib.Path) -> ImageFeatures:
-  """Read an embedding file. Raises UserError where the file is none."""
+  """Read an embedding file. Raises UserError where it is not one."""
   file_form = form(path)
   try:
     embeddings = file_form.read(path)

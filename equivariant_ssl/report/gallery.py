@@ -15,6 +15,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.report import page, pictures
 from equivariant_ssl.report.pictures import Tile
 from equivariant_ssl.training import runs
+from equivariant_ssl.training.factories import op_settings
 from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.step import Batch
 
@@ -88,7 +89,7 @@ def _roles(config: Any, recipe: Recipe) -> list[page.Table | page.Points]:
   rows, settings = [], []
   for name in config.augment.order:
     section, second = config.augment[name], config.augment.second.get(name, {})
-    words = [f'{k} {_setting(v)}' for k, v in sorted(section.items()) if k != 'role']
+    words = [f'{k} {_setting(v)}' for k, v in sorted(op_settings(section).items())]
     words += [f'in the second view {k} {_setting(v)}' for k, v in second.items()]
     rows.append((name, section.role, MEANING[section.role]))
     settings.append(f'{name}: {", ".join(words)}.')

@@ -12,7 +12,7 @@ from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import charts, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.run_folder import RunFolder
-from equivariant_ssl.training.step_log import COLLAPSED
+from equivariant_ssl.training.step_log import COLLAPSED, FIRST_STEP, MONITOR, SAVE
 
 Rows = Sequence[Mapping[str, Any]]  # the rows of a log
 
@@ -163,6 +163,17 @@ def training_seconds(folder: RunFolder) -> float | None:
   return total or None
 
 
+def time_between_steps(folder: RunFolder) -> str:
+  """Return a sentence on the time that the log counts beside the training steps."""
+  totals = {words: sum(row.get(name, 0.) for row in folder.log)
+            for name, words in ((FIRST_STEP, 'first steps with their compilation'),
+                                (MONITOR, 'measuring'), (SAVE, 'saving'))}
+  if not any(totals.values()):  # an older version wrote this log
+    return 'The time of a span includes any compilation and checkpoints that fell into it.'
+  parts = ', '.join(f'{words} {duration(seconds)}' for words, seconds in totals.items() if seconds)
+  return f'Not in it: {parts}.'
+
+
 def duration(value: float | None) -> str:
   """Return seconds as '51 s', '12.3 min' or '4.2 h'; None is 'unknown'."""
   if value is None:
@@ -257,7 +268,7 @@ def throughput_section(folder: RunFolder) -> Section:
     return Section('Throughput', 'throughput', [missing])
   text = (f'Median {quantity(float(np.median(rates)), "image", ",.0f")} a second over '
           f'{quantity(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
-          'The time of a span includes any compilation and checkpoints that fell into it.')
+          + time_between_steps(folder))
   return Section('Throughput', 'throughput', [Paragraph(text), *chart_blocks(
       curve(TITLES['images_per_s'], folder.log, {'images_per_s': 'images/s'}),
       curve('Waiting for data, % of the time', folder.log, {'data_wait': 'wait'}, 100.),

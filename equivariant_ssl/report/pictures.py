@@ -1,4 +1,5 @@
 """Pictures with words under them: views with their actions, retrieved views, and neighbors."""
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +18,14 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs, step
 from equivariant_ssl.training.recipe import Recipe
 from equivariant_ssl.training.state import TrainState
-from equivariant_ssl.types import Action, Array, Key, Op, Pair, Size
+from equivariant_ssl.types import Action, Array, Key, Op, Pair, Size, Views
 
 # Neighbors are looked for among so many training images, whose features take seconds.
 TRAINING = 10_000
 NEAREST = 5   # views that a strip retrieves
 CHUNK = 8192  # rows of a bank that are float64 at a time
 UNITS = {'angle': '° counter-clockwise', 'shear': '°', 'sigma': ' px',
-         'dropped': ' bits'}  # of the fields of actions
+         'dropped': ' bits'}  # the units of the fields of actions
 PLAIN = 'as it is'
 
 
@@ -78,7 +79,7 @@ def describe(action: Action, identity: Action) -> tuple[str, ...]:
 
   The lines are in the order of `identity`. A box is at (top, left), in fractions of the image.
 
-  action: of one view, {op: NamedTuple of NumPy arrays}.
+  action: the action of one view, {op: NamedTuple of NumPy arrays}.
   identity: the identity action of the same ops (see `host_identity`).
   """
   names = [name for name in identity
@@ -132,7 +133,7 @@ def page_split(run: runs.Run) -> Split:
 def sample(total: int, count: int) -> np.ndarray:
   """Return `count` of `total` indices in rising order, the same at every call.
 
-  They are a random sample because class folders sort images by class.
+  The sample is random, because class folders sort images by class.
   """
   return np.sort(np.random.RandomState(0).permutation(total)[:count])
 
@@ -146,14 +147,23 @@ def host_identity(chain: Op, side: int) -> Action:
   return {name: jax.device_get(action) for name, action in actions.items()}
 
 
+@functools.lru_cache(8)
+def _views_program(recipe: Recipe) -> Callable[[Key, step.Batch], dict[str, Views]]:
+  return jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
+                 compiler_options=sharding.ONCE)
+
+
+def first_views(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, Views]:
+  """Return {view group: the views of `batch`} that the first step of a run would draw."""
+  return _views_program(recipe)(key, batch)
+
+
 def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[list[Tile]]]:
   """Return {view group: a row of tiles per image of `batch`}: the original, then its views.
 
   The views are those that the first step of a run would draw.
   """
-  program = jax.jit(lambda key, batch: step.draw_views(recipe, key, jnp.int32(0), batch),
-                    compiler_options=sharding.ONCE)
-  views, tiles = jax.device_get(program(key, batch)), {}
+  views, tiles = jax.device_get(first_views(recipe, key, batch)), {}
 
   def row(i: int, size: np.ndarray, images: np.ndarray, actions: Action, identity: Action
           ) -> list[Tile]:
@@ -199,7 +209,7 @@ def _strip(actions: Action, order: np.ndarray, cosines: np.ndarray, view: Callab
   """Return one row of `strips`.
 
   actions: [M ...], of the views of a bank. order: the bank's rows, nearest to the prediction first.
-  cosines: those of the rows in `order`. view: actions -> their pictures.
+  cosines: the cosines of the rows in `order`. view: actions -> their pictures.
   """
   same = np.all([np.reshape(a == a[1], (len(a), -1)).all(1) for a in jax.tree.leaves(actions)],
                 axis=0)

@@ -33,7 +33,7 @@ MEANINGS = {  # (protocol, kind): how the number is read
     ('care', 'relative'): 'Relative error of the best rotation. It is 0 also where the features '
                           'ignore the augmentation, so read it beside gamma.',
 }
-ZERO = 1e-8  # of the largest singular value: a smaller one is rounding
+ZERO = 1e-8  # a singular value below this share of the largest one is rounding
 R2 = 'R² of the action that is read from frozen features. 1 is exact; chance stands beside it.'
 
 

@@ -137,7 +137,7 @@ def _monitors(folder: RunFolder) -> list[Any]:
 def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
   """Return the sections of a run's page, but for how the run is run again.
 
-  blocks: those of the panels that need the data.
+  blocks: the blocks of the panels that need the data.
   """
   profile = results.heat_blocks(folder, ['profile']) or [
       Missing('The sensitivity profile was not measured yet.',

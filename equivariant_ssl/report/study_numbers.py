@@ -6,7 +6,7 @@ from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Point
 from equivariant_ssl.study.contrasts import parse
 
 READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
-MOST_ROWS = 12  # of a table of effects that is open at first
+MOST_ROWS = 12  # a table of effects with more rows is closed at first
 
 
 def readout_name(readout: str) -> str:
@@ -40,8 +40,7 @@ def _readout_sentence(study: dict) -> str:
 
 
 def answer(study: dict, results: dict) -> Section:
-  """Return what the study found, in sentences, for each augmentation, and how much of it is done.
-  """
+  """Return what the study found for each augmentation, in sentences, and how many runs are done."""
   runs, blocks = list(results['runs'].values()), []
   done = sum(run['status'] == 'done' for run in runs)
   blocks.append(Paragraph(f'{done} of {len(runs)} runs are done; seeds '

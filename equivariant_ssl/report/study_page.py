@@ -28,7 +28,7 @@ from equivariant_ssl.training.step_log import COLLAPSED
 from equivariant_ssl.types import ROLES, Group
 
 MOST_NAMED = 10  # waiting runs that a sentence names
-IMAGES = 3  # whose views are on the page
+IMAGES = 3  # the number of images whose views are on the page
 FORMS = ('absolute', 'relative')  # the forms of an action that is read from features
 
 

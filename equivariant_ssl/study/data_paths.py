@@ -5,8 +5,8 @@ from typing import Any
 
 from equivariant_ssl.evaluate.transfer import DATASETS
 
-FIELDS = ('path', 'root')  # of a config's `data`, which are folders
-KEYS = ('made', 'overrides', 'root', 'transfer')  # of a plan, in which there are paths
+FIELDS = ('path', 'root')  # the fields of a config's `data` that are folders
+KEYS = ('made', 'overrides', 'root', 'transfer')  # the keys of a plan in which there are paths
 
 
 def absolute(path: str) -> str:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from equivariant_ssl import augment, registry
 from equivariant_ssl.config import config_to_json, resolve_config
+from equivariant_ssl.dotted import is_dotted, short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.training.recipe import build_objectives
 from equivariant_ssl.types import ROLES
@@ -43,15 +44,16 @@ class UsableArm(NamedTuple):
 def base_config(config: ConfigDict, augs: tuple[str, ...]) -> ConfigDict:
   """Return `config` with all of the augmentations `augs` in its chain.
 
-  Those that it lacks come last in the chain, with the role off and default settings.
+  Those that it lacks come last in the chain, with the role off and default settings. `augs` may
+  have dotted paths of modules; the config has these ops under their short names.
   """
-  for name in augs:
-    if name not in registry.names(augment):
-      raise registry.unknown_name('--augs', name, registry.names(augment))
   values = config_to_json(config)
-  for name in augs:
+  for path in augs:
+    name = short_name(path) if is_dotted(path) else path
     if name not in values['augment']['order']:
-      values['augment']['order'].append(name)
+      if name == path and name not in registry.names(augment):
+        raise registry.unknown_name('--augs', name, registry.names(augment))
+      values['augment']['order'].append(path)
       values['augment'][name] = {'role': 'off'}
   return resolve_config(ConfigDict(values))
 
@@ -185,8 +187,8 @@ def make_arms(config: Any, augs: tuple[str, ...], arms: tuple[str, ...], labels:
               design: str, interactions: tuple[tuple[str, str], ...] = ()) -> list[Arm]:
   """Return the arms of a study; that of the base comes first where it is one of them.
 
-  config: a resolved config that has all of `augs`. arms: the roles to compare. labels: those of
-  the objectives; an arm without a sensitive augmentation has none.
+  config: a resolved config that has all of `augs`. arms: the roles to compare. labels: the
+  labels of the objectives; an arm without a sensitive augmentation has none.
   """
   for role in arms:
     if role not in ROLES:

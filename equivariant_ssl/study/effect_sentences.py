@@ -72,7 +72,7 @@ def sentence(effect: Effect) -> str:
 def verdict(effects: list[Effect]) -> list[str]:
   """Return what augmentations do as invariances: a line of those that cost, help, and neither.
 
-  effects: those on one read-out. In a line, the augmentation that costs most comes first.
+  effects: the effects on one read-out. In a line, the augmentation that costs most comes first.
   """
   def words(effect: Effect) -> str:
     objective = contrasts.parse(effect.contrast).objective

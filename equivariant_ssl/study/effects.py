@@ -66,7 +66,7 @@ def one_at_a_time_effects(arms: list[Arm], values: Values, readout: str) -> list
   """Return the differences PAIRS between the roles of each augmentation.
 
   Each is a difference between two arms, paired by seed; the noise of (arm, seed) is pooled over
-  all arms. values: those of the finished runs.
+  all arms. values: the values of the finished runs.
   """
   names = [arm.name for arm in arms if any(name == arm.name for name, *_ in values)]
   if len(names) < 2:

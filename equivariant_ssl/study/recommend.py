@@ -38,8 +38,8 @@ def recommended_arm(runs: dict[str, dict], readout: str, split: str) -> dict[str
   """Return the recommended arm with its numbers, as results.json holds them.
 
   It is the arm with the highest mean `readout` on `split` among those with every seed done; of
-  equal arms, the first. {} while a run waits, or where no arm has every seed. runs: those of
-  results.json.
+  equal arms, the first. {} while a run waits, or where no arm has every seed. runs: the runs
+  of results.json.
   """
   full = [run for run in runs.values() if run['share'] == 1]
   if any(run['status'] == 'waiting' for run in runs.values()):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from equivariant_ssl import dotted
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.storage import record
 from equivariant_ssl.study.recommend import unread_runs
@@ -60,7 +61,7 @@ def isolated_environment() -> dict[str, str]:
 
 
 def devices() -> tuple[dict[str, Any], int]:
-  """Return record.environment() and how many runs fit side by side.
+  """Return `environment.environment()` and how many runs fit side by side.
 
   One run fits on a GPU, and one on a core of a CPU; the chips of a TPU work on one run together.
   Another process finds this out, because this one must not hold the devices of its workers.
@@ -89,14 +90,24 @@ def _worker_variables(kind: str, slot: int, workers: int) -> dict[str, str]:
   return {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'} if kind == 'cpu' else {}
 
 
-def _start(folder: pathlib.Path, number: int, run: PlannedRun, kind: str, slot: int, workers: int,
-           part: str = 'found') -> Worker:
-  """Start a process that does a part of a run, 'found' or 'test'."""
+def allowed_modules(plan: dict[str, Any]) -> dict[str, str]:
+  """Return the environment variable for the modules of other packages that a study's arms name.
+
+  This process has imported them: the user has named or allowed them.
+  """
+  names = [name for arm in plan['made'] for name in dotted.names_in(arm['config'])]
+  return dotted.environment(list(dict.fromkeys(names)))
+
+
+def _start(folder: pathlib.Path, plan: dict[str, Any], number: int, kind: str, slot: int,
+           workers: int, part: str = 'found') -> Worker:
+  """Start a process that does a part of run `number`, 'found' or 'test'."""
+  run = runs(plan)[number]
   (folder / run.workdir).mkdir(parents=True, exist_ok=True)
   command = [sys.executable, '-m', 'equivariant_ssl.study.worker', str(folder), str(number),
              *([] if part == 'found' else [part])]
   variables = {**os.environ, **isolated_environment(), **_worker_variables(kind, slot, workers),
-               'EQSSL_STUDY': 'local'}
+               **allowed_modules(plan), 'EQSSL_STUDY': 'local'}
   path = folder / run.workdir / 'log.txt'
   with open(path, 'wb') if part == 'found' else open(path, 'ab') as log:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -156,8 +167,8 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
       while retries and retries[0][0] < time.perf_counter():
         waiting.append(retries.pop(0)[1])
       while waiting and free:
-        number, run = waiting.pop(0)
-        running.append(_start(folder, number, run, kind, free.pop(0), workers, part))
+        number, _ = waiting.pop(0)
+        running.append(_start(folder, plan, number, kind, free.pop(0), workers, part))
       time.sleep(POLL_SECONDS)
       for worker in [worker for worker in running if worker.process.poll() is not None]:
         running.remove(worker)
@@ -196,8 +207,8 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say: Say) -> No
   most: how many runs may run at once, 0 for 32.
   """
   script = folder / 'slurm.sh'
-  variables = ' '.join(f'{name}={shlex.quote(value)}'
-                       for name, value in isolated_environment().items())
+  variables = ' '.join(f'{name}={shlex.quote(value)}' for name, value in
+                       {**isolated_environment(), **allowed_modules(plan)}.items())
   record.write_atomically(script, SLURM.format(
       variables=variables, last=len(runs(plan)) - 1, most=most or 32,
       folder=shlex.quote(str(folder)), python=shlex.quote(sys.executable)))

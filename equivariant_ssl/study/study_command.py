@@ -1,8 +1,8 @@
 """`eqssl study`: its arguments, and the study that they ask for."""
 import argparse
 import fractions
-import pathlib
 import shlex
+from typing import Any
 
 from equivariant_ssl.errors import USAGE, UserError
 
@@ -99,24 +99,23 @@ def _check_resume(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Do the study that the arguments ask for."""
-  from equivariant_ssl.study.study_plan import Settings
-  from equivariant_ssl.study.study_session import study
-  way = args.command_line, args.launcher, args.workers, args.collect
+  from equivariant_ssl import api
+  way: dict[str, Any] = {'command': args.command_line, 'launcher': args.launcher,
+                         'workers': args.workers, 'collect': args.collect}
   if args.resume:
     _check_resume(args)
-    study(pathlib.Path(args.resume), None, *way)
+    api.study(folder=args.resume, **way)
     return
   if not (args.config and args.out):
     raise UserError('a study needs a config and a folder.', EXAMPLE, USAGE)
   seeds = split(args.seeds)
   if not all(seed.isdigit() for seed in seeds):
     raise UserError(f'--seeds {args.seeds}: seeds are whole numbers.', 'e.g. --seeds 0,1,2')
-  settings = Settings(
-      args.config, augs=tuple(split(args.augs)), overrides=args.overrides,
+  api.study(
+      args.config, split(args.augs), args.out, overrides=args.overrides, **way,
       arms=tuple(split(args.arms)), objective=tuple(split(args.objective)),
       seeds=tuple(map(int, seeds)), design=args.design,
       interactions=_interactions(args.interactions), budget=args.budget, equal=args.equal,
       proxies=tuple(_share(text) for text in split(args.proxies)),
       protocols=tuple(split(args.protocol)), transfer=tuple(split(args.transfer)), root=args.root,
       readout=args.readout)
-  study(pathlib.Path(args.out), settings, *way)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from equivariant_ssl import augment
 from equivariant_ssl.config import config_to_json, load_config, resolve_config
 from equivariant_ssl.data import holdout
+from equivariant_ssl.dotted import EVERY, allow_imports, is_dotted, short_name
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError, passing
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.evaluation import protocol_names
@@ -26,7 +27,7 @@ from equivariant_ssl.types import ROLES, Image
 
 # The protocol whose top-1 accuracy each read-out is.
 READOUTS = {'linear': 'cached', 'knn': 'knn', 'few': 'few_labels'}
-PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # of every run; a study may ask for more
+PROTOCOLS = (*READOUTS.values(), 'profile', 'gains')  # for every run; a study may ask for more
 # The settings that a second command in the same folder may change.
 FREE = ('command', 'environment', 'seeds', 'proxies')
 
@@ -34,9 +35,9 @@ FREE = ('command', 'environment', 'seeds', 'proxies')
 class Settings(NamedTuple):
   """The settings of `eqssl study`; its --help explains each of them.
 
-  budget: epochs, 0 for the config's. proxies: shares of the budget. protocols: those of the
-  evaluation beside PROTOCOLS. readout: the images that arms are compared on, a word of
-  holdout.READOUTS.
+  budget: the epochs of a run, 0 for the config's. proxies: shares of the budget. protocols: the
+  protocols of the evaluation beside PROTOCOLS. readout: the images that arms are compared on, a
+  word of holdout.READOUTS.
   """
   config: str
   augs: tuple[str, ...]
@@ -110,13 +111,20 @@ def _check(s: Settings) -> None:
 def make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   """Return the plan of a study, as study.json holds it.
 
-  Its data have absolute paths. Raises UserError for a setting that no study can have.
+  Its data have absolute paths. Modules that the settings name by dotted paths are imported, because
+  a user has written them. Raises UserError for a setting that no study can have.
   """
+  with allow_imports(EVERY):
+    return _make_plan(s, command, environment)
+
+
+def _make_plan(s: Settings, command: str, environment: dict) -> dict[str, Any]:
   _check(s)
   loaded: Any = load_config(s.config, s.overrides)
   if s.readout == 'validation' and not loaded.validation:  # else the config's own share is kept
     loaded = resolve_config(ConfigDict(config_to_json(loaded) | {'validation': holdout.HELD_OUT}))
   config: Any = design.base_config(loaded, s.augs)
+  s = s._replace(augs=tuple(short_name(name) if is_dotted(name) else name for name in s.augs))
   sections = design.objective_sections(config, s.objective)
   arms = design.make_arms(config, s.augs, s.arms, tuple(sections), s.design, s.interactions)
   usable = design.usable_arms(config, arms, sections)

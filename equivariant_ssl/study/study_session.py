@@ -23,7 +23,7 @@ from equivariant_ssl.training.runs import prepare_run
 def show(content: dict[str, Any], console: Console) -> None:
   """Print the table of arms, the recommendation, and a sentence for each effect and proxy.
 
-  The sentences are those on the first read-out. content: that of results.json.
+  The sentences are those on the first read-out. content: the content of results.json.
   """
   names = list(dict.fromkeys(row['readout'] for row in content['table']))
   if names:
@@ -73,7 +73,7 @@ def _check_arguments(launcher: str, workers: int) -> None:
   if launcher not in ('local', 'slurm'):
     raise UserError(f'--launcher {launcher} is not known.', 'Give local or slurm.')
   if workers < 0:
-    raise UserError(f'--workers {workers}: it is a number of runs side by side.',
+    raise UserError(f'--workers {workers} is not a number of runs side by side.',
                     'Give 0 for as many as fit, or leave it out.')
 
 
@@ -99,7 +99,7 @@ def study(folder: pathlib.Path, settings: Settings | None, command: str, launche
   backend = environment['backend']
   if workers > fit and backend != 'cpu' and launcher == 'local':
     raise UserError(f'--workers {workers}: this machine has {backend} devices for {fit} runs.',
-                    'Give one run a device.')
+                    f'Run one on each device: --workers {fit}')
   runs = study_plan.runs(plan)
   config = study_plan.run_config(plan, runs[0])
   if not collect:  # what no run could do is reported before any run starts

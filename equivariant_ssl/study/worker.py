@@ -1,4 +1,5 @@
 """One run of a study in its own process: python -m equivariant_ssl.study.worker FOLDER NUMBER."""
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any
 from equivariant_ssl.errors import IN_USE, OK, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, mean_value
+from equivariant_ssl.parallel import processes
 from equivariant_ssl.study import study_plan
 from equivariant_ssl.study.recommend import unread_runs
 from equivariant_ssl.study.study_plan import READOUTS, PlannedRun, is_done
@@ -90,7 +92,8 @@ def summary(evaluated: dict[str, dict]) -> dict[str, Any]:
 def run(folder: pathlib.Path, number: int) -> None:
   """Train and read out the run `number` of the study in `folder`, and write its found.json.
 
-  A run that was begun goes on from its newest checkpoint.
+  A run that was begun goes on from its newest checkpoint. In a job of several processes all of them
+  train and evaluate, and process 0 writes.
   """
   from rich.console import Console
 
@@ -102,7 +105,7 @@ def run(folder: pathlib.Path, number: int) -> None:
   keep_compiled_programs()
   plan = study_plan.read(folder)
   planned, start = study_plan.runs(plan)[number], time.perf_counter()
-  if is_done(folder, planned):  # a job of SLURM's that was submitted again
+  if processes.from_main(lambda: is_done(folder, planned)):  # a job of SLURM's, submitted again
     return
   workdir = folder / planned.workdir
   train(study_plan.run_config(plan, planned), workdir,
@@ -114,6 +117,8 @@ def run(folder: pathlib.Path, number: int) -> None:
   evaluated = evaluation.evaluate(workdir, protocols, options=options,
                                   console=Console(quiet=True), strict=False,
                                   untrained=planned.arm == plan['made'][0]['name'])
+  if not processes.is_main():
+    return
   log = record.read_metrics(workdir)
   environment = json.loads((workdir / 'env.json').read_text(encoding='utf-8'))
   content = summary(evaluated) | {'spread': log[-1].get('std') if log else None,
@@ -137,13 +142,15 @@ def read_test_split(folder: pathlib.Path, plan: dict[str, Any], planned: Planned
                  if PROTOCOLS[protocol].needs == 'labels'),
                *(['transfer'] if plan['transfer'] else [])]
   options = Options(targets=tuple(plan['transfer']), root=plan['root'], readout='test')
-  with record.lock_folder(workdir):  # the last jobs of an array may end together
-    if is_done(folder, planned, 'test'):
+  with contextlib.ExitStack() as until_written:  # the last jobs of an array may end together
+    processes.from_main(lambda: bool(until_written.enter_context(record.lock_folder(workdir))))
+    if processes.from_main(lambda: is_done(folder, planned, 'test')):
       return
     evaluated = evaluation.evaluate(workdir, protocols, console=Console(quiet=True), strict=False,
                                     untrained=False, options=options)
     content = {'readouts': readouts(evaluated, 'trained')}
-    record.write_atomically(workdir / 'test.json', json.dumps(content, indent=1) + '\n')
+    if processes.is_main():
+      record.write_atomically(workdir / 'test.json', json.dumps(content, indent=1) + '\n')
 
 
 def end_of_array(folder: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -151,7 +158,7 @@ def end_of_array(folder: pathlib.Path, plan: dict[str, Any]) -> None:
 
   Each job of an array calls this at its end, so the last one finds that all are over.
   """
-  names = unread_runs(results(folder, plan, {}))
+  names = processes.from_main(lambda: list(unread_runs(results(folder, plan, {}))))
   for planned in [planned for planned in study_plan.runs(plan) if planned.name in names]:
     try:
       read_test_split(folder, plan, planned)
@@ -167,7 +174,9 @@ def main() -> int:
   if local:
     _end_with_parent()
   try:
-    with stop.listen():
+    if not local:
+      processes.initialize()  # `srun` may start several processes for one run
+    with stop.listen(), processes.explain_lost_process():
       plan = study_plan.read(folder)
       if sys.argv[3:] == ['test']:
         read_test_split(folder, plan, study_plan.runs(plan)[number])

@@ -3,7 +3,6 @@ import contextlib
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,12 +36,21 @@ from equivariant_ssl.training.runs import (
   read_known_card,
 )
 from equivariant_ssl.training.state import TrainState
-from equivariant_ssl.training.step_log import LogOutputs, flush_log, start_window
+from equivariant_ssl.training.step_clock import StepClock
+from equivariant_ssl.training.step_log import (
+  DATA_WAIT,
+  FIRST_STEP,
+  MONITOR,
+  SAVE,
+  LogOutputs,
+  flush_log,
+  start_window,
+)
 
 # A function (run, state, step) that is called after each step. It must not keep the state.
 Hook = Callable[[Run, TrainState, int], None]
-# A function (state, step, metrics, seconds that the step waited for data) -> whether to stop.
-OnStep = Callable[[TrainState, int, dict, float], bool]
+# A function (state, step, metrics, clock) -> whether to stop.
+OnStep = Callable[[TrainState, int, dict, StepClock], bool]
 Say = Callable[[str], None]  # prints a line for the user
 
 
@@ -52,13 +60,19 @@ def fit(run: Run, state: TrainState, on_step: OnStep) -> TrainState:
   feed = streamed if stream.is_stream(run.source.train.images) else resident
   start = int(state.step)
   step, batches = feed(run, start)
-  for n in range(start, run.recipe.steps):
-    before = time.perf_counter()
-    arguments = next(batches)
-    waited = time.perf_counter() - before
-    state, metrics = step(run.key, state, *arguments)
-    if on_step(state, n + 1, metrics, waited):
-      break
+  with StepClock() as clock:
+    for n in range(start, run.recipe.steps):
+      if n == start:
+        with clock.span(FIRST_STEP):
+          state, metrics = step(run.key, state, *next(batches))
+          jax.block_until_ready(metrics)
+      else:
+        with clock.span(DATA_WAIT):
+          arguments = next(batches)
+        state, metrics = step(run.key, state, *arguments)
+        clock.launch(metrics)
+      if on_step(state, n + 1, metrics, clock):
+        break
   return state
 
 
@@ -194,7 +208,7 @@ def checkpoint_meta(run: Run) -> dict:
 
 def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoints: Checkpoints,
                 check: Callable[[], None], begin_saving: Callable[[], None],
-                stop_requested: Callable[[int], bool], first_step: int, stopped: list[int]
+                stop_requested: Callable[[int], bool], stopped: list[int]
                 ) -> OnStep:
   """Return the function that logs, saves and calls the hooks after a step.
 
@@ -203,25 +217,27 @@ def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoi
   stop_requested: step -> whether the training is to stop at this step.
   stopped:        receives the step at which the training stops early.
   """
-  window, measure = start_window(first_step), _knn_monitor(run)
+  window, measure = start_window(run.config.log_every), _knn_monitor(run)
   config, total = run.config, run.recipe.steps
   every = config.checkpoint_every or max(total // 10, 1)
 
-  def on_step(state: TrainState, n: int, metrics: dict, waited: float) -> bool:
+  def on_step(state: TrainState, n: int, metrics: dict, clock: StepClock) -> bool:
     nonlocal window
     begin_saving()
     window.pending.append((n, metrics))
-    window = window._replace(waited=window.waited + waited)
     stops = stop_requested(n)
     save_due = n % every == 0 or n == total or stops
-    measured = measure(state, n)
-    if n % config.log_every == 0 or save_due or measured:
-      window = flush_log(run, window, outputs, measured)
+    with clock.span(MONITOR):
+      measured = measure(state, n)
+    if n % window.every == 0 or save_due or measured:
+      window = flush_log(run, window, outputs, clock, measured)
     if save_due:
       check()
-      checkpoints.save(n, state, checkpoint_meta(run), wait=stops)
-    for hook in hooks:
-      hook(run, state, n)
+      with clock.span(SAVE):
+        checkpoints.save(n, state, checkpoint_meta(run), wait=stops)
+    with clock.span(MONITOR):
+      for hook in hooks:
+        hook(run, state, n)
     if stops and n < total:
       stopped.append(n)
     return stops
@@ -276,7 +292,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
     stop_requested = _any_step(signal_came) if alone else processes.stop_requested
     stopped: list[int] = []
     state = fit(run, state, _after_step(run, hooks, outputs, checkpoints, check, begin_saving,
-                                        stop_requested, first_step, stopped))
+                                        stop_requested, stopped))
   if stopped:
     raise UserError(f'stopped at step {stopped[0]} of {total}; everything is saved.',
                     f'Resume: eqssl resume {shlex.quote(str(workdir))}', PREEMPTED)

@@ -19,7 +19,8 @@ def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
   """Give a function `update(step, terms, images_per_s, data_wait)` that shows progress on stderr.
 
   terms:     {name: loss}.
-  data_wait: the share of the time that was spent waiting for data.
+  data_wait: the share of the time in which the devices waited for data. Both are None where there
+             was only the first step.
 
   A terminal has one line that is rewritten; anything else gets a line every 5 s. The first and the
   last step are always shown. The numbers are fetched from the device only when they are shown.
@@ -39,7 +40,8 @@ def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
                  console=console, refresh_per_second=4, expand=True, disable=not live)
   task = bar.add_task(describe, total=total, completed=start, note='compiling')
 
-  def update(step: int, terms: dict[str, Any], images_per_s: float, data_wait: float) -> None:
+  def update(step: int, terms: dict[str, Any], images_per_s: float | None,
+             data_wait: float | None) -> None:
     nonlocal last_shown
     now = time.monotonic()
     pause = .2 if live else 5.
@@ -47,8 +49,9 @@ def progress(total: int, start: int = 0, describe: str = '', quiet: bool = False
       return
     last_shown = now
     left = _clock((now - began) / max(step - start, 1) * (total - step))
-    note = '  '.join([f'{left} left', f'{images_per_s:.0f} images/s',
-                      f'{100 * data_wait:.0f} % data wait',
+    speed = [] if images_per_s is None or data_wait is None else [
+        f'{images_per_s:.0f} images/s', f'{100 * data_wait:.0f} % data wait']
+    note = '  '.join([f'{left} left', *speed,
                       *(f'{k} {float(v):.4g}' for k, v in terms.items())])
     if live:
       with contextlib.suppress(OSError):

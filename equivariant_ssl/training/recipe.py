@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equivariant_ssl import augment, equivariance, invariance, nets, registry
+from equivariant_ssl import augment, equivariance, invariance, registry
+from equivariant_ssl.dotted import short_name
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.nets import mlp
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
+from equivariant_ssl.training.factories import build_encoder, factory_arguments, op_settings
 from equivariant_ssl.types import Action, Config, Equivariance, Group, Invariance, Key, Op, Wiring
 
 PROBE_RATE = .1  # learning rate of the online probe, as in solo-learn
@@ -34,7 +36,7 @@ class Recipe(NamedTuple):
   batch, steps: the number of images of the global batch, and of steps of the whole run.
   size, canvas: the side of a view, and of the stored images, in pixels.
   probe:      a linear classifier that is trained beside the network, on stopped features.
-  accumulate: the number of parts of the batch that are encoded one after the other.
+  accumulate, batchnorm_groups: parts and groups of the batch; see config_fields.
   """
   network: Network
   groups: dict[str, Group]
@@ -50,6 +52,7 @@ class Recipe(NamedTuple):
   canvas: int
   probe: Monitor | None = None
   accumulate: int = 1
+  batchnorm_groups: int = 1
 
   def epoch_steps(self, num: int) -> int:
     """The number of steps that show all of `num` images once.
@@ -71,14 +74,15 @@ def build_ops(config: Config, view: int, size: int, changes: dict[str, dict]
   """
   ops = {}
   for name in config.augment.order:
-    kw = {k: v for k, v in config.augment[name].items() if k != 'role'}
+    kw, factory = op_settings(config.augment[name]), config.augment[name].get('module', name)
     if view and name in config.augment.second:
       kw |= config.augment.second[name]
     kw |= changes.get(name, {})
-    if 'size' in registry.schema(augment, name):
+    if 'size' in registry.schema(augment, factory):
       kw['size'] = size
     if config.augment[name].role != 'off':
-      ops[name] = registry.make(augment, name, **kw), config.augment[name].role
+      op = registry.make(augment, factory, **kw)._replace(name=name)
+      ops[name] = op, config.augment[name].role
   return ops
 
 
@@ -116,9 +120,8 @@ def draw_actions(chains: tuple[Op, ...], key: Key, side: int, count: int = SPREA
 def select_augmentations(config: Config, label: str, section: Config) -> list[str]:
   """The augmentations of the objective `label`, in the order of application.
 
-  They are those with the role `sensitive` or `both`, or those of them that the field
-  `augmentations` of its section names. Raises UserError where there are none, or where the field
-  names another one.
+  They are those with the role `sensitive` or `both`, or those of them that `augmentations` of its
+  section names. Raises UserError where there are none, or where it names another one.
   """
   roles = {name: config.augment[name].role for name in config.augment.order}
   available = [name for name, role in roles.items() if role in ('sensitive', 'both')]
@@ -160,22 +163,18 @@ def build_wiring(config: Config, label: str, section: Config, canvas: int) -> Wi
 def objective_sections(config: Config) -> dict[str, Config]:
   """{label: section} of the equivariance objectives, without 'none'.
 
-  The label is the name of the objective; a second objective of the same name gets a prime.
+  The label is the name of the objective (the last part of a dotted path); a second objective of
+  the same name gets a prime.
   """
   several = isinstance(config.equivariance, (list, tuple))
   sections = {}
   for section in config.equivariance if several else [config.equivariance]:
     if section.name != 'none':
-      label = section.name
+      label = short_name(section.name)
       while label in sections:
         label += "'"
       sections[label] = section
   return sections
-
-
-def factory_arguments(section: Config, *drop: str) -> dict:
-  """The fields of a section of a config, without its name and without those to `drop`."""
-  return {k: v for k, v in section.items() if k not in ('name', *drop)}
 
 
 def build_objectives(config: Config, canvas: int
@@ -267,7 +266,7 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
 
   num:       the number of training images.
   canvas:    the side of the stored images, in pixels.
-  mean, std: of the inputs, for each channel.
+  mean, std: the mean and the standard deviation of the inputs, for each channel.
   classes:   the number of classes; 0 where there are no labels.
 
   Raises UserError where the config and the data do not fit together.
@@ -276,8 +275,7 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
   inv = registry.make(invariance, config.invariance.name,
                      **factory_arguments(config.invariance, 'projector', 'predictor'))
   wirings, equivariances = build_objectives(config, canvas)
-  encoder = registry.make(nets, config.encoder.name, **factory_arguments(config.encoder),
-                         dtype=config.dtype)
+  encoder = build_encoder(config)
   check_trainable(config, inv, equivariances, encoder)
   groups = build_groups(config, inv, equivariances)
   o = config.optimizer
@@ -297,4 +295,4 @@ def make_recipe(config: Config, num: int, canvas: int, mean: tuple = (0., 0., 0.
                     'Leave the probe out: --config.probe=False')
   probe = Monitor(classes, optax.sgd(PROBE_RATE, momentum=.9)) if config.probe else None
   return Recipe(network, groups, inv, equivariances, wirings, tx, schedule, config.batch, per_epoch,
-                steps, config.size, canvas, probe, config.accumulate)
+                steps, config.size, canvas, probe, config.accumulate, config.batchnorm_groups)

@@ -64,11 +64,17 @@ class DataRequest(NamedTuple):
 def mesh_for(config: Any) -> Mesh:
   """Return the mesh for reading a run that was made elsewhere.
 
-  The mesh has all devices if they divide the batch, else one.
+  The mesh has all devices if the run's batch can be split over them, else one. Raises UserError if
+  it cannot be, in a job of several processes, of which each must have a device of the mesh.
   """
   devices = jax.devices()
-  return sharding.mesh(devices if config.batch // config.accumulate % len(devices) == 0
-                       else devices[:1])
+  try:
+    sharding.check_batch(config.batch, len(devices), config.accumulate, config.batchnorm_groups)
+  except UserError:
+    if jax.process_count() > 1:
+      raise
+    devices = devices[:1]
+  return sharding.mesh(devices)
 
 
 def _load_source(config: Any, advice: str) -> Source:
@@ -126,7 +132,7 @@ def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: N
   batch does not fit the devices, and UserError OTHER_DATA if the data are not the run's.
   """
   mesh = mesh or sharding.mesh()
-  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate)
+  sharding.check_batch(config.batch, mesh.devices.size, config.accumulate, config.batchnorm_groups)
   source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)
@@ -236,8 +242,9 @@ def reopen_run(workdir: pathlib.Path, mesh: Mesh | None = None, log: Say = lambd
                     data_request.readout)
   if data_card is None and checkpoint.saved_steps(workdir / 'checkpoints'):
     run = add_first_card(workdir, run, log)
-    with contextlib.suppress(OSError):  # the folder may be read-only
-      card.write_card(workdir, run.card)
+    if processes.is_main():
+      with contextlib.suppress(OSError):  # the folder may be read-only
+        card.write_card(workdir, run.card)
   return run
 
 

@@ -89,7 +89,7 @@ def build(recipe: Recipe, key: Key) -> TrainState:
 def abstract_train_state(recipe: Recipe, mesh: Mesh, rule: str = 'replicate') -> TrainState:
   """The abstract state of `recipe`: the shape, dtype and sharding of each array, without values.
 
-  rule: how the state lies on `mesh`, one of shard.RULES.
+  rule: how the state is placed on `mesh`, one of sharding.RULES.
   """
   shapes = jax.eval_shape(functools.partial(build, recipe), jax.random.key(0))
   return sharding.sharded_shapes(shapes, mesh, rule)

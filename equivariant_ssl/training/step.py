@@ -12,6 +12,7 @@ from equivariant_ssl import augment
 from equivariant_ssl.keys import key_for
 from equivariant_ssl.losses import spread
 from equivariant_ssl.nets.network import actions, tapped_stages
+from equivariant_ssl.nets.norm import image_groups
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import optim
 from equivariant_ssl.training.recipe import Recipe
@@ -20,6 +21,9 @@ from equivariant_ssl.types import Array, Image, Key, Views
 
 Metrics = dict[str, Array]
 Features = dict[int, dict[str, Array]]  # {tap: {group: [B V D]}}
+# Scopes that a compiled program keeps in the names of its operations, for whoever reads it
+# (parallel/program_report.py). What is in none of them are the heads and losses.
+AUGMENTATION, ENCODER, OPTIMIZER = 'augmentation', 'encoder_pass', 'optimizer'
 
 
 class Batch(NamedTuple):
@@ -43,8 +47,9 @@ def draw_views(recipe: Recipe, key: Key, step: Array | int, batch: Batch) -> dic
 def _apply(recipe: Recipe, params: dict, stats: dict, *inputs: Any, method: str
            ) -> tuple[Any, dict]:
   """The result of a method of the network in training, and the new BatchNorm statistics."""
-  result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
-                                         method=method, mutable=['batch_stats'])
+  with image_groups(recipe.batchnorm_groups):
+    result, updated = recipe.network.apply({'params': params, 'batch_stats': stats}, *inputs,
+                                           method=method, mutable=['batch_stats'])
   return result, dict(updated).get('batch_stats', {})
 
 
@@ -93,7 +98,8 @@ def loss(recipe: Recipe, params: dict, stats: dict, views: dict[str, Views],
 
   target: the target embeddings [B V E], where the invariance has a target network.
   """
-  features, stats = encode(recipe, params, stats, views, tapped_stages(recipe.equivariances))
+  with jax.named_scope(ENCODER):
+    features, stats = encode(recipe, params, stats, views, tapped_stages(recipe.equivariances))
   outputs, stats = _apply(recipe, params, stats, features, actions(views), recipe.equivariances,
                           True, method='outputs')
   embeddings = outputs.embeddings
@@ -116,7 +122,8 @@ def target_embeddings(recipe: Recipe, average: dict, stats: dict, views: dict[st
 
   average: the weights of the target network.
   """
-  features, stats = encode(recipe, average, stats, views, (0,))
+  with jax.named_scope(ENCODER):
+    features, stats = encode(recipe, average, stats, views, (0,))
   return _apply(recipe, average, stats, features[0], actions(views), recipe.equivariances, True,
                 method='project')
 
@@ -161,9 +168,9 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   The metrics are float32 scalars: the loss, its terms, the spread ('std'), the gradient's norm, and
   the learning rate.
 
-  rule: how the state lies on the mesh, one of shard.RULES. Under 'fsdp' the weights are gathered
-        for the forward and backward pass only. The gradient is scattered before the optimizer and
-        the moving average run, so that each device updates its own shard.
+  rule: how the state is placed on the mesh, one of sharding.RULES. Under 'fsdp' the weights are
+        gathered for the forward and backward pass only. The gradient is scattered before the
+        optimizer and the moving average run, so that each device updates its own shard.
   """
   def shard_state(tree: Any) -> Any:
     return sharding.constrain(tree, rule) if rule != 'replicate' else tree
@@ -171,24 +178,27 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
   def gather_state(tree: Any) -> Any:
     return sharding.constrain(tree, 'replicate') if rule != 'replicate' else tree
 
-  batch_views = draw_views(recipe, key, state.step, batch)
+  with jax.named_scope(AUGMENTATION):
+    batch_views = draw_views(recipe, key, state.step, batch)
   target, embeddings = state.target, None
   if target:
     average, target_stats = target
     if recipe.invariance.update == 'before':
-      average = update_average(recipe, state.step, average, state.params)
+      with jax.named_scope(OPTIMIZER):
+        average = update_average(recipe, state.step, average, state.params)
     embeddings, target_stats = target_embeddings(
         recipe, gather_state(average), target_stats, {'views': batch_views['views']})
     target = average, target_stats
   grads, (stats, metrics, features) = jax.grad(partial(loss, recipe), has_aux=True)(
       gather_state(state.params), state.stats, batch_views, embeddings)
-  grads = shard_state(grads)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
-  params: Any = optax.apply_updates(state.params, updates)
-  if target and recipe.invariance.update == 'after':
-    target = update_average(recipe, state.step, target[0], params), target[1]
-  metrics |= {'gradient': optax.tree.norm(grads),
-              'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
+  with jax.named_scope(OPTIMIZER):
+    grads = shard_state(grads)
+    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    if target and recipe.invariance.update == 'after':
+      target = update_average(recipe, state.step, target[0], params), target[1]
+    metrics |= {'gradient': optax.tree.norm(grads),
+                'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
   extras = state.extras
   if recipe.probe:
     if batch.labels is None:
@@ -207,13 +217,15 @@ def _jit_step(recipe: Recipe, mesh: Mesh, donate: bool, rule: str,
   """
   rule = rule if mesh.size > 1 else 'replicate'
 
-  def step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
+  # Its name is in the key by which compiled programs are found on disk; names of scopes are not. So
+  # a program from before `norm.STATISTICS_SCOPE` is not found, in which a plan would miss them.
+  def scoped_step(key: Key, state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
     batch = build_batch(state, *inputs)
     with sharding.use_mesh(mesh):
       return train_step(recipe, key, state, batch, rule)
 
   out = sharding.replicated_sharding(mesh)
-  return jax.jit(step, donate_argnums=(1,) if donate else (),
+  return jax.jit(scoped_step, donate_argnums=(1,) if donate else (),
                  out_shardings=out if rule == 'replicate' else (None, out))
 
 

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pictures import PICTURES, SIDE, SIZE, draws, images, repeated, same, shards
+from pictures import draws, shards
 
 from equivariant_ssl import augment, registry
 from equivariant_ssl.augment.algebra import resize
+from equivariant_ssl.augment.law_cases import PICTURES, SIDE, SIZE, images, repeated, same
 from equivariant_ssl.types import Group, Image, Op
 
 NAMES = registry.names(augment)

@@ -1,67 +1,37 @@
-"""The laws of house.md section 5 for every op that is found.
+"""The laws of house.md section 5 for every op that is found, and the laws themselves on ops that break them.
 
-A new file in `equivariant_ssl/augment/` with a `make` is under test here the moment it exists.
+A new file in `equivariant_ssl/augment/` with a `make` is under test here the moment it exists. The laws are those of
+`equivariant_ssl/augment/laws.py`, which users run on ops of their own (`check_laws`).
 """
 import functools
 import inspect
-import re
-from collections.abc import Callable
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pictures import PICTURES, SIZE, images, repeated, rows, same, sampler, shards
 
 from equivariant_ssl import augment, registry
+from equivariant_ssl.augment import laws
 from equivariant_ssl.augment.algebra import resize
+from equivariant_ssl.augment.law_cases import PICTURES, SIZE, Case, images, make_case
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.keys import key_for
-from equivariant_ssl.types import Action, Image, Op
+from equivariant_ssl.types import Image, Op
 
 NAMES = registry.names(augment)
-MANY = 4096
-UNITS = 'bool|fraction|pixel|turn|factor|degree|radian|index|id of|class'
-
-
-class Case(NamedTuple):
-  """One op, MANY draws of it, whether each does nothing; its 8 drawn then 8 identity views, and their gradients."""
-  op: Op
-  sample: Callable
-  identity: Action
-  drawn: Action
-  idle: np.ndarray
-  views: Image
-  gradients: np.ndarray
-
-
-def views_and_gradients(op: Op):
-  """(actions, images) -> (views, gradients in the pixels of a random weighing of the view), jitted over a batch."""
-  def one(action, image):
-    def weighed(pixels):
-      view = op.apply(action, image._replace(pixels=pixels))
-      return jnp.vdot(view.pixels, jax.random.normal(jax.random.key(5), view.pixels.shape)), view
-    gradient, view = jax.grad(weighed, has_aux=True)(image.pixels)
-    return view, gradient
-  return jax.jit(jax.vmap(one))
 
 
 @functools.cache
 def case(name: str) -> Case:
-  op = registry.make(augment, name)
-  sample, identity = sampler(op), op.identity(SIZE)
-  drawn = sample(np.arange(MANY))
-  idle = (rows(drawn, MANY) == rows(repeated(identity, 1), 1)).all(axis=1)
-  apart = np.argsort(idle, kind='stable')[:8]  # draws that do something first
-  actions = jax.tree.map(lambda a, b: jnp.concatenate([a[apart], b]), drawn, repeated(identity, 8))
-  views, gradients = views_and_gradients(op)(actions, images(np.concatenate([PICTURES, PICTURES])))
-  return Case(op, sample, identity, drawn, idle, jax.tree.map(np.asarray, views), np.asarray(gradients))
+  return make_case(registry.make(augment, name))
 
 
-@pytest.fixture(params=NAMES)
-def law_case(request) -> Case:
-  return case(request.param)
+@pytest.mark.parametrize('law', laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize('name', NAMES)
+def test_law(name, law):
+  assert law(case(name)) == ''
 
 
 def test_factory_has_defaults_and_the_op_its_files_name():
@@ -71,121 +41,92 @@ def test_factory_has_defaults_and_the_op_its_files_name():
     assert registry.make(augment, name).name == name
 
 
-def test_identity_is_the_plain_resize(law_case):
-  plain = jax.vmap(lambda image: resize(image, law_case.views.pixels.shape[1]))(images())
-  assert np.abs(law_case.views.pixels[8:] - plain.pixels).max() <= 1e-6
-  assert np.array_equal(law_case.views.size[8:], plain.size)
+# An op that keeps the laws, and ops like it that break one each.
+
+class Tint(NamedTuple):
+  """amount: float, how far each pixel goes towards red, a fraction."""
+  amount: jax.Array
 
 
-def test_encoding_of_the_identity_is_zero(law_case):
-  code = np.asarray(law_case.op.encode(law_case.identity))
-  codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.drawn))
-  assert code.ndim == 1 and (code == 0).all() and codes.shape == (MANY, *code.shape)
-  assert codes.dtype == np.float32 and np.isfinite(codes).all()
-  different = np.unique(rows(law_case.drawn, MANY), axis=0)
-  assert len(np.unique(codes, axis=0)) == len(different), 'two actions have one encoding'
+class Plain(NamedTuple):
+  """How far each pixel goes towards red."""
+  amount: jax.Array
 
 
-def test_the_way_between_two_actions(law_case):
-  """From an action to itself: nothing; from the identity: what the action tells."""
-  def ways(a, b):
-    return [augment.relative(law_case.op, *pair) for pair in ((a, a), (law_case.identity, a), (a, b))]
-  few = jax.tree.map(lambda a: a[:256], law_case.drawn)
-  still, onward, between = jax.jit(jax.vmap(ways))(few, jax.tree.map(lambda a: a[::-1], few))
-  codes = np.asarray(jax.vmap(law_case.op.encode)(few))
-  assert (still == 0).all() and np.abs(onward - codes).max() <= 1e-6
-  assert between.shape == codes.shape and between.dtype == np.float32 and np.isfinite(between).all()
+def tinted(action, image):
+  red = jnp.array([1., 0., 0.])[None, None]
+  return image._replace(pixels=image.pixels + action.amount * (red - image.pixels))
 
 
-def test_views_stay_images(law_case):
-  side = law_case.views.pixels.shape[1]
-  assert law_case.views.pixels.shape == (16, side, side, 3) and law_case.views.pixels.dtype == np.float32
-  assert law_case.views.pixels.min() >= 0 and law_case.views.pixels.max() <= 1
-  assert law_case.views.size.shape == (16, 2) and law_case.views.size.dtype == np.float32
+def drawn(key, size):
+  return Tint(jax.random.uniform(key, minval=.1, maxval=.5))
 
 
-def test_drawn_actions_change_the_image(law_case):
-  moved = np.abs(law_case.views.pixels[:2] - law_case.views.pixels[8:10]).reshape(2, -1).max(axis=1)
-  assert (moved > 1e-3).all(), 'an action that is not the identity left an image as it was'
+TINT = Op('tint', lambda size: Tint(jnp.zeros(())), drawn, tinted, lambda action: action.amount[None])
 
 
-def test_gradient_is_finite(law_case):
-  assert np.isfinite(law_case.gradients).all()
-  assert (np.abs(law_case.gradients).reshape(16, -1).max(axis=1) > 0)[[0, 1, 8, 9]].all()
+def with_pixels(change):
+  """The tint with `change` of the pixels of each view."""
+  def apply(action, image):
+    view = tinted(action, image)
+    return view._replace(pixels=change(view.pixels))
+  return TINT._replace(apply=apply)
 
 
-def test_same_key_same_draw(law_case):
-  shifted = law_case.sample(np.arange(MANY) + 64)
-  assert same(law_case.drawn, law_case.sample(np.arange(MANY)))
-  assert same(jax.tree.map(lambda a: a[64:], law_case.drawn), jax.tree.map(lambda a: a[:-64], shifted))
-  assert not same(jax.tree.map(lambda a: a[:64], law_case.drawn), jax.tree.map(lambda a: a[:64], shifted))
+def at_each_trace(step: float):
+  """A value that is larger by `step` each time that it is asked for: what a pure function has not."""
+  count = itertools.count()
+  return lambda: step * next(count)
 
 
-def test_vmap_is_a_loop(law_case):
-  apply = jax.jit(law_case.op.apply)
-  apart = np.argsort(law_case.idle, kind='stable')
-  for i in range(3):
-    view = apply(jax.tree.map(lambda a: a[apart[i]], law_case.drawn), Image(PICTURES[i], SIZE))
-    assert np.abs(view.pixels - law_case.views.pixels[i]).max() <= 1e-6
+def with_state():
+  shift = at_each_trace(.01)
+  return with_pixels(lambda pixels: pixels * (1. - shift()))
 
 
-def test_docstring_of_the_action_states_each_field_with_its_unit(law_case):
-  kind = type(law_case.identity)
-  for field in kind._fields:
-    line = re.search(rf'\b{field}\b[\w, ]*:[^:]*', kind.__doc__)
-    assert line and re.search(UNITS, line[0]), \
-        f"{kind.__name__}'s docstring must say '{field}: ...' with its unit (one of {UNITS.replace('|', ', ')})"
+def with_other_identities():
+  amount = at_each_trace(.01)
+  return TINT._replace(identity=lambda size: Tint(jnp.float32(amount())))
 
 
-def test_a_chance_is_an_action(law_case):
-  """sometimes(0) is the identity, sometimes(1) the op, else the rate is right: also of a chance within a chance."""
-  chances = [augment.sometimes(p, law_case.op)._replace(name=str(p)) for p in (0., .3, 1.)]
-  together = jax.jit(jax.vmap(lambda i: [op.sample(key_for(jax.random.key(1), i), SIZE) for op in chances]))
-  for p, drawn in zip((0., .3, 1.), together(np.arange(MANY)), strict=True):
-    did = (rows(drawn, MANY) != rows(repeated(law_case.identity, 1), 1)).any(axis=1)
-    expected = p * (1 - law_case.idle.mean())
-    assert abs(did.mean() - expected) <= 5 * np.sqrt(expected * (1 - expected) / MANY) + 1e-9, f'p = {p}'
+def rarely(key, size):
+  amount = drawn(key, size).amount
+  return Tint(jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1)), amount, 0.))
 
 
-def test_the_unapplied_can_be_told(law_case):
-  """Where doing nothing is drawn with a chance, a bool says so and leads the encoding (or the op is discrete)."""
-  if law_case.idle.mean() > .1 and not (law_case.op.choices and 'applied' not in type(law_case.identity)._fields):
-    codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.drawn))
-    assert law_case.drawn.applied.dtype == bool and np.array_equal(codes[:, 0], law_case.drawn.applied)
-    assert np.array_equal(law_case.drawn.applied, ~law_case.idle)
+PLANTED = {
+    'identity_is_the_plain_resize': lambda: with_pixels(lambda x: jnp.clip(x + .01, 0., 1.)),
+    'identity_encodes_to_zero': lambda: TINT._replace(encode=lambda action: action.amount[None] + 1.),
+    'relative_actions_fit': lambda: TINT._replace(relative=lambda a, b: (b.amount - a.amount)[None] + 1.),
+    'views_stay_images': lambda: with_pixels(lambda x: 1.5 * x),
+    'drawn_actions_change_the_image': lambda: TINT._replace(apply=lambda action, image: image),
+    'gradients_are_finite': lambda: with_pixels(lambda x: jnp.sqrt(jnp.square(x))),
+    'draws_depend_on_the_key_alone': lambda: TINT._replace(sample=lambda key, size: drawn(jax.random.key(0), size)),
+    'vmap_is_a_loop': with_state,
+    'fields_state_their_units': lambda: TINT._replace(
+        identity=lambda size: Plain(jnp.zeros(())), sample=lambda key, size: Plain(*drawn(key, size))),
+    'chances_are_right': with_other_identities,
+    'doing_nothing_is_encoded': lambda: TINT._replace(sample=rarely),
+    'choices_are_the_classes': lambda: TINT._replace(choices=Tint(np.array([0., .2], np.float32))),
+    'devices_change_no_bit': lambda: with_pixels(lambda x: x * jnp.mean(x)),
+}
 
 
-def test_choices_are_the_classes(law_case):
-  """All actions of a discrete op: distinct to a network, each its own class, and each draw is one of them.
-
-  The first is the identity, or the identity with the treatment of all the others (`applied`): were class 0 the image
-  untouched, the treatment would tell it.
-  """
-  if law_case.op.choices is None:
-    return
-  K = len(jax.tree.leaves(law_case.op.choices)[0])
-  choices, drawn = rows(law_case.op.choices, K), rows(law_case.drawn, MANY)
-  codes = np.asarray(jax.vmap(law_case.op.encode)(law_case.op.choices))
-  assert len(np.unique(codes, axis=0)) == K
-  first = jax.tree.map(lambda a: a[0], law_case.op.choices)
-  if 'applied' in first._fields and first.applied:
-    first = first._replace(applied=law_case.identity.applied)
-  assert same(first, law_case.identity)
-  classes = jax.vmap(lambda action: augment.class_of(law_case.op.choices, action))
-  assert np.array_equal(classes(law_case.op.choices), np.arange(K))
-  assert augment.class_of(law_case.op.choices, law_case.identity) == 0
-  counts = (drawn[:, None] == choices[None]).all(axis=-1)
-  assert (counts.sum(axis=1) == 1).all() and (counts.sum(axis=0) > 0).all()
-  for a, b in zip(jax.tree.leaves(law_case.op.choices), jax.tree.leaves(law_case.drawn), strict=True):
-    assert a.dtype == b.dtype
+def test_every_law_has_an_op_that_breaks_it():
+  assert set(PLANTED) == {law.__name__ for law in laws.LAWS}
+  assert laws.broken_laws(TINT) == []
 
 
-def test_one_image_a_device_is_bitwise_eight_on_one(law_case):
-  def augmented(index, image):
-    view, action = augment.augment(law_case.op, key_for(jax.random.key(2), index), image)
-    return view.pixels, action
-  got = [jax.jit(jax.vmap(augmented))(*jax.device_put((np.arange(8), images()), shards(n))) for n in (1, 8)]
-  assert same(*got)
+@pytest.mark.parametrize('law', laws.LAWS, ids=lambda law: law.__name__)
+def test_a_planted_fault_is_seen(law):
+  fault = law(make_case(PLANTED[law.__name__]()))
+  assert fault.endswith('.'), 'the law does not see it'
+
+
+def test_an_op_that_raises_is_a_line():
+  def fails(action, image):
+    raise KeyError('no such picture')
+  assert laws.broken_laws(TINT._replace(apply=fails)) == ["make_case: KeyError: 'no such picture'"]
 
 
 # What users get wrong.

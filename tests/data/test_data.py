@@ -74,7 +74,7 @@ def same(a, b):
 # ---- the registry, digits, the order of an epoch
 
 def test_a_config_can_name_the_sources_and_nothing_else():
-  assert registry.names(data) == ['cifar10', 'digits', 'folder', 'tfds']
+  assert registry.names(data) == ['arrays', 'cifar10', 'digits', 'folder', 'tfds']
 
 
 def test_digits_are_the_scans():

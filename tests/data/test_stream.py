@@ -1,4 +1,6 @@
 """Data that stream: decoded as they are needed, and else as data in memory, bitwise."""
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -66,8 +68,12 @@ def rows(workdir):
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder, tmp_path):
-  """Two epochs of three steps; the streamed one ends without warning after two and goes on."""
+def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder, tmp_path,
+                                                                         monkeypatch):
+  """Two epochs of three steps; the streamed one ends without warning after two and goes on.
+
+  It goes on with other threads, which let a process decode.
+  """
   mesh = sharding.mesh(jax.devices()[:1])
   class Killed(BaseException):
     pass
@@ -79,9 +85,16 @@ def test_a_streamed_run_is_a_resident_run_bitwise_wherever_it_is_resumed(folder,
   streamed = settings(folder, **{'data.stream': 'True'})
   with pytest.raises(Killed):
     loop.train(streamed, tmp_path / 'streamed', hooks=(kill,), mesh=mesh, quiet=True)
+  decoders = stream.Decoders(3, 1)
+  monkeypatch.setattr(stream, 'batches', functools.partial(stream.batches, decoders=decoders))
   resumed = loop.train(streamed, tmp_path / 'streamed', mesh=mesh, quiet=True)
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
+  for name in ('resident', 'streamed'):  # the first step of a process is apart, with its compilation
+    for row in rows(tmp_path / name):
+      first = row['step'] == 1 or (name, row['step']) == ('streamed', 3)
+      assert ('first_step_s' in row) == first == ('images_per_s' not in row)
+      assert first or 0 <= row['data_wait'] <= 1
   losses = lambda name: [r['loss'] for r in rows(tmp_path / name)]
   assert losses('resident') == losses('streamed') and len(losses('streamed')) == 5
 

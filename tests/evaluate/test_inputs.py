@@ -281,7 +281,7 @@ def test_transfer_and_embed_show_the_whole_central_square(tmp_path):
     canvases = [decode(f.read_bytes(), SIZE) for f in files]
     want = np.stack([pillow(c, t, SIZE) for c, t in canvases])
     every(images, want)
-    encoder = embed.Encoder(Partial(fixed.encode, frozen.variables(state)), SIZE, run.mesh, None)
+    encoder = embed.ImageEncoder(Partial(fixed.encode, frozen.variables(state)), SIZE, run.mesh, None)
     part, _, _ = embed._list_images(str(photographs))
     every(encoder_inputs(lambda encoder=encoder, part=part: embed._encode_part(encoder, part, 8)), want)
 

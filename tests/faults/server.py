@@ -30,6 +30,7 @@ from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import fingerprint
 from equivariant_ssl.training import loop, stop  # noqa: E402
 from equivariant_ssl.training.state import TrainState  # noqa: E402
+from equivariant_ssl.training.step_clock import StepClock  # noqa: E402
 
 CONFIG = one_process.__file__
 CARD = Card('x', {}, SplitFacts(16), None, None, 8, (0., 0., 0.), (1., 1., 1.), 16)
@@ -48,9 +49,10 @@ def lighten() -> None:
     return loop.Run(config, None, recipe, sharding.mesh(), None, start.data_card or CARD), None
 
   def fit(run, now, on_step):
+    clock = StepClock()
     for n in range(int(now.step) + 1, run.recipe.steps + 1):
       now = state(n)
-      if on_step(now, n, {'loss': np.float32(n), 'invariance': np.float32(n), 'std': np.float32(1)}, 0.):
+      if on_step(now, n, {'loss': np.float32(n), 'invariance': np.float32(n), 'std': np.float32(1)}, clock):
         break
     return now
   like = lambda run, rule: jax.tree.map(

@@ -36,16 +36,44 @@ def test_batch_files_differ_in_their_options_alone():
     assert all('SITE' in line for line in text.splitlines() if re.search('--(partition|account|gres|time)=', line))
 
 
-@pytest.mark.parametrize('codes,requeued', [('0', False), ('75', True), ('8', False)])
-def test_a_batch_file_queues_again_what_stopped_and_nothing_else(tmp_path, codes, requeued):
+def run_batch_file(tmp_path, code, **env):
+  """(exit code, the calls of srun and scontrol) of a batch file under stand-ins for both."""
   for name in ('srun', 'scontrol'):
-    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\n[ {name} = scontrol ] || exit {codes}\n')
+    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\nenv | grep CPUS_PER >> {tmp_path}/said\n'
+                                 f'[ {name} = scontrol ] || exit {code}\n')
     (tmp_path / name).chmod(0o755)
   done = subprocess.run(['bash', BATCH[0], 'smoke', '--workdir', 'a b'], env={
-      'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7', 'PYTHON': 'py'})
-  said = (tmp_path / 'said').read_text()
-  assert done.returncode == int(codes) and ('scontrol requeue 7' in said) == requeued
+      'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7', 'PYTHON': 'py', **env})
+  return done.returncode, (tmp_path / 'said').read_text()
+
+
+@pytest.mark.parametrize('code,restarts,requeued', [
+    (0, '0', False), (75, '40', True), (8, '', True), (8, '19', True), (8, '20', False), (137, '3', True), (137, '20', False),
+    (2, '0', False), (5, '0', False), (10, '0', False)])
+def test_a_batch_file_queues_again_what_stopped_or_lost_a_process_and_nothing_else(tmp_path, code, restarts, requeued):
+  """A lost process, for a bounded number of times."""
+  ended, said = run_batch_file(tmp_path, code, **({'SLURM_RESTART_COUNT': restarts} if restarts else {}))
+  assert ended == code and ('scontrol requeue 7' in said) == requeued
   assert 'py -m equivariant_ssl.cli train --config smoke --workdir a b' in said
+
+
+@pytest.mark.parametrize('env,options,cores', [
+    ({'SLURM_GPUS_ON_NODE': '8', 'SLURM_NNODES': '2', 'SLURM_CPUS_PER_GPU': '12', 'SLURM_CPUS_ON_NODE': '96'},
+     '--ntasks-per-node=8 --ntasks=16 ', 12),
+    ({'SLURM_GPUS_ON_NODE': '4', 'SLURM_NNODES': '1', 'SLURM_CPUS_PER_GPU': '24', 'SLURM_CPUS_ON_NODE': '96'},
+     '--ntasks-per-node=4 --ntasks=4 ', 24),
+    ({'SLURM_GPUS_ON_NODE': '8', 'SLURM_NTASKS_PER_NODE': '1', 'SLURM_CPUS_PER_GPU': '12', 'SLURM_CPUS_ON_NODE': '96'}, '', 96),
+    ({'SLURM_GPUS_ON_NODE': '8', 'SLURM_NTASKS_PER_NODE': '8', 'SLURM_CPUS_PER_TASK': '6'}, '', 6)])
+def test_the_tasks_of_a_node_are_read_from_slurm(tmp_path, env, options, cores):
+  """A task a GPU, and its cores, unless the options of sbatch say how many tasks a node has."""
+  said = run_batch_file(tmp_path, 0, **env)[1].splitlines()
+  assert said[0].startswith(f'srun {options}--kill-on-bad-exit=0')
+  assert f'SRUN_CPUS_PER_TASK={cores}' in said and not any('CPUS_PER_GPU' in line for line in said)
+
+
+def test_the_h100s_of_a_node_are_not_assumed():
+  text = next(p for p in BATCH if p.stem == 'h100').read_text()
+  assert '#SBATCH --gres=gpu:8 ' in text and '--ntasks' not in text.partition('set -uo')[0]
 
 
 SETTINGS = ('zone=us-central2-b', 'bucket=mine', 'source=git+https://x/y', 'type=v5litepod-32', 'spot=1')

@@ -47,7 +47,7 @@ def test_a_process_finds_its_place(env, place):
     ({**PLAIN, 'EQSSL_PROCESS': '2'}, '0 <= this process'),
     ({'EQSSL_COORDINATOR': 'a:1'}, 'Set all three'),
     ({'SLURM_JOB_ID': '70', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 'started without srun'),
-    ({'SLURM_JOB_ID': '70', 'SLURM_JOB_NUM_NODES': '2'}, 'srun eqssl train'),
+    ({'SLURM_JOB_ID': '70', 'SLURM_JOB_NUM_NODES': '2'}, 'srun eqssl COMMAND'),
     ({**MPI, 'OMPI_MCA_orte_hnp_uri': ''}, '-x JAX_COORDINATOR_ADDRESS='),
     ({**POD, 'JOBSET_NAME': 'run'}, 'EQSSL_COORDINATOR=run-workers-0-0.run:61440'),
 ])
@@ -101,12 +101,27 @@ def test_who_is_there():
                                      '  process 2: b, 4 x H100']
 
 
-@pytest.mark.parametrize('text,lost', [('Gloo all-reduce failed: Connection closed by peer', True),
-                                       ('RESOURCE_EXHAUSTED: Out of memory', False)])
-def test_an_error_of_a_lost_peer_is_told_from_others(monkeypatch, text, lost):
+@pytest.mark.parametrize('kind,text,lost', [
+    (jax.errors.JaxRuntimeError, 'Gloo all-reduce failed: Connection closed by peer', True),
+    (jax.errors.JaxRuntimeError, 'RESOURCE_EXHAUSTED: Out of memory', False),
+    (ValueError, 'UNKNOWN: Gloo AllGather failed: Connection closed by peer', True),
+    (ValueError, 'a peer of the realm is no number', False)])
+def test_an_error_of_a_lost_peer_is_told_from_others(monkeypatch, kind, text, lost):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(UserError if lost else jax.errors.JaxRuntimeError, match=text), processes.explain_lost_process():
-    raise jax.errors.JaxRuntimeError(text)
+  with pytest.raises(UserError if lost else kind, match=text), processes.explain_lost_process():
+    raise kind(text)
+
+
+def test_an_error_of_process_0_is_that_of_all(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes, 'gather', lambda value: [value, None])
+  assert processes.from_main(lambda: {'top1': .5}) == {'top1': .5}
+  with pytest.raises(UserError, match='No such file'):
+    processes.from_main(lambda: open('/nowhere'))
+  monkeypatch.setattr(processes, 'gather', lambda value: [value, ('image 3 cannot be read', 7)])
+  with pytest.raises(UserError, match='image 3 cannot be read') as raised:
+    processes.raise_together(None)
+  assert raised.value.code == 7
 
 
 def test_a_taken_port_is_said(monkeypatch):
@@ -167,3 +182,37 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path, victim):
       p.kill()
       p.wait()
       p.stderr.close()
+
+
+SHARED = """
+import numpy as np
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import processes, shared_work
+processes.initialize()
+def compute():
+  assert processes.is_main()
+  return {'labels': np.arange(9, dtype=np.int32), 'files': np.array(['\u00e9.jpg', 'b.jpg'])}
+def fail():
+  raise UserError('no disk', 'mount it', 10)
+arrays = shared_work.share_arrays(compute)
+try:
+  shared_work.share_arrays(fail)
+except UserError as error:
+  print(arrays['labels'].sum(), ascii(str(arrays['files'][0])), error.code, str(error).split())
+"""
+
+
+@pytest.mark.slow
+def test_process_0_computes_for_all():
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1', 'EQSSL_PROCESSES': '2',
+         'EQSSL_COORDINATOR': f'127.0.0.1:{22000 + os.getpid() % 1000}'}
+  pair = [subprocess.Popen([sys.executable, '-c', SHARED], env={**env, 'EQSSL_PROCESS': str(i)},
+                           stdout=subprocess.PIPE, text=True) for i in range(2)]
+  try:
+    for process in pair:
+      assert "36 '\\xe9.jpg' 10 ['no', 'disk', 'mount', 'it']" in process.communicate(timeout=120)[0]
+  finally:
+    for process in pair:
+      process.kill()
+      process.wait()
+      process.stdout.close()

@@ -40,13 +40,14 @@ SlurmdPort={ports[1]}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:2
 '''
 
@@ -73,6 +74,7 @@ def slurm(tmp_path_factory):
       parent.chmod(0o755)
   (d / 'slurm.conf').write_text(CONF.format(d=d, host=socket.gethostname().split('.')[0], ports=_ports(2)))
   env = {**os.environ, 'SLURM_CONF': str(d / 'slurm.conf')}
+  (d / 'gres.conf').write_text('Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n')  # which stand for two GPUs
   daemons = []
 
   def start(tool, *argv):
@@ -155,3 +157,33 @@ def test_two_tasks_stop_together_are_queued_again_and_finish_as_if_never_stopped
 def test_the_templates_are_what_sbatch_takes(slurm):
   said = slurm('sbatch', '--test-only', '--ntasks-per-node=2', str(ROOT / 'launch/slurm/train.sbatch'), 'smoke')
   assert 'to start at' in said
+
+
+def batch(slurm, tmp_path, name, program, *options):
+  """The number of a job of launch/slurm/h100.sbatch, whose tasks run `program`, a script, in place of python."""
+  (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{program}\n')
+  (tmp_path / name).chmod(0o755)
+  return slurm('sbatch', '--cpus-per-gpu=1', f'--output={tmp_path}/{name}.txt', *options, str(ROOT / 'launch/slurm/h100.sbatch'),
+               'smoke', PYTHON=str(tmp_path / name)).split()[-1]
+
+
+@pytest.mark.parametrize('options,shown', [
+    (('--gres=gpu:2',), ['0 of 2, 1 core', '1 of 2, 1 core']), (('--gres=gpu:1',), ['0 of 1, 1 core']),
+    (('--gres=gpu:2', '--ntasks-per-node=1'), ['0 of 1, 2 core'])])
+def test_a_node_has_a_task_for_each_gpu_that_slurm_gives(slurm, tmp_path, options, shown):
+  job = batch(slurm, tmp_path, 'shown', 'echo "$SLURM_PROCID of $SLURM_NTASKS, $SLURM_CPUS_PER_TASK core"', *options)
+  until(lambda: ended(slurm, job), 60)
+  said = (tmp_path / 'shown.txt').read_text()
+  assert sorted(line for line in said.splitlines() if ' of ' in line) == shown, said
+
+
+def test_a_lost_process_is_queued_again_until_it_was_queued_often_enough(slurm, tmp_path):
+  """A task is killed, and the other ends with 8: srun ends with 137, and the batch file knows what that means."""
+  program = 'echo start ${SLURM_RESTART_COUNT:-0}; if [ "$SLURM_PROCID" = 1 ]; then kill -KILL $$; fi; sleep 1; exit 8'
+  job = batch(slurm, tmp_path, 'lost', program, '--gres=gpu:2', '--export=ALL,LOST_REQUEUES=1')
+  until(lambda: {'Restarts=1', 'JobState=PENDING'} <= set(slurm('scontrol', 'show', 'job', job).split()), 60)
+  slurm('scontrol', 'update', f'JobId={job}', 'StartTime=now+10')  # see above
+  until(lambda: ended(slurm, job), 120)
+  assert 'Restarts=1' in slurm('scontrol', 'show', 'job', job)
+  said = (tmp_path / 'lost.txt').read_text().splitlines()
+  assert said.count('start 0') == said.count('start 1') == 2 and 'start 2' not in said

@@ -71,7 +71,7 @@ def test_one_compilation(devices):
 
 def crossing(text: str) -> list[tuple[str, list[tuple[int, ...]]]]:
   """(collective, shapes of its result) for every collective of a compiled program."""
-  return [(kind, [shape for _, shape in arrays]) for kind, arrays in step_cost.list_collectives(text)]
+  return [(c.kind, [shape for _, shape in c.results]) for c in step_cost.list_collectives(text)]
 
 
 @pytest.mark.parametrize('devices', DEVICES[1:])
