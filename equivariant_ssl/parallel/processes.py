@@ -162,19 +162,7 @@ def from_main(compute: Callable[[], Any]) -> Any:
 
   An error of process 0 is raised in all of them.
   """
-  if jax.process_count() == 1:
-    return compute()
-  value, error = None, None
-  if is_main():
-    try:
-      value = compute()
-    except Exception as e:
-      error = e
-  value, described = gather((value, None if error is None else describe(error)))[0]
-  if described:
-    text, code = described
-    raise UserError(text, code=code) from error
-  return value
+  return gather(together(lambda: compute() if is_main() else None))[0]
 
 
 def wait_until_same(subject: str, look: Callable[[], Any]) -> Any:

@@ -186,8 +186,8 @@ def test_options_that_do_not_go_together(arguments, cause, capsys):
 
 
 @pytest.mark.parametrize(('where', 'settings', 'on'), [
-    ('slurm', {'template': 'h100', 'nodes': '2'}, 'h100:2x4'), ('slurm', {'template': 'a100'}, 'a100:1x8'),
-    ('slurm', {'template': 'h100', 'gres': 'gpu:h100:8'}, 'h100:1x8'), ('tpu', {}, 'v4-32'),
+    ('slurm', {'template': 'h100', 'nodes': '2'}, 'h100:2x8'), ('slurm', {'template': 'a100'}, 'a100:1x8'),
+    ('slurm', {'template': 'h100', 'gres': 'gpu:h100:4'}, 'h100:1x4'), ('tpu', {}, 'v4-32'),
     ('tpu', {'type': 'v5litepod-32'}, 'v5litepod-32'), ('gke', {'nodes': '4'}, 'nvidia-tesla-a100:4x8'),
     ('gke', {'accelerator': 'nvidia-h100-80gb'}, 'nvidia-h100-80gb:1x8')])
 def test_launch_plans_for_the_devices_it_submits_to(where, settings, on, monkeypatch, capsys):

@@ -607,7 +607,8 @@ content = {'readouts': values, 'untrained': {}, 'chance': {}, 'seconds': time.ti
 pathlib.Path(sys.argv[1]).write_text(json.dumps(content))
 """
 
-def start(folder, number, asked, kind, slot, workers, what='found'):
+def start(folder, plan, number, kind, slot, workers, what='found'):
+  asked = study_plan.runs(plan)[number]
   (folder / asked.workdir).mkdir(parents=True, exist_ok=True)
   found = folder / asked.workdir / f'{what}.json'
   command = [sys.executable, '-c', WORK, str(found), asked.name]
@@ -655,7 +656,8 @@ def test_what_is_still_held_is_tried_again(tmp_path, monkeypatch):
   made, tries, said = planned(augs=('rotate',), arms=('off', 'invariant'), seeds=(0,)), [], []
   study_plan.write(tmp_path, made)
 
-  def begin(folder, number, asked, kind, slot, workers, what='found'):
+  def begin(folder, plan, number, kind, slot, workers, what='found'):
+    asked = study_plan.runs(plan)[number]
     tries.append((number, slot))
     where = folder / asked.workdir
     where.mkdir(parents=True, exist_ok=True)
