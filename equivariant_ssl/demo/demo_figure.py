@@ -19,9 +19,9 @@ from equivariant_ssl.training.runs import prepare_run
 # For each arm a color that color-blind readers can tell apart too, a shape, and where its name
 # stands: (points from the mark), alignment.
 STYLES = {'untrained': ('#7f7f7f', 's', (9, 8), 'left'),
-          'crops': ('#0072b2', 'o', (-9, 9), 'right'),
+          'crops': ('#0072b2', 'o', (-9, -18), 'right'),
           'invariant': ('#d55e00', 'v', (9, -18), 'left'), 'both': ('#cc79a7', 'D', (9, 8), 'left'),
-          'sensitive': ('#009e73', '^', (7, -18), 'left')}
+          'sensitive': ('#009e73', '^', (-9, 9), 'right')}
 RIGHT, WRONG = '#009e73', '#d55e00'
 HEADING: Any = {'fontsize': 13, 'fontweight': 'bold', 'ha': 'left', 'x': .01}
 WORDS = ('not turned', '1/4 turn', '1/2 turn', '3/4 turn')
@@ -102,7 +102,7 @@ def _draw_accuracies(axes: Any, arms: dict[str, TrainedArm]) -> None:
   low_x, low_y = (min(p[i] - p[i + 1] for p in points.values()) for i in (0, 2))
   high_x, high_y = (max(p[i] + p[i + 1] for p in points.values()) for i in (0, 2))
   axes.set_xlim(low_x - 1.5, min(high_x + 1.5, 101.))
-  axes.set_ylim(low_y - 3, min(high_y + 2, 101.))
+  axes.set_ylim(low_y - 3, min(high_y + 3, 101.))
   seeds = len(arms['crops'].readouts['turn'])
   axes.set_xlabel('class of a held-out digit read right, %', fontsize=11)
   axes.set_ylabel('turn of a held-out digit read right, %', fontsize=11)
@@ -114,9 +114,8 @@ def _draw_accuracies(axes: Any, arms: dict[str, TrainedArm]) -> None:
   (x0, _, y0, _), (x1, _, y1, _) = points['invariant'], points['sensitive']
   axes.annotate('', (x1, y1), (x0, y0), zorder=0, arrowprops={
       'arrowstyle': '-|>', 'color': '#aaaaaa', 'linewidth': 2, 'shrinkA': 12, 'shrinkB': 12})
-  axes.annotate(f'turn {interval_text(difference, digits=1)}',
-                (.3 * x0 + .7 * x1, .3 * y0 + .7 * y1), (-8, -4), textcoords='offset points',
-                ha='right', fontsize=11, color='#555555')
+  axes.text(.02, .975, f'invariant → sensitive: turn {interval_text(difference, digits=1)}',
+            transform=axes.transAxes, fontsize=11, va='top')
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_locator(MaxNLocator(6, integer=True))
   axes.grid(color='#eeeeee')
@@ -144,9 +143,10 @@ def _draw_retrieved(figure: Any, arm: TrainedArm, budget: Budget) -> None:
   big = figure.add_axes((.02, .38, .2, .26))
   big.set_in_layout(False)
   _show(big, split.images[query] / 255., 'held-out digit')
-  figure.supxlabel(f'Nearest view over all {len(split.images)} digits: right turn '
-                   f'{retrieved.turn:.0f} % (chance 25 %), right class {retrieved.digit:.0f} % '
-                   '(10 %).\nFrame: green where both are right.', fontsize=10.5, x=.02, ha='left')
+  figure.supxlabel(f'Green: class and turn are right. The nearest view over all '
+                   f'{len(split.images)} digits:\nright turn {retrieved.turn:.0f} % (chance 25 %), '
+                   f'right class {retrieved.digit:.0f} % (chance 10 %).', fontsize=10.5, x=.02,
+                   ha='left')
 
 
 def draw(path: pathlib.Path, arms: dict[str, TrainedArm], specs: Mapping[str, ArmSpec],

@@ -41,15 +41,13 @@ def initialize() -> None:
   """Join the other processes of the job, and print once who they are.
 
   SLURM, Open MPI, Cloud TPU or Kubernetes describe the job, or EQSSL_COORDINATOR (host:port),
-  EQSSL_PROCESSES and EQSSL_PROCESS do. For a process alone, or one that has joined, nothing
-  happens. Call this before anything else touches jax.
+  EQSSL_PROCESSES and EQSSL_PROCESS do. Nothing happens in a process alone, or that has joined.
+  Call this before anything else touches jax.
 
   Raises UserError if the job cannot work as it was started.
   """
-  if jax.distributed.is_initialized():
-    return
   place = cluster.find(os.environ)
-  if place is None and not cluster.tpu(os.environ):
+  if jax.distributed.is_initialized() or place is None and not cluster.tpu(os.environ):
     return
   options: dict[str, Any] = {}
   if place:
