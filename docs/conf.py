@@ -28,7 +28,9 @@ nb_execution_mode = 'off'  # the notebooks carry their outputs
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 suppress_warnings = ['misc.highlighting_failure']  # a shell command within a notebook's cell
-nitpicky = False
+default_role = 'code'  # our docstrings write code between single backticks
+smartquotes = False    # '' and -- are code
+add_module_names = False
 
 html_theme = 'sphinx_book_theme'
 html_title = 'equivariant_ssl'
@@ -70,7 +72,7 @@ def write_commands() -> None:
 
 write_commands()
 
-FIELD = re.compile(r'(\w[\w, .\[\]()]*):\s+(\S.*)')
+FIELD = re.compile(r'(\w[\w.]*(?:, [\w.]+)*(?: \[[^\]]*\])*):\s+(\S.*)')
 
 
 def field_lists(app, what, name, obj, options, lines: list[str]) -> None:
@@ -83,7 +85,7 @@ def field_lists(app, what, name, obj, options, lines: list[str]) -> None:
   def flush() -> None:
     if block and all(line.startswith('  ') for line in block):  # a formula, or a program
       result.extend(['::', '', *block])
-    elif block and FIELD.match(block[0]) and not block[0].startswith('>>>'):
+    elif result and block and FIELD.match(block[0]):  # the first block is the summary
       for line in block:
         entry = FIELD.match(line)
         if entry:
