@@ -13,7 +13,7 @@ def parse_overrides(arguments: list[str], has_config: bool, options: Iterable[st
   has_config: whether the command takes such arguments.
   options:    the options that the command has.
 
-  Raises UserError for another argument, with what may have been meant.
+  Raises UserError for another argument, with what may have been suggestion.
   """
   overrides, rest = {}, list(arguments)
   while rest:
@@ -38,16 +38,16 @@ def _unknown_argument(argument: str, rest: list[str], has_config: bool, options:
   option, sign, value = argument.partition('=')
   if not sign and rest and not rest[0].startswith('-'):
     sign, value = '=', rest[0]
-  meant = ''
+  suggestion = ''
   if has_config and option.startswith('--') and not option.startswith('--conf'):
     from equivariant_ssl.config_fields import find_field
     if field := find_field(option.removeprefix('--')):
-      meant = f'--config.{field}={shlex.quote(value) if sign else "VALUE"}'
+      suggestion = f'--config.{field}={shlex.quote(value) if sign else "VALUE"}'
   elif has_config and option.startswith('--conf') and '.' in option:
-    meant = f'--config.{argument.partition(".")[2]}'
-  if not meant and (near := difflib.get_close_matches(option, options, n=1, cutoff=.7)):
-    meant = near[0] + (f'={shlex.quote(value)}' if sign else '')
+    suggestion = f'--config.{argument.partition(".")[2]}'
+  if not suggestion and (near := difflib.get_close_matches(option, options, n=1, cutoff=.7)):
+    suggestion = near[0] + (f'={shlex.quote(value)}' if sign else '')
   advice = 'See eqssl COMMAND --help' + (
     '; a field of the config is set by --config.FIELD=VALUE.' if has_config else '.')
   return UserError(f'unknown argument {argument!r}.',
-                   f'Did you mean {meant}? {advice}' if meant else advice, USAGE)
+                   f'Did you mean {suggestion}? {advice}' if suggestion else advice, USAGE)

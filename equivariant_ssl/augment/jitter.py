@@ -14,6 +14,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+OFFSETS = 0., 4 / 6, 2 / 6  # of red, green and blue on the color circle
 
 
 class Jitter(NamedTuple):
@@ -33,20 +34,24 @@ class Jitter(NamedTuple):
   hue: Array
 
 
-def blend(pixels: Array, change: Array, factor: Array, mean: Array | None = None) -> Array:
+def blend(pixels: Array, change: Array, factor: Array) -> Array:
   """factor x pixels + (1 - factor) x another image, clipped to [0, 1].
 
   change: 0 blends with black, 1 with the image's mean luma, 2 with the luma of each pixel.
-  mean:   the mean luma; None computes it.
 
   They are torchvision's brightness, contrast and saturation. dm_pix.adjust_brightness is not called
   since it adds a number, nor dm_pix.adjust_contrast since it blends with the mean of each channel,
   nor dm_pix.adjust_saturation since it works in HSV.
   """
   gray = luma(pixels)
-  mean = total(gray.reshape(-1)) * (1. / gray.size) if mean is None else mean
-  other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
+  mean = total(gray.reshape(-1)) * (1. / gray.size)
+  other = blended_with(gray, change, mean)
   return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
+
+
+def blended_with(gray: Array, change: Array, mean: Array) -> Array:
+  """The other image of `blend`: black, the mean luma, or the luma [h w] of each pixel."""
+  return jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
 
 
 def shift_hue(pixels: Array, turns: Array) -> Array:
@@ -55,7 +60,13 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   dm_pix.adjust_hue is not called: it finds the largest channel by equality, which a channel that
   XLA computes twice with different roundings fails, and it rounds differently.
   """
-  red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+  low, span, sixths = hue_of(pixels[..., 0], pixels[..., 1], pixels[..., 2])
+  return turned(low[..., None], span[..., None], sixths[..., None], turns,
+                jnp.array(OFFSETS)[None, None])
+
+
+def hue_of(red: Array, green: Array, blue: Array) -> tuple[Array, Array, Array]:
+  """(smallest channel, largest - smallest, hue in sixths of the circle), each [h w]."""
   top = jnp.maximum(jnp.maximum(red, green), blue)
   low = jnp.minimum(jnp.minimum(red, green), blue)
   span = top - low
@@ -64,9 +75,14 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   # no channel is the top.
   sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, jnp.where(
       green >= blue, (blue - red) / safe + 2., (red - green) / safe + 4.))
-  around = sixths[..., None] / 6. + turns + jnp.array([0., 4 / 6, 2 / 6])[None, None]
+  return low, span, sixths
+
+
+def turned(low: Array, span: Array, sixths: Array, turns: Array, offset: Array | float) -> Array:
+  """The channel at `offset` of a color whose hue is turned; the others are those of `hue_of`."""
+  around = sixths / 6. + turns + offset
   share = jnp.clip(jnp.abs((around - jnp.floor(around)) * 6. - 3.) - 1., 0., 1.)
-  return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
+  return jnp.clip(low + span * share, 0., 1.)
 
 
 def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]
@@ -86,25 +102,37 @@ def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Arr
   return blends(shift(blends(pixels, k < turn, slice(3))), k > turn, slice(1, 4))
 
 
-def changed_at_once(action: Jitter, pixels: Array, shift: Callable[[Array], Array]) -> Array:
-  """`changed` by `blend` in two passes over the pixels, for accelerators.
+def changed_at_once(action: Jitter, pixels: Array) -> Array:
+  """`changed` by `blend` and `shift_hue` in two passes over the pixels, for accelerators.
 
   There a scan runs several kernels for each of its steps, which read and write all pixels. Here the
   changes before the contrast are computed once for the mean luma that the contrast needs, and all
-  of them once more with it. Nothing else in the four changes goes beyond a pixel.
+  of them once more with it. Nothing else in the four changes goes beyond a pixel. Each channel is
+  an array of its own, so that XLA can fuse a pass.
   """
   turn, contrast = (jnp.argmax(action.order == change) for change in (HUE, CONTRAST))
   factors = ordered_factors(action)
 
-  def changes(end: Array | int, mean: Array) -> Array:
-    x = pixels
+  def blend_planes(planes: list[Array], k: int, active: Array, mean: Array) -> list[Array]:
+    factor = jnp.where(active, factors[k], 1.)
+    other = (1. - factor) * blended_with(gray_of(planes), action.order[k], mean)
+    return [jnp.clip(factor * x + other, 0., 1.) for x in planes]
+
+  def gray_of(planes: list[Array]) -> Array:
+    return .299 * planes[0] + .587 * planes[1] + .114 * planes[2]
+
+  def changes(end: Array | int, mean: Array) -> list[Array]:
+    planes = [pixels[..., i] for i in range(3)]
     for k in range(3):
-      x = blend(x, action.order[k], jnp.where((k < turn) & (k < end), factors[k], 1.), mean)
-    x = jnp.where(turn < end, shift(x), x)
+      planes = blend_planes(planes, k, (k < turn) & (k < end), mean)
+    parts, is_turned = hue_of(*planes), (turn < end) & (action.hue != 0)
+    planes = [jnp.where(is_turned, turned(*parts, action.hue, offset), x)
+              for x, offset in zip(planes, OFFSETS, strict=True)]
     for k in range(1, 4):
-      x = blend(x, action.order[k], jnp.where((k > turn) & (k < end), factors[k], 1.), mean)
-    return x
-  return changes(4, luma(changes(contrast, jnp.zeros(()))).mean())
+      planes = blend_planes(planes, k, (k > turn) & (k < end), mean)
+    return planes
+  mean = gray_of(changes(contrast, jnp.zeros(()))).mean()
+  return jnp.stack(changes(4, mean), axis=-1)
 
 
 def ordered_factors(action: Jitter) -> Array:
@@ -114,15 +142,13 @@ def ordered_factors(action: Jitter) -> Array:
 
 
 def apply(action: Jitter, image: Image) -> Image:
-  def shift(hue: Array, pixels: Array) -> Array:
-    return jnp.where(hue == 0, pixels, shift_hue(pixels, hue))
+  def changed_by_scans(action: Jitter, pixels: Array) -> Array:
+    shift = lambda x: jnp.where(action.hue == 0, x, shift_hue(x, action.hue))
+    return changed(action, pixels, blend, shift)
   # The branch is taken at lowering. On CPU the steps of a scan are bitwise the same for every size
   # of batch, as they are not fused.
-  pixels = jax.lax.platform_dependent(
-      action, image.pixels,
-      cpu=lambda a, x: changed(a, x, blend, functools.partial(shift, a.hue)),
-      default=lambda a, x: changed_at_once(a, x, functools.partial(shift, a.hue)))
-  return image._replace(pixels=pixels)
+  return image._replace(pixels=jax.lax.platform_dependent(
+      action, image.pixels, cpu=changed_by_scans, default=changed_at_once))
 
 
 def apply_quantized(hue: bool, action: Jitter, image: Image) -> Image:
