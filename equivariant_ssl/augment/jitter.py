@@ -1,6 +1,6 @@
 """Color jitter."""
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -113,16 +113,16 @@ def changed_at_once(action: Jitter, pixels: Array) -> Array:
   turn, contrast = (jnp.argmax(action.order == change) for change in (HUE, CONTRAST))
   factors = ordered_factors(action)
 
-  def blend_planes(planes: list[Array], k: int, active: Array, mean: Array) -> list[Array]:
+  def blend_planes(planes: Sequence[Array], k: int, active: Array, mean: Array) -> Sequence[Array]:
     factor = jnp.where(active, factors[k], 1.)
     other = (1. - factor) * blended_with(gray_of(planes), action.order[k], mean)
     return [jnp.clip(factor * x + other, 0., 1.) for x in planes]
 
-  def gray_of(planes: list[Array]) -> Array:
+  def gray_of(planes: Sequence[Array]) -> Array:
     return .299 * planes[0] + .587 * planes[1] + .114 * planes[2]
 
-  def changes(end: Array | int, mean: Array) -> list[Array]:
-    planes = [pixels[..., i] for i in range(3)]
+  def changes(end: Array | int, mean: Array) -> Sequence[Array]:
+    planes: Sequence[Array] = [pixels[..., i] for i in range(3)]
     for k in range(3):
       planes = blend_planes(planes, k, (k < turn) & (k < end), mean)
     parts, is_turned = hue_of(*planes), (turn < end) & (action.hue != 0)
