@@ -82,7 +82,7 @@ class Step:
     self.encoder.to(device, memory_format=torch.channels_last).train()
     self.projector.to(device).train()
     self.temperature, self.device, self.dtype = temperature, device, dtype
-    self.mean, self.std = (torch.tensor(x, device=device)[:, None, None] for x in (mean, std))
+    self.mean, self.std = (torch.tensor(x, dtype=torch.float64, device=device)[:, None, None] for x in (mean, std))
     self.params = [*self.encoder.parameters(), *self.projector.parameters()]
     self.optimizer = Lars(self.params, lr)
 
@@ -90,7 +90,6 @@ class Step:
     """Return itself, in float64."""
     self.encoder.double()
     self.projector.double()
-    self.mean, self.std = self.mean.double(), self.std.double()
     return self
 
   def place(self, views: np.ndarray):
@@ -99,7 +98,7 @@ class Step:
     return x.contiguous(memory_format=torch.channels_last)
 
   def loss(self, x):
-    x = (x - self.mean) / self.std
+    x = (x - self.mean.to(x)) / self.std.to(x)
     with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
       z = self.projector(self.encoder(x))
     a, b = (z if z.dtype == torch.float64 else z.float()).chunk(2)

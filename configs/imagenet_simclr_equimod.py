@@ -4,7 +4,7 @@ Command:   eqssl train --config imagenet_simclr_equimod --workdir runs/in_simclr
            eqssl eval runs/in_simclr_equimod --protocol equimod
 Published: linear top-1 72.30 %, against 71.57 % without EquiMod (EquiMod's README;
            github.com/ADevillers/EquiMod, arXiv 2211.01244).
-Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all. 58.8 GiB of 71.2 on each of
+Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all. 59.0 GiB of 71.2 on each of
            8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr_equimod --plan --on
            h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
 Measured:  nothing yet, for want of an accelerator.

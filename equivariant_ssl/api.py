@@ -32,6 +32,7 @@ from equivariant_ssl.encoder import Classifier, Encoder, load_encoder
 from equivariant_ssl.errors import OTHER_DATA, UserError
 from equivariant_ssl.parallel import processes
 from equivariant_ssl.run_arguments import config_of_data, to_config
+from equivariant_ssl.storage import record
 from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.step import Batch
 from equivariant_ssl.types import Op, Views
@@ -96,6 +97,7 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
   from equivariant_ssl.training import loop
   processes.initialize()  # before anything else touches jax
   workdir = pathlib.Path(workdir).absolute()
+  record.check_workdir(workdir)
   resolved, file = config_of_data(config, overrides or {}, data, workdir)
   try:
     with processes.explain_lost_process():
@@ -182,6 +184,7 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
     raise UserError('a study needs a folder.', "e.g. folder='runs/study'")
   if unlisted := sorted(set(settings) - set(study_plan.Settings._fields)):
     raise registry.unknown_name('study', unlisted[0], study_plan.Settings._fields)
+  record.check_workdir(folder, '--out')
   folder, complete = pathlib.Path(folder).absolute(), None
   if config:
     texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}

@@ -12,7 +12,8 @@ import sys
 import traceback
 from typing import Any
 
-from equivariant_ssl.cli_arguments import build_parser
+from equivariant_ssl.cli_arguments import build_parser, complete, option_names
+from equivariant_ssl.cli_overrides import parse_overrides
 from equivariant_ssl.dotted import allow_imports
 from equivariant_ssl.errors import OK, PREEMPTED, USAGE, UserError, describe
 from equivariant_ssl.study.study_command import split
@@ -36,10 +37,13 @@ def main(argv: list[str] | None = None) -> int:
       reconfigure(errors='backslashreplace')
   debug = '--debug' in argv
   try:
-    with stop.listen() if argv and argv[0] in RESUMABLE else contextlib.nullcontext():
+    with stop.listen() if argv and argv[0] in RESUMABLE else stop.interruptible():
       parser = build_parser('The command line: `eqssl COMMAND`.', COMMANDS)
-      args, rest = parser.parse_known_args(argv)
-      args.overrides = _overrides(rest, has_config=hasattr(args, 'config'))
+      complete(parser)
+      # `eqssl help train` is `eqssl train --help`.
+      args, rest = parser.parse_known_args([*argv[1:], '--help'] if argv[:1] == ['help'] else argv)
+      options = option_names(args.parser)
+      args.overrides = parse_overrides(rest, hasattr(args, 'config'), options)
       args.command_line = shlex.join(['eqssl', *argv])
       with allow_imports(*split(args.allow)):
         code = args.run(args) or OK
@@ -79,27 +83,6 @@ def entry() -> None:
   if code not in (OK, PREEMPTED) and jax and jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)
-
-
-def _overrides(arguments: list[str], has_config: bool) -> dict[str, str]:
-  """Return {'a.b': 'text'} of the arguments `--config.a.b=text`; a space may stand for the `=`.
-
-  has_config: whether the command takes such arguments.
-  """
-  overrides, rest = {}, list(arguments)
-  while rest:
-    argument = rest.pop(0)
-    if not has_config or not argument.startswith('--config.'):
-      raise UserError(f'unknown argument {argument!r}.',
-                      'See eqssl COMMAND --help; a field of the config is set by '
-                      '--config.FIELD=VALUE.', USAGE)
-    name, sign, value = argument.removeprefix('--config.').partition('=')
-    if not sign:
-      if not rest or rest[0].startswith('--'):
-        raise UserError(f'{argument} needs a value.', f'e.g. {argument}=VALUE')
-      value = rest.pop(0)
-    overrides[name] = value
-  return overrides
 
 
 def _cache() -> None:
@@ -154,6 +137,8 @@ def train(args: Args) -> None:
 def _plan(config: Any, args: Args) -> None:
   """Print what a step of a config costs, on the devices that --on or --devices names."""
   from equivariant_ssl.parallel import device_plan, step_plan
+  from equivariant_ssl.training.run_config import check_roles
+  check_roles(config)
   if args.on and args.devices:
     raise UserError('--on and --devices name the devices twice.',
                     f'e.g. --plan --on h100:{max(args.devices, 1)}')
@@ -295,5 +280,5 @@ COMMANDS = {'demo': demo, 'train': train, 'resume': resume, 'launch': submit, 'e
             'import': import_weights, 'doctor': show_doctor}
 
 
-if __name__ == '__main__':
+if __name__ == '__main__':  # `python -m equivariant_ssl` hears Ctrl-C earlier
   entry()

@@ -1,9 +1,12 @@
 """The commands of `eqssl` and their arguments."""
 import argparse
+import difflib
+import os
+import re
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from equivariant_ssl import renamed
+from equivariant_ssl import __version__, renamed, shipped
 from equivariant_ssl.data import data_command
 from equivariant_ssl.errors import USAGE, UserError
 from equivariant_ssl.study import study_command
@@ -18,12 +21,36 @@ class Parser(argparse.ArgumentParser):
   """A parser whose errors are reported like all other mistakes of the user."""
 
   def error(self, message: str) -> NoReturn:
+    if match := re.fullmatch(r"(.*invalid choice: '(.*)') \(choose from (.*)\)", message):
+      known = match[3].replace("'", '').split(', ')
+      near = difflib.get_close_matches(match[2], known, n=1)
+      raise UserError(f'{match[1]}; it is one of {", ".join(known)}.',
+                      (f'Did you mean {near[0]!r}? ' if near else '') + f'See {self.prog} --help.',
+                      USAGE)
     raise UserError(f'{message}.', f'See {self.prog} --help.', USAGE)
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+  """Return the options of a command, such as '--workdir'."""
+  return [name for action in parser._actions for name in action.option_strings]
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+  """Answer a shell that asks how the words that were typed may go on; it runs eqssl for that."""
+  if '_ARGCOMPLETE' in os.environ:
+    import argcomplete
+    argcomplete.autocomplete(parser)
+
+
+def _config_names(**_: object) -> list[str]:
+  """Return the names of the configs, which a shell completes after --config."""
+  return sorted({path.stem for folder in shipped.folders() for path in folder.glob('*.py')})
 
 
 def build_parser(description: str, commands: Commands) -> argparse.ArgumentParser:
   """Return the parser of the command line. It stores the function of a command under `run`."""
   parser = Parser('eqssl', allow_abbrev=False, description=description)
+  parser.add_argument('--version', action='version', version=f'eqssl {__version__}')
   subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
 
   def add(name: str, run: Callable, help_: str, group=subparsers) -> argparse.ArgumentParser:
@@ -34,7 +61,7 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
     p.add_argument('--allow', default='', metavar='PACKAGES',
                    help='packages, joined by commas, whose modules may be imported because a '
                         'folder names them')
-    p.set_defaults(run=run)
+    p.set_defaults(run=run, parser=p)
     return p
 
   _add_demo(add, commands)
@@ -50,10 +77,18 @@ def build_parser(description: str, commands: Commands) -> argparse.ArgumentParse
   data_parser = subparsers.add_parser('data', help='prepare and check data sets')
   data_group = data_parser.add_subparsers(metavar='WHAT', required=True)
 
+  subparsers.add_parser('help', help='show how a command is used: eqssl help COMMAND')
+
   def add_data(name: str, run: Callable, help_: str) -> argparse.ArgumentParser:
     return add(name, run, help_, data_group)
   data_command.add_data_commands(add_data)
   return parser
+
+
+def _add_config(p: argparse.ArgumentParser, **options: Any) -> None:
+  """Add the option --config, whose values a shell completes."""
+  action: Any = p.add_argument('--config', help=CONFIG_HELP, **options)
+  action.completer = _config_names
 
 
 def _add_data_path(p: argparse.ArgumentParser) -> None:
@@ -92,7 +127,7 @@ def _add_demo(add: Add, commands: Commands) -> None:
 def _add_training(add: Add, commands: Commands) -> None:
   p = add('train', commands['train'],
           'train a config: eqssl train --config NAME --workdir DIR [--config.a.b=value ...]')
-  p.add_argument('--config', default='', help=CONFIG_HELP)
+  _add_config(p, default='')
   p.add_argument('--from', dest='begin', default='', metavar='DIR',
                  help='instead: train the run in DIR longer, by its own config, in a new --workdir')
   p.add_argument('--workdir', default='',
@@ -120,7 +155,7 @@ def _add_launch(add: Add, commands: Commands) -> None:
   p = add('launch', commands['launch'],
           'train a config on a cluster: eqssl launch slurm|tpu|gke --config NAME [--dry-run]')
   p.add_argument('where', choices=('slurm', 'tpu', 'gke'))
-  p.add_argument('--config', required=True, help=CONFIG_HELP)
+  _add_config(p, required=True)
   p.add_argument('--workdir', default='',
                  help='folder of the run, as the cluster sees it (default: runs/NAME)')
   p.add_argument('--set', dest='settings', nargs='+', default=[], metavar='KEY=VALUE',
@@ -187,7 +222,7 @@ def _add_evaluation(add: Add, commands: Commands) -> None:
 def _add_encoder_use(add: Add, commands: Commands) -> None:
   p = add('show-augs', commands['show-augs'],
           'write a page of the views of a config, with what was done to each')
-  p.add_argument('--config', required=True, help=CONFIG_HELP)
+  _add_config(p, required=True)
   p.add_argument('--image', default='', metavar='FILE',
                  help='show views of this image (default: of test images of the config\'s data)')
   p.add_argument('--out', default='augs.html', help='file of the page (default: %(default)s)')

@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import shlex
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,8 +20,10 @@ from equivariant_ssl.config_fields import (
     SECTIONS,
     TOP,
     factory_names,
+    find_field,
     is_factory,
     section_schema,
+    unknown_factory,
 )
 from equivariant_ssl.config_overrides import (
     apply_overrides,
@@ -76,8 +79,11 @@ def override_config(config: ConfigDict, overrides: dict[str, str] | None = None)
   """
   with allow_imports(EVERY):
     spell_out(config)
-    apply_overrides(config, overrides or {})
-    return resolve_config(config)
+    lines = apply_overrides(config, overrides or {})
+    resolved = resolve_config(config)
+  for line in lines:
+    print(f'eqssl: {line}', file=sys.stderr)
+  return resolved
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -85,8 +91,9 @@ def read_config(path: pathlib.Path) -> ConfigDict:
   fix = 'Restore it from a backup or start a new --workdir.'
   try:
     return resolve_config(ConfigDict(record.read_json_object(path, fix)))
-  except FileNotFoundError:
-    raise UserError(f'no run in {str(path.parent)!r}: config.json is missing.',
+  except (FileNotFoundError, NotADirectoryError):
+    why = 'it is a file' if path.parent.is_file() else 'config.json is missing'
+    raise UserError(f'no run in {str(path.parent)!r}: {why}.',
                     'Start one: eqssl train --config NAME --workdir DIR') from None
   except (ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON, but no config
     why = ' '.join(str(error).split())[:150]
@@ -105,12 +112,15 @@ def _factory_section(path: str, package: Any, fields: Any, name: str = '') -> An
   """
   known = factory_names(package)
   example = 'role=both' if name else f'name={fields if fields in known else known[0]}'
+  text = fields
+  if isinstance(text, str) and not name and text not in known:
+    raise unknown_factory(path, package, text)
   check_fields(path, fields, f'e.g. --{path}.{example}')
   name = name or fields.get('name')
   if not name:
     raise UserError(f'{path} needs a name.', f'One of: {", ".join(known)}.')
   if not is_factory(package, name):
-    raise unknown_name(path, name, known)
+    raise unknown_factory(path, package, name)
   return ConfigDict(section(path, fields, section_schema(package, name)))
 
 
@@ -237,7 +247,9 @@ def resolve_config(config: Any) -> ConfigDict:
   known = {*TOP, *SECTIONS, 'augment'}
   for k in config.keys():
     if k not in known:
-      raise unknown_name('config', k, known)
+      field = find_field(k)
+      raise UserError(f'config has no {k!r}.', f'Did you mean --config.{field}=VALUE?'
+                      ) if field else unknown_name('config', k, known)
   out: Any = ConfigDict(section('config', {k: v for k, v in config.items() if k in TOP}, TOP))
   for k, choices in CHOICES.items():
     if out[k] not in choices:

@@ -4,13 +4,16 @@ from typing import Any
 
 from equivariant_ssl import augment, data, equivariance, invariance, nets, registry
 from equivariant_ssl.dotted import is_dotted
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
+from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.training import optim
 
 TOP = {
     'seed': 0,              # the seed of initialization, order and augmentation
     'size': 32,             # the side of a view, in pixels
     'batch': 256,           # the number of images of the global batch
+    'fit_batch': False,     # make the batch smaller where there are fewer training images
     'accumulate': 1,        # parts of the batch that the encoder computes one after the other, in
                             # the memory of one part: see step.encode
     'sharding': 'replicate',  # how the state lies on the devices: a copy on each, or 'fsdp', a
@@ -44,6 +47,10 @@ FREE = ('log_every', 'checkpoint_every', 'keep', 'tensorboard', 'knn_every', 'on
         'sharding')
 CHOICES = {'dtype': ('float32', 'bfloat16'), 'batchnorm': ('joint', 'view'),
            'on_collapse': ('warn', 'stop'), 'sharding': sharding.RULES}
+# The place of an augmentation that is added to the order of a config: colors after shapes, and the
+# turn, of which E-SSL has four copies, last. Another one comes at the end.
+USUAL_ORDER = ('crop', 'affine', 'flip', 'vflip', 'jitter', 'gray', 'blur', 'blur_levels',
+               'solarize', 'posterize', 'invert', 'erase', 'jigsaw', 'turn', 'rotate')
 COSINES = ('step', 'epoch')  # how often the learning rate changes
 # The sections that name a factory, and the package that has the factory.
 SECTIONS = {'data': data, 'encoder': nets, 'invariance': invariance, 'equivariance': equivariance,
@@ -80,3 +87,40 @@ def section_schema(package: Any, name: str) -> dict[str, Any]:
   arguments = {k: v for k, v in registry.arguments(factory).items()
                if k != RECIPE_ARGUMENTS.get(package)}
   return {'name': name, **arguments, **MORE_FIELDS.get(package, {})}
+
+
+# Names of other programs for fields of the config.
+OTHER_NAMES = {'batch_size': 'batch', 'learning_rate': 'optimizer.lr', 'base_lr': 'optimizer.lr',
+               'wd': 'optimizer.weight_decay', 'arch': 'encoder.name', 'model': 'encoder.name',
+               'backbone': 'encoder.name', 'image_size': 'size', 'img_size': 'size',
+               'dataset': 'data.name', 'method': 'invariance.name',
+               'temp': 'invariance.temperature',
+               'max_epochs': 'epochs', 'num_epochs': 'epochs', 'max_steps': 'steps'}
+
+
+def find_field(word: str) -> str:
+  """Return the path of the field that a word may mean, such as 'optimizer.lr' for 'lr'; or ''."""
+  word = word.lower().replace('-', '_')
+  if word in TOP or word in OTHER_NAMES:
+    return OTHER_NAMES.get(word, word)
+  if word in SECTIONS:
+    return f'{word}.name'
+  for section in ('optimizer', 'data', 'encoder', 'invariance', 'equivariance'):
+    package = SECTIONS[section]
+    if any(word in section_schema(package, name) for name in factory_names(package)):
+      return f'{section}.{word}'
+  section, _, field = word.partition('.')
+  return word if field and section in (*SECTIONS, 'augment') else ''
+
+
+def unknown_factory(path: str, package: Any, name: Any) -> UserError:
+  """Return the error for a section at `path` that is, or names, no factory, such as 'resnet50'."""
+  known = factory_names(package)
+  match = re.fullmatch(r'([a-z]+?)[_-]?(\d+|t|s|b|tiny|small|base)', str(name).lower())
+  if match and match[1] in known:
+    field = 'depth' if match[2].isdecimal() else 'variant'
+    value = {'t': 'tiny', 's': 'small', 'b': 'base'}.get(match[2], match[2])
+    if field in section_schema(package, match[1]):
+      return UserError(f'{path} has no {name!r}.', f'Did you mean --{path}.name={match[1]} '
+                       f'--{path}.{field}={value}? It has: {", ".join(known)}.')
+  return unknown_name(path, name, known)

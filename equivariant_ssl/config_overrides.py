@@ -3,13 +3,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from equivariant_ssl import invariance, nets, registry, renamed
+from equivariant_ssl import augment, invariance, nets, registry, renamed
 from equivariant_ssl.config_fields import (
     DICT_SECTION,
     HEADS,
     OPTIONAL_SECTION,
     SECTIONS,
     TOP,
+    USUAL_ORDER,
     is_factory,
     section_schema,
 )
@@ -57,20 +58,48 @@ def spell_out(config: Any) -> None:
     name_modules(config.augment)
 
 
-def apply_overrides(config: Any, overrides: dict[str, str]) -> None:
+def _add_ops(config: Any, overrides: dict[str, str]) -> list[str]:
+  """Give the ops that get a role, and are not in the order, their usual place in it.
+
+  An order that the overrides give themselves stays as it is. Returns a line for each such op.
+  """
+  fields, lines = config.get('augment'), []
+  if not hasattr(fields, 'keys') or 'augment.order' in overrides:
+    return lines
+  for key in overrides:
+    section, _, rest = key.partition('.')
+    name, _, field = rest.partition('.')
+    if (section, field) != ('augment', 'role') or name in fields or (
+        name not in registry.names(augment)):
+      continue
+    order = list(fields.get('order', ()))
+    before = USUAL_ORDER[:USUAL_ORDER.index(name)] if name in USUAL_ORDER else order
+    place = max((i + 1 for i, op in enumerate(order) if op in before), default=0)
+    fields.order = (*order[:place], name, *order[place:])
+    fields[name] = ConfigDict()
+    lines.append(f'{name} is added to the augmentations: {", ".join(fields.order)} '
+                 '(--config.augment.order=... gives it another place)')
+  return lines
+
+
+def apply_overrides(config: Any, overrides: dict[str, str]) -> list[str]:
   """Set the fields at the keys 'a.b' of a config to what the texts say, in place.
+
+  Returns lines for the user: which augmentations were added to the order.
 
   Names of factories go first: they decide which fields a section has. So does the order of the
   ops, whose dotted paths begin sections.
   """
   overrides = {renamed.key(key): text for key, text in overrides.items()}
   overrides = dict(sorted(overrides.items(), key=lambda item: item[0] != 'augment.order'))
+  lines = _add_ops(config, overrides)
   for key, text in overrides.items():
     if key.endswith('.name'):
       _rename(config, key.split('.')[:-1], text)
   for key, text in overrides.items():
     _override(config, key, text)
     spell_out(config)
+  return lines
 
 
 def _child(node: Any, part: str) -> Any:
@@ -116,6 +145,10 @@ def _no_fields(node: Any, path: str, part: str, rest: str, text: str) -> UserErr
   if part.isdecimal() and path == 'config.equivariance':
     return UserError(f'{path} has one objective, which takes no number.',
                      f'e.g. {flag(f"{path}.{rest}", text)}')
+  if path == 'config.augment' and part not in node and part in registry.names(augment):
+    return UserError(f'{part} is not among the augmentations, which are '
+                     f'{", ".join(node.get("order", ()))}.',
+                     f'A role adds it: --{path}.{part}.role=invariant')
   value = literal(node.get(part, TOP.get(part) if path == 'config' else None))
   sections = [k for k, v in node.items() if isinstance(v, ConfigDict)]
   if value is None and (sections or path == 'config'):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from equivariant_ssl.config import config_to_json, load_config
-from equivariant_ssl.report import maps, pictures
+from equivariant_ssl.report import maps, neighbor_tiles, pictures
 
 HOSTILE = '</script><img src=x onerror=alert(1)>"\'&'
 ENV = {
@@ -314,7 +314,7 @@ def fake_panels(patch, side: int = 32) -> None:
     lambda run: {k: tiles(4, n) for k, n in zip(groups, (3, 2, 5), strict=True)},
   )
   patch.setattr(pictures, 'strips', lambda *_: {'equimod': tiles(4, 7)})
-  patch.setattr(pictures, 'neighbors', lambda *_: tiles(6, 9))
+  patch.setattr(neighbor_tiles, 'neighbors', lambda *_: tiles(6, 9))
   one_map = maps.Map(
     rng.normal(size=(600, 2)).astype(np.float32),
     np.arange(600) % 10,

@@ -12,12 +12,15 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
+import equivariant_ssl
 from equivariant_ssl import cli
-from equivariant_ssl.config import load_config, read_config
+from equivariant_ssl.config import config_to_json, load_config, read_config
+from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.storage import checkpoint
+from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import loop, step_log
 from equivariant_ssl.training.step_clock import StepClock
 
@@ -145,6 +148,11 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale is (0.5,), but it takes 2', '(0.08, 1.0)'),
   (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'),
    'has no augmentations', 'both'),
+  (('--config', 'smoke', '--config.equivariance.name=none', '--config.augment.rotate.role=sensitive'),
+   'rotate has the role sensitive, and no objective reads it: the equivariance is none', 'equivariance.name=equimod'),
+  (('--config', 'smoke', '--config.equivariance.augmentations=crop', '--config.augment.rotate.role=sensitive'),
+   "no objective's `augmentations` name it", 'rotate.role=invariant'),
+  (('--config', 'smoke', '--config.augment.blur.p=.5'), 'blur is not among the augmentations', 'blur.role=invariant'),
 ]
 
 
@@ -162,6 +170,45 @@ def test_one_line_and_exit_code_2(argv, cause, fix, tmp_path, capsys):
 def test_what_is_no_command_is_one_line_too(argv, said, capsys):
   code, _, err = eqssl(*argv, capsys=capsys)
   assert code == 2 and err.startswith('eqssl: ') and said in err and err.endswith(' --help.\n')
+
+
+NEAR = [
+  ('train --config smoke --workdir x --epochs 5', '--config.epochs=5'),
+  ('train --config smoke --workdir x --lr=.1', '--config.optimizer.lr=.1'),
+  ('train --config smoke --workdir x --batch-size 3', '--config.batch=3'),
+  ('train --config smoke --workdir x --config.lr=.1', '--config.optimizer.lr=VALUE'),
+  ('train --config smoke --workdir x --config.encoder=resnet50', '--config.encoder.name=resnet --config.encoder.depth=50'),
+  ('train --config smoke --workdir x --config.encoder.name=vit_s', '--config.encoder.name=vit --config.encoder.variant=small'),
+  ('train --config smoke --wokdir x', '--workdir=x'), ('eval x --epoch 3', '--epochs=3'),
+  ('data prepare cifar11', 'Did you mean cifar10?'), ('trian', "Did you mean 'train'?"),
+  ('resume setup.cfg', 'it is a file'), ('train --config smoke --workdir setup.cfg', 'is a file, not a folder'),
+  ('study --config smoke --augs crop --out setup.cfg', '--out setup.cfg is a file'),
+  ('train --config smoke --plan --config.equivariance.name=none --config.augment.rotate.role=sensitive', 'rotate.role=invariant'),
+]
+
+
+@pytest.mark.parametrize('line,meant', NEAR, ids=[n[0] for n in NEAR])
+def test_a_near_miss_is_answered_with_what_was_meant(line, meant, capsys):
+  code, _, err = eqssl(*line.split(), capsys=capsys)
+  assert code == 2 and meant in err and len(err.strip().splitlines()) == 2
+
+
+def test_version_and_help(capsys):
+  for argv, said in ((('--version',), f'eqssl {equivariant_ssl.__version__}'), (('help', 'train'), 'usage: eqssl train'),
+                     (('help', 'data', 'check'), 'usage: eqssl data check'), (('help',), 'usage: eqssl [-h]')):
+    with pytest.raises(SystemExit) as end:
+      cli.main(list(argv))
+    assert end.value.code in (0, None) and capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize('words,completed', [
+  ('eqssl ', {'train', 'neighbors', 'help'}), ('eqssl train --config photo', {'photos'})])
+def test_a_shell_completes_commands_and_configs(words, completed, tmp_path):
+  env = {**os.environ, '_ARGCOMPLETE': '1', 'COMP_LINE': words, 'COMP_POINT': str(len(words)), '_ARGCOMPLETE_IFS': '\n',
+         '_ARGCOMPLETE_STDOUT_FILENAME': str(tmp_path / 'out'), '_ARGCOMPLETE_SUPPRESS_SPACE': '1'}
+  subprocess.run([sys.executable, '-m', 'equivariant_ssl'], cwd=ROOT, env=env, timeout=60, capture_output=True)
+  said = {word.strip() for word in (tmp_path / 'out').read_text().split('\n')}
+  assert completed <= said and (len(completed) > 1 or said == completed)
 
 
 def test_debug_shows_the_traceback_too(capsys):
@@ -188,6 +235,27 @@ def test_an_empty_folder_and_a_broken_image(tmp_path, capsys):
   assert code == 0 and '07.png' in err and '08.png' in err
   code, _, err = eqssl('eval', tmp_path / 'b', '--protocol', 'knn', capsys=capsys)
   assert code == 2 and 'no labels' in err
+
+
+def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, capsys):
+  """Config `photos` takes any folder, and says so in a line; the same command goes on with the run."""
+  photos, run, said = tmp_path / 'photos', tmp_path / 'run', []
+  photos.mkdir()
+  for i in range(12):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), 'uint8')).save(photos / f'{i}.png')
+  assert eqssl('data', 'check', photos, capsys=capsys)[1].splitlines()[-1].startswith(
+    f'Next: eqssl train --config photos --config.data.path={photos} ')
+  config = load_config('photos', {'data.path': str(photos), 'encoder.name': 'mlp'})
+  prepared = loop.prepare_run(config, sharding.mesh(jax.devices()[:1]), said.append)
+  images = len(prepared.source.train.images)
+  assert prepared.config.batch == prepared.recipe.batch == 8 <= images < 16 and config.batch == 64
+  assert f'the batch is 8, not 64: there are {images} training images' in said
+  record.start_record(run, config_to_json(prepared.config), '')
+  card.write_card(run, prepared.card)
+  loop._find_start(config, run, None, said.append)  # 64 is not another config
+  with pytest.raises(UserError, match='another config: batch: 8 -> 4') as error:
+    loop._find_start(load_config('photos', {'data.path': str(photos), 'encoder.name': 'mlp', 'batch': '4'}), run, None, print)
+  assert error.value.code == 5
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

@@ -5,7 +5,9 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from equivariant_ssl import augment, registry
 from equivariant_ssl.config import config_to_json, load_config, read_config, resolve_config
+from equivariant_ssl.config_fields import USUAL_ORDER
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
 from equivariant_ssl.storage.record import config_leaves
@@ -36,6 +38,21 @@ def test_overrides():
   assert config.augment.rotate.role == 'off'
   assert config.optimizer.lr == 1e-3
   assert config.invariance.projector.hidden == (32,)
+
+
+@pytest.mark.parametrize('name,order', [
+  ('blur', ('crop', 'flip', 'blur', 'rotate')), ('vflip', ('crop', 'flip', 'vflip', 'rotate')),
+  ('turn', ('crop', 'flip', 'turn', 'rotate'))])
+def test_a_role_adds_an_augmentation_in_its_usual_place(name, order, capsys):
+  config = load_config('smoke', {f'augment.{name}.role': 'sensitive'})
+  assert config.augment.order == order and config.augment[name].role == 'sensitive'
+  assert f'{name} is added to the augmentations: {", ".join(order)}' in capsys.readouterr().err
+  with pytest.raises(UserError, match=f"has no '{name}'|not among"):  # an order of one's own stays
+    load_config('smoke', {f'augment.{name}.role': 'sensitive', 'augment.order': 'crop,flip,rotate'})
+
+
+def test_every_augmentation_has_a_usual_place():
+  assert sorted(USUAL_ORDER) == registry.names(augment)
 
 
 AS_TYPED = ('2024_01_15', '1e5', 'a,b', '1', '0x10', 'None', "('a', 'b')", '{}', ' a ', 'train[:80%]', '-', 'é',

@@ -19,7 +19,7 @@ FLOORS = (
     {'config', 'config_fields', 'config_overrides', 'data', 'evaluate', 'storage', 'parallel.cluster',
      'parallel.processes', 'parallel.shared_work', 'training.progress', 'training.run_config', 'training.runs', 'training.feeds',
      'training.step_log', 'training.loop'},
-    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli', 'encoder',
+    {'parallel', 'study', 'report', 'export', 'demo', 'doctor', 'cli_arguments', 'cli_overrides', 'cli', '__main__', 'encoder',
      'run_arguments', 'api'},
 )
 KNOWN = set().union(*FLOORS)

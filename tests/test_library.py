@@ -45,12 +45,29 @@ def mine(folder):
   return es.load(folder / 'runs' / 'mine')
 
 
+HEAVY = {'jax', 'flax', 'optax', 'orbax', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'PIL', 'tensorflow_datasets', 'rich',
+         'jinja2', 'ml_collections'}
+
+
+def imported(code: str) -> set[str]:
+  """The packages that a new process has imported after `code`."""
+  code += '\nimport sys; print(*{name.partition(".")[0] for name in sys.modules})'
+  ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  return set(ran.stdout.splitlines()[-1].split())
+
+
 def test_importing_is_lazy_and_the_help_too():
-  """Neither imports jax, so both are there at once; the names are."""
+  """Neither imports anything that takes time, so both are there at once; the names are."""
   for code in ('import equivariant_ssl as es; assert "load" in dir(es)',
-               'from equivariant_ssl import cli\ntry: cli.main(["--help"])\nexcept SystemExit: pass'):
-    code += '\nimport sys; sys.exit("jax" in sys.modules)'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0, code
+               'from equivariant_ssl import cli\ntry: cli.main(["--help"])\nexcept SystemExit: pass',
+               'from equivariant_ssl import cli\ntry: cli.main(["train", "--help"])\nexcept SystemExit: pass'):
+    assert not HEAVY & imported(code), code
+
+
+def test_training_imports_no_package_of_evaluations_and_figures():
+  """So that the second start of a run is short (docs/results.md has its seconds)."""
+  unused = {'sklearn', 'matplotlib', 'tensorflow', 'tensorflow_datasets', 'jinja2'}
+  assert not unused & imported('import equivariant_ssl.api, equivariant_ssl.training.loop')
 
 
 def test_the_names_are_those_of_the_api():

@@ -14,6 +14,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.types import Array, Image, Key, Op, Size
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+OFFSETS = 0., 4 / 6, 2 / 6  # of red, green and blue on the color circle
 
 
 class Jitter(NamedTuple):
@@ -44,8 +45,13 @@ def blend(pixels: Array, change: Array, factor: Array) -> Array:
   """
   gray = luma(pixels)
   mean = total(gray.reshape(-1)) * (1. / gray.size)
-  other = jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
+  other = blended_with(gray, change, mean)
   return jnp.clip(factor * pixels + (1. - factor) * other[..., None], 0., 1.)
+
+
+def blended_with(gray: Array, change: Array, mean: Array) -> Array:
+  """The other image of `blend`: black, the mean luma, or the luma [h w] of each pixel."""
+  return jnp.where(change == BRIGHTNESS, 0., jnp.where(change == CONTRAST, mean, gray))
 
 
 def shift_hue(pixels: Array, turns: Array) -> Array:
@@ -54,7 +60,13 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   dm_pix.adjust_hue is not called: it finds the largest channel by equality, which a channel that
   XLA computes twice with different roundings fails, and it rounds differently.
   """
-  red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+  low, span, sixths = hue_of(pixels[..., 0], pixels[..., 1], pixels[..., 2])
+  return turned(low[..., None], span[..., None], sixths[..., None], turns,
+                jnp.array(OFFSETS)[None, None])
+
+
+def hue_of(red: Array, green: Array, blue: Array) -> tuple[Array, Array, Array]:
+  """(smallest channel, largest - smallest, hue in sixths of the circle), each [h w]."""
   top = jnp.maximum(jnp.maximum(red, green), blue)
   low = jnp.minimum(jnp.minimum(red, green), blue)
   span = top - low
@@ -63,9 +75,14 @@ def shift_hue(pixels: Array, turns: Array) -> Array:
   # no channel is the top.
   sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, jnp.where(
       green >= blue, (blue - red) / safe + 2., (red - green) / safe + 4.))
-  around = sixths[..., None] / 6. + turns + jnp.array([0., 4 / 6, 2 / 6])[None, None]
+  return low, span, sixths
+
+
+def turned(low: Array, span: Array, sixths: Array, turns: Array, offset: Array | float) -> Array:
+  """The channel at `offset` of a color whose hue is turned; the others are those of `hue_of`."""
+  around = sixths / 6. + turns + offset
   share = jnp.clip(jnp.abs((around - jnp.floor(around)) * 6. - 3.) - 1., 0., 1.)
-  return jnp.clip(low[..., None] + span[..., None] * share, 0., 1.)
+  return jnp.clip(low + span * share, 0., 1.)
 
 
 def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Array], Array]
@@ -73,23 +90,65 @@ def changed(action: Jitter, pixels: Array, blend: Callable, shift: Callable[[Arr
   """The pixels after the four changes, in the action's order.
 
   The hue is the costly one, so it is computed once. The other changes stand before it and after it,
-  with factor 1, which is exactly no change, where it is not their turn.
+  with factor 1, which is exactly no change, where it is not their turn. The last of the four is
+  never before the hue, and the first never after it, so each side has three.
   """
-  turn = jnp.argmax(action.order == HUE)
-  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
-  factors = factors[action.order]
-  k = jnp.arange(4)
+  turn, factors, k = jnp.argmax(action.order == HUE), ordered_factors(action), jnp.arange(4)
 
-  def blends(pixels: Array, active: Array) -> Array:
-    changes = action.order, jnp.where(active, factors, 1.)
+  def blends(pixels: Array, active: Array, part: slice) -> Array:
+    changes = action.order[part], jnp.where(active, factors, 1.)[part]
     # A scan is compiled once, and its steps are not fused.
     return jax.lax.scan(lambda x, change: (blend(x, *change), None), pixels, changes)[0]
-  return blends(shift(blends(pixels, k < turn)), k > turn)
+  return blends(shift(blends(pixels, k < turn, slice(3))), k > turn, slice(1, 4))
+
+
+def changed_at_once(action: Jitter, pixels: Array) -> Array:
+  """`changed` by `blend` and `shift_hue` in two passes over the pixels, for accelerators.
+
+  There a scan runs several kernels for each of its steps, which read and write all pixels. Here the
+  changes before the contrast are computed once for the mean luma that the contrast needs, and all
+  of them once more with it. Nothing else in the four changes goes beyond a pixel. Each channel is
+  an array of its own, so that XLA can fuse a pass.
+  """
+  turn, contrast = (jnp.argmax(action.order == change) for change in (HUE, CONTRAST))
+  factors = ordered_factors(action)
+
+  def blend_planes(planes: list[Array], k: int, active: Array, mean: Array) -> list[Array]:
+    factor = jnp.where(active, factors[k], 1.)
+    other = (1. - factor) * blended_with(gray_of(planes), action.order[k], mean)
+    return [jnp.clip(factor * x + other, 0., 1.) for x in planes]
+
+  def gray_of(planes: list[Array]) -> Array:
+    return .299 * planes[0] + .587 * planes[1] + .114 * planes[2]
+
+  def changes(end: Array | int, mean: Array) -> list[Array]:
+    planes = [pixels[..., i] for i in range(3)]
+    for k in range(3):
+      planes = blend_planes(planes, k, (k < turn) & (k < end), mean)
+    parts, is_turned = hue_of(*planes), (turn < end) & (action.hue != 0)
+    planes = [jnp.where(is_turned, turned(*parts, action.hue, offset), x)
+              for x, offset in zip(planes, OFFSETS, strict=True)]
+    for k in range(1, 4):
+      planes = blend_planes(planes, k, (k > turn) & (k < end), mean)
+    return planes
+  mean = gray_of(changes(contrast, jnp.zeros(()))).mean()
+  return jnp.stack(changes(4, mean), axis=-1)
+
+
+def ordered_factors(action: Jitter) -> Array:
+  """[4]: the factors of the changes in the action's order; that of the hue is 1."""
+  factors = jnp.stack([action.brightness, action.contrast, action.saturation, jnp.ones(())])
+  return factors[action.order]
 
 
 def apply(action: Jitter, image: Image) -> Image:
-  shift = lambda pixels: jnp.where(action.hue == 0, pixels, shift_hue(pixels, action.hue))
-  return image._replace(pixels=changed(action, image.pixels, blend, shift))
+  def changed_by_scans(action: Jitter, pixels: Array) -> Array:
+    shift = lambda x: jnp.where(action.hue == 0, x, shift_hue(x, action.hue))
+    return changed(action, pixels, blend, shift)
+  # The branch is taken at lowering. On CPU the steps of a scan are bitwise the same for every size
+  # of batch, as they are not fused.
+  return image._replace(pixels=jax.lax.platform_dependent(
+      action, image.pixels, cpu=changed_by_scans, default=changed_at_once))
 
 
 def apply_quantized(hue: bool, action: Jitter, image: Image) -> Image:

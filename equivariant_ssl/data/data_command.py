@@ -1,16 +1,15 @@
 """The commands `eqssl data prepare` and `eqssl data check`: their arguments, and what they run."""
 import argparse
+import difflib
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from equivariant_ssl.errors import BAD_DATA, OK, UserError
 
 # The config for a prepared data set, by its name.
 CONFIGS = {'cifar10': 'cifar10_quick', 'imagenet2012': 'imagenet_simclr_equimod',
            'stl10': 'stl10_simclr_augself'}
-BATCH = 256   # the batch of the small config
 DEFAULTS = {'background': 'black', 'bits': 16}
 ROOT = 'folder of TFDS data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)'
 
@@ -60,6 +59,10 @@ def prepare(args: argparse.Namespace) -> None:
   if args.name == 'cifar10':
     _print_next(cifar10(args.src or None, args.root), args.root)
     return
+  near = difflib.get_close_matches(args.name, ['cifar10', *archives.KNOWN], n=1, cutoff=.8)
+  if not args.src and args.name not in archives.KNOWN and near:
+    raise UserError(f'{args.name!r} is no data set that is known here.',
+                    f'Did you mean {near[0]}? Or a name of your own: --src FOLDER')
   if not args.src:
     raise UserError(f'{args.name} is made from files that you have: --src says where they are.',
                     archives.ADDRESSES.get(args.name, 'e.g. --src FOLDER, with a folder for each '
@@ -78,29 +81,23 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def _print_next(path: pathlib.Path, root: str, more: Iterable[str] = ()) -> None:
-  """Print how to train on the prepared data set in `path`: with its config, or the small one."""
+  """Print how to train on the prepared data set in `path`.
+
+  It is trained with its config; else with that for photographs, or a small one where all images are
+  of one size.
+  """
   from equivariant_ssl.data.tfds_folders import default_root, open_directory, split_arguments
   name = path.parent.name
   options = [f'--config.data.root={default_root(root).absolute()}'] if root else []
+  config = CONFIGS.get(name, 'photos')
   if name not in CONFIGS:
     info = open_directory(path).info
     options = ['--config.data.name=tfds', f'--config.data.dataset={name}', *options,
-               *split_arguments(info.splits), *more, *_size_options(info)]
-  config = CONFIGS.get(name, 'cifar10_quick')
+               *split_arguments(info.splits), *more]
+    if info.features['image'].shape[0]:
+      config, options = 'cifar10_quick', [*options, '--config.fit_batch=True']
   words = ['eqssl', 'train', '--config', config, '--workdir', f'runs/{name}', *options]
   print(f'Next: {shlex.join(words)}')
-
-
-def _size_options(info: Any) -> list[str]:
-  """Options for images of many sizes, and for fewer images than the small config has in a batch."""
-  options = []
-  if not info.features['image'].shape[0]:
-    options += ['--config.data.size=64', '--config.size=64']
-  has_test = 'test' in info.splits or 'validation' in info.splits
-  count = info.splits['train' if has_test else 'train[:80%]'].num_examples
-  if count < BATCH:
-    options.append(f'--config.batch={2 ** (count.bit_length() - 1)}')
-  return options
 
 
 def check(args: argparse.Namespace) -> int:
@@ -110,4 +107,10 @@ def check(args: argparse.Namespace) -> int:
   options = FolderOptions(args.links, args.splits, args.background, args.bits)
   report = check_dataset(args.name, args.root, options)
   print('\n'.join(report.lines))
+  folder = pathlib.Path(args.name)
+  if report.ok and folder.is_dir() and not (folder / 'dataset_info.json').is_file():
+    options = [f'--config.data.{name}={value}' for name, value in options._asdict().items()
+               if value != FolderOptions()._asdict()[name]]
+    print('Next:', shlex.join(['eqssl', 'train', '--config', 'photos', '--config.data.path='
+                               f'{args.name}', '--workdir', 'runs/photos', *options]))
   return OK if report.ok else BAD_DATA

@@ -161,6 +161,19 @@ def class_of(path: str) -> str | None:
   return clean_name(path.split(os.sep)[0]) if os.sep in path else None
 
 
+def classes_of(paths: Sequence[str], base: str) -> list[str]:
+  """The class of each image at `paths`, as training on the folder `base` has it; '' in no folder.
+
+  Where the folders can be read in two ways, every folder is a class.
+  """
+  try:
+    prefixes = sorted(arrange(paths, base).prefixes.values(), key=len, reverse=True)
+  except UserError:
+    prefixes = []
+  starts = [next((p for p in prefixes if path.startswith(p)), '') for path in paths]
+  return [class_of(path[len(start):]) or '' for path, start in zip(paths, starts, strict=True)]
+
+
 def class_names(parts: Mapping[str, Sequence[str]], base: str, by_name: bool = True,
                 has_splits: bool = False) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
   """The class names, or None where there are no labels, and what is odd about them, in lines.

@@ -19,8 +19,9 @@ from equivariant_ssl.training.runs import prepare_run
 # For each arm a color that color-blind readers can tell apart too, a shape, and where its name
 # stands: (points from the mark), alignment.
 STYLES = {'untrained': ('#7f7f7f', 's', (9, 8), 'left'),
-          'crops': ('#0072b2', 'o', (-9, -18), 'right'),
-          'invariant': ('#d55e00', 'v', (9, -18), 'left'), 'both': ('#cc79a7', 'D', (9, 8), 'left'),
+          'crops': ('#0072b2', 'o', (9, -18), 'left'),
+          'invariant': ('#d55e00', 'v', (9, -18), 'left'),
+          'both': ('#cc79a7', 'D', (-9, 8), 'right'),
           'sensitive': ('#009e73', '^', (-9, 9), 'right')}
 RIGHT, WRONG = '#009e73', '#d55e00'
 HEADING: Any = {'fontsize': 13, 'fontweight': 'bold', 'ha': 'left', 'x': .01}
@@ -143,10 +144,11 @@ def _draw_retrieved(figure: Any, arm: TrainedArm, budget: Budget) -> None:
   big = figure.add_axes((.02, .38, .2, .26))
   big.set_in_layout(False)
   _show(big, split.images[query] / 255., 'held-out digit')
-  figure.supxlabel(f'Green: class and turn are right. The nearest view over all '
-                   f'{len(split.images)} digits:\nright turn {retrieved.turn:.0f} % (chance 25 %), '
-                   f'right class {retrieved.digit:.0f} % (chance 10 %).', fontsize=10.5, x=.02,
-                   ha='left')
+  turn, digit = (np.mean([getattr(one, field) for one in arm.retrieved])
+                 for field in ('turn', 'digit'))  # over seeds: the views are the first seed's
+  figure.supxlabel(f'Green: class and turn are right. Mean over seeds, nearest view of all '
+                   f'{len(split.images)} digits:\nright turn {turn:.0f} % (chance 25 %), right '
+                   f'class {digit:.0f} % (chance 10 %).', fontsize=10.5, x=.02, ha='left')
 
 
 def draw(path: pathlib.Path, arms: dict[str, TrainedArm], specs: Mapping[str, ArmSpec],

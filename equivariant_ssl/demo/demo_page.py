@@ -25,7 +25,8 @@ from equivariant_ssl.report.svg import escape
 CHOSEN = (
     f'Settings are chosen on {VALIDATION:.0%} of the training digits of each class, with seeds '
     f'from {FIRST_SEED["validation"]} on (eqssl demo --readout validation; docs/results.md says '
-    'what was tried). The test digits and the seeds that are read out on them choose nothing.')
+    'what was tried). The test digits and the seeds that are read out on them choose nothing; an '
+    'older version chose the width of the network on test digits.')
 CONTROLS = {'true': 'the true turns', 'shuffled': 'turns of other images', 'zeroed': 'no turn'}
 
 

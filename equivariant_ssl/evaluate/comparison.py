@@ -5,6 +5,7 @@ import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from equivariant_ssl.evaluate.statistics import (
 )
 from equivariant_ssl.storage import record
 
+DEPTH = 3  # folders in folders in which runs are searched
 COLUMNS = ('protocol', 'number', 'group', 'seeds', 'trained', 'untrained', 'difference')
 
 
@@ -54,6 +56,27 @@ class Number(NamedTuple):
 
 
 Numbers = dict[tuple[str, str], Number]  # {(protocol, number): its values}
+
+
+def expand_runs(dirs: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
+  """Return the folders of runs, with the runs in each folder that is neither a run nor a study.
+
+  They are searched DEPTH folders deep; studies in such a folder, and exported weights, are left
+  out. A folder without a run stays, so that it is reported as a mistake.
+  """
+  def runs_in(folder: pathlib.Path, depth: int) -> list[pathlib.Path]:
+    if (folder / 'config.json').is_file() and not (folder / 'model.safetensors').exists():
+      return [folder]
+    if not depth or (folder / 'study.json').is_file() or not folder.is_dir():
+      return []
+    return [run for child in sorted(folder.iterdir()) if not child.name.startswith('.')
+            for run in runs_in(child, depth - 1)]
+
+  folders = []
+  for folder in map(pathlib.Path, dirs):
+    alone = any((folder / name).is_file() for name in ('config.json', 'study.json'))
+    folders += [folder] if alone else runs_in(folder, DEPTH) or [folder]
+  return folders
 
 
 def method(config: Any) -> str:
@@ -222,7 +245,11 @@ def write(rows: list[ComparisonRow], path: pathlib.Path) -> None:
 def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str, ...] = (),
             out: pathlib.Path = pathlib.Path('compare.csv'), console: Console | None = None
             ) -> list[ComparisonRow]:
-  """Print the table of evaluated runs and write it to `out`."""
+  """Print the table of evaluated runs and write it to `out`.
+
+  workdirs: folders of runs, or folders that hold such.
+  """
+  workdirs = expand_runs(workdirs)
   compared = rows(workdirs, by, protocols)
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   console.print(table(compared))

@@ -37,6 +37,6 @@ def monitor(run: Run) -> Callable[[TrainState], dict[str, float]]:
       return inputs.features(Partial(encode, variables(state)), split,
                              inputs.split_inputs(run.recipe.size, split), mesh=run.mesh)
     result = knn.evaluate(features(bank), bank_labels, features(test), test_labels, classes,
-                          mesh=run.mesh)
+                          k=knn.usual_k(len(bank_labels)), mesh=run.mesh)
     return {'knn_top1': result.top1}
   return measure

@@ -7,7 +7,15 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
-from equivariant_ssl.evaluate.statistics import Interval, interval_text, mean_std, mean_value
+from equivariant_ssl.evaluate.statistics import (
+  FEW,
+  Interval,
+  counted,
+  images_classified,
+  interval_text,
+  mean_std,
+  mean_value,
+)
 
 HEAD = 10  # letters in a line of a narrow column's head
 
@@ -59,6 +67,10 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 def _cells(result: dict, networks: list[str], row: str, scale: float) -> dict[str, str]:
   """Return {head: text} of a row. The intervals of controls are left to the file."""
   values = {network: _over_seeds(result[network], row, scale) for network in networks}
+  images = images_classified(result)
+  for network in networks if 0 < images < FEW and len(result['trained']) == 1 else ():
+    if not isinstance(value := result[network][0]['numbers'][row], dict):
+      values[network] += f' = {counted(value, images)}'
   for control, value in result['trained'][0]['controls'].get(row, {}).items():
     values[control] = _number(mean_value(value), 1. if control.startswith('ratio') else scale)
   return values

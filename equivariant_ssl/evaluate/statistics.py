@@ -123,6 +123,25 @@ def interval_text(interval: Interval, scale: float = 1., digits: int = 2, sign: 
   return f'{mean} [{interval.low * scale:.{digits}f}, {interval.high * scale:.{digits}f}]'
 
 
+FEW = 100     # test images, of fewer of which an accuracy says little
+COUNTED = 1000  # test images, of fewer of which the counts and an interval are shown
+
+
+def counted(accuracy: float, images: int) -> str:
+  """Return an accuracy on `images` test images as '5/17 [13-53 %]', with Wilson's 95 % interval."""
+  from scipy.stats import binomtest  # it takes a second to import
+  right = round(accuracy * images)
+  interval = binomtest(right, images).proportion_ci(CONFIDENCE, 'wilson')
+  return f'{right}/{images} [{100 * interval.low:.0f}-{100 * interval.high:.0f} %]'
+
+
+def images_classified(result: dict) -> int:
+  """Return how many images a result file classifies, one prediction each; 0 where it has none."""
+  predictions = (result['trained'][0].get('detail') or {})
+  predictions = predictions.get('predictions') if isinstance(predictions, dict) else None
+  return len(predictions) if isinstance(predictions, list) else 0
+
+
 def quantity(n: float | str, noun: str, form: str = ',', plural: str = '') -> str:
   """Return a count with its noun: '1 image', '2,048 images'.
 

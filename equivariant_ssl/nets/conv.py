@@ -100,13 +100,28 @@ def _forward(x, kernel, stride, padding):
   return conv2d(x, kernel, stride, padding), (x, kernel)
 
 
+def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
+                          ) -> tuple[Array, Array]:
+  """(the kernel's gradient, g): what uses that g waits for the gradient.
+
+  On several GPUs only the all-reduce of all kernels' gradients waits for them. So XLA computes them
+  last of all, and keeps each convolution's x and g until then, also an x that `remat` computes
+  again.
+  """
+  narrow: Any = kernel.astype(x.dtype)
+  weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding)
+  weight, g = jax.lax.optimization_barrier((weight, g))
+  return weight.astype(kernel.dtype), g
+
+
 def _backward(stride, padding, saved, g):
   x, kernel = saved
   settings = {'stride': stride, 'padding': padding}
   # The branch is taken at lowering: a program for a GPU or a TPU has no code for CPU.
-  weight = jax.lax.platform_dependent(
-      x, g, kernel, cpu=functools.partial(_cpu_weight_gradient, **settings),
-      default=functools.partial(_xla_weight_gradient, **settings))
+  weight, g = jax.lax.platform_dependent(
+      x, g, kernel, cuda=functools.partial(_cuda_weight_gradient, **settings),
+      cpu=lambda x, g, kernel: (_cpu_weight_gradient(x, g, kernel, **settings), g),
+      default=lambda x, g, kernel: (_xla_weight_gradient(x, g, kernel, **settings), g))
   return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0], weight
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
+from equivariant_ssl.nets.pool import max_pool
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.types import Array
 
@@ -94,8 +95,7 @@ class ResNet(nn.Module):
              name='conv1')(x)
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
-      padding: Any = ((1, 1), (1, 1))  # flax takes it, though it annotates a str
-      x = nn.max_pool(x, (3, 3), (2, 2), padding)
+      x = max_pool(x)
     block: Any = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     pooled = []
     for stage, count in enumerate(blocks):

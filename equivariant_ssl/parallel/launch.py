@@ -21,6 +21,7 @@ from equivariant_ssl.parallel.accelerators import ACCELERATORS
 from equivariant_ssl.parallel.device_plan import plan_on
 from equivariant_ssl.registry import unknown_name
 from equivariant_ssl.training import stop
+from equivariant_ssl.training.run_config import check_roles
 
 # What `--set` can set, with the defaults. None: the value must be set. '': train.sh has a default.
 TPU = {'zone': None, 'bucket': None, 'source': None, 'name': '', 'type': '', 'runtime': '',
@@ -163,6 +164,7 @@ def launch(where: str, config: str, workdir: str, overrides: dict[str, str], set
   plan: print what a step costs on the devices that it would be submitted to, and submit nothing.
   """
   resolved = load_config(config, overrides)  # its mistakes are reported now, not hours later
+  check_roles(resolved)
   pairs = _parse_settings(settings)
   if plan:
     plan_on(resolved, devices_of(where, pairs), stop.say)

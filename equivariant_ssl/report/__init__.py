@@ -13,15 +13,17 @@ def report(dirs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = 
            data_request: DataRequest = DataRequest()) -> pathlib.Path:
   """Write the page of one study, of one run, or of several runs that are compared; return its path.
 
-  dirs: folders of runs (with config.json), or one folder of a study (with study.json).
+  dirs: folders of runs (with config.json) or folders that hold such, or one folder of a study (with
+  study.json).
   out: the file. None means report.html: in the folder, or for several runs in the current folder.
   by: what the runs are grouped by: 'method', or a field of the config.
   images: whether the page has the panels that read the data and the checkpoints.
   data_request: where the data of the runs are, and whether other data are accepted.
   Raises UserError where a folder is neither a run nor a study.
   """
+  from equivariant_ssl.evaluate.comparison import expand_runs
   from equivariant_ssl.report import comparison_page, page, run_page, study_page
-  folders, path = [pathlib.Path(d) for d in dirs], pathlib.Path(out) if out else None
+  folders, path = expand_runs(dirs), pathlib.Path(out) if out else None
   for folder in folders:
     kinds = [name for name in ('study.json', 'config.json') if (folder / name).is_file()]
     if not kinds or len(folders) > 1 and kinds[0] == 'study.json':

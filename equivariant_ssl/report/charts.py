@@ -23,6 +23,7 @@ from equivariant_ssl.report.svg import (
   rule,
   short,
   text,
+  tick_labels,
   ticks,
 )
 
@@ -122,10 +123,11 @@ def line_chart(title: str, series: Mapping[str, Series], x_label: str = 'step', 
   def level(y: float, kind: str = 'grid') -> str:
     return rule(left, y_pixel(scale(y)), right, y_pixel(scale(y)), kind)
 
-  for t in y_ticks:
-    body += [level(t), text(left - 5, y_pixel(scale(t)) + 4, short(t), 'tick', 'end')]
-  body += [text(x_pixel(t), bottom + 15, short(t), 'tick', 'middle')
-           for t in x_ticks if t <= 1.001 * last_x]
+  for t, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
+    body += [level(t), text(left - 5, y_pixel(scale(t)) + 4, label, 'tick', 'end')]
+  x_ticks = [t for t in x_ticks if t <= 1.001 * last_x]
+  body += [text(x_pixel(t), bottom + 15, label, 'tick', 'middle')
+           for t, label in zip(x_ticks, tick_labels(x_ticks), strict=True)]
   body.append(text(right, bottom + 30, x_label + (', y logarithmic' if log_y else ''), 'tick',
                    'end'))
   body += [level(y, 'ref') for y in rules.values()]
@@ -178,7 +180,7 @@ def dot_plot(title: str, rows: Sequence[Dot], unit: str, zero: bool = True, digi
   body, y = [], 4.
   if others:
     body, y = legend(others, lambda i, x, y: _other(i, x + 8, y), 4, 11)
-  top, group = y, ''
+  group = ''
   for dot in rows:
     if dot.group != group:
       group, y = dot.group, y + 20
@@ -188,17 +190,17 @@ def dot_plot(title: str, rows: Sequence[Dot], unit: str, zero: bool = True, digi
     body += ['<g>', f'<title>{escape(dot.label)}</title>', text(left, y + 11, label, 'halo'),
              '</g>', text(right, y + 11, number, 'halo', 'end'), rule(left, axis, right, axis)]
     body += [_other(others.index(name), x_pixel(v), axis) for name, v in dot.beside.items()]
+    if zero:  # only beside the dot, so that it crosses no label
+      body.append(rule(x_pixel(0.), axis - 8, x_pixel(0.), axis + 8, 'zero'))
     if dot.low is not None and dot.high is not None:
       body.append(f'<path class="range" d="M{x_pixel(dot.low):.1f} {axis:.1f}'
                   f'H{x_pixel(dot.high):.1f}"/>')
     kind = 'ring' if zero and dot.low is None else 'dot'
     body.append(f'<circle class="{kind}" cx="{x_pixel(dot.mean):.1f}" cy="{axis:.1f}" r="4.5"/>')
     y += 36
-  body += [text(x_pixel(t), y + 13, short(t), 'tick', {low: 'start', high: 'end'}.get(t, 'middle'))
-           for t in marks]
+  body += [text(x_pixel(t), y + 13, label, 'tick', {low: 'start', high: 'end'}.get(t, 'middle'))
+           for t, label in zip(marks, tick_labels(marks), strict=True)]
   body.append(text(right, y + 28, unit, 'tick', 'end'))
-  if zero:
-    body.insert(0, rule(x_pixel(0.), top, x_pixel(0.), y, 'zero'))
   about = [_dot_sentence(dot, zero, digits) for dot in rows]
   return figure(title, ' '.join([f'In {unit}.', *about]), body, y + 32)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from equivariant_ssl.data import card, folder, source
+from equivariant_ssl.data import card, folder, layout, source
 from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.image_header import FORMATS, BadImage
 from equivariant_ssl.encoder import open_run
@@ -140,8 +140,9 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
           place: str = '', links: bool = False) -> int:
   """Write the paths and features of one image, or of all images in a folder, to the file `out`.
 
-  A .npz has the arrays paths and features, a .csv the columns path, f0, f1 and so on, a .parquet
-  the columns path and features. The features are those of the central square at the run's size, as
+  A .npz has the arrays paths, classes and features, a .csv the columns path, class, f0, f1 and so
+  on, a .parquet the columns path, class and features. The class is that of training on the folder,
+  '' for an image in none. The features are those of the central square at the run's size, as
   `eqssl eval --protocol transfer` computes them. CHUNK canvases are in memory at a time.
 
   place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed. In a
@@ -153,6 +154,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   _check_out(target)
   (root, paths, within), base, lines = _list_images(images, links)
   encoder, names, features = _encoder(workdir, step, place), [], []
+  classes, class_names = [], layout.classes_of(paths, base)
 
   def name(path: str) -> str:
     return os.path.join(base, path) if base else images
@@ -161,6 +163,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   part, read = folder.SplitFiles(root, paths, within), 0
   for good, part_features, bad in _encode_shares(encoder, part, min(BATCH, len(paths))):
     names += [_text(name(paths[i])) for i in good]
+    classes += [class_names[i] for i in good]
     features += [part_features] if len(good) else []
     lines += [f'{folder.printable(name(paths[i]))}: {reason}' for i, reason in bad]
     read += len(good) + len(bad)
@@ -171,7 +174,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   if not names:
     raise UserError(f'{images!r} has no image that can be read.', 'The lines above say why.',
                     BAD_DATA)
-  result = ImageFeatures(names, np.concatenate(features), encoder.origin)
+  result = ImageFeatures(names, np.concatenate(features), encoder.origin, classes)
   processes.from_main(lambda: embeddings.save(target, result))
   left_out = f'; {len(lines):,} left out, listed above' if lines else ''
   if processes.is_main():

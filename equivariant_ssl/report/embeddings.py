@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -39,10 +40,13 @@ class ImageFeatures(NamedTuple):
 
   paths: the paths of the images. features: float32 [N D].
   origin: the checkpoint that made them; None where a file does not say it (a .csv cannot).
+  classes: the class of each image, which is its folder's name, '' without one; None where a file
+  does not say it.
   """
   paths: list[str]
   features: np.ndarray
   origin: Origin | None = None
+  classes: list[str] | None = None
 
 
 class Form(NamedTuple):
@@ -53,7 +57,9 @@ class Form(NamedTuple):
 
 def _write_npz(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   origin = embeddings.origin._asdict() if embeddings.origin else {}
-  np.savez(path, paths=np.array(embeddings.paths), features=embeddings.features, **origin)
+  classes = {} if embeddings.classes is None else {'classes': np.array(embeddings.classes)}
+  np.savez(path, paths=np.array(embeddings.paths), features=embeddings.features, **classes,
+           **origin)
 
 
 def _read_npz(path: pathlib.Path) -> ImageFeatures:
@@ -61,23 +67,46 @@ def _read_npz(path: pathlib.Path) -> ImageFeatures:
     origin = None
     if 'digest' in stored:
       origin = Origin(*(stored[field].item() for field in Origin._fields if field in stored))
-    return ImageFeatures(stored['paths'].tolist(), stored['features'], origin)
+    classes = stored['classes'].tolist() if 'classes' in stored else None
+    return ImageFeatures(stored['paths'].tolist(), stored['features'], origin, classes)
 
 
 def _write_csv(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   with open(path, 'w', newline='', encoding='utf-8') as file:
     rows = csv.writer(file, lineterminator='\n')
-    rows.writerow(['path', *(f'f{i}' for i in range(embeddings.features.shape[1]))])
-    for name, row in zip(embeddings.paths, embeddings.features, strict=True):
-      rows.writerow([name, *row.astype(str)])  # the shortest text that reads as the same float32
+    texts = [embeddings.paths] + ([] if embeddings.classes is None else [embeddings.classes])
+    rows.writerow([*('path', 'class')[:len(texts)],
+                   *(f'f{i}' for i in range(embeddings.features.shape[1]))])
+    for *words, row in zip(*texts, embeddings.features, strict=True):
+      rows.writerow([*words, *row.astype(str)])  # the shortest text that reads as the same float32
 
 
 def _read_csv(path: pathlib.Path) -> ImageFeatures:
+  """Read the columns path (else the first one), class, and f0, f1 and so on.
+
+  Where no column has such a number, the features are the columns whose first value is a number. Any
+  other column is left out.
+  """
   with open(path, newline='', encoding='utf-8') as file:
     rows = csv.reader(file)
-    next(rows, None)
-    pairs = [(name, np.array(values, np.float32)) for name, *values in rows]
-  return ImageFeatures([name for name, _ in pairs], np.array([values for _, values in pairs]))
+    head = next(rows, [])
+    lines = [row for row in rows if row]
+  name = head.index('path') if 'path' in head else 0
+  numbered = [i for i, column in enumerate(head) if re.fullmatch(r'f\d+', column)]
+  columns = numbered or [i for i, value in enumerate(lines[0] if lines else ())
+                         if i != name and head[i] != 'class' and _is_number(value)]
+  features = np.array([[row[i] for i in columns] for row in lines], np.float32)
+  at = head.index('class') if 'class' in head else None
+  return ImageFeatures([row[name] for row in lines], features,
+                       classes=None if at is None else [row[at] for row in lines])
+
+
+def _is_number(value: str) -> bool:
+  try:
+    float(value)
+  except ValueError:
+    return False
+  return True
 
 
 def _write_parquet(path: pathlib.Path, embeddings: ImageFeatures) -> None:
@@ -86,7 +115,9 @@ def _write_parquet(path: pathlib.Path, embeddings: ImageFeatures) -> None:
   features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.features.ravel()),
                                                     embeddings.features.shape[1])
   metadata = {METADATA: json.dumps(embeddings.origin)} if embeddings.origin else None
-  table = pyarrow.table({'path': embeddings.paths, 'features': features}, metadata=metadata)
+  classes = {} if embeddings.classes is None else {'class': embeddings.classes}
+  table = pyarrow.table({'path': embeddings.paths, **classes, 'features': features},
+                        metadata=metadata)
   pyarrow.parquet.write_table(table, path)
 
 
@@ -96,7 +127,8 @@ def _read_parquet(path: pathlib.Path) -> ImageFeatures:
   flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table['features'].chunks])
   stored = (table.schema.metadata or {}).get(METADATA.encode())
   return ImageFeatures(table['path'].to_pylist(), flat.reshape(table.num_rows, -1),
-                    Origin(*json.loads(stored)) if stored else None)
+                       Origin(*json.loads(stored)) if stored else None,
+                       table['class'].to_pylist() if 'class' in table.column_names else None)
 
 
 FORMS = {'.npz': Form(_write_npz, _read_npz), '.csv': Form(_write_csv, _read_csv),
@@ -131,14 +163,14 @@ def read(path: pathlib.Path) -> ImageFeatures:
   file_form = form(path)
   try:
     embeddings = file_form.read(path)
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+  except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as e:
     if passing(e):
       raise
     reason = e.strerror if isinstance(e, OSError) else None
     reason = reason or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e
   features = embeddings.features
-  if features.ndim != 2 or not len(embeddings.paths) == len(features) > 0:
+  if features.ndim != 2 or not len(embeddings.paths) == len(features) > 0 or not features.size:
     raise UserError(f'{path} holds {len(embeddings.paths)} paths and features of shape '
                     f'{features.shape}, which are no embeddings [N D].', AGAIN)
   return embeddings

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from equivariant_ssl.augment.algebra import resize
 from equivariant_ssl.data.source import Source, Split
-from equivariant_ssl.evaluate import frozen, inputs
+from equivariant_ssl.evaluate import frozen
 from equivariant_ssl.evaluate.gains import predictions
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.training import runs, step
@@ -167,7 +167,7 @@ def view_tiles(recipe: Recipe, key: Key, batch: step.Batch) -> dict[str, list[li
 
   def row(i: int, size: np.ndarray, images: np.ndarray, actions: Action, identity: Action
           ) -> list[Tile]:
-    words = f'the image, {size[1]:.0f} x {size[0]:.0f} pixels'
+    words = f'the image, {size[0]:.0f} x {size[1]:.0f} pixels'
     return [Tile(upright(batch.images[i], size), (words,)),
             *(Tile(view, describe(take(actions, i, v), identity))
               for v, view in enumerate(to_uint8(images[i])))]
@@ -261,39 +261,4 @@ def strips(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 
       order, cosines = nearest(prediction[None], bank, len(bank))
       tiles[name].append(_strip(take(actions, i), order[0], cosines[0],
                                 Partial(view, images[i], sizes[i]), identity))
-  return tiles
-
-
-def _class_tile(part: Split, i: Any, classes: tuple[str, ...] | None, *words: str) -> Tile:
-  """Return the picture of an image of a split; its last line is its class, where it has one."""
-  label = (classes[part.labels[i]],) if classes and part.labels is not None else ()
-  return Tile(upright(part.images[i], part.sizes[i]), (*words, *label))
-
-
-def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 6, k: int = 8
-              ) -> list[list[Tile]]:
-  """Return a row of tiles per test image: the image, and its k nearest training images.
-
-  They are nearest by the cosine of features, the nearest first, among at most TRAINING training
-  images. The images of both splits are a `sample`.
-  """
-  source, tests = source_of(run), page_split(run)
-  train = source.train
-  queries, bank = sample(len(tests.images), count), sample(len(train.images), TRAINING)
-  images = np.concatenate([tests.images[queries], train.images[bank]])
-  sizes = np.concatenate([tests.sizes[queries], train.sizes[bank]])
-  both = Split(images, sizes, None)
-  h = inputs.features(Partial(fixed.encode, frozen.variables(state)), both,
-                      inputs.split_inputs(run.recipe.size, both), mesh=run.mesh)
-  order, cosines = nearest(h[:len(queries)], h[len(queries):], k + 1)
-  among = ((f'among {len(bank):,} of {len(train.images):,} training images',)
-           if len(bank) < len(train.images) else ())
-  tiles = []
-  for q, near, near_cosines in zip(queries, order, cosines, strict=True):
-    # Where the queries are training images, an image is no neighbor of itself.
-    others = [(bank[j], c) for j, c in zip(near, near_cosines, strict=True)
-              if tests is not train or bank[j] != q]
-    tiles.append([_class_tile(tests, q, source.classes, 'query', *among),
-                  *(_class_tile(train, j, source.classes, f'cosine {c:.3f}')
-                    for j, c in others[:k])])
   return tiles

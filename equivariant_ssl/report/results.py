@@ -6,8 +6,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS
-from equivariant_ssl.evaluate.statistics import Interval, interval_text, mean_std, mean_value
+from equivariant_ssl.evaluate.statistics import (
+  COUNTED,
+  Interval,
+  counted,
+  images_classified,
+  interval_text,
+  mean_std,
+  mean_value,
+)
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.page import Cards, Chart, Charts, KeyNumber, Missing, Paragraph, Table
 from equivariant_ssl.report.run_folder import RunFolder
@@ -71,7 +81,11 @@ def _network_cell(result: dict, network: str, row: str) -> str:
   """Return a number of a network as text, '' where the network was not measured."""
   if network not in result:
     return ''
-  return cell([one['numbers'][row] for one in result[network]], _scale(result))
+  values, images = [one['numbers'][row] for one in result[network]], images_classified(result)
+  text = cell(values, _scale(result))
+  if 0 < images < COUNTED and len(values) == 1 and not isinstance(values[0], Mapping):
+    text += f' = {counted(values[0], images)}'
+  return text
 
 
 def table(results: dict[str, dict], caption: str, folded: bool = False) -> Table:
@@ -144,19 +158,20 @@ def _accuracy_note(folder: RunFolder) -> str:
 def accuracy_blocks(folder: RunFolder) -> list[Any]:
   """Return the blocks of the accuracies: the first six large, all as dots, and all in a table."""
   files = accuracies(folder)
+  if not files and folder.labeled is False:
+    return [Paragraph('The data have no labels, so there is no accuracy.')]
   if not files:
-    return [Missing('No accuracy was evaluated yet (data without labels have none).',
-                    folder.command('eval'))]
+    return [Missing('No accuracy was evaluated yet.', folder.command('eval'))]
   dots = {(stem, row): _dot(result, row, f'{stem} {row}') for stem, result in files.items()
           for row in result['trained'][0]['numbers']}
-  first = [dots[stem, next(iter(result['trained'][0]['numbers']))]
+  first = [(dots[stem, next(iter(result['trained'][0]['numbers']))], images_classified(result))
            for stem, result in files.items()]
-  cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}',
-                     ', '.join(f'{k} {v:.1f}' for k, v in dot.beside.items()))
-                for dot in first[:6])
+  cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}', ', '.join(
+      [counted(dot.mean / 100, images)] * (0 < images < COUNTED and dot.low is None)
+      + [f'{k} {v:.1f}' for k, v in dot.beside.items()])) for dot, images in first[:6])
   chart = Chart('Accuracy beside the untrained network and chance',
                 charts.dot_plot('Accuracy', list(dots.values()), '%', zero=False))
-  blocks = [Cards(cards), Paragraph(_accuracy_note(folder)), Charts([chart]),
+  blocks: list[Any] = [Cards(cards), Paragraph(_accuracy_note(folder)), Charts([chart]),
             table(files, 'Accuracies, %')]
   if not all('untrained' in result for result in files.values()):
     # A study measures the untrained network for one of its arms.
@@ -229,14 +244,21 @@ def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
     return None, Missing('The health of the features (RankMe, LiDAR, spectrum) was not measured '
                          'yet.', folder.command('eval', '--protocol health'))
   spectra: dict[str, charts.Series] = {}
+  note = 'A cliff is a collapse to the dimensions before it.'
   result = next(iter(files.values()))
   for network in NETWORKS:
     if network in result:
       values = result[network][0]['detail']['spectrum']
+      rank = len(np.trim_zeros(values, 'b'))  # N images have N singular values, then exact zeros
+      if 0 < rank < len(values):
+        note = ('A cliff before the end is a collapse. The curve ends where the values are exactly '
+                f'0: N images span at most N of the {len(values)} dimensions, and a feature that '
+                'is always 0 spans none.')
+        values = values[:rank]
       spectra[network] = [*range(1, len(values) + 1)], [max(v, ZERO * values[0]) for v in values]
   chart = Chart('Singular values of the features',
                 charts.line_chart('Spectrum', spectra, 'dimension', log_y=True),
-                'A cliff is a collapse to the dimensions before it.')
+                note)
   return chart, table(files, 'Health of the features of held-out images')
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from equivariant_ssl import config, shipped
+from equivariant_ssl.config_fields import SECTIONS, factory_names, section_schema
+from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.comparison import method
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
@@ -24,6 +26,7 @@ class RunFolder(NamedTuple):
   log: the rows of metrics.jsonl.
   results: {a result file's name without its ending: what `eqssl eval` wrote to it}.
   unread: the names of result files that have another form.
+  labeled: whether the data have labels; None where the run's folder does not say it.
   """
   workdir: pathlib.Path
   config: Any
@@ -32,6 +35,7 @@ class RunFolder(NamedTuple):
   log: list[dict[str, Any]]
   results: dict[str, dict]
   unread: list[str]
+  labeled: bool | None = None
 
   @property
   def name(self) -> str:
@@ -91,7 +95,17 @@ def read(workdir: pathlib.Path) -> RunFolder:
   commands = (file.read_text(encoding='utf-8', errors='replace').splitlines()
               if file.exists() else [])
   return RunFolder(workdir, resolved, _json(workdir / 'env.json') or {}, commands,
-                   record.read_metrics(workdir, stop.say), results, unread)
+                   record.read_metrics(workdir, stop.say), results, unread,
+                   _labeled(workdir))
+
+
+def _labeled(workdir: pathlib.Path) -> bool | None:
+  """Return whether the data card of a run has classes; None where it has no card."""
+  try:
+    known = card.read_card(workdir)
+  except UserError:
+    return None
+  return bool(known.classes) if known else None
 
 
 def leaves(config: Mapping[str, Any]) -> dict[str, str]:
@@ -118,10 +132,33 @@ def base(folder: RunFolder) -> tuple[str, dict[str, str]] | None:
         return name, leaves(config.config_to_json(config.load_config(name, path=path)))
 
 
+def _defaults(fields: Mapping[str, str], section: str) -> dict[str, str]:
+  """Return {field: its default as text} of a section of a config that names a factory."""
+  package, name = SECTIONS.get(section.partition('.')[0]), fields.get(f'{section}.name')
+  if package is None or name not in factory_names(package):
+    return {}
+  return leaves(json.loads(json.dumps(section_schema(package, name))))
+
+
+def added_whole(key: str, configs: Sequence[Mapping[str, str]]) -> bool:
+  """Return whether a field differs only because its section is another: 'equivariance.dim' where
+  one config has equimod and one has none.
+
+  configs: the leaves of each config. A field that some config sets to another value than its
+  default is not left out.
+  """
+  section, _, field = key.rpartition('.')
+  names = {fields.get(f'{section}.name') for fields in configs}
+  having = [fields for fields in configs if key in fields]
+  return (field != 'name' and len(names) > 1 and len(having) < len(configs)
+          and all(_defaults(fields, section).get(field) == fields[key] for fields in having))
+
+
 def changed(folder: RunFolder) -> list[tuple[str, str, str]]:
   """Return (field, its value as shipped, its value in the run) of each field that differs.
 
-  A field that one of the two configs lacks is 'absent' in it. A run without a `base` has none.
+  A field that one of the two configs lacks is 'absent' in it; the defaults of an objective that one
+  of them lacks are left out. A run without a `base` has none.
   """
   named = base(folder)
   if not named:
@@ -129,7 +166,8 @@ def changed(folder: RunFolder) -> list[tuple[str, str, str]]:
   shipped_fields, run_fields = named[1], leaves(config.config_to_json(folder.config))
   return [(k, shipped_fields.get(k, 'absent'), run_fields.get(k, 'absent'))
           for k in sorted({**shipped_fields, **run_fields})
-          if shipped_fields.get(k) != run_fields.get(k)]
+          if shipped_fields.get(k) != run_fields.get(k)
+          and not added_whole(k, (shipped_fields, run_fields))]
 
 
 def thinned(rows: Sequence[Any]) -> list[Any]:

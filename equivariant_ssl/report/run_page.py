@@ -14,9 +14,19 @@ from equivariant_ssl.data import holdout
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate.frozen import frozen
 from equivariant_ssl.evaluate.result_files import states_origin
-from equivariant_ssl.report import charts, maps, page, panels, pictures, results, run_folder
+from equivariant_ssl.report import (
+  charts,
+  maps,
+  neighbor_tiles,
+  page,
+  panels,
+  pictures,
+  results,
+  run_folder,
+  verdict,
+)
 from equivariant_ssl.report.gallery import picture_block
-from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Section
+from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Points, Section
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
@@ -64,7 +74,7 @@ def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels,
   near = picture_block('Nearest training images',
                        'A row is a test image: the query, then its neighbors by '
                        f'the cosine of the features {source}.',
-                       pictures.neighbors(run, fixed, state), PICTURE_SIDE)
+                       neighbor_tiles.neighbors(run, fixed, state), PICTURE_SIDE)
   no_prediction = Missing('No objective of this run predicts where an embedding goes. One that '
                           'does is trained with', '--config.equivariance=equimod')
   no_map = Paragraph('There is no map: there are too few images, or all features are the same.')
@@ -127,7 +137,8 @@ def _monitors(folder: RunFolder) -> list[Any]:
       panels.curve(panels.TITLES['probe_top1'], folder.log, {'probe_top1': 'probe'}, 100.),
       panels.curve('Online probe: loss', folder.log, {'probe_loss': 'probe loss'}))
   flags = {'knn_top1': '--config.knn_every=1', 'probe_top1': '--config.probe=True'}
-  missing = [flag for name, flag in flags.items() if not any(name in row for row in folder.log)]
+  missing = [flag for name, flag in flags.items() if folder.labeled is not False
+             and not any(name in row for row in folder.log)]
   if missing:
     blocks.append(Missing('Some monitors were not logged while this run trained (they need '
                           'labels). They are logged with', ' '.join(missing)))
@@ -144,7 +155,8 @@ def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
               folder.command('eval', '--protocol profile'))]
   spectrum, health = results.health_blocks(folder)
   return [
-      Section('Results', 'results', results.accuracy_blocks(folder)), panels.run_section(folder),
+      Section('Results', 'results', [Points(verdict.lines(folder)),
+                                     *results.accuracy_blocks(folder)]), panels.run_section(folder),
       panels.training_section(folder),
       Section('Collapse', 'collapse',
               [*panels.chart_blocks(panels.spread_chart(folder.log), spectrum), health]),

@@ -1,17 +1,21 @@
 """What a study found, as sections of its page: the answer, effects, arms and smaller budgets."""
 from typing import Any
 
+from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import charts
 from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Points, Section, Table
 from equivariant_ssl.study.contrasts import parse
+from equivariant_ssl.study.effect_sentences import READOUT_NAMES, advice, effect_of
 
-READOUTS = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
+# The lines of the verdict in results.json about single augmentations, of this version and earlier.
+VERDICTS = ('Should not be invariances', 'Useful as invariances', 'May be invariances',
+            'No difference seen, as invariances')
 MOST_ROWS = 12  # a table of effects with more rows is closed at first
 
 
 def readout_name(readout: str) -> str:
   """Return the name of a read-out for a reader."""
-  return READOUTS.get(readout, readout)
+  return READOUT_NAMES.get(readout, readout)
 
 
 def _points(value: float | None) -> str:
@@ -40,33 +44,40 @@ def _readout_sentence(study: dict) -> str:
 
 
 def answer(study: dict, results: dict) -> Section:
-  """Return what the study found for each augmentation, in sentences, and how many runs are done."""
+  """Return what the study found for each augmentation, a line for each, and how many runs are done.
+  """
   runs, blocks = list(results['runs'].values()), []
   done = sum(run['status'] == 'done' for run in runs)
   blocks.append(Paragraph(f'{done} of {len(runs)} runs are done; seeds '
                           f'{", ".join(map(str, study["seeds"]))}; {study["design"]}; equal '
                           f'{study["equal"]} in every arm. {_readout_sentence(study)}'))
+  effects = results['effects']
+  without = [effect for effect in effects if effect['low'] is None]
+  lines = advice([effect_of(effect) for effect in effects])
+  if lines:
+    blocks.insert(0, Points(tuple(lines)))
+  elif effects:
+    blocks.insert(0, Paragraph('Nothing can be concluded yet: no difference has an interval, '
+                               'because one seed, or too few runs, measure no noise. The '
+                               'differences themselves are in the table of the effects.'))
   if results.get('recommendation'):
     blocks.append(Points(tuple(results['recommendation'])))
-  if results.get('verdict'):
-    blocks.append(Points(tuple(results['verdict'])))
-  for aug in dict.fromkeys(effect['aug'] for effect in results['effects']):
-    effects = [effect for effect in results['effects'] if effect['aug'] == aug]
-    neutral = [effect for effect in effects
-               if effect['low'] is not None and effect['low'] <= 0 <= effect['high']]
-    others = [effect for effect in effects if effect not in neutral]
-    blocks.append(Points(tuple(effect['sentence'] for effect in others)) if others else
-                  Paragraph(f'{aug}: no difference seen.'))
-    if neutral:
-      blocks.append(Points(tuple(effect['sentence'] for effect in neutral),
-                           f'{aug}: {len(neutral)} of {len(effects)} contrasts in which no '
-                           'difference was seen'))
-  if not results['effects']:
+  notes = [line for line in results.get('verdict') or () if not line.startswith(VERDICTS)]
+  if notes:  # the lines above say what the others would
+    blocks.append(Points(tuple(notes)))
+  for aug in dict.fromkeys(effect['aug'] for effect in effects if effect not in without):
+    sentences = [effect['sentence'] for effect in effects
+                 if effect['aug'] == aug and effect not in without]
+    blocks.append(Points(tuple(sentences), f'{aug}: {quantity(len(sentences), "contrast")} in '
+                                           'words'))
+  if not effects:
     blocks.append(Missing('No contrast can be made yet: it needs two finished arms.',
                           study['command']))
-  if any(effect['low'] is None for effect in results['effects']):
-    blocks.append(Paragraph('Where no interval exists (n = 1, or too few runs), a difference '
-                            'cannot be distinguished from noise.'))
+  if without and lines:
+    augs = ', '.join(dict.fromkeys(effect['aug'] for effect in without))
+    blocks.append(Paragraph(f'Nothing can be concluded from {quantity(len(without), "contrast")} '
+                            f'of {augs}: one seed, or too few runs, leave no interval. The table '
+                            'of the effects has them.'))
   return Section('Answer', 'answer', blocks)
 
 

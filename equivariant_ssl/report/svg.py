@@ -42,6 +42,14 @@ def short(value: float) -> str:
   return f'{value:.0e}'.replace('e-0', 'e-') if 0 < size < 1e-3 else f'{value:.3g}'
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+  """Return the numbers of an axis as text, with as many digits as tell different ones apart."""
+  labels, digits = [short(value) for value in values], 4
+  while len(set(labels)) < len(set(values)) and digits < 17:
+    labels, digits = [f'{value:.{digits}g}' for value in values], digits + 1
+  return labels
+
+
 def text(x: float, y: float, content: object, kind: str = '', anchor: str = 'start') -> str:
   """Return a text element. kind: its CSS class. anchor: the side of the text that is at x."""
   attributes = f' class="{kind}"' if kind else ''

@@ -65,6 +65,14 @@ def read_json_object(path: pathlib.Path, fix: str, code: int = USAGE) -> dict[st
   return value
 
 
+def check_workdir(workdir: Path, option: str = '--workdir') -> None:
+  """Raise UserError if a file is where the folder of a run, or of a study, is to be."""
+  path = pathlib.Path(workdir)
+  if path.exists() and not path.is_dir():
+    raise UserError(f'{option} {workdir} is a file, not a folder.',
+                    f'e.g. {option} {shlex.quote(str(path.with_suffix("")))}_run')
+
+
 def _folder(workdir: Path) -> pathlib.Path:
   """Make the folder `workdir` and return it. Raise UserError if it cannot be made."""
   workdir = pathlib.Path(workdir)

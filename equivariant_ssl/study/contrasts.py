@@ -6,6 +6,7 @@ from typing import NamedTuple
 # --interactions ('rotate.seen') and of study.json; the values are the words for a reader.
 SETTINGS = {'seen': 'as an invariance', 'told': 'in the equivariance'}
 AS_INVARIANCE = f'{SETTINGS["seen"]}: with - without'
+IN_EQUIVARIANCE = f'{SETTINGS["told"]}: with - without'
 # What older versions of this project wrote into results.json and table.csv.
 OLD_NAMES = {'seen - unseen': AS_INVARIANCE,
              'told - untold': f'{SETTINGS["told"]}: with - without'}

@@ -8,6 +8,15 @@ from equivariant_ssl.study.least_squares import holm
 
 READOUT_PHRASES = {'linear': 'linear accuracy', 'knn': 'kNN accuracy',
                    'few': 'accuracy on five labels a class'}
+READOUT_NAMES = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
+# What to do where a contrast is above zero, and where it is below. The first contrasts matter most.
+ADVICE = {
+    'invariant - off': ('use as an invariance', 'do not use as an invariance'),
+    contrasts.AS_INVARIANCE: ('use as an invariance', 'do not use as an invariance'),
+    'sensitive - invariant': ('sensitive rather than invariant', 'invariant rather than sensitive'),
+    contrasts.IN_EQUIVARIANCE: ('use in the equivariance', 'leave out of the equivariance'),
+    'sensitive - off': ('use in the equivariance', 'leave out of the equivariance'),
+    'both - invariant': ('use in the equivariance too', 'use as an invariance alone')}
 # The contrasts that say what an augmentation does as an invariance.
 INVARIANCE_CONTRASTS = ('invariant - off', contrasts.AS_INVARIANCE)
 
@@ -85,10 +94,38 @@ def verdict(effects: list[Effect]) -> list[str]:
   helpful = [effect for effect in invariances if effect.excludes_zero and effect.mean > 0]
   neutral = [effect for effect in invariances if not effect.excludes_zero]
   lines = (('Should not be invariances, because as such they cost', costly),
-           ('May be invariances, because as such they add to', helpful),
+           ('Useful as invariances, because as such they add to', helpful),
            ('No difference seen, as invariances, to', neutral))
   return [f'{start} {readout_phrase(group[0].readout)} on {group[0].split}: '
           f'{", ".join(map(words, group))}' for start, group in lines if group]
+
+
+def _advice(effect: Effect) -> str:
+  """Return what to do by an effect whose interval excludes zero, or that no difference was seen."""
+  setting, first, second, objective = contrasts.parse(effect.contrast)
+  words = ADVICE[f'{setting}: {first} - {second}' if setting else f'{first} - {second}']
+  what = words[effect.mean < 0] if effect.excludes_zero else 'no difference seen'
+  return (what + (f' ({objective})' if objective else '')
+          + f', {READOUT_NAMES.get(effect.readout, effect.readout)} {100 * effect.mean:+.1f} '
+          + percent_interval(effect))
+
+
+def advice(effects: list[Effect]) -> list[str]:
+  """Return a line for each augmentation: what to do with it, by the study's first read-out.
+
+  It names at most two contrasts whose intervals exclude zero; else one in which no difference was
+  seen. An augmentation without an interval has no line.
+  """
+  lines = []
+  for aug in dict.fromkeys(effect.aug for effect in effects):
+    usable = [effect for effect in effects
+              if effect.aug == aug and effect.readout == effects[0].readout
+              and effect.low is not None and effect.contrast.partition(' (')[0] in ADVICE]
+    usable.sort(key=lambda effect: list(ADVICE).index(effect.contrast.partition(' (')[0]))
+    clear = [effect for effect in usable if effect.excludes_zero][:2]
+    if usable:
+      lines.append(f'{aug}: {"; ".join(map(_advice, clear or usable[:1]))}')
+  return lines
 
 
 def caution(effects: list[Effect]) -> list[str]:
@@ -116,6 +153,12 @@ def in_todays_words(results: dict[str, Any]) -> dict[str, Any]:
   return results | {'effects': [_renamed(effect) for effect in results.get('effects', ())]}
 
 
+def effect_of(values: dict[str, Any]) -> Effect:
+  """Return an effect of results.json, which an older version may have written."""
+  fields: dict[str, Any] = {'smallest': None}
+  return Effect(**fields | {key: value for key, value in values.items() if key in Effect._fields})
+
+
 def _renamed(effect: dict[str, Any]) -> dict[str, Any]:
   contrast = contrasts.in_todays_words(effect['contrast'])
   if contrast == effect['contrast']:
@@ -123,6 +166,4 @@ def _renamed(effect: dict[str, Any]) -> dict[str, Any]:
   effect = effect | {'contrast': contrast}
   if 'mixed' in effect:
     effect['mixed'] = [contrasts.in_todays_words(name) for name in effect['mixed']]
-  fields: dict[str, Any] = {'smallest': None}
-  fields |= {key: value for key, value in effect.items() if key in Effect._fields}
-  return effect | {'sentence': sentence(Effect(**fields))}
+  return effect | {'sentence': sentence(effect_of(effect))}

@@ -25,7 +25,9 @@ from equivariant_ssl.training.run_config import (
   DATA_PATH_OPTION,
   added_fields,
   data_flag,
+  fit_batch,
   free_fields,
+  longer_flag,
 )
 from equivariant_ssl.training.runs import (
   Run,
@@ -93,10 +95,11 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
 
   Raises UserError OTHER_CONFIG if another run is in `workdir`.
   """
+  data_card = read_known_card(workdir, say)
   if processes.is_main():
+    config = fit_batch(config, data_card.images if data_card else 0)
     record.compare(workdir, config_to_json(config),
                    (*free_fields(config), *added_fields(config, workdir)))
-  data_card = read_known_card(workdir, say)
   if begin is None:
     return _Start(workdir, data_card, None)
   other_start = data_card and (data_card.start or {}).get('run') != str(begin)
@@ -105,8 +108,8 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
                     'Use a new --workdir.', OTHER_CONFIG)
   share = read_config(begin / 'config.json').validation
   if share != config.validation:  # the longer run would be read out on images it was trained on
-    raise UserError(f'{begin} held {share:g} of its images out of training, '
-                    f'not {config.validation:g}.', f'Give --config.validation={share:g}')
+    raise UserError(f'{begin} held {share:g} of its images out of training, not '
+                    f'{config.validation:g}.', f'Give --config.validation={share:g}')
   if data_card:
     return _Start(workdir, data_card, begin)
   first_card = read_known_card(begin, say)
@@ -127,10 +130,8 @@ def _first_state(config: Any, run: Run, origin: dict, say: Say) -> tuple[Run, Re
   first = checkpoint.load_checkpoint(folder, abstract_state(run, config.sharding),
                                      origin.get('step'), say)
   if first[0] >= run.recipe.steps:
-    longer = (f'--config.steps={2 * config.steps}' if config.steps else
-              f'--config.epochs={2 * config.epochs:g}')
     raise UserError(f'{origin["run"]} is at step {first[0]}, and {run.recipe.steps} steps are '
-                    'asked for: nothing to train.', f'Ask for more steps, e.g. {longer}')
+                    'asked for: nothing to train.', f'For more steps: {longer_flag(config)}')
   return run._replace(card=run.card._replace(start={**origin, 'step': first[0]})), first
 
 
@@ -178,11 +179,15 @@ def _begin(run: Run, first: Restored | None, start: _Start, checkpoints: Checkpo
   if first:
     checkpoints.save(step, state, checkpoint_meta(run), wait=True)
   devices, batch = run.mesh.devices.size, run.config.batch
-  progress_text = f'resuming at step {step} of {total}' if resumed else f'{total} steps'
+  progress_text = (f'{total} steps' if not resumed else f'resuming at step {step} of {total}'
+                   if step < total else f'finished already, at step {step}')
   origin = f' from step {step} of {(data_card.start or {})["run"]}' if first else ''
   say(f'{start.workdir.name}: {progress_text}{origin}, '
       f'batch {batch} = {devices} devices x {batch // devices}')
-  if line := warmup_warning(run.config, run.recipe):
+  if resumed and step >= total:
+    say(f'to train it longer: eqssl train --from {shlex.quote(str(start.workdir))} --workdir NEW '
+        f'{longer_flag(run.config)}')
+  elif line := warmup_warning(run.config, run.recipe):
     say(line)
   return run, state
 
@@ -194,11 +199,6 @@ def _knn_monitor(run: Run) -> Callable[[TrainState, int], dict[str, float]]:
   measure = monitor(run)
   every = max(round(run.config.knn_every * run.recipe.steps_per_epoch), 1)
   return lambda state, n: {} if n % every else measure(state)
-
-
-def _any_step(signal_came: Callable[[], bool]) -> Callable[[int], bool]:
-  """Return a function of the step that says, at any step, whether a signal has come."""
-  return lambda step: signal_came()
 
 
 def checkpoint_meta(run: Run) -> dict:
@@ -289,7 +289,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
       show = stack.enter_context(progress(total, first_step, workdir.name, quiet))
     outputs = LogOutputs(write, show, say, checkpoints.latest)
     alone = jax.process_count() == 1
-    stop_requested = _any_step(signal_came) if alone else processes.stop_requested
+    stop_requested = (lambda n: signal_came()) if alone else processes.stop_requested
     stopped: list[int] = []
     state = fit(run, state, _after_step(run, hooks, outputs, checkpoints, check, begin_saving,
                                         stop_requested, stopped))

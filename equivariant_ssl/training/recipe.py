@@ -241,7 +241,8 @@ def count_steps(config: Config, num: int) -> tuple[int, int]:
   """(steps per epoch, steps of the run) on `num` training images; UserError where either is 0."""
   if num < config.batch:
     raise UserError(f'A batch of {config.batch} is larger than the {num} training images.',
-                    f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}')
+                    f'e.g. --config.batch={2 ** int(math.log2(max(num, 1)))}, or '
+                    '--config.fit_batch=True')
   per_epoch = num // config.batch
   steps = config.steps or round(config.epochs * per_epoch)
   if not steps:

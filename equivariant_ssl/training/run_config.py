@@ -10,6 +10,7 @@ from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
+from equivariant_ssl.training.recipe import objective_sections
 
 DATA_PATH_OPTION = '--data-path DIR'  # the option that says where the data of a run are now
 
@@ -24,6 +25,30 @@ def change_config(config: Any, changes: dict[str, Any]) -> ConfigDict:
       k: values[k] | v if isinstance(v, dict) else v for k, v in changes.items()}))
 
 
+def fit_batch(config: Any, images: int) -> Any:
+  """Return the config with a batch of at most `images` training images, a power of two.
+
+  A config that does not allow it (`fit_batch`), or whose batch is not too large, is returned as it
+  is.
+  """
+  if not config.fit_batch or images < 1 or config.batch <= images:
+    return config
+  return change_config(config, {'batch': 2 ** (images.bit_length() - 1)})
+
+
+def check_roles(config: Any) -> None:
+  """Raise UserError if an augmentation is sensitive, and no objective of the config reads it."""
+  sections = objective_sections(config).values()
+  for name in config.augment.order:
+    if config.augment[name].role == 'sensitive' and not any(
+        name in (section.augmentations or config.augment.order) for section in sections):
+      why = ('no objective\'s `augmentations` name it' if sections else
+             'no objective reads it: the equivariance is none')
+      raise UserError(f'{name} has the role sensitive, and {why}.',
+                      f'e.g. --config.augment.{name}.role=invariant'
+                      + ('' if sections else ' or --config.equivariance.name=equimod'))
+
+
 def place_field(config: Any) -> str | None:
   """Return the field of `config.data` that says where the data are, 'path' or 'root'.
 
@@ -36,6 +61,12 @@ def data_flag(config: Any) -> str:
   """Return the command line option that says where the data of a new run are, or ''."""
   field = place_field(config)
   return f'--config.data.{field}=DIR' if field else ''
+
+
+def longer_flag(config: Any) -> str:
+  """Return the command line option that makes a run twice as long."""
+  return (f'--config.steps={2 * config.steps}' if config.steps else
+          f'--config.epochs={2 * config.epochs:g}')
 
 
 def free_fields(config: Any) -> tuple[str, ...]:

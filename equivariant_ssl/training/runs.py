@@ -25,6 +25,8 @@ from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.run_config import (
   DATA_PATH_OPTION,
   change_config,
+  check_roles,
+  fit_batch,
   place_field,
   relocate_data,
 )
@@ -133,6 +135,8 @@ def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: N
   """
   mesh = mesh or sharding.mesh()
   sharding.check_batch(config.batch, mesh.devices.size, config.accumulate, config.batchnorm_groups)
+  if not known_card and not advice:
+    check_roles(config)
   source = _load_source(config, advice)
   for line in source.problems[:10]:
     log(line)
@@ -149,6 +153,12 @@ def prepare_run(config: Any, mesh: Mesh | None = None, log: Say = lambda line: N
   source = holdout.hold_out(source, config.validation, readout)
   now = now._replace(images=len(source.train.images))
   data_card = _checked_card(config, known_card, now, accept, advice) if known_card else now
+  requested, config = config.batch, fit_batch(config, data_card.images)
+  if config.batch < requested:
+    log(f'the batch is {config.batch}, not {requested}: there are {data_card.images} training '
+        'images')
+    sharding.check_batch(config.batch, mesh.devices.size, config.accumulate,
+                         config.batchnorm_groups)
   if now.images < config.batch and known_card:
     raise UserError(f'{now.images} training images are fewer than a batch of the run, '
                     f'{config.batch}.', f'If there are more elsewhere: {advice}', OTHER_DATA)

@@ -197,7 +197,7 @@ def train_step(recipe: Recipe, key: Key, state: TrainState, batch: Batch, rule: 
     params: Any = optax.apply_updates(state.params, updates)
     if target and recipe.invariance.update == 'after':
       target = update_average(recipe, state.step, target[0], params), target[1]
-    metrics |= {'gradient': optax.tree.norm(grads),
+    metrics |= {'gradient': optim.tree_norm(grads),
                 'lr': jnp.asarray(recipe.schedule(state.step), jnp.float32)}
   extras = state.extras
   if recipe.probe:

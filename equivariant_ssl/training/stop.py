@@ -94,9 +94,9 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
 
   early: the cause and the fix to print when the process is stopped before it has anything to save.
 
-  A second SIGINT (Ctrl-C) raises KeyboardInterrupt. Inside another `listen` the context gives the
-  outer function. The handlers from before return when the context ends. Outside the main thread
-  the function is always false.
+  A second SIGINT (Ctrl-C) raises KeyboardInterrupt, and a third ends the process. Inside another
+  `listen` the context gives the outer function. The handlers from before return when the context
+  ends. Outside the main thread the function is always false.
   """
   if _open_listeners or threading.current_thread() is not threading.main_thread():
     with _stop_if_hung_up():
@@ -105,9 +105,12 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
   listener, handled = _Listener(early), []
 
   def handle(number: int, frame: Any) -> None:
-    if number == signal.SIGINT and number in handled:
-      raise KeyboardInterrupt
     handled.append(number)
+    if number == signal.SIGINT and handled.count(number) > 2:  # the second exception was lost
+      signal.signal(number, signal.SIG_DFL)
+      signal.raise_signal(number)
+    if number == signal.SIGINT and handled.count(number) == 2:
+      raise KeyboardInterrupt
     listener.arrived.append(number)
 
   reader, writer = os.pipe()
@@ -126,6 +129,52 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
     os.close(writer)
     for number, handler in before.items():
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Let Ctrl-C end a command that has nothing to save, also where its KeyboardInterrupt is lost.
+
+  Python prints and drops an exception in a hook of its garbage collector, and a long call of C code
+  delays it. GRACE seconds after a SIGINT a thread ends the process with code 130; a second SIGINT
+  ends it at once. Inside `listen`, outside the main thread, and where SIGINT is ignored or another
+  program has a handler of its own, the context does nothing.
+  """
+  before = signal.getsignal(signal.SIGINT)
+  if (_open_listeners or threading.current_thread() is not threading.main_thread()
+      or before not in (signal.SIG_DFL, signal.default_int_handler)):
+    yield
+    return
+  closed = threading.Event()
+
+  def end() -> None:
+    if not closed.wait(GRACE):
+      with contextlib.suppress(OSError):
+        os.write(2, (SHOW_CURSOR if os.isatty(2) else b'') + b'eqssl: interrupted.\n')
+      os._exit(128 + signal.SIGINT)
+
+  def watch() -> None:
+    while numbers := os.read(reader, 64):
+      if signal.SIGINT in numbers:  # a handler waits until the main thread returns from C code
+        threading.Thread(target=end, daemon=True).start()
+    os.close(reader)
+
+  def handle(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.signal(signal.SIGINT, handle)
+  wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=watch, daemon=True, name='eqssl interrupt').start()
+  try:
+    yield
+  finally:
+    closed.set()
+    signal.set_wakeup_fd(wakeup)
+    os.close(writer)
+    signal.signal(signal.SIGINT, before)
 
 
 def raise_if_stopped() -> None:

@@ -1,5 +1,6 @@
 """Every op, given an action, makes of a real photograph what Pillow makes of it (torchvision's own backend)."""
 import colorsys
+import itertools
 from fractions import Fraction
 
 import jax
@@ -121,6 +122,22 @@ def test_order_is_followed(photos):
     got = ours('jitter', photos, repeated(photos, jittered(**amounts)._replace(order=jnp.array(order))))
     # Steps of hue and clipping amplify a float's rounding, not more.
     assert np.abs(got - want).max() < 1e-2, f'order {order}'
+
+
+def test_the_two_passes_of_accelerators_are_the_scans_of_the_cpu(photos):
+  """In each of the 24 orders. The means are added in another order, so that they differ by roundings."""
+  orders = jnp.array(list(itertools.permutations(range(4))), jnp.int32)
+  shift = lambda x: jitter.shift_hue(x, .08)
+
+  @jax.jit
+  @jax.vmap
+  def both(order):
+    action = jittered(brightness=1.3, contrast=.4, saturation=1.4, hue=.08)._replace(order=order)
+    pixels = jnp.float32(photos[0]) / 255
+    return jitter.changed(action, pixels, jitter.blend, shift), jitter.changed_at_once(action, pixels)
+  scans, passes = both(orders)
+  assert np.abs(scans - passes).max() < 1e-2 / 255
+  assert np.abs(scans[:, None] - scans[None]).max((2, 3, 4)).max(1).min() > LEVEL  # the orders differ
 
 
 @pytest.mark.parametrize('name, action, function', [

@@ -399,7 +399,7 @@ def test_icons_in_transparency_are_said_and_drawn_on_a_background(tmp_path, caps
     line for line in check(root, '--background', 'white', capsys=capsys) if 'show nothing' in line
   ]
   made, drawn = (folder.make(str(root), size=12, test=0., background=c) for c in ('black', 'white'))
-  said = cli._overrides(
+  said = cli.parse_overrides(
     [
       '--config.data.name=folder',
       f'--config.data.path={root}',

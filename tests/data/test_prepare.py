@@ -291,12 +291,12 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('Next: '))
   eqssl, train, flag, name, _, _, *overrides = shlex.split(line.removeprefix('Next: '))
   assert (eqssl, train, flag) == ('eqssl', 'train', '--config')
-  config = load_config(name, cli._overrides(overrides, has_config=True))
+  config = load_config(name, cli.parse_overrides(overrides, has_config=True))
   made = registry.make(
     equivariant_ssl.data, config.data.name, **{k: v for k, v in config.data.items() if k != 'name'}
   )
   assert (len(made.train.images), len(made.test.images)) == ((4, 1) if splits == ('',) else (5, 5))
-  assert config.batch == 4 == made.train.images.shape[1] // 16 and config.size == 64
+  assert config.fit_batch and config.size == 64 and made.train.images.shape[1] == 80
 
 
 def test_cifar100_and_stl10(tmp_path):

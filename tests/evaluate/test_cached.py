@@ -208,16 +208,16 @@ def test_a_small_class_ends_nothing(ran, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(evaluation, 'DEFAULT', ('few_labels', 'knn'))
   assert cli.main(['eval', str(ran[0])]) == 0
   out = capsys.readouterr().out
-  assert 'few_labels 5 a class, ridge, 20 trials, 1 small class left out' in out and 'knn k=27 T=0.1' in out
+  assert 'few_labels 5 a class, ridge, 20 trials, 1 small class left out' in out and 'knn k=2 T=0.1' in out
   found = json.loads((ran[0] / 'eval' / 'few_labels.json').read_text())['trained'][0]
   assert found['controls']['top1']['chance'] == .5
   two = trained(tmp_path / 'run', album(tmp_path / 'data', {'r': 16, 'g': 3}))
   assert cli.main(['eval', str(two)]) == 0
   out = capsys.readouterr().out
-  assert 'few_labels left out: 1 of 2 classes have 5 training images or more' in out and 'knn k=19' in out
+  assert 'few_labels left out: 1 of 2 classes have 5 training images or more' in out and 'knn k=1 ' in out
   assert cli.main(['eval', str(two), '--protocol', 'few_labels,knn']) == 2  # asked for by name: the last word
   captured = capsys.readouterr()
-  assert 'knn k=19' in captured.out and 'few_labels: 1 of 2 classes' in captured.err
+  assert 'knn k=1 ' in captured.out and 'few_labels: 1 of 2 classes' in captured.err
 
 
 def test_images_removed(ran, tmp_path, monkeypatch, capsys):
@@ -232,4 +232,9 @@ def test_images_removed(ran, tmp_path, monkeypatch, capsys):
   capsys.readouterr()
   assert eqssl('--accept-data') == 0
   out = capsys.readouterr().out
-  assert 'computed again: it was measured with other data' in out and 'knn k=24' in out
+  assert 'computed again: it was measured with other data' in out and 'knn k=2 ' in out
+
+
+def test_a_small_bank_has_few_neighbors():
+  """200 as published wherever the digits are: their stored results stay."""
+  assert [knn.usual_k(n) for n in (3, 19, 183, 499, 500, 800, 1000, 50_000)] == [1, 1, 18, 49, 200, 200, 200, 200]

@@ -18,13 +18,13 @@ from PIL import Image as Pillow
 from equivariant_ssl.config import load_config
 from equivariant_ssl.data.decode import decode
 from equivariant_ssl.data.source import Split
-from equivariant_ssl.demo import arms
+from equivariant_ssl.demo import turns
 from equivariant_ssl.evaluate import frozen, inputs, online, panel_protocols, protocols
 from equivariant_ssl.evaluate.linear import held_out_mask
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options, Subject
 from equivariant_ssl.nets.network import Network
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.report import embed, maps, pictures
+from equivariant_ssl.report import embed, maps, neighbor_tiles, pictures
 from equivariant_ssl.training import run_config, runs
 from equivariant_ssl.types import Image
 
@@ -291,14 +291,15 @@ def test_the_report_and_the_export_show_it_too(name):
   case = CASES[name]
   run, fixed, state = world(case)
   want = np.concatenate([expected_inputs(s, short_side(case)) for s in (run.source.train, run.source.test)])
-  images = encoder_inputs(lambda: pictures.neighbors(run, fixed, state, N, 3))
+  images = encoder_inputs(lambda: neighbor_tiles.neighbors(run, fixed, state, N, 3))
   every(images, want)
   found = among(encoder_inputs(lambda: maps.maps(run, fixed, state)), want)
   assert set(range(N, 2 * N)) <= set(found)
   assert encoder_inputs(lambda: pictures.strips(run, fixed, state, 2)).shape[0] >= 8
   if case.canvas == SIZE:
-    arms_ = encoder_inputs(lambda: arms.readouts(fixed, frozen.variables(state), run.source, SIZE))
-    every(arms_, want)
+    arms_ = encoder_inputs(lambda: turns.readouts(Partial(fixed.encode, frozen.variables(state)), run.source, SIZE))
+    of_turned = [expected_inputs(turns.turned(s), short_side(case)) for s in (run.source.train, run.source.test)]
+    every(arms_, np.concatenate(of_turned))
 
 
 # -- the rule itself

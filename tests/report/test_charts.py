@@ -174,3 +174,16 @@ def test_colors_can_be_read():
     }.items():
       assert all(contrast(ink, ground) >= 4.5 for ground in grounds), ink
     assert all(contrast(f'c{i}', 'panel') >= 3 for i in range(8))
+
+
+def test_ticks_that_differ_print_differently():
+  assert svg.tick_labels([1.0001, 1.0002, 1.0003]) == ['1.0001', '1.0002', '1.0003']
+  assert svg.tick_labels([0., .5, 1.]) == ['0', '0.5', '1'] and svg.tick_labels([2., 2.]) == ['2', '2']
+
+
+def test_the_zero_line_crosses_no_label():
+  """It stands in pieces at the axes of the dots; the labels are above these."""
+  drawn = charts.dot_plot('t', [charts.Dot('one', 1., .5, 1.5), charts.Dot('two', -1.)], 'points')
+  pieces = [(float(a), float(b)) for a, b in re.findall(r'class="zero" x1="[^"]*" y1="([^"]*)" x2="[^"]*" y2="([^"]*)"', drawn)]
+  labels = [float(y) for y in re.findall(r'y="([^"]*)" class="halo"', drawn)]
+  assert len(pieces) == 2 and labels and not any(top < y and y - 8 < bottom for top, bottom in pieces for y in labels)

@@ -5,6 +5,7 @@ import functools
 import html
 import importlib.util
 import os
+import pathlib
 import shutil
 
 import jax
@@ -104,19 +105,35 @@ def test_every_form_says_the_same(world, written):
   for one in stored:
     assert one.paths == stored[0].paths
     np.testing.assert_array_equal(one.features, stored[0].features)  # bitwise
+    folders = [pathlib.Path(path).parent for path in one.paths]
+    assert one.classes == [folder.name if folder != world[2] else '' for folder in folders]
   with np.load(written['npz']) as archive:
-    assert set(archive) == {'paths', 'features', 'run', 'step', 'digest', 'mark'}
+    assert set(archive) == {'paths', 'classes', 'features', 'run', 'step', 'digest', 'mark'}
   assert (
     stored[0].origin == stored[2].origin == ENCODER(world[0], None, '').origin
     and stored[1].origin is None
   )
-  assert written['csv'].read_text().startswith('path,f0,f1,')
+  assert written['csv'].read_text().startswith('path,class,f0,f1,')
   import pyarrow.parquet
 
   column = pyarrow.parquet.read_table(written['parquet']).schema.field('features').type
   assert (
     str(column).startswith('fixed_size_list<') and column.list_size == stored[0].features.shape[1]
   )
+
+
+def test_a_csv_with_columns_of_text(tmp_path):
+  """One that this version wrote, one of an older version, and one of another program."""
+  for head, rows in (('path,class,f0,f1', ('a.png,cat,1,2', 'b.png,,3,4')), ('path,f0,f1', ('a.png,1,2', 'b.png,3,4')),
+                     ('name,kind,0,note,1', ('a.png,cat,1,good,2', 'b.png,dog,3,bad,4'))):
+    (tmp_path / 'e.csv').write_text('\n'.join((head, *rows)) + '\n')
+    stored = embeddings.read(tmp_path / 'e.csv')
+    assert stored.paths == ['a.png', 'b.png'] and stored.features.tolist() == [[1., 2.], [3., 4.]]
+    assert stored.classes == (['cat', ''] if 'class' in head else None)
+  assert embed.find_neighbors(str(tmp_path / 'e.csv'), 'a.png')[0][0] == 'b.png'
+  (tmp_path / 'e.csv').write_text('path,note\na.png,good\n')
+  with pytest.raises(UserError, match='no embeddings'):
+    embeddings.read(tmp_path / 'e.csv')
 
 
 def test_in_pieces_and_what_cannot_be_read_is_said(world, written, tmp_path, monkeypatch, capsys):

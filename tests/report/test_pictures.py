@@ -24,7 +24,7 @@ from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.frozen import bank, frozen, indexed_images, variables
 from equivariant_ssl.evaluate.gains import predictions
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.report import gallery, maps, pictures
+from equivariant_ssl.report import gallery, maps, neighbor_tiles, pictures
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import recipe, runs, step
 from equivariant_ssl.training.loop import train
@@ -233,7 +233,7 @@ def test_neighbors_are_brute_force(digits, held):
   train_, tests = run.source.train, run.source.test or run.source.train
   encode = Partial(fixed.encode, variables(state))
   h, ht = (features(encode, part.images, mesh=run.mesh) for part in (train_, tests))
-  tiles = pictures.neighbors(run, fixed, state, 4, 5)
+  tiles = neighbor_tiles.neighbors(run, fixed, state, 4, 5)
   assert len(tiles) == 4
   for (query, *near), i in zip(tiles, pictures.sample(len(tests.images), 4), strict=True):
     assert query.lines == ('query', str(tests.labels[i]))
@@ -242,7 +242,8 @@ def test_neighbors_are_brute_force(digits, held):
     if not held:
       cosines[i] = -2.0  # itself
     for tile, j in zip(near, np.argsort(-cosines, kind='stable'), strict=False):
-      assert tile.lines == (f'cosine {cosines[j]:.3f}', str(train_.labels[j]))
+      same = ' ✓ same class' if train_.labels[j] == tests.labels[i] else ''
+      assert tile.lines == (f'cosine {cosines[j]:.3f}{same}', str(train_.labels[j]))
       np.testing.assert_array_equal(tile.pixels, train_.images[j])
     assert len(near) == 5
 
@@ -383,7 +384,7 @@ def test_of_a_run_that_was_trained(tmp_path):
     checkpoint.load_checkpoint(tmp_path / 'run' / 'checkpoints', runs.abstract_state(run))[1],
   )
   assert [len(row) for row in pictures.strips(run, fixed, state)['equimod']] == [7] * 4
-  near = pictures.neighbors(run, fixed, state, 40, 5)
+  near = neighbor_tiles.neighbors(run, fixed, state, 40, 5)
   assert (
     np.mean([tile.lines[-1] == row[0].lines[-1] for row in near for tile in row[1:]]) > 0.3
   )  # by chance .1

@@ -11,8 +11,8 @@ from reports import HOSTILE, SVG, Parsed
 
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.evaluate import statistics
-from equivariant_ssl.report import gallery, page, report
+from equivariant_ssl.evaluate import comparison, statistics
+from equivariant_ssl.report import gallery, page, report, run_folder
 
 
 def read(path: pathlib.Path) -> Parsed:
@@ -278,12 +278,14 @@ def test_curves_of_runs_that_share_no_step(tmp_path):
 def test_a_study(tmp_path):
   folder = reports.study(tmp_path / 'study')
   parsed = read(report([folder]))
-  for sentence in reports.SENTENCES:
-    assert sentence in parsed.text
+  lead = 'rotate: sensitive rather than invariant, kNN +5.0 [3.0, 7.0]'
+  assert parsed.text.index(lead) < parsed.text.index('3 of 5 runs are done')
+  assert reports.SENTENCES[0] in parsed.text and reports.SENTENCES[2] in parsed.text
   assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index(
     'Effects on kNN accuracy on validation'
   )
-  assert 'rotate: 1 of 2 contrasts in which no difference was seen' in parsed.text
+  assert 'rotate: 2 contrasts in words' in parsed.text
+  assert reports.SENTENCES[1] not in parsed.text and 'concluded from 1 contrast of crop' in parsed.text
   effects = next(s for s in parsed.svgs if s[0].text == 'Effects on kNN accuracy on validation')[
     1
   ].text
@@ -357,14 +359,13 @@ def test_a_study(tmp_path):
     '1 of 5 runs still wait: rotate=sensitive/1',
     f'eqssl study --workdir {folder}',
     '3.0 min in all, 60 s a run',
-    'No difference seen, as invariances: crop',
-    'Where no interval exists (n = 1',
   ):
     assert words in parsed.text, words
   assert parsed.table('Rank')[1:] == [
     ['12.5 %', 'kNN', '0.83', '[0.50, 0.95]', '12', '0.90', '0.60', '75 %'],
     ['50 %', 'kNN', '0.97', 'none', '2', 'unknown', 'unknown', 'none to compare'],
   ]
+  assert 'No difference seen, as invariances' not in parsed.text  # the first lines say it
   stored = {k: json.loads((folder / f'{k}.json').read_text()) for k in ('study', 'results')}
   assert parsed.data() == {'kind': 'study', **stored}
   two = {
@@ -381,6 +382,10 @@ def test_a_study(tmp_path):
   assert (
     'invariant, equimod (n=1): 4 at 1' in words and 'invariant, essl (n=1): 5 at 1' in words
   )  # not one mean of both
+  one_seed = [e | {'low': None, 'high': None} for e in stored['results']['effects']]
+  (folder / 'results.json').write_text(json.dumps({**stored['results'], 'runs': two, 'effects': one_seed}))
+  text = read(report([folder], images=False)).text
+  assert text.count('Nothing can be concluded') == 1 and 'no interval)' not in text
   early = {**stored['results'], 'runs': {}, 'table': [], 'effects': [], 'proxies': []}
   (folder / 'results.json').write_text(json.dumps(early))
   assert 'needs two finished arms' in read(report([folder])).text  # nothing is done yet
@@ -401,6 +406,59 @@ def test_only_runs_and_studies(tmp_path):
   (study / 'results.json').write_text('{"torn')
   with pytest.raises(UserError, match='is not JSON'):
     report([study])
+
+
+def test_a_run_leads_with_its_verdict(tmp_path):
+  """Of a small test set it has counts with Wilson's interval, and a warning."""
+  small = reports.result('knn', {'top1': 5 / 17}, {'top1': {'chance': 0.2}}, detail={'predictions': [0] * 17})
+  small['untrained'][0]['numbers'] = {'top1': 4 / 17}
+  folder = reports.run(tmp_path / 'run', result_files={'knn': small})
+  parsed = read(report([folder], images=False))
+  assert statistics.counted(5 / 17, 17) == '5/17 [13-53 %]'
+  for words in ('The run is finished: 40 steps.', 'within the noise of so few test images', '5/17 [13-53 %]',
+                'Warning: there are only 17 test images'):
+    assert words in parsed.text, words
+  assert parsed.text.index('The run is finished') < parsed.text.index('This is one run, of seed')
+  assert '29.41 = 5/17 [13-53 %]' in sum(parsed.table('Accuracies'), [])
+  log = (folder / 'metrics.jsonl').read_text().splitlines()
+  (folder / 'metrics.jsonl').write_text('\n'.join([*log[:2], log[2].replace('"std": 0.9', '"std": 0.1')]) + '\n')
+  text = read(report([folder], images=False)).text
+  assert 'it is at step 6 of 8' in text and 'The embeddings collapsed' in text
+
+
+def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
+  folder = reports.run(tmp_path / 'run', result_files={k: v for k, v in reports.results().items() if k == 'profile'})
+  assert 'No accuracy was evaluated yet' in read(report([folder], images=False)).text
+  monkeypatch.setattr(run_folder, '_labeled', lambda workdir: False)
+  text = read(report([folder], images=False)).text
+  assert 'The data have no labels' in text and 'need labels' not in text and 'No accuracy was' not in text
+
+
+def test_an_objective_that_was_added_whole_is_one_difference(tmp_path):
+  folder = reports.run(tmp_path / 'run', **{'equivariance.name': 'none'})
+  (differences,) = [run_folder.changed(run_folder.read(folder))]
+  assert ('equivariance.name', 'equimod', 'none') in differences
+  assert [k for k, *_ in differences if k.startswith('equivariance.')] == [
+    'equivariance.action_dim', 'equivariance.dim', 'equivariance.hidden', 'equivariance.name']  # smoke sets them
+
+
+def test_unequal_budgets_are_said_beside_the_difference(tmp_path):
+  folders = [reports.run(tmp_path / 'a'), reports.run(tmp_path / 'b', rows=10, **{'equivariance.name': 'none'})]
+  text = read(report(folders, tmp_path / 'r.html')).text
+  assert 'The budgets are not equal' in text and 'simclr + equimod 640; simclr 320' in text
+  folders[1] = reports.run(tmp_path / 'c', **{'equivariance.name': 'none'})
+  assert 'budgets are not equal' not in read(report(folders, tmp_path / 'r.html')).text
+
+
+def test_a_folder_of_runs_is_the_runs(tmp_path):
+  one, two = reports.run(tmp_path / 'runs' / 'one'), reports.run(tmp_path / 'runs' / 'deep' / 'two', 1)
+  reports.study(tmp_path / 'runs' / 'study')
+  for name in ('config.json', 'model.safetensors'):
+    (one / 'export').mkdir(exist_ok=True)
+    (one / 'export' / name).write_text('{}')
+  assert comparison.expand_runs([tmp_path / 'runs']) == [two, one] == comparison.expand_runs([two, one])
+  assert 'Comparison of 2 runs' in report([tmp_path / 'runs'], tmp_path / 'r.html').read_text()
+  assert comparison.expand_runs([tmp_path / 'runs' / 'one' / 'eval']) == [one / 'eval']
 
 
 def test_a_folder_is_no_page(tmp_path):

@@ -10,7 +10,12 @@ from equivariant_ssl.report import report
 from equivariant_ssl.study import contrasts, study_plan, study_results
 from equivariant_ssl.study.contrasts import Contrast
 from equivariant_ssl.study.design import Arm, factorial
-from equivariant_ssl.study.effect_sentences import in_todays_words, sentence, verdict
+from equivariant_ssl.study.effect_sentences import (
+  advice,
+  in_todays_words,
+  sentence,
+  verdict,
+)
 from equivariant_ssl.study.effects import Effect, factorial_effects
 from equivariant_ssl.types import ROLES
 
@@ -60,6 +65,17 @@ def test_sentences_use_the_words(contrast, mean, words):
 def test_the_verdict_is_on_invariances():
   line, = verdict([effect(f'{AS_INVARIANCE} (essl)'), effect(IN_EQUIVARIANCE, -.05)])
   assert line.endswith('add to kNN accuracy on test: rotate (essl) (+5.0 [3.0, 7.0])')
+
+
+def test_the_advice_is_a_line_for_each_augmentation():
+  effects = [effect('sensitive - invariant', .04), effect(f'{AS_INVARIANCE} (essl)'), effect('both - invariant', .3),
+             effect('invariant - off', .01)._replace(aug='blur'), effect('sensitive - off')._replace(aug='blur', low=None),
+             effect('invariant - off', -.05)._replace(aug='gray'), effect('invariant - off')._replace(aug='crop', low=None),
+             effect('invariant - off', .3)._replace(readout='linear')]
+  assert advice(effects) == [
+    'rotate: use as an invariance (essl), kNN +5.0 [3.0, 7.0]; sensitive rather than invariant, kNN +4.0 [2.0, 6.0]',
+    'blur: no difference seen, kNN +1.0 [-1.0, 3.0]', 'gray: do not use as an invariance, kNN -5.0 [-7.0, -3.0]']
+  assert advice([]) == []
 
 
 @pytest.mark.parametrize('label', ['', ' (essl)'])

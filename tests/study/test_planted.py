@@ -67,7 +67,7 @@ def test_the_study_names_what_must_not_be_an_invariance(carrier, tmp_path):
   config.write_text(CONFIG.format(path=world(tmp_path / 'images', carrier)))
   found, _ = study(config, tmp_path / 'study', '--augs', 'jitter,rotate,crop')
   effects = {e['aug']: e for e in found['effects'] if e['readout'] == 'linear' and e['contrast'] == 'invariant - off'}
-  named = f'Should not be invariances, for as such they cost linear accuracy on validation: {DESTROYS[carrier]} ('
+  named = f'Should not be invariances, because as such they cost linear accuracy on validation: {DESTROYS[carrier]} ('
   assert found['verdict'][0].startswith(named)
   other = max(effects[a]['high'] - effects[a]['mean'] for a in effects)
   assert all(effects[DESTROYS[carrier]]['mean'] < e['mean'] - other for a, e in effects.items() if a != DESTROYS[carrier])

@@ -283,7 +283,8 @@ def planted(monkeypatch):
   """Runs that find what VALIDATION and TEST have for their arm; a list of what was started."""
   started = []
 
-  def start(folder, number, run, kind, slot, workers, what='found'):
+  def start(folder, plan, number, kind, slot, workers, what='found'):
+    run = study_plan.runs(plan)[number]
     value = round((VALIDATION if what == 'found' else TEST)[run.arm] + 0.01 * run.seed, 3)
     started.append((run.name, what))
     (folder / run.workdir).mkdir(parents=True, exist_ok=True)

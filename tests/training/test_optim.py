@@ -50,6 +50,21 @@ def test_lars_equals_float64(lr_outside, bias_scale):
     np.testing.assert_allclose(found[k], want, rtol=1e-5, atol=1e-7)
 
 
+def test_the_norms_of_all_arrays_at_once_are_those_of_each():
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (3, 3, 8, 16), 'linear': (5, 40), 'bias': (70,), 'scalar': (), 'zero': (4, 2)}
+  params, updates = ({k: jnp.float32(rng.normal(size=s)) for k, s in shapes.items()} for _ in range(2))
+  params['zero'] = jnp.zeros((4, 2))
+  squares = [np.square(np.float64(params[k])).sum() for k in sorted(shapes)]
+  np.testing.assert_allclose(optim.squared_norms(params), squares, rtol=1e-6)
+  np.testing.assert_allclose(optim.tree_norm(params), np.sqrt(sum(squares)), rtol=1e-6)
+  ours, theirs = (tx.update(updates, tx.init(params), params)
+                  for tx in (optim.scale_by_trust(.01), optax.scale_by_trust_ratio(trust_coefficient=.01)))
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)  # a checkpoint of the one is one of the other
+
+
 def test_solo_learns_lars_equals_float64():
   """One weight far within the bound, one clipped by the rate, at a rate that moves."""
   rng = np.random.default_rng(0)

@@ -57,6 +57,58 @@ def test_a_signal_asks_to_stop(number):
   assert handlers() == before
 
 
+def test_a_third_interrupt_ends_the_process_where_the_second_was_lost():
+  code = ('import contextlib, signal\nfrom equivariant_ssl.training import stop\n'
+          'signal.signal(signal.SIGINT, signal.SIG_DFL)\nwith stop.listen():\n  for _ in range(3):\n'
+          '    with contextlib.suppress(KeyboardInterrupt):\n      signal.raise_signal(signal.SIGINT)\nprint("lost")')
+  ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+  assert ended.returncode == -signal.SIGINT and 'lost' not in ended.stdout
+
+
+LOST = """
+import gc, os, signal, sys, time
+import equivariant_ssl.__main__
+from equivariant_ssl import cli
+from equivariant_ssl.training import stop
+stop.GRACE = .2
+
+def interrupt(phase, info):  # as jax's hook, in which Python drops the KeyboardInterrupt
+  gc.callbacks.clear()
+  os.kill(os.getpid(), signal.SIGINT)
+
+def run(args):
+  gc.callbacks.append(interrupt)
+  gc.collect()
+  time.sleep({seconds})
+
+def entry():
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, 'while modules are imported'
+  sys.exit(cli.main(['doctor']))
+cli.COMMANDS['doctor'], cli.entry = run, entry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever pytest was started with
+equivariant_ssl.__main__.entry()
+"""
+
+
+def test_an_interrupt_that_a_hook_drops_ends_the_command():
+  ended = subprocess.run([sys.executable, '-c', LOST.format(seconds=60)], cwd=ROOT, capture_output=True, text=True,
+                         timeout=50)
+  assert ended.returncode == 130 and ended.stderr.endswith('eqssl: interrupted.\n')
+  assert 'Exception ignored' in ended.stderr, 'the hook did not drop it: the test tests nothing'
+
+
+def test_an_interrupt_is_an_exception_once_and_then_the_default():
+  with stop.interruptible():
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+  with stop.listen():
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+    before = signal.getsignal(signal.SIGINT)
+    with stop.interruptible():
+      assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_what_is_ignored_stays_ignored():
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
   try:
