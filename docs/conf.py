@@ -106,5 +106,11 @@ def field_lists(app, what, name, obj, options, lines: list[str]) -> None:
   lines[:] = result
 
 
+def skip_fields(app, what, name, obj, skip, options) -> bool | None:
+  """Leaves out the entries of a NamedTuple's fields, which its docstring explains."""
+  return True if (getattr(obj, '__doc__', None) or '').startswith('Alias for field') else None
+
+
 def setup(app) -> None:
+  app.connect('autodoc-skip-member', skip_fields)
   app.connect('autodoc-process-docstring', field_lists)
