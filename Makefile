@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all notebooks faults lint bench clean
+.PHONY: demo test test-all notebooks faults lint docs bench clean
 demo: $(VENV)/installed
 	$(BIN)/eqssl demo
 
@@ -15,6 +15,7 @@ test-all: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[test,torch,browser,parquet,kubernetes]"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbmake notebooks
+	$(MAKE) docs
 
 # The notebooks with their outputs, as they are read where they are shown. On a quiet machine: minutes.
 notebooks: $(VENV)/installed
@@ -29,6 +30,11 @@ lint: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[lint]"
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The documentation site, in build/docs. Warnings are errors.
+docs: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[torch]"

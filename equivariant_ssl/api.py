@@ -232,7 +232,11 @@ def _recipe_of_views(config: str, canvas: int) -> Recipe:
 
 
 class LawError(AssertionError):
-  """An augmentation breaks laws: the message has a line for each."""
+  """An augmentation breaks laws: the message has a line for each.
+
+  >>> issubclass(es.LawError, AssertionError)  # so pytest shows it as a failed test
+  True
+  """
 
 
 def check_laws(op: str | Op, **settings: Any) -> None:

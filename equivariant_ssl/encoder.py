@@ -62,6 +62,10 @@ class Classifier(NamedTuple):
   variables: {'encoder': its variables, 'head': {'kernel': [D K], 'bias': [K]}}, float32.
   apply:     (variables, images [B H W 3]) -> logits [B K] float32, a pure function that can be
              differentiated. The BatchNorm statistics stay those of the encoder.
+
+  >>> head = es.load('runs/mine').fine_tune_head(classes=10)
+  >>> head.variables['head']['kernel'].shape[1]
+  10
   """
   variables: dict
   apply: Callable[[dict, Array], Array]
@@ -101,6 +105,10 @@ class Encoder(NamedTuple):
   network:   the flax module.
   encode:    (layer, variables, images) -> features; see `apply`.
   recipe:    everything of the run that does not change while it trains; None for an export.
+
+  >>> encoder = es.load('runs/mine')
+  >>> encoder.step, encoder.size
+  (2, 16)
   """
   folder: pathlib.Path
   step: int
@@ -170,6 +178,10 @@ class Encoder(NamedTuple):
 
     objective: the label of the run's equivariance objective; '' where there is one. Its `tap_layer`
                says of which layer the features are; 0 is the last. Raises UserError as `predict`.
+
+    >>> encoder = es.load('runs/mine')
+    >>> encoder.embed(encoder(np.zeros((3, 16, 16, 3), 'uint8'))).shape
+    (3, 8)
     """
     recipe, name = self._objective(objective)
     return embed(recipe, name, self.variables, jnp.asarray(features))

@@ -21,6 +21,12 @@ class UserError(Exception):
   cause: what is wrong, in one line.
   fix:   what to type or change, in one line.
   code:  the exit code of the command.
+
+  >>> try:
+  ...   es.load('no/such/run')
+  ... except es.UserError as error:
+  ...   print(error.code, len(str(error).splitlines()))
+  2 2
   """
 
   def __init__(self, cause: str, fix: str = '', code: int = USAGE):

@@ -198,7 +198,8 @@ def test_a_section_may_take_another_name(name):
 
 
 def test_the_lines_in_the_docs_are_config_lines():
-  text = (FOLDER.parent / 'docs' / 'methods.md').read_text()
+  pages = sorted((FOLDER.parent / 'docs' / 'methods').glob('*.md'))
+  text = '\n'.join(page.read_text() for page in pages)
   blocks = [block.split('```')[0] for block in text.split('```python\n')[1:]]
   assert len(blocks) == 4
   for block in blocks:

@@ -86,10 +86,11 @@ def test_the_names_are_those_of_the_api():
 
 DOCUMENTED = [*(getattr(api, name) for name in ('load', 'pretrain', 'evaluate', 'study', 'views', 'check_laws')),
               encoder.Encoder.features, encoder.Encoder.apply, encoder.Encoder.predict,
-              encoder.Encoder.fine_tune_head]
+              encoder.Encoder.fine_tune_head, encoder.Encoder.embed]
+CLASSES = [getattr(api, name) for name in ('Encoder', 'Classifier', 'Source', 'Split', 'UserError', 'LawError')]
 
 
-@pytest.mark.parametrize('thing', DOCUMENTED, ids=lambda thing: thing.__name__)
+@pytest.mark.parametrize('thing', [*DOCUMENTED, *CLASSES], ids=lambda thing: thing.__name__)
 def test_the_examples_of_the_docstrings_run(thing, folder, monkeypatch):
   monkeypatch.chdir(folder)
   tests = doctest.DocTestFinder(recurse=False).find(thing, globs={'es': es, 'np': np, 'jax': jax, 'jnp': jnp})
@@ -98,6 +99,11 @@ def test_the_examples_of_the_docstrings_run(thing, folder, monkeypatch):
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):  # as users have it
     for test in tests:
       assert doctest.DocTestRunner(optionflags=flags).run(test).failed == 0
+
+
+def test_every_public_name_has_an_example():
+  names = {thing.__name__ for thing in [*DOCUMENTED, *CLASSES]}
+  assert set(es.__all__) <= names
 
 
 def test_every_public_function_says_its_shapes_and_errors():

@@ -28,6 +28,8 @@ class Split(NamedTuple):
           data that do not fit in memory, a `stream.Canvases` and its `stream.Sizes`, which decode
           the rows that are indexed.
   labels: int32 [N], or None.
+
+  >>> es.Split(np.zeros((2, 16, 16, 3), 'uint8'), np.full((2, 2), 16, 'float32'), None).labels
   """
   images: Any
   sizes: Any
@@ -47,6 +49,12 @@ class Source(NamedTuple):
              training images have no label (STL-10).
   left_out:  how many files and folders were left out or replaced, by reason. A reason is a file
              extension, or words such as 'damaged'.
+
+  >>> images, sizes = np.zeros((4, 16, 16, 3), 'uint8'), np.full((4, 2), 16, 'float32')
+  >>> train = es.Split(images, sizes, np.array([0, 1, 0, 1], 'int32'))
+  >>> mine = es.Source('mine', train, None, ('cat', 'dog'), (.5, .5, .5), (.25, .25, .25))
+  >>> mine.bank.images.shape
+  (4, 16, 16, 3)
   """
   name: str
   train: Split

@@ -167,7 +167,7 @@ def accuracy_blocks(folder: RunFolder) -> list[Any]:
   first = [(dots[stem, next(iter(result['trained'][0]['numbers']))], images_classified(result))
            for stem, result in files.items()]
   cards = tuple(KeyNumber(f'{dot.label}, %', f'{dot.mean:.1f}', ', '.join(
-      [counted(dot.mean / 100, images)] * (0 < images < COUNTED and dot.low is None)
+      ([counted(dot.mean / 100, images)] if 0 < images < COUNTED and dot.low is None else [])
       + [f'{k} {v:.1f}' for k, v in dot.beside.items()])) for dot, images in first[:6])
   chart = Chart('Accuracy beside the untrained network and chance',
                 charts.dot_plot('Accuracy', list(dots.values()), '%', zero=False))
