@@ -81,7 +81,7 @@ def test_splits_have_any_of_their_names(tmp_path, capsys, names):
   for name, n in zip(names, (5, 3, 2), strict=True):
     album(root / name, {'cat': n, 'dog': n}, start=100 * n)
   checked, prepared = both(root, capsys=capsys)
-  assert checked[0].endswith(': 10 train, 6 validation, 4 test') and checked[-1] == 'ok'
+  assert checked[0].endswith(': 10 train, 6 validation, 4 test') and checked[-2] == 'ok' and 'Next' in checked[-1]
   assert [line for line in checked if 'classes:' in line] == [
     'train classes: cat 5, dog 5',
     'validation classes: cat 3, dog 3',
@@ -338,7 +338,7 @@ def test_other_formats_are_read(tmp_path, capsys):
       )
   checked, prepared = both(root, capsys=capsys)
   assert (
-    checked[0].count(' train') == 1 and checked[-1] == 'ok' and 'mine train: 16 images' in prepared
+    checked[0].count(' train') == 1 and checked[-2] == 'ok' and 'Next' in checked[-1] and 'mine train: 16 images' in prepared
   )
   import tensorflow_datasets as tfds
 
@@ -637,7 +637,7 @@ def test_odd_and_good_files_are_accepted(tmp_path, capsys):
   for name, data in odd().items():
     (tmp_path / name).write_bytes(data)
   lines = check(tmp_path, capsys=capsys)
-  assert lines[-1] == 'ok', lines
+  assert lines[-2] == 'ok' and '--config photos' in lines[-1], lines
   for name in ('turned.jpg', 'turned.png', 'turned.tif'):
     assert decode.decode(odd()[name], 8)[1] == (30, 20)
   np.testing.assert_array_equal(

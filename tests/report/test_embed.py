@@ -237,7 +237,7 @@ def random_file(tmp_path):
 
 
 def test_neighbors_are_brute_force(random_file, capsys, monkeypatch):
-  file, (paths, h, _) = random_file
+  file, (paths, h, *_) = random_file
   x = h.astype(np.float64) / np.linalg.norm(h.astype(np.float64), axis=1, keepdims=True)
   for query in (7, 20, 3):
     cosines = x @ x[query]

@@ -362,7 +362,7 @@ def test_the_page_of_a_file_needs_no_data_and_keeps_its_size(tmp_path, monkeypat
   config_recipe, batch = gallery._file_batch(config, str(tmp_path / 'wide.png'), 2)
   assert batch.sizes.tolist() == [[40, 80]] * 2 and batch.images.shape == (2, 16, 16, 3)
   text = gallery.write_gallery(config, str(tmp_path / 'wide.png'), tmp_path / 'a.html', 2).read_text()
-  assert 'the image, 80 x 40 pixels' in text
+  assert 'the image, 40 x 80 pixels' in text
   crops = step_views(config_recipe, jax.random.key(0), batch)['views'].actions['crop']
   assert all(
     pictures._box('crop', pictures.take(crops, i, v)) in text for i in range(2) for v in range(2)

@@ -38,7 +38,7 @@ def small(package, name: str) -> dict:
 
 
 def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
-  """Crops are invariant, turns sensitive; eight-pixel digits."""
+  """Crops are invariant, turns sensitive where an objective reads them; eight-pixel digits."""
   section = small(invariance, inv)
   made = registry.make(invariance, inv)
   for part in ('projector', 'predictor'):
@@ -48,7 +48,7 @@ def settings(inv: str, eqs: str | tuple) -> config.ConfigDict:
   return config.resolve_config(config.ConfigDict({
       'size': 8, 'batch': B, 'steps': STEPS, 'data': {'name': 'digits'}, 'encoder': {'name': TINY},
       'augment': {'order': ('crop', 'rotate'), 'crop': {'role': 'invariant', 'method': 'bilinear'},
-                  'rotate': {'role': 'sensitive'}},
+                  'rotate': {'role': 'off' if names == ('none',) else 'sensitive'}},
       'invariance': section, 'equivariance': [small(equivariance, e) for e in names],
       'optimizer': {'name': 'sgd', 'lr': .02, 'warmup_epochs': 0.}}))
 
