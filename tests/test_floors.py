@@ -175,3 +175,9 @@ def test_paths_in_hints_are_quoted():
                   isinstance(value, ast.Name) and value.id in named | OWN)
           wrong += [] if good else [f'{path.relative_to(ROOT)}:{part.lineno}: {text.value[-30:]}{{{ast.unparse(value)}}}']
   assert not wrong, '\n'.join(wrong)
+
+
+def test_every_folder_is_a_package():
+  """A folder without __init__.py is imported from a checkout, and is missing in a wheel."""
+  folders = {path.parent for path in ROOT.rglob('*.py')}
+  assert not [str(folder) for folder in folders if not (folder / '__init__.py').is_file()]

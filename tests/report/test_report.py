@@ -393,8 +393,9 @@ def test_a_study(tmp_path):
 
 def test_only_runs_and_studies(tmp_path):
   run, study = reports.run(tmp_path / 'run'), reports.study(tmp_path / 'study')
+  (tmp_path / 'empty').mkdir()
   for dirs, words in (
-    ([tmp_path], 'neither a run nor a study'),
+    ([tmp_path / 'empty'], 'neither a run nor a study'),
     ([run, study], 'reported alone'),
     ([], 'no folder'),
   ):

@@ -1,0 +1,1 @@
+"""The demonstrations, on the digits of scikit-learn."""

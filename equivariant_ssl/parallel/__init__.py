@@ -1,0 +1,1 @@
+"""Where a run computes: devices, processes, clusters, and plans for them."""

@@ -1,0 +1,1 @@
+"""What a run leaves: its record, its checkpoints, and their fingerprints."""

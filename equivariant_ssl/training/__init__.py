@@ -1,0 +1,1 @@
+"""One run: its config as functions, the state, the step, and the loop."""
