@@ -89,11 +89,6 @@ def _make_encode(network: Network, size: int, canvas: int) -> Callable:
   return encode
 
 
-@functools.lru_cache(64)
-def _at_layer(encode: Callable, layer: int) -> Callable:
-  return functools.partial(encode, layer)
-
-
 class Encoder(NamedTuple):
   """A trained encoder. `load` makes it; a call computes features of images.
 
@@ -125,7 +120,7 @@ class Encoder(NamedTuple):
   def dim(self) -> int:
     """D, the number of features of an image."""
     image = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.uint8)
-    return jax.eval_shape(_at_layer(self.encode, 0), self.variables, image).shape[-1]
+    return jax.eval_shape(_rows_of(self.encode, 0), self.variables, (image,)).shape[-1]
 
   def __call__(self, images: Any, batch: int = BATCH) -> np.ndarray:
     """The features [N D] float32 of images [N H W 3]; see `features`."""

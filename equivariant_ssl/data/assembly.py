@@ -232,4 +232,4 @@ class Assembly:
         images[i] = canvas
       waited += result.waited
     return DecodeTimes(0., stop - start, time.perf_counter() - began, waited,
-                    time.thread_time() - busy)
+                       time.thread_time() - busy)

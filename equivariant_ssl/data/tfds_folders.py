@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from equivariant_ssl.data.tfds_claims import SAFE, unsafe_class
-from equivariant_ssl.errors import UserError, passing
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import disk
 
 # What this package prepares itself: {name: the command}.
 PREPARED_HERE = {'cifar10': 'eqssl data prepare cifar10 [--archive FILE]',
@@ -116,10 +117,9 @@ def open_directory(path: pathlib.Path) -> Any:
   What TFDS would import for it is checked before it is opened.
   """
   try:
-    unsafe = unsafe_class(json.loads((path / 'features.json').read_text(encoding='utf-8')))
+    text = disk.retry(lambda: (path / 'features.json').read_text(encoding='utf-8'), path)
+    unsafe = unsafe_class(json.loads(text))
   except (OSError, ValueError, RecursionError) as error:
-    if passing(error):
-      raise
     raise UserError(f'{path} is not a readable TFDS data set: features.json: {error}',
                     'Prepare it again.') from error
   if unsafe is not None:

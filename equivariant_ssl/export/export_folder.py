@@ -1,11 +1,11 @@
 """The folder of an export: a file of weights, and a config.json that says what they are."""
 import hashlib
-import json
 import pathlib
 from types import ModuleType
 
-from equivariant_ssl.errors import UserError, passing
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.export import timm, torchvision
+from equivariant_ssl.storage import disk
 from equivariant_ssl.training.runs import Run
 
 WEIGHTS, FACTS = 'model.safetensors', 'config.json'
@@ -20,13 +20,7 @@ def read_facts(folder: pathlib.Path) -> dict:
 
   It has the SECTION 'equivariant_ssl' where `export` wrote it.
   """
-  try:
-    facts = json.loads((folder / FACTS).read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    if passing(error):
-      raise
-    return {}
-  return facts if isinstance(facts, dict) else {}
+  return disk.read_json_or_empty(folder / FACTS)
 
 
 def digest(content: bytes) -> str:

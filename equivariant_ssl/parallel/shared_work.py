@@ -15,8 +15,8 @@ PAUSE = .5  # seconds between two questions whether process 0 has done its work
 def share_arrays(compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   """Return the arrays of `compute()`, which process 0 alone calls, however long it takes.
 
-  All processes must call this. Raises UserError in all of them where
-  `compute` raises an error.
+  All processes must call this. Raises UserError in all of them where `compute` raises an
+  error.
   """
   if jax.process_count() == 1:
     return compute()

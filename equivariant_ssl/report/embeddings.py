@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equivariant_ssl.errors import UserError, passing
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.storage import disk
 
 AGAIN = 'Make it again: eqssl embed DIR IMAGES --out FILE'
 METADATA = 'equivariant_ssl'  # the key of a .parquet file's metadata that holds the Origin
@@ -162,10 +163,8 @@ def read(path: pathlib.Path) -> ImageFeatures:
   """Read an embedding file. Raises UserError where it is not one."""
   file_form = form(path)
   try:
-    embeddings = file_form.read(path)
+    embeddings = disk.retry(lambda: file_form.read(path), path)
   except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as e:
-    if passing(e):
-      raise
     reason = e.strerror if isinstance(e, OSError) else None
     reason = reason or (str(e).splitlines() or ['damaged'])[0]
     raise UserError(f'{path} cannot be read: {reason}', AGAIN) from e

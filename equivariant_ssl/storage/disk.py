@@ -1,11 +1,12 @@
 """Reading again after an error that may pass, and writing through to the disk."""
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from equivariant_ssl.errors import INPUT_OUTPUT, UserError, passing
 
@@ -37,6 +38,18 @@ def retry(call: Callable[[], Value], path: str | pathlib.Path) -> Value:
         raise unreadable(path, passing(error)) from error
     time.sleep(pause)
   raise AssertionError('the last try returns or raises')
+
+
+def read_json_or_empty(path: pathlib.Path) -> dict[str, Any]:
+  """Return the JSON object in a file, or {} where the file is missing or holds no such object.
+
+  Raises UserError INPUT_OUTPUT if the disk fails to read it.
+  """
+  try:
+    value = json.loads(retry(lambda: path.read_text(encoding='utf-8'), path))
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return value if isinstance(value, dict) else {}
 
 
 def read_through(path: pathlib.Path) -> None:

@@ -14,12 +14,12 @@ from equivariant_ssl import augment
 from equivariant_ssl.config import config_to_json, load_config, resolve_config
 from equivariant_ssl.data import holdout
 from equivariant_ssl.dotted import EVERY, allow_imports, is_dotted, short_name
-from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError, passing
+from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import transfer
 from equivariant_ssl.evaluate.evaluation import protocol_names
 from equivariant_ssl.parallel.sharding import mesh
 from equivariant_ssl.registry import unknown_name
-from equivariant_ssl.storage import record
+from equivariant_ssl.storage import disk, record
 from equivariant_ssl.study import design
 from equivariant_ssl.study.data_paths import KEYS, with_absolute_paths
 from equivariant_ssl.training.runs import prepare_run
@@ -187,10 +187,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'study.json'
   start = 'Start one: eqssl study --config NAME --augs rotate,jitter --out DIR'
   try:
-    plan = json.loads(path.read_text(encoding='utf-8'))
+    plan = json.loads(disk.retry(lambda: path.read_text(encoding='utf-8'), path))
   except (OSError, ValueError) as error:
-    if passing(error):
-      raise
     state = 'is missing' if isinstance(error, OSError) else 'is not JSON'
     raise UserError(f'no study in {str(folder)!r}: study.json {state}.', start) from None
   fix = 'Restore it from a copy, or do the study again with another --out.'
@@ -261,12 +259,7 @@ def is_done(folder: pathlib.Path, run: PlannedRun, part: str = 'found') -> bool:
 
 def read_part(workdir: pathlib.Path, part: str = 'found') -> dict[str, Any]:
   """Return what found.json or test.json of a run holds; {} where the part is not done."""
-  try:
-    return json.loads((workdir / f'{part}.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    if passing(error):
-      raise
-    return {}
+  return disk.read_json_or_empty(workdir / f'{part}.json')
 
 
 def readout_images(plan: dict[str, Any]) -> str:

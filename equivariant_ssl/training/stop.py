@@ -6,12 +6,13 @@ of C code (a compilation) and nothing would be lost, a thread ends the process i
 """
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from equivariant_ssl.errors import PREEMPTED, UserError
 
@@ -56,10 +57,7 @@ def handled_signals() -> list[int]:
 def _end_if_idle(listener: _Listener, closed: threading.Event) -> None:
   """Wait for GRACE seconds, then end the process if it still has nothing to save."""
   if not closed.wait(GRACE) and listener() and listener.idle:
-    cursor = SHOW_CURSOR if os.isatty(2) else b''
-    with contextlib.suppress(OSError):
-      os.write(2, cursor + f'eqssl: {UserError(*listener.early)}\n'.encode())
-    os._exit(PREEMPTED)
+    _end(str(UserError(*listener.early)), PREEMPTED)
 
 
 def _watch(listener: _Listener, pipe: int) -> None:
@@ -72,6 +70,32 @@ def _watch(listener: _Listener, pipe: int) -> None:
         threading.Thread(target=_end_if_idle, args=(listener, closed), daemon=True).start()
   closed.set()
   os.close(pipe)
+
+
+@contextlib.contextmanager
+def _pass_signals_to(watch: Callable[[int], None], name: str) -> Iterator[None]:
+  """Let a thread hear of the signals also while the main thread is in C code.
+
+  watch: is called in the thread `name` with a pipe, which gives the number of each signal that this
+         process handles; it ends, and closes the pipe, when there are no more.
+  """
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=watch, args=(reader,), daemon=True, name=name).start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(wakeup)
+    os.close(writer)
+
+
+def _end(text: str, code: int) -> NoReturn:
+  """Print a text and end the process at once, whatever the main thread does."""
+  cursor = SHOW_CURSOR if os.isatty(2) else b''
+  with contextlib.suppress(OSError):
+    os.write(2, cursor + f'eqssl: {text}\n'.encode())
+  os._exit(code)
 
 
 @contextlib.contextmanager
@@ -113,20 +137,16 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
       raise KeyboardInterrupt
     listener.arrived.append(number)
 
-  reader, writer = os.pipe()
-  os.set_blocking(writer, False)
   before = {s: signal.signal(s, handle) for s in handled_signals()}
-  wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  threading.Thread(target=_watch, args=(listener, reader), daemon=True,
-                   name='eqssl signals').start()
-  _open_listeners.append(listener)
   try:
-    with _stop_if_hung_up():
-      yield listener
+    with _pass_signals_to(functools.partial(_watch, listener), 'eqssl signals'):
+      _open_listeners.append(listener)
+      try:
+        with _stop_if_hung_up():
+          yield listener
+      finally:
+        _open_listeners.clear()
   finally:
-    _open_listeners.clear()
-    signal.set_wakeup_fd(wakeup)
-    os.close(writer)
     for number, handler in before.items():
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -149,31 +169,26 @@ def interruptible() -> Iterator[None]:
 
   def end() -> None:
     if not closed.wait(GRACE):
-      with contextlib.suppress(OSError):
-        os.write(2, (SHOW_CURSOR if os.isatty(2) else b'') + b'eqssl: interrupted.\n')
-      os._exit(128 + signal.SIGINT)
+      _end('interrupted.', 128 + signal.SIGINT)
 
-  def watch() -> None:
-    while numbers := os.read(reader, 64):
+  def watch(pipe: int) -> None:
+    while numbers := os.read(pipe, 64):
       if signal.SIGINT in numbers:  # a handler waits until the main thread returns from C code
         threading.Thread(target=end, daemon=True).start()
-    os.close(reader)
+    os.close(pipe)
 
   def handle(number: int, frame: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
 
-  reader, writer = os.pipe()
-  os.set_blocking(writer, False)
   signal.signal(signal.SIGINT, handle)
-  wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  threading.Thread(target=watch, daemon=True, name='eqssl interrupt').start()
   try:
-    yield
+    with _pass_signals_to(watch, 'eqssl interrupt'):
+      try:
+        yield
+      finally:
+        closed.set()
   finally:
-    closed.set()
-    signal.set_wakeup_fd(wakeup)
-    os.close(writer)
     signal.signal(signal.SIGINT, before)
 
 
