@@ -29,6 +29,7 @@ from equivariant_ssl.evaluate import (
 )
 from equivariant_ssl.evaluate.subject import Subject, source_of
 from equivariant_ssl.parallel import processes
+from equivariant_ssl.parallel.step_plan import size_text
 
 PASSES = 150     # over the features, of `cached` at all penalties: 94 to 148 were measured
 LONGEST = 4.     # hours that a default protocol may take
@@ -191,18 +192,13 @@ def too_costly(s: Subject, names: list[str]) -> dict[str, str]:
   need = _memory(sizes, [name for name in readers if name != 'few_labels'])
   reasons = {}
   if free is not None and need > SPARE * free:
-    cause = f'it needs {bytes_text(need)} of memory, and {bytes_text(free)} are free'
+    cause = f'it needs {size_text(need)} of memory, and {size_text(free)} are free'
     reasons = dict.fromkeys(readers, cause)
   elif 'cached' in readers:
     seconds = cached_seconds(sizes, s.run.mesh)
     if seconds > 3600 * LONGEST:
       reasons['cached'] = f'it takes about {duration(seconds)} a network on these devices'
   return processes.gather(reasons)[0]
-
-
-def bytes_text(count: float) -> str:
-  """Return a number of bytes in MiB or GiB."""
-  return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
 
 
 def duration(seconds: float) -> str:
@@ -220,18 +216,18 @@ def lines(plan: EvaluationPlan, networks: int) -> list[str]:
   N, M, D, K = plan.sizes
   known = [s for s in plan.seconds.values() if s is not None]
   total = networks * (plan.feature_seconds + sum(known))
-  free = '' if plan.free is None else f'; {bytes_text(plan.free)} are free'
+  free = '' if plan.free is None else f'; {size_text(plan.free)} are free'
   each = [f'  {name:15} {"not estimated" if seconds is None else duration(seconds)}'
           for name, seconds in plan.seconds.items()]
   return [
       f'devices      {plan.devices} x {plan.kind}, {jax.process_count()} '
       f'process{"es" * (jax.process_count() > 1)}',
       f'images       {N:,} to fit on and {M:,} to test on, {K:,} classes',
-      f'features     {D:,} of each image, {bytes_text(plan.sizes.feature_bytes)} in each process',
+      f'features     {D:,} of each image, {size_text(plan.sizes.feature_bytes)} in each process',
       f'encoder      {plan.rate:,.1f} images/s with decoding: {duration(plan.feature_seconds)} for '
       'the features',
       *each,
-      f'memory       about {bytes_text(plan.memory)} in each process beside the program{free}',
+      f'memory       about {size_text(plan.memory)} in each process beside the program{free}',
       f'in all       about {duration(total)} for {networks} network{"s" * (networks > 1)}'
       + (', without what is not estimated' if len(known) < len(plan.seconds) else ''),
   ]

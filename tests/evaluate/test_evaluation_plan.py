@@ -61,7 +61,7 @@ def test_the_default_protocols_are_those_that_the_size_allows(run, monkeypatch, 
   assert evaluated(['cached']) == {'cached'}
   monkeypatch.setattr(evaluation_plan, 'free_memory', lambda: 10_000)
   assert evaluated() == everything - {'knn', 'cached', 'few_labels'}
-  assert 'of memory, and 0.0 MiB are free' in capsys.readouterr().out
+  assert 'of memory, and 9.8 KiB are free' in capsys.readouterr().out
   monkeypatch.setattr(evaluation_plan, 'free_memory', lambda: None)
   monkeypatch.setattr(evaluation_plan, 'cached_seconds', lambda sizes, mesh: 60.)
   assert evaluated() == everything
