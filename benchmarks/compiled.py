@@ -158,10 +158,11 @@ def main() -> int:
         print(f'  WORSE: {line}')
         code = 1 if args.compare else 0
       if args.record:
-        kept[key] = figures(step)
+        new = figures(step)
         if not step.fits:
           changes = find_changes(load_config(name), parse_target(on), step, print)
-          kept[key]['fits_with'] = [(text, changed.peak) for text, changed in changes]
+          new['fits_with'] = [(text, changed.peak) for text, changed in changes]
+        kept = recorded() | {key: new}  # another --record may have written since
         FILE.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     return code
   except UserError as error:
