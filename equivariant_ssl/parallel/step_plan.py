@@ -172,7 +172,9 @@ def trace_step(run: runs.Run, resident: int = 0) -> Traced:
   copied = sharding.replicated_sharding(run.mesh)
   order = jax.ShapeDtypeStruct((resident,), jnp.int32, sharding=copied)
   step = resident_step(run.recipe, run.mesh, rule=rule)
-  return step.trace(run.key, state, _image_shapes(run, resident, copied), order)
+  data = _image_shapes(run, resident, copied)
+  images = jax.eval_shape(sharding.flatten_canvases, data.images).update(sharding=copied)
+  return step.trace(run.key, state, data._replace(images=images), order)
 
 def known_data(config: Any) -> tuple[int, int] | None:
   """Return (training images, classes) of a config's data, or None if they are not known.
