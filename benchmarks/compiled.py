@@ -68,8 +68,9 @@ def show(step: CompiledStep) -> None:
 def table_rows(kept: dict) -> list[str]:
   """The rows of the table of docs/scaling.md: a config and devices, its peak, what it moves, its floor, what makes it fit."""
   rows = ['| config | devices | GiB at the peak, of | fits | instructions | GB moved | floor, s | fits with |', '|' + '---|' * 8]
-  for key, f in kept.items():
-    name, on = key.split(' on ')
+  for name, on in programs(''):
+    if not (f := kept.get(f'{name} on {on}')):
+      continue
     known = [f'{f["instructions"]:,}', f'{f["moved"] / 1e9:,.1f}', f'{f["seconds"]:.3f}'] if f['moved'] else ['-'] * 3
     changes = '; '.join(f'`{text}`: {peak / 2**30:.1f}' for text, peak in f.get('fits_with', ()))
     rows.append(f'| `{name}` | `{on}` | {f["peak"] / 2**30:.1f} of {f["limit"] / 2**30:.1f} | {"yes" if f["fits"] else "**no**"} | '
