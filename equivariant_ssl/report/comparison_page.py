@@ -186,7 +186,8 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
 def _curves(folders: Sequence[RunFolder], names: Sequence[str], groups: Sequence[str]) -> Section:
   """Return the section with the curves of the logs."""
   logs = {name: folder.log for name, folder in zip(names, folders, strict=True)}
-  drawings = panels.group_charts(logs, groups)
+  numbers = dict.fromkeys(term for folder in folders for term in panels.terms(folder.config))
+  drawings = panels.group_charts(logs, groups, [*numbers, *panels.TITLES])
   blocks = [Charts(drawings)] if drawings else [Missing('Nothing was logged yet.')]
   return Section('Curves', 'curves', blocks)
 

@@ -1,7 +1,7 @@
 """Blocks that the pages share: what ran, its curves, and how it is run again."""
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,11 @@ from equivariant_ssl.evaluate.statistics import quantity
 from equivariant_ssl.report import charts, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.run_folder import RunFolder
+from equivariant_ssl.training.recipe import objective_sections
 from equivariant_ssl.training.step_log import COLLAPSED, FIRST_STEP, MONITOR, SAVE
 
 Rows = Sequence[Mapping[str, Any]]  # the rows of a log
 
-# The numbers of a log that are no terms of the loss.
-BESIDE = ('step', 'loss', 'invariance', 'gradient', 'lr', 'std', 'images_per_s', 'data_wait',
-          'epoch', 'memory_gib', 'probe_loss', 'probe_top1', 'knn_top1')
 READ = ('json.loads(re.search(r\'id="data">(.*?)</script>\', open("report.html").read(), '
         're.S)[1])')
 TITLES = {'std': 'Spread of the embeddings',
@@ -34,10 +32,9 @@ def error_block(error: UserError) -> Missing:
   return Missing(cause, fix.strip())
 
 
-def terms(rows: Rows) -> list[str]:
-  """Return the names of the loss and of its terms in a log."""
-  keys = dict.fromkeys(k for row in rows for k in row)
-  return [k for k in ('loss', 'invariance') if k in keys] + [k for k in keys if k not in BESIDE]
+def terms(settings: Any) -> list[str]:
+  """Return the names that the loss and its terms have in the log of a run with these settings."""
+  return ['loss', 'invariance', *objective_sections(settings)]
 
 
 def series(rows: Rows, name: str, scale: float = 1.) -> charts.Series | None:
@@ -88,19 +85,19 @@ def _finite_series(rows: Rows, name: str) -> charts.Series | None:
   return series(finite, name, 100. if name.endswith('top1') else 1.)
 
 
-def group_charts(logs: Mapping[str, Rows], groups: Sequence[str], before: str = '',
-                 without: Sequence[str] = ()) -> list[Chart]:
+def group_charts(logs: Mapping[str, Rows], groups: Sequence[str], names: Iterable[str],
+                 before: str = '') -> list[Chart]:
   """Return one chart per number of the `logs`, with one line per group of runs.
 
   A line is the mean over the runs of the group that logged the number.
 
   logs: {run: the rows of its log}. groups: the group of each run, in the order of `logs`.
-  before: the beginning of each title. without: the numbers that are left out.
+  names: the numbers. before: the beginning of each title.
   """
   drawings = []
-  for name in dict.fromkeys([*(term for rows in logs.values() for term in terms(rows)), *TITLES]):
+  for name in names:
     curves, interpolated, title = {}, False, before + TITLES.get(name, name)
-    for group in dict.fromkeys(groups) if name not in without else ():
+    for group in dict.fromkeys(groups):
       members = {run: one for (run, rows), g in zip(logs.items(), groups, strict=True)
                  if g == group and (one := _finite_series(rows, name))}
       if members:
@@ -127,15 +124,14 @@ def wide_range(rows: Rows, names: Sequence[str]) -> bool:
 
 def _sum(settings: Any) -> str:
   """Return how the terms make the loss: 'loss = invariance + 1 x equimod'."""
-  section = settings.equivariance
-  objectives = section if isinstance(section, (list, tuple)) else [section]
-  parts = [f'{e.get("weight", 1.):g} x {e.name}' for e in objectives if e.name != 'none']
+  parts = [f'{section.get("weight", 1.):g} x {label}'
+           for label, section in objective_sections(settings).items()]
   return 'loss = ' + ' + '.join(['invariance', *parts])
 
 
 def training_section(folder: RunFolder) -> Section:
   """Return the section with the loss and its terms, the gradient and the rate over time."""
-  rows, names = folder.log, terms(folder.log)
+  rows, names = folder.log, terms(folder.config)
   if not rows:
     blocks = [Missing('Nothing was logged yet.', folder.command('resume'))]
     return Section('Training', 'training', blocks)

@@ -1,4 +1,5 @@
 """The page of a study: what each augmentation's role does, and everything that was run for it."""
+import contextlib
 import json
 import pathlib
 import shlex
@@ -132,6 +133,18 @@ def _picker(kind: str, row: str) -> Callable[[dict], Mapping | None]:
   return lambda run: (run.get(kind) or {}).get(row)
 
 
+def _logged_numbers(study: dict) -> list[str]:
+  """Return the numbers of the runs' logs that have charts.
+
+  The loss has none: arms add different terms to it. The images per second say nothing of roles.
+  """
+  names: dict[str, None] = {}
+  for made in study['made']:
+    with contextlib.suppress(UserError):  # an older version made the config
+      names |= dict.fromkeys(panels.terms(resolve_config(ConfigDict(made['config']))))
+  return [name for name in (*names, *panels.TITLES) if name not in ('loss', 'images_per_s')]
+
+
 def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
   """Return the roles of each augmentation over time: the loss's terms, collapse, the monitors."""
   done = _done_runs(results)
@@ -139,6 +152,7 @@ def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
   base = next(iter(results['runs'].values()), {}).get('roles', {})
   several = len(study['objective']) > 1
   factorial = study['design'] == 'factorial'
+  names = _logged_numbers(study)
   plots = []
   for aug in study['augs']:
     # Where augmentations change one at a time, the others have their roles of the base.
@@ -146,8 +160,8 @@ def _training(folder: pathlib.Path, study: dict, results: dict) -> Section:
                    for name, run in done.items()
                    if factorial or {**run['roles'], aug: ''} == {**base, aug: ''})
     groups = [f'{ROLES[i]}, {objective}' if objective else ROLES[i] for i, objective, _ in lines]
-    plots += panels.group_charts({name: logs[name] for *_, name in lines}, groups, f'{aug}: ',
-                                 ('loss', 'images_per_s'))
+    plots += panels.group_charts({name: logs[name] for *_, name in lines}, groups, names,
+                                 f'{aug}: ')
   over = 'every other augmentation\'s roles' if factorial else 'seeds'
   about = Paragraph(f'A line for each role: the mean over {over}, at the full budget. A spread '
                     f'under {COLLAPSED} is a collapse.')

@@ -13,6 +13,7 @@ from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison, statistics
 from equivariant_ssl.report import gallery, page, report, run_folder
+from equivariant_ssl.training import step_log
 
 
 def read(path: pathlib.Path) -> Parsed:
@@ -433,6 +434,25 @@ def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
   monkeypatch.setattr(run_folder, '_labeled', lambda workdir: False)
   text = read(report([folder], images=False)).text
   assert 'The data have no labels' in text and 'need labels' not in text and 'No accuracy was' not in text
+
+
+def test_the_terms_of_a_loss_are_named_by_what_they_are(tmp_path):
+  """Whatever else a row of the log has, such as the seconds of the step clock, is no term."""
+  several = "[{'name': 'equimod'}, {'name': 'essl'}, {'name': 'equimod'}]"
+  other = {step_log.FIRST_STEP: 40.0, step_log.SAVE: 3.0, step_log.MONITOR: 2.0, 'invented': 1.0}
+  folder = reports.run(tmp_path / 'run', equivariance=several)
+  study = reports.study(tmp_path / 'study')
+  for path in [folder / 'metrics.jsonl', *study.glob('runs/*/*/metrics.jsonl')]:
+    rows = [json.loads(line) | other for line in path.read_text().splitlines()]
+    path.write_text(''.join(json.dumps(row | {"equimod'": 1.5}) + '\n' for row in rows))
+  terms = ['loss', 'invariance', 'equimod', "equimod'"]  # essl was not logged
+  parsed = read(report([folder], images=False))
+  curve = next(s for s in parsed.svgs if s[0].text == 'Loss and its terms')[1].text
+  assert re.findall(r"([\w']+): [\d.]+ at", curve) == terms
+  assert re.search(r"loss = invariance \+ 1 x equimod \+ [\d.]+ x essl \+ 1 x equimod'", parsed.text)
+  for path in ([folder, reports.run(tmp_path / 'b', 1)], [study]):
+    titles = [s[0].text.split(': ')[-1] for s in read(report(path, tmp_path / 'p.html', images=False)).svgs]
+    assert 'invariance' in titles and not set(titles) & set(other), titles
 
 
 def test_an_objective_that_was_added_whole_is_one_difference(tmp_path):
