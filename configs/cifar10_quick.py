@@ -3,7 +3,7 @@ epochs.
 
 Command:   eqssl data prepare cifar10
            eqssl train --config cifar10_quick --workdir runs/quick
-           eqssl train --config cifar10_quick --workdir runs/quick_equimod --config.equivariance.name=equimod
+           eqssl train --config cifar10_quick --workdir runs/quick_equimod --config.equivariance=equimod
            eqssl eval runs/quick_equimod
 Published: nothing at this size; the published experiment is cifar10_simclr_equimod.
 Measured:  docs/results.md, section "CIFAR-10 on two CPU cores".

@@ -1,7 +1,7 @@
 """SimCLR, or SimCLR + EquiMod, on a folder of your own photographs, with a small ResNet for a CPU or one GPU.
 
 Command:   eqssl train --config photos --config.data.path=FOLDER --workdir runs/photos
-           eqssl train --config photos --config.data.path=FOLDER --workdir runs/photos_equimod --config.equivariance.name=equimod
+           eqssl train --config photos --config.data.path=FOLDER --workdir runs/photos_equimod --config.equivariance=equimod
            eqssl report runs/photos
            eqssl embed runs/photos FOLDER --out photos.npz
            eqssl neighbors photos.npz PHOTOGRAPH --run runs/photos

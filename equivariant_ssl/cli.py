@@ -181,9 +181,8 @@ def evaluate(args: Args) -> None:
   from equivariant_ssl.parallel import processes
   names = [name for text in args.protocol for name in split(text)]
   if 'list' in names:
-    groups = {**protocols.GROUPS, 'default': protocols.DEFAULT}
     print('\n'.join(f'{name:15} {p.about}' for name, p in protocols.PROTOCOLS.items()))
-    print('\n'.join(f'{name:15} {", ".join(members)}' for name, members in groups.items()))
+    print('\n'.join(f'{name:15} {", ".join(group)}' for name, group in protocols.GROUPS.items()))
     return
   if not args.dirs:
     raise UserError('no run to evaluate.', 'eqssl eval DIR [DIR ...] [--protocol NAME]', USAGE)

@@ -238,7 +238,7 @@ class Encoder(NamedTuple):
       kind = 'is an export, which is the encoder alone' if recipe is None else (
           'has no objective that predicts an embedding')
       raise UserError(f'{self.folder} {kind}.',
-                      'Load a run that was trained with --config.equivariance.name=equimod.')
+                      'Load a run that was trained with --config.equivariance=equimod.')
     if name not in names and (name or len(names) > 1):
       raise unknown_name('objective', name, names)
     return recipe, name or names[0]

@@ -148,8 +148,8 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.augment.crop.scale=.5'), 'crop.scale is (0.5,), but it takes 2', '(0.08, 1.0)'),
   (('--config', 'smoke', '--config.augment.crop.role=off', '--config.augment.rotate.role=invariant'),
    'has no augmentations', 'both'),
-  (('--config', 'smoke', '--config.equivariance.name=none', '--config.augment.rotate.role=sensitive'),
-   'rotate has the role sensitive, and no objective reads it: the equivariance is none', 'equivariance.name=equimod'),
+  (('--config', 'smoke', '--config.equivariance=none', '--config.augment.rotate.role=sensitive'),
+   'rotate has the role sensitive, and no objective reads it: the equivariance is none', 'equivariance=equimod'),
   (('--config', 'smoke', '--config.equivariance.augmentations=crop', '--config.augment.rotate.role=sensitive'),
    "no objective's `augmentations` name it", 'rotate.role=invariant'),
   (('--config', 'smoke', '--config.augment.blur.p=.5'), 'blur is not among the augmentations', 'blur.role=invariant'),
@@ -183,7 +183,7 @@ NEAR = [
   ('data prepare cifar11', 'Did you mean cifar10?'), ('trian', "Did you mean 'train'?"),
   ('resume setup.cfg', 'it is a file'), ('train --config smoke --workdir setup.cfg', 'is a file, not a folder'),
   ('study --config smoke --augs crop --out setup.cfg', '--out setup.cfg is a file'),
-  ('train --config smoke --plan --config.equivariance.name=none --config.augment.rotate.role=sensitive', 'rotate.role=invariant'),
+  ('train --config smoke --plan --config.equivariance=none --config.augment.rotate.role=sensitive', 'rotate.role=invariant'),
 ]
 
 

@@ -63,7 +63,7 @@ def make(weight: float = 1., prediction: float = 4.5, std: float = 10., cov: flo
       if joint:
         if embeddings is None or embeddings.projected.shape[:2] != (z[0].shape[0], 2):
           raise UserError("sie.joint joins the embeddings of the invariance's two views, and there "
-                          'are none.', 'e.g. --config.invariance.name=vicreg, or '
+                          'are none.', 'e.g. --config.invariance=vicreg, or '
                           '--config.equivariance.joint=False')
         regularized = [
             jnp.concatenate([embeddings.projected[:, v].astype(jnp.float32), z[v]], axis=-1)

@@ -15,7 +15,7 @@ from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate import evaluation_plan, inputs
 from equivariant_ssl.evaluate.frozen import Frozen, frozen
 from equivariant_ssl.evaluate.panel_protocols import panel_features
-from equivariant_ssl.evaluate.protocols import DEFAULT, GROUPS, PROTOCOLS, labeled_features
+from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS, labeled_features
 from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
 from equivariant_ssl.evaluate.result_table import table
 from equivariant_ssl.evaluate.subject import (
@@ -39,7 +39,7 @@ def protocol_names(names: list[str]) -> list[str]:
   """Return the protocols that `names` (protocols or groups; none means the default ones) stand for;
   UserError for an unknown name."""
   protocols = []
-  for name in names or DEFAULT:
+  for name in names or ['default']:
     if name not in PROTOCOLS and name not in GROUPS:
       raise unknown_name('protocol', name, [*PROTOCOLS, *GROUPS])
     protocols += [n for n in GROUPS.get(name, (name,)) if n not in protocols]
@@ -61,7 +61,7 @@ def unmet_need(run: runs.Run, needs: str) -> tuple[str, str] | None:
   if needs == 'target' and not any(
       e.predicts == 'target' for e in run.recipe.equivariances.values()):
     return ('the run has no objective that predicts an embedding',
-            'Train with --config.equivariance.name=equimod.')
+            'Train with --config.equivariance=equimod.')
 
 
 def _path(workdir: pathlib.Path, name: str, options: Options) -> pathlib.Path:
@@ -184,7 +184,7 @@ def _without_lacking(run: runs.Run, names: list[str], console: Console, strict: 
 
 
 def _affordable(e: Evaluation, names: list[str]) -> list[str]:
-  """Return the default protocols that the size of the data allows; the others are printed."""
+  """Return those of `names` that the size of the data allows; the others are printed."""
   reasons = evaluation_plan.too_costly(e.subject('trained', e.seeds[0]), names)
   for name, reason in reasons.items():
     e.console.print(f'{name} left out: {reason}. To measure it anyway: --protocol {name}')
@@ -210,12 +210,13 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   result of the same weights, data, pixels, protocol and options is read, not computed again; where
   it is computed again, a line says why.
 
-  names: protocols of PROTOCOLS or GROUPS; [] means the default ones that the run can have (a line
-  names those that it cannot have). seeds: the seeds of the protocols' own draws. strict: raise
-  UserError where a protocol that is listed by name cannot be measured (where the data are the
-  reason, after the other protocols); else it is left out. untrained: measure the network at its
-  initialization too. data_request: what the user says of the data, where these have moved or
-  differ from what the run knows (UserError OTHER_DATA). plan: print what it costs, and stop.
+  names: protocols of PROTOCOLS or GROUPS; [] means the group of default ones. Of a group, what the
+  run cannot have, and what would take too long, is left out with a line. seeds: the seeds of the
+  protocols' own draws. strict: raise UserError where a protocol that is listed by name cannot be
+  measured (where the data are the reason, after the other protocols); else it is left out.
+  untrained: measure the network at its initialization too. data_request: what the user says of the
+  data, where these have moved or differ from what the run knows (UserError OTHER_DATA). plan: print
+  what it costs, and stop.
 
   In a job of several processes each calls this; process 0 prints and writes.
   """
@@ -236,8 +237,8 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
   e = _open(workdir, run, step, seeds, options, readout, console, strict, untrained)
   if plan:
     return _print_plan(e, measurable)
-  if not names:
-    measurable = _affordable(e, measurable)
+  affordable = _affordable(e, [name for name in measurable if name not in names])
+  measurable = [name for name in measurable if name in names or name in affordable]
   results, failed = {}, {}
   for name in measurable:
     try:

@@ -281,5 +281,6 @@ PROTOCOLS = {
         data=_transfer_marks,
         depends_on=lambda: (transfer.VERSION, transfer.DATASETS, logistic, logistic.logistic)),
 }
-GROUPS = {'equivariance': ('gains', 'retrieval', 'regression', 'care', 'profile')}
 DEFAULT = ('knn', 'cached', 'few_labels', 'gains', 'profile', 'health')
+GROUPS = {'default': DEFAULT,
+          'equivariance': ('gains', 'retrieval', 'regression', 'care', 'profile')}

@@ -17,6 +17,7 @@ from equivariant_ssl.report.pictures import Tile
 from equivariant_ssl.training import runs
 from equivariant_ssl.training.factories import op_settings
 from equivariant_ssl.training.recipe import Recipe, make_recipe
+from equivariant_ssl.training.run_config import acting_role
 from equivariant_ssl.training.step import Batch
 
 SHARP = 64  # a picture with at most so many pixels a side is shown as squares
@@ -91,7 +92,8 @@ def _roles(config: Any, recipe: Recipe) -> list[page.Table | page.Points]:
     section, second = config.augment[name], config.augment.second.get(name, {})
     words = [f'{k} {_setting(v)}' for k, v in sorted(op_settings(section).items())]
     words += [f'in the second view {k} {_setting(v)}' for k, v in second.items()]
-    rows.append((name, section.role, MEANING[section.role]))
+    unread = '; no objective reads what it did' * (section.role != acting_role(config, name))
+    rows.append((name, section.role, MEANING[acting_role(config, name)] + unread))
     settings.append(f'{name}: {", ".join(words)}.')
   conditioned = [
       f'{label} is conditioned on {", ".join(frozen.objective_augmentations(recipe, label))}.'

@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 
-from equivariant_ssl.data.source import Split
+from equivariant_ssl.data.folder_index import printable
+from equivariant_ssl.data.source import Source, Split
 from equivariant_ssl.evaluate import frozen, inputs
 from equivariant_ssl.report.pictures import (
   TRAINING,
@@ -19,10 +20,14 @@ from equivariant_ssl.training import runs
 from equivariant_ssl.training.state import TrainState
 
 
-def _tile(part: Split, i: Any, classes: tuple[str, ...], first: str, *words: str) -> Tile:
-  """Return the picture of an image of a split, with its class, where `classes` are."""
-  label = (classes[part.labels[i]],) if classes and part.labels is not None else ()
-  return Tile(upright(part.images[i], part.sizes[i]), (first, *words, *label))
+def _tile(source: Source, part: Split, i: Any, first: str, *words: str) -> Tile:
+  """Return the picture of an image of a split, with its class and file where the source has them.
+
+  Only the training images have the names of their files.
+  """
+  label = (source.classes[part.labels[i]],) if source.classes and part.labels is not None else ()
+  file = (printable(source.names[i]),) if source.names and part is source.train else ()
+  return Tile(upright(part.images[i], part.sizes[i]), (first, *words, *label, *file))
 
 
 def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int = 6, k: int = 8
@@ -34,7 +39,6 @@ def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int
   """
   source, tests = source_of(run), page_split(run)
   train = source.train
-  classes = source.classes or ()
   queries, bank = sample(len(tests.images), count), sample(len(train.images), TRAINING)
   images = np.concatenate([tests.images[queries], train.images[bank]])
   sizes = np.concatenate([tests.sizes[queries], train.sizes[bank]])
@@ -50,9 +54,9 @@ def neighbors(run: runs.Run, fixed: frozen.Frozen, state: TrainState, count: int
     others = [(bank[j], c) for j, c in zip(near, near_cosines, strict=True)
               if tests is not train or bank[j] != q]
     same = np.zeros(len(train.images), bool)
-    if classes and tests.labels is not None and train.labels is not None:
+    if source.classes and tests.labels is not None and train.labels is not None:
       same = train.labels == tests.labels[q]
-    tiles.append([_tile(tests, q, classes, 'query', *among),
-                  *(_tile(train, j, classes, f'cosine {c:.3f}' + ' ✓ same class' * bool(same[j]))
+    tiles.append([_tile(source, tests, q, 'query', *among),
+                  *(_tile(source, train, j, f'cosine {c:.3f}' + ' ✓ same class' * bool(same[j]))
                     for j, c in others[:k])])
   return tiles

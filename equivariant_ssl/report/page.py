@@ -37,6 +37,12 @@ class Missing(NamedTuple):
   command: str = ''
 
 
+class Hint(NamedTuple):
+  """A sentence, and the command or the options that it is about. Nothing is missing."""
+  text: str
+  command: str
+
+
 class Code(NamedTuple):
   """Text that is copied as it is."""
   text: str

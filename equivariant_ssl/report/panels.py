@@ -13,6 +13,7 @@ from equivariant_ssl.report import charts, run_folder
 from equivariant_ssl.report.page import Chart, Charts, Code, Missing, Paragraph, Section, Table
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.training.recipe import objective_sections
+from equivariant_ssl.training.run_config import acting_role
 from equivariant_ssl.training.step_log import COLLAPSED, FIRST_STEP, MONITOR, SAVE
 
 Rows = Sequence[Mapping[str, Any]]  # the rows of a log
@@ -215,7 +216,7 @@ def _run_table(folder: RunFolder) -> Table:
   last = folder.log[-1] if folder.log else {}
   encoder = [settings.encoder.name,
              *(f'{k} {v}' for k, v in settings.encoder.items() if k != 'name')]
-  augmentations = [f'{op} ({settings.augment[op].role})' for op in settings.augment.order]
+  augmentations = [f'{op} ({acting_role(settings, op)})' for op in settings.augment.order]
   planned = (quantity(settings.steps, 'step', '') if settings.steps
              else quantity(settings.epochs, 'epoch', 'g'))
   length = (f'{quantity(last.get("step", 0), "step", "")} of '
@@ -260,8 +261,7 @@ def throughput_section(folder: RunFolder) -> Section:
   """Return the section with the images per second, the wait for data, and the memory."""
   rates = [r['images_per_s'] for r in folder.log if r.get('images_per_s')]
   if not rates:
-    missing = Missing('No throughput was logged yet.', folder.command('resume'))
-    return Section('Throughput', 'throughput', [missing])
+    return Section('Throughput', 'throughput', [Paragraph('No throughput was logged yet.')])
   text = (f'Median {quantity(float(np.median(rates)), "image", ",.0f")} a second over '
           f'{quantity(len(rates), "logged span")}, {duration(training_seconds(folder))} in all. '
           + time_between_steps(folder))

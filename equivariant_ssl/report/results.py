@@ -158,10 +158,11 @@ def _accuracy_note(folder: RunFolder) -> str:
 def accuracy_blocks(folder: RunFolder) -> list[Any]:
   """Return the blocks of the accuracies: the first six large, all as dots, and all in a table."""
   files = accuracies(folder)
-  if not files and folder.labeled is False:
-    return [Paragraph('The data have no labels, so there is no accuracy.')]
   if not files:
-    return [Missing('No accuracy was evaluated yet.', folder.command('eval'))]
+    lacking = ('labels' if folder.labeled is False else
+               'test images' if folder.tested is False else '')
+    return ([Paragraph(f'The data have no {lacking}, so there is no accuracy.')] if lacking else
+            [Paragraph('No accuracy was evaluated yet.')])
   dots = {(stem, row): _dot(result, row, f'{stem} {row}') for stem, result in files.items()
           for row in result['trained'][0]['numbers']}
   first = [(dots[stem, next(iter(result['trained'][0]['numbers']))], images_classified(result))
@@ -233,16 +234,15 @@ def heat_blocks(folder: RunFolder, protocols: Sequence[str]) -> list[Any]:
   return [Charts(maps), table(files, 'The same with intervals', folded=True)]
 
 
-def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | Missing]:
+def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | None]:
   """Return the chart of both networks' spectra, and the table of the protocol `health`.
 
-  Where the protocol was not run, there is no chart, and a command in place of the table.
+  Both are None where the protocol was not run.
   """
   files = {stem: result for stem, result in folder.results.items()
            if result['protocol'] == 'health'}
   if not files:
-    return None, Missing('The health of the features (RankMe, LiDAR, spectrum) was not measured '
-                         'yet.', folder.command('eval', '--protocol health'))
+    return None, None
   spectra: dict[str, charts.Series] = {}
   note = 'A cliff is a collapse to the dimensions before it.'
   result = next(iter(files.values()))

@@ -26,7 +26,8 @@ class RunFolder(NamedTuple):
   log: the rows of metrics.jsonl.
   results: {a result file's name without its ending: what `eqssl eval` wrote to it}.
   unread: the names of result files that have another form.
-  labeled: whether the data have labels; None where the run's folder does not say it.
+  labeled, tested: whether the data have labels, and images that are not trained on; None where the
+          run's folder does not say it.
   """
   workdir: pathlib.Path
   config: Any
@@ -36,6 +37,7 @@ class RunFolder(NamedTuple):
   results: dict[str, dict]
   unread: list[str]
   labeled: bool | None = None
+  tested: bool | None = None
 
   @property
   def name(self) -> str:
@@ -94,18 +96,19 @@ def read(workdir: pathlib.Path) -> RunFolder:
   file = workdir / 'command.txt'
   commands = (file.read_text(encoding='utf-8', errors='replace').splitlines()
               if file.exists() else [])
+  known = _card(workdir)
   return RunFolder(workdir, resolved, _json(workdir / 'env.json') or {}, commands,
                    record.read_metrics(workdir, stop.say), results, unread,
-                   _labeled(workdir))
+                   known and bool(known.classes),
+                   known and bool(known.test or resolved.validation))
 
 
-def _labeled(workdir: pathlib.Path) -> bool | None:
-  """Return whether the data card of a run has classes; None where it has no card."""
+def _card(workdir: pathlib.Path) -> card.Card | None:
+  """Return the data card of a run; None where it has none that can be read."""
   try:
-    known = card.read_card(workdir)
+    return card.read_card(workdir)
   except UserError:
     return None
-  return bool(known.classes) if known else None
 
 
 def leaves(config: Mapping[str, Any]) -> dict[str, str]:

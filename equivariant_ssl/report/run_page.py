@@ -4,7 +4,7 @@ It says what the run achieved, what ran, what its views and features look like, 
 again.
 """
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,21 @@ from equivariant_ssl.report import (
   pictures,
   results,
   run_folder,
+  unmeasured,
   verdict,
 )
 from equivariant_ssl.report.gallery import picture_block
-from equivariant_ssl.report.page import Chart, Charts, Missing, Paragraph, Points, Section
+from equivariant_ssl.report.page import Chart, Charts, Hint, Missing, Paragraph, Points, Section
 from equivariant_ssl.report.run_folder import RunFolder
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import runs
+from equivariant_ssl.training.recipe import objective_sections
 
 PICTURE_SIDE = 96  # pixels of a picture's longer side in the page: a hundred of them are 3 MB
-PANELS = ('views', 'map', 'neighbors', 'strips')  # the panels that need the data
+# The panels that need the data, and the titles of their sections.
+TITLES = {'views': 'Views', 'map': 'Map of the features', 'neighbors': 'Neighbors',
+          'strips': 'What a prediction retrieves'}
+PANELS = tuple(TITLES)
 Panels = dict[str, list[Any]]  # {panel: its blocks}
 Say = Callable[[str], None]
 
@@ -75,17 +80,18 @@ def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels,
                        'A row is a test image: the query, then its neighbors by '
                        f'the cosine of the features {source}.',
                        neighbor_tiles.neighbors(run, fixed, state), PICTURE_SIDE)
-  no_prediction = Missing('No objective of this run predicts where an embedding goes. One that '
-                          'does is trained with', '--config.equivariance=equimod')
+  no_prediction = Hint('No objective of this run predicts where an embedding goes. One that '
+                       'does is trained with', '--config.equivariance=equimod')
   no_map = Paragraph('There is no map: there are too few images, or all features are the same.')
   data = {title: _map_data(m) for title, m in feature_maps.items()}
   return {'map': [Charts(drawings) if drawings else no_map], 'neighbors': [near],
           'strips': strips or [no_prediction]}, data
 
 
-def _all_panels(content: Any) -> Panels:
-  """Return every panel that needs the data with the same block in it."""
-  return {panel: [content] for panel in PANELS}
+def _left_out(content: Any, panels: Sequence[str] = PANELS) -> Panels:
+  """Return panels that could not be made. The first of them has the block that says why."""
+  again = Paragraph(f'Left out as well: see {TITLES[panels[0]]}.')
+  return {panel: [again] for panel in panels} | {panels[0]: [content]}
 
 
 def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.DataRequest
@@ -95,35 +101,36 @@ def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.DataRe
   A panel that cannot be made says why.
   """
   if not images:
-    return _all_panels(Missing('Pictures and maps were left out on request.',
-                               folder.command('report'))), {}
+    return _left_out(Missing('Pictures and maps were left out on request.',
+                             folder.command('report'))), {}
   try:
     run = runs.reopen_run(folder.workdir, None, say, data_request)
   except UserError as error:
-    return _all_panels(panels.error_block(error)), {}
+    return _left_out(panels.error_block(error)), {}
   try:
     blocks, data = _feature_panels(run, folder, say)
   except UserError as error:
-    blocks, data = _all_panels(panels.error_block(error)), {}
+    blocks, data = _left_out(panels.error_block(error), PANELS[1:]), {}
   return blocks | {'views': _views(run)}, data
 
 
+def _not_measured(folder: RunFolder, names: Sequence[str]) -> list[Any]:
+  """Return a sentence on those of the protocols `names` that the run could have and lacks."""
+  missing = [name for name in unmeasured.protocols(folder) if name in names]
+  text = f'Not measured yet: {", ".join(missing)}. {unmeasured.AT_THE_TOP}'
+  return [Paragraph(text)] if missing else []
+
+
 def _equivariance(folder: RunFolder) -> list[Any]:
-  """Return the blocks of the results about actions, and commands for the missing ones."""
+  """Return the blocks of the results about actions; a sentence says which of them do not exist."""
   blocks = results.heat_blocks(folder, results.ACTION_PROTOCOLS)
-  done = {result['protocol'] for result in folder.results.values()}
-  if folder.method == folder.config.invariance.name:
-    blocks.append(Paragraph('The run has no equivariance objective, so nothing predicts: there is '
-                            'no gain and no retrieval.'))
-  elif 'gains' not in done:  # `eqssl eval` itself leaves gains out where an objective has none
-    blocks.append(Missing('No gain was measured yet. An objective that predicts where an embedding '
-                          'goes has one.', folder.command('eval')))
-  missing = [p for p in ('retrieval', 'regression', 'care')
-             if p not in done and (p != 'retrieval' or 'gains' in done)]
-  if missing:
-    blocks.append(Missing(f'These protocols were not evaluated yet: {", ".join(missing)}.',
-                          folder.command('eval', f'--protocol {",".join(missing)}')))
-  return blocks
+  if not unmeasured.predicts_embeddings(folder) and 'gains' not in folder.results:
+    lacks = ('The run has no equivariance objective, so nothing predicts'
+             if not objective_sections(folder.config) else
+             'No objective of the run predicts where an embedding goes')
+    blocks.append(Paragraph(f'{lacks}: there is no gain and no retrieval. How the features follow '
+                            'an augmentation (regression, care) is measured without a prediction.'))
+  return blocks + _not_measured(folder, results.ACTION_PROTOCOLS)
 
 
 def _monitors(folder: RunFolder) -> list[Any]:
@@ -136,12 +143,18 @@ def _monitors(folder: RunFolder) -> list[Any]:
                    f'A monitor on the {split} images{warning}'),
       panels.curve(panels.TITLES['probe_top1'], folder.log, {'probe_top1': 'probe'}, 100.),
       panels.curve('Online probe: loss', folder.log, {'probe_loss': 'probe loss'}))
-  flags = {'knn_top1': '--config.knn_every=1', 'probe_top1': '--config.probe=True'}
-  missing = [flag for name, flag in flags.items() if folder.labeled is not False
-             and not any(name in row for row in folder.log)]
-  if missing:
-    blocks.append(Missing('Some monitors were not logged while this run trained (they need '
-                          'labels). They are logged with', ' '.join(missing)))
+  if folder.labeled is False:
+    return [*blocks, Paragraph('The data have no labels, so there is no accuracy.')]
+  off = {'kNN accuracy': (folder.config.knn_every or not unmeasured.has_accuracies(folder),
+                          '--config.knn_every=1'),
+         'online probe': (folder.config.probe, '--config.probe=True')}
+  names = [name for name, (on, _) in off.items() if not on]
+  if names:
+    were = 'were' if len(names) > 1 else 'was'
+    labels = '' if folder.labeled else ' on data with labels'
+    blocks.append(Hint(f'The {" and the ".join(names)} {were} off in this run. To log '
+                       f'{"them" if len(names) > 1 else "it"} in the next one, train{labels} with',
+                       ' '.join(option for on, option in off.values() if not on)))
   return blocks
 
 
@@ -150,22 +163,20 @@ def sections(folder: RunFolder, blocks: Panels) -> list[Section]:
 
   blocks: the blocks of the panels that need the data.
   """
-  profile = results.heat_blocks(folder, ['profile']) or [
-      Missing('The sensitivity profile was not measured yet.',
-              folder.command('eval', '--protocol profile'))]
+  profile = results.heat_blocks(folder, ['profile']) or _not_measured(folder, ['profile'])
   spectrum, health = results.health_blocks(folder)
+  collapse = [*panels.chart_blocks(panels.spread_chart(folder.log), spectrum),
+              *([health] if health else _not_measured(folder, ['health']))]
   return [
-      Section('Results', 'results', [Points(verdict.lines(folder)),
+      Section('Results', 'results', [Points(verdict.lines(folder)), *unmeasured.blocks(folder),
                                      *results.accuracy_blocks(folder)]), panels.run_section(folder),
       panels.training_section(folder),
-      Section('Collapse', 'collapse',
-              [*panels.chart_blocks(panels.spread_chart(folder.log), spectrum), health]),
+      Section('Collapse', 'collapse', collapse),
       Section('Accuracy while training', 'monitors', _monitors(folder)),
-      Section('Views', 'views', blocks['views']), Section('Sensitivity', 'sensitivity', profile),
+      Section(TITLES['views'], 'views', blocks['views']),
+      Section('Sensitivity', 'sensitivity', profile),
       Section('Equivariance', 'equivariance', _equivariance(folder)),
-      Section('Map of the features', 'map', blocks['map']),
-      Section('Neighbors', 'neighbors', blocks['neighbors']),
-      Section('What a prediction retrieves', 'strips', blocks['strips']),
+      *(Section(TITLES[panel], panel, blocks[panel]) for panel in PANELS[1:]),
       panels.throughput_section(folder)]
 
 

@@ -214,8 +214,8 @@ def check_trainable(config: Config, inv: Invariance, equivariances: dict[str, Eq
   """Raise a UserError where there is nothing to learn, or a stage to tap does not exist."""
   if inv.projector is None and all(e.feeds and e.predicts is None for e in equivariances.values()):
     raise UserError(f'With invariance none and {" and ".join(equivariances) or "equivariance none"}'
-                    ' there is nothing to learn.', 'e.g. --config.invariance.name=simclr or '
-                    '--config.equivariance.name=equimod')
+                    ' there is nothing to learn.', 'e.g. --config.invariance=simclr or '
+                    '--config.equivariance=equimod')
   for label, e in equivariances.items():
     stages = len(getattr(encoder, 'dims', ()))
     if e.tap and not 1 <= e.tap <= stages:
@@ -233,7 +233,7 @@ def warmup_warning(config: Config, recipe: Recipe) -> str:
   tenth = recipe.steps / recipe.steps_per_epoch / 10
   return (f'the warm-up of {epochs:g} epochs, {warmup:,} steps, is not shorter than the run of '
           f'{recipe.steps:,} steps: the learning rate only rises, to '
-          f'{recipe.steps / warmup:.3g} of its peak. A tenth of the run: '
+          f'{recipe.steps / warmup:.3g} of its peak. For a warm-up of a tenth of the run: '
           f'--config.optimizer.warmup_epochs={tenth:.2g}')
 
 

@@ -36,17 +36,31 @@ def fit_batch(config: Any, images: int) -> Any:
   return change_config(config, {'batch': 2 ** (images.bit_length() - 1)})
 
 
+def is_read(config: Any, name: str) -> bool:
+  """Return whether an objective of the config reads what the augmentation `name` did."""
+  return any(name in (section.augmentations or config.augment.order)
+             for section in objective_sections(config).values())
+
+
+def acting_role(config: Any, name: str) -> str:
+  """Return the role that an augmentation has in effect.
+
+  `both` is `invariant` where no objective reads the augmentation.
+  """
+  role = config.augment[name].role
+  return 'invariant' if role == 'both' and not is_read(config, name) else role
+
+
 def check_roles(config: Any) -> None:
   """Raise UserError if an augmentation is sensitive, and no objective of the config reads it."""
-  sections = objective_sections(config).values()
+  sections = objective_sections(config)
   for name in config.augment.order:
-    if config.augment[name].role == 'sensitive' and not any(
-        name in (section.augmentations or config.augment.order) for section in sections):
+    if config.augment[name].role == 'sensitive' and not is_read(config, name):
       why = ('no objective\'s `augmentations` name it' if sections else
              'no objective reads it: the equivariance is none')
       raise UserError(f'{name} has the role sensitive, and {why}.',
                       f'e.g. --config.augment.{name}.role=invariant'
-                      + ('' if sections else ' or --config.equivariance.name=equimod'))
+                      + ('' if sections else ' or --config.equivariance=equimod'))
 
 
 def place_field(config: Any) -> str | None:

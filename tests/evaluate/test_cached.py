@@ -205,7 +205,7 @@ def test_transfer_and_a_list_know_what_they_read(copy, tmp_path, capsys):
 def test_a_small_class_ends_nothing(ran, tmp_path, monkeypatch, capsys):
   """Through the command line: the class is left out, said, and what follows is measured."""
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  monkeypatch.setattr(evaluation, 'DEFAULT', ('few_labels', 'knn'))
+  monkeypatch.setitem(evaluation.GROUPS, 'default', ('few_labels', 'knn'))
   assert cli.main(['eval', str(ran[0])]) == 0
   out = capsys.readouterr().out
   assert 'few_labels 5 a class, ridge, 20 trials, 1 small class left out' in out and 'knn k=2 T=0.1' in out

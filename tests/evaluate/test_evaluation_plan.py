@@ -58,7 +58,8 @@ def test_the_default_protocols_are_those_that_the_size_allows(run, monkeypatch, 
   assert evaluated() == everything - {'cached'}
   assert 'cached left out: it takes about 20 hours a network on these devices. To measure it anyway: --protocol cached' in (
       capsys.readouterr().out)
-  assert evaluated(['cached']) == {'cached'}
+  assert evaluated(['cached']) == {'cached'} and evaluated(['default', 'cached']) == everything
+  assert evaluated(['default']) == everything - {'cached'}
   monkeypatch.setattr(evaluation_plan, 'free_memory', lambda: 10_000)
   assert evaluated() == everything - {'knn', 'cached', 'few_labels'}
   assert 'of memory, and 9.8 KiB are free' in capsys.readouterr().out

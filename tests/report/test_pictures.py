@@ -235,6 +235,8 @@ def test_neighbors_are_brute_force(digits, held):
   h, ht = (features(encode, part.images, mesh=run.mesh) for part in (train_, tests))
   tiles = neighbor_tiles.neighbors(run, fixed, state, 4, 5)
   assert len(tiles) == 4
+  files = run._replace(source=run.source._replace(names=tuple(f'd/{i}.png' for i in range(len(train_.images)))))
+  named = neighbor_tiles.neighbors(files, fixed, state, 4, 5)
   for (query, *near), i in zip(tiles, pictures.sample(len(tests.images), 4), strict=True):
     assert query.lines == ('query', str(tests.labels[i]))
     np.testing.assert_array_equal(query.pixels, tests.images[i])
@@ -246,6 +248,10 @@ def test_neighbors_are_brute_force(digits, held):
       assert tile.lines == (f'cosine {cosines[j]:.3f}{same}', str(train_.labels[j]))
       np.testing.assert_array_equal(tile.pixels, train_.images[j])
     assert len(near) == 5
+  for plain, row in zip(tiles, named, strict=True):  # the class, and then the file
+    assert [tile.lines[:-1] for tile in row[1:]] == [tile.lines for tile in plain[1:]]
+    assert all(np.array_equal(tile.pixels, train_.images[int(tile.lines[-1][2:-4])]) for tile in row[1:])
+    assert row[0].lines[: len(plain[0].lines)] == plain[0].lines and (row[0].lines == plain[0].lines) == held
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import reports
 from reports import HOSTILE, SVG, Parsed
 
 from equivariant_ssl.config import load_config
+from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison, statistics
-from equivariant_ssl.report import gallery, page, report, run_folder
+from equivariant_ssl.report import gallery, page, report, run_folder, run_page, unmeasured
 from equivariant_ssl.training import step_log
 
 
@@ -103,16 +104,18 @@ def test_what_is_missing_says_its_command(tmp_path):
   folder = reports.run(tmp_path / 'bare', result_files={}, rows=0, equivariance='none')
   parsed = read(report([folder], images=False))
   for command in (
-    f'eqssl eval {folder} ',
-    '--protocol health',
-    '--protocol profile',
-    '--protocol regression,care',
+    'Not measured yet: knn, cached, few_labels, profile, health, regression, care. One command measures all of it: '
+    f'eqssl eval {folder} --protocol default,equivariance',
     f'eqssl report {folder}',
     f'eqssl resume {folder}',
     '--config.knn_every=1 --config.probe=True',
   ):
     assert command in parsed.text, command
   assert 'no equivariance objective' in parsed.text
+  boxes = [a for name, a in parsed.elements if a.get('class') == 'missing']
+  assert len(boxes) == 3  # what to measure, an empty log, and the pictures: a command each
+  ran = dict(parsed.table('The run'))
+  assert ran['augmentations'].startswith('crop (invariant), ') and '(both)' not in ran['augmentations']
   for name in ('env.json', 'command.txt', 'metrics.jsonl'):
     (folder / name).unlink()
   (folder / 'eval' / 'torn.json').write_text('{"torn')
@@ -431,9 +434,32 @@ def test_a_run_leads_with_its_verdict(tmp_path):
 def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
   folder = reports.run(tmp_path / 'run', result_files={k: v for k, v in reports.results().items() if k == 'profile'})
   assert 'No accuracy was evaluated yet' in read(report([folder], images=False)).text
-  monkeypatch.setattr(run_folder, '_labeled', lambda workdir: False)
-  text = read(report([folder], images=False)).text
-  assert 'The data have no labels' in text and 'need labels' not in text and 'No accuracy was' not in text
+  facts = card.Card('mine', {}, card.SplitFacts(9), None, None, 8, (), (), 9)
+  for known, lack in ((facts, 'labels'), (facts._replace(classes=('a', 'b')), 'test images')):
+    monkeypatch.setattr(card, 'read_card', lambda workdir, known=known: known)
+    text = read(report([folder], images=False)).text
+    assert f'The data have no {lack}, so' in text and 'No accuracy was' not in text
+    assert 'Not measured yet: gains, health, retrieval, regression, care. One' in text
+    assert 'knn_every=1' not in text and ('--config.probe=True' in text) == (lack == 'test images')
+
+
+@pytest.mark.parametrize('objective, has', [('none', False), ('essl', False), ('equimod', True)])
+def test_only_what_a_run_can_have_is_offered(tmp_path, objective, has):
+  """One box has one command; what is measured already is not in it, and a prediction only where something predicts."""
+  every = {name: reports.result(name, {}, {}) for name in ('knn', 'profile', 'health', 'regression', 'care')}
+  every['health']['trained'][0]['detail'] = every['health']['untrained'][0]['detail'] = {'spectrum': [2.0, 1.0]}
+  every['knn'] = reports.results()['knn']
+  folder = run_folder.read(reports.run(tmp_path / 'run', result_files=every, equivariance=objective))
+  assert unmeasured.protocols(folder) == (['gains', 'retrieval'] if has else [])
+  text = read(report([folder.workdir], images=False)).text
+  assert ('Not measured yet' in text) == has and ('there is no gain and no retrieval' in text) == (not has)
+  del folder.results['health']
+  block, = unmeasured.blocks(folder)
+  assert block.command == f'eqssl eval {folder.workdir}' + ' --protocol default,equivariance' * has
+  del folder.results['knn']
+  folder.config.knn_every = 1.0
+  hint = run_page._monitors(folder)[-1]
+  assert hint.command == '--config.probe=True' and hint.text.startswith('The online probe was off')
 
 
 def test_the_terms_of_a_loss_are_named_by_what_they_are(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from equivariant_ssl import config
 from equivariant_ssl.augment import views
 from equivariant_ssl.errors import UserError
-from equivariant_ssl.training import recipe
+from equivariant_ssl.training import recipe, run_config
 from equivariant_ssl.types import Image
 
 SMALL = {'encoder.width': '4'}
@@ -80,8 +80,8 @@ def test_the_second_view_may_differ():
      "augmentations names 'rotate'", 'or both'),
     ({'equivariance__augmentations': "('blur',)"}, "'not in the config'", 'Name some of: crop, rotate'),
     ({'augment__crop__role': 'invariant', 'augment__rotate__role': 'off'}, 'has no augmentations', 'role=both'),
-    ({'equivariance': 'cassle', 'invariance': 'none'}, 'nothing to learn', 'invariance.name=simclr'),
-    ({'equivariance': 'none', 'invariance': 'none'}, 'nothing to learn', 'equivariance.name=equimod'),
+    ({'equivariance': 'cassle', 'invariance': 'none'}, 'nothing to learn', 'invariance=simclr'),
+    ({'equivariance': 'none', 'invariance': 'none'}, 'nothing to learn', 'equivariance=equimod'),
     ({'equivariance': "{'name': 'equimod', 'tap_layer': 5}"}, 'tap_layer is 5', '1 to 4'),
     ({'equivariance': 'essl', 'augment__rotate__role': 'off', 'augment__flip__role': 'off'}, 'discrete', 'rotate'),
     ({'equivariance': "{'name': 'care', 'splits': 7}"}, 'splits', '='),
@@ -94,6 +94,13 @@ def test_a_mistake_is_named_with_its_remedy(overrides, cause, fix):
   with pytest.raises(UserError) as error:
     smoke_recipe(**overrides)
   assert cause in str(error.value) and fix in str(error.value), str(error.value)
+
+
+def test_both_is_invariant_where_no_objective_reads_it():
+  names = "{'name': 'equimod', 'augmentations': ('rotate',)}"
+  for equivariance, roles in (('none', 'invariant invariant'), (names, 'invariant both'), ('equimod', 'both both')):
+    c = config.load_config('smoke', {'equivariance': equivariance, 'augment.rotate.role': 'both'})
+    assert ' '.join(run_config.acting_role(c, name) for name in ('crop', 'rotate')) == roles
 
 
 def test_objectives_by_one_line():
