@@ -94,13 +94,14 @@ def pretrain(config: Any, data: Any = None, workdir: Path = '', *,
   """
   if not workdir:
     raise UserError('pretrain needs a folder for the run.', "e.g. workdir='runs/mine'")
-  from equivariant_ssl.training import loop
+  from equivariant_ssl.training import loop, runs, stop
   processes.initialize()  # before anything else touches jax
   workdir = pathlib.Path(workdir).absolute()
   record.check_workdir(workdir)
   resolved, file = config_of_data(config, overrides or {}, data, workdir)
   try:
-    with processes.explain_lost_process():
+    with (processes.explain_lost_process(),
+          stop.explain_interrupt(lambda: runs.interrupted_line(workdir))):
       loop.train(resolved, workdir, command or shlex.join(sys.argv), quiet=quiet,
                  accept_data=accept_data, start_from=start_from)
   except UserError as error:

@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
   except BrokenPipeError:  # the reader, such as `head`, has enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
-  except KeyboardInterrupt:
-    stop.say('eqssl: interrupted.')
+  except KeyboardInterrupt as interrupt:
+    stop.say(f'eqssl: {interrupt}' if str(interrupt) else 'eqssl: interrupted.')
     return 130
   except Exception as error:
     if debug:
@@ -171,7 +171,10 @@ def _train(config: Any, workdir: str, args: Args, start_from: str | None = None)
   api.pretrain(config, None, workdir, start_from=start_from, accept_data=args.accept_data,
                quiet=args.quiet, command=args.command_line)
   if processes.is_main():
-    stop.say(f'Next: eqssl eval {shlex.quote(str(workdir))}', sys.stdout)
+    from equivariant_ssl.data import card
+    from equivariant_ssl.training.run_config import next_command
+    known = card.read_card(pathlib.Path(workdir))
+    stop.say(f'Next: {next_command(workdir, known and known.classes)}', sys.stdout)
 
 
 def evaluate(args: Args) -> None:

@@ -29,6 +29,7 @@ from equivariant_ssl.export.weight_files import State
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint, record
 from equivariant_ssl.training import runs
+from equivariant_ssl.training.run_config import next_command
 from equivariant_ssl.training.state import TrainState
 
 SMALL_STEMS = ('cifar', 'half', 'solo')  # the stems that have a 3x3 convolution
@@ -203,5 +204,5 @@ def import_weights(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cif
     stem_origin = 'as --config.encoder.stem says' if 'encoder.stem' in overrides else stem_origin
     say(f'Stem: {architecture.stem}, {stem_origin}.')
   say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. '
-      f'Next: eqssl eval {shlex.quote(str(workdir))}')
+      f'Next: {next_command(workdir, run.card.classes)}')
   return workdir

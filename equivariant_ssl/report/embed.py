@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from equivariant_ssl.data import card, folder, layout, source
 from equivariant_ssl.data.decode import PixelRules, pixel_rules
+from equivariant_ssl.data.folder_index import as_text
 from equivariant_ssl.data.image_header import FORMATS, BadImage
 from equivariant_ssl.encoder import open_run
 from equivariant_ssl.errors import BAD_DATA, UserError
@@ -122,11 +123,6 @@ def _encode_shares(encoder: ImageEncoder, part: folder.SplitFiles, batch: int
       yield good_rows, array, bad_rows
 
 
-def _text(path: str) -> str:
-  """Return the name of a file as text that every form of file can hold."""
-  return os.fsencode(path).decode('utf-8', 'backslashreplace')
-
-
 def _check_out(target: pathlib.Path) -> None:
   """Raise UserError where an embedding file cannot be written to `target`."""
   embeddings.form(target)
@@ -162,7 +158,7 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   processes.agree('the images', {'number': len(paths), 'first': paths[0], 'last': paths[-1]})
   part, read = folder.SplitFiles(root, paths, within), 0
   for good, part_features, bad in _encode_shares(encoder, part, min(BATCH, len(paths))):
-    names += [_text(name(paths[i])) for i in good]
+    names += [as_text(name(paths[i])) for i in good]
     classes += [class_names[i] for i in good]
     features += [part_features] if len(good) else []
     lines += [f'{folder.printable(name(paths[i]))}: {reason}' for i, reason in bad]
@@ -180,6 +176,8 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   if processes.is_main():
     print(f'{quantity(len(names), "image")}, {quantity(result.features.shape[1], "feature")} each, '
           f'of {encoder.origin.name}, written to {out}{left_out}.')
+    if len(names) > 1:
+      print('Next:', shlex.join(['eqssl', 'neighbors', out, names[0], '--html', 'nearest.html']))
   return len(lines)
 
 
@@ -289,6 +287,7 @@ def find_neighbors(file: str, query: str, k: int | None = None, workdir: str | N
   order, cosines = nearest(vector[None], stored.features, k + 1)
   near = [(stored.paths[i], float(c)) for i, c in zip(order[0], cosines[0], strict=True)
           if i != row][:k]
+  print('rank  cosine of the features (1 is the same direction), and image')
   for rank, (path, cosine) in enumerate(near, 1):
     print(f'{rank:4d}  {cosine:6.3f}  {folder.printable(path)}')
   if out:

@@ -137,11 +137,13 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
   PREEMPTED where the study was asked to stop.
   """
   names = [run.name for run in runs(plan)]
-  failed = _do(folder, plan, kind, workers, say, names, 'found', {})
-  recommended = unread_runs(results(folder, plan, failed))
-  if recommended:
-    say(f'Reading out on the test split: {", ".join(recommended)}.')
-  return failed | _do(folder, plan, kind, workers, say, recommended, 'test', failed)
+  again = f'Go on: eqssl study --resume {shlex.quote(str(folder))}'
+  with stop.explain_interrupt(lambda: f'interrupted; the runs that are done are kept. {again}'):
+    failed = _do(folder, plan, kind, workers, say, names, 'found', {})
+    recommended = unread_runs(results(folder, plan, failed))
+    if recommended:
+      say(f'Reading out on the test split: {", ".join(recommended)}.')
+    return failed | _do(folder, plan, kind, workers, say, recommended, 'test', failed)
 
 
 def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say: Say,
@@ -161,7 +163,8 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
   free, total, start = list(range(min(workers, len(waiting)))), len(waiting), time.perf_counter()
   if part == 'found':
     say(f'{len(every) - total} of {len(every)} runs are done; {len(free)} side by side.')
-  with stop.listen() as stop_requested, stop.saving() as begin_saving:
+  going = 'stopping: the runs that have begun are saved first.'
+  with stop.listen() as stop_requested, stop.saving(going) as begin_saving:
     begin_saving()  # the runs are saved before this process ends
     while (waiting or running or retries) and not stop_requested():
       while retries and retries[0][0] < time.perf_counter():

@@ -1,6 +1,7 @@
 """The config of a run: changed values, the place of its data, and what may differ on resuming."""
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,6 +62,14 @@ def check_roles(config: Any) -> None:
       raise UserError(f'{name} has the role sensitive, and {why}.',
                       f'e.g. --config.augment.{name}.role=invariant'
                       + ('' if sections else ' or --config.equivariance=equimod'))
+
+
+def next_command(workdir: str | pathlib.Path, classes: Any) -> str:
+  """Return the command that says what a run has learned. classes: those of its data, or None.
+
+  Most default protocols of `eqssl eval` need labels. Without them the report shows neighbors.
+  """
+  return shlex.join(['eqssl', 'eval' if classes else 'report', str(workdir)])
 
 
 def place_field(config: Any) -> str | None:

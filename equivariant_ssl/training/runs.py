@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -281,3 +282,12 @@ def keep_compiled_programs() -> None:
   if root and not root.startswith('~'):
     jax.config.update('jax_compilation_cache_dir', root)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.)
+
+
+def interrupted_line(workdir: pathlib.Path) -> str:
+  """Return what a training that ended at once has saved in its folder, and what to type."""
+  steps = checkpoint.saved_steps(workdir / 'checkpoints')
+  if not steps:
+    return 'interrupted; no checkpoint was saved yet. Type the same command again to start anew.'
+  return (f'interrupted; the newest checkpoint is of step {max(steps)}. '
+          f'Resume: eqssl resume {shlex.quote(str(workdir))}')

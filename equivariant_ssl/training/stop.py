@@ -18,9 +18,10 @@ from equivariant_ssl.errors import PREEMPTED, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 GRACE = 5.  # seconds until the thread ends a process that has nothing to save
+AGAIN = ' Ctrl-C again ends it at once.'
 EARLY = ('stopped before there was anything to save; nothing is lost.',
          'Type the same command again to go on.')
-SHOW_CURSOR = b'\r\x1b[?25h'
+SHOW_CURSOR, CLEAR_LINE = b'\r\x1b[?25h', b'\x1b[2K'
 
 
 class _Listener:
@@ -28,15 +29,19 @@ class _Listener:
 
   arrived: the numbers of these signals.
   idle:    whether the process has nothing to save, so that it may end at once.
+  going:   what the process does before it ends, where it is not idle; '' prints nothing.
   early:   the cause and the fix to print when it ends at once.
   shared:  whether jax passes the signals to all processes of the job and decides when to stop.
+  answered: whether a line has said that a signal came.
   """
 
   def __init__(self, early: tuple[str, str]):
     self.arrived: list[int] = []
     self.idle = True
+    self.going = ''
     self.early = early
     self.shared = False
+    self.answered = False
 
   def __call__(self) -> bool:
     """Return whether this process alone has been asked to stop."""
@@ -54,6 +59,23 @@ def handled_signals() -> list[int]:
   return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
+def _write(text: str) -> None:
+  """Write a line to stderr from any thread, whatever the main thread does.
+
+  No lock of Python's is taken, and a line of progress on a terminal is replaced.
+  """
+  cursor = SHOW_CURSOR + CLEAR_LINE if os.isatty(2) else b''
+  with contextlib.suppress(OSError):
+    os.write(2, cursor + f'eqssl: {text}\n'.encode())
+
+
+def _answer(listener: _Listener, number: int) -> None:
+  """Say that the first signal was heard, and what the process does now."""
+  text = 'stopping; nothing is lost.' if listener.idle else listener.going
+  if text:
+    _write(text + AGAIN * (number == signal.SIGINT))
+
+
 def _end_if_idle(listener: _Listener, closed: threading.Event) -> None:
   """Wait for GRACE seconds, then end the process if it still has nothing to save."""
   if not closed.wait(GRACE) and listener() and listener.idle:
@@ -66,6 +88,9 @@ def _watch(listener: _Listener, pipe: int) -> None:
   while numbers := os.read(pipe, 64):
     for number in numbers:
       if number in SIGNALS:  # the handler itself waits until the main thread returns from C code
+        if not listener.answered:  # in a thread: a terminal that was stopped (Ctrl-S) blocks it
+          listener.answered = True
+          threading.Thread(target=_answer, args=(listener, number), daemon=True).start()
         listener.arrived.append(number)
         threading.Thread(target=_end_if_idle, args=(listener, closed), daemon=True).start()
   closed.set()
@@ -92,9 +117,7 @@ def _pass_signals_to(watch: Callable[[int], None], name: str) -> Iterator[None]:
 
 def _end(text: str, code: int) -> NoReturn:
   """Print a text and end the process at once, whatever the main thread does."""
-  cursor = SHOW_CURSOR if os.isatty(2) else b''
-  with contextlib.suppress(OSError):
-    os.write(2, cursor + f'eqssl: {text}\n'.encode())
+  _write(text)
   os._exit(code)
 
 
@@ -118,7 +141,8 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
 
   early: the cause and the fix to print when the process is stopped before it has anything to save.
 
-  A second SIGINT (Ctrl-C) raises KeyboardInterrupt, and a third ends the process. Inside another
+  A line on stderr answers the first signal. A second SIGINT (Ctrl-C) raises KeyboardInterrupt, with
+  a sentence where the process has nothing to save, and a third ends the process. Inside another
   `listen` the context gives the outer function. The handlers from before return when the context
   ends. Outside the main thread the function is always false.
   """
@@ -134,7 +158,7 @@ def listen(early: tuple[str, str] = EARLY) -> Iterator[Callable[[], bool]]:
       signal.signal(number, signal.SIG_DFL)
       signal.raise_signal(number)
     if number == signal.SIGINT and handled.count(number) == 2:
-      raise KeyboardInterrupt
+      raise KeyboardInterrupt(*([' '.join(listener.early)] if listener.idle else []))
     listener.arrived.append(number)
 
   before = {s: signal.signal(s, handle) for s in handled_signals()}
@@ -203,19 +227,30 @@ def raise_if_stopped() -> None:
 
 
 @contextlib.contextmanager
-def saving() -> Iterator[Callable[[], None]]:
+def saving(going: str = '') -> Iterator[Callable[[], None]]:
   """Give a function that says: from now on, until the context ends, there may be something to save.
 
   After it was called, the thread does not end the process; only the code that asks `listen` does.
+
+  going: the line that answers a signal from then on: what is saved before the process ends.
   """
   def begin() -> None:
     for listener in _open_listeners:
-      listener.idle = False
+      listener.idle, listener.going = False, going
   try:
     yield begin
   finally:
     for listener in _open_listeners:
       listener.idle = True
+
+
+@contextlib.contextmanager
+def explain_interrupt(explain: Callable[[], str]) -> Iterator[None]:
+  """Give a KeyboardInterrupt that has no words a sentence: what was saved, and what to type."""
+  try:
+    yield
+  except KeyboardInterrupt as interrupt:
+    raise KeyboardInterrupt(str(interrupt) or explain()) from None
 
 
 def forward_to_jax() -> None:

@@ -6,6 +6,7 @@ import html
 import importlib.util
 import os
 import pathlib
+import shlex
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image as Pillow
 
+from equivariant_ssl import cli
 from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import source
 from equivariant_ssl.data.decode import decode
@@ -156,6 +158,11 @@ def test_in_pieces_and_what_cannot_be_read_is_said(world, written, tmp_path, mon
   assert len(lines) == 3 and all(
     any(name in line for line in lines) for name in ('a/no.png', 'b/torn.png', 'away')
   )
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  words = shlex.split(out.splitlines()[-1])
+  assert words[:3] == ['Next:', 'eqssl', 'neighbors'] and cli.main(words[2:]) == 0
+  assert (tmp_path / 'nearest.html').exists() and 'rank  cosine' in capsys.readouterr().out
   assert '3 left out' in out and '7 images' in out and '6 of 8 images' in out
   at_once, pieces = embeddings.read(written['npz']), embeddings.read(tmp_path / 'e.csv')
   assert pieces.paths == at_once.paths
@@ -220,7 +227,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, form):
 
 
 def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
-  name = embed._text('b\udce9.png')
+  name = embed.as_text('b\udce9.png')
   for form in FORMS:
     embeddings.save(tmp_path / f'e.{form}', ImageFeatures([name], np.ones((1, 2), np.float32)))
     assert embeddings.read(tmp_path / f'e.{form}').paths == ['b\\xe9.png']
@@ -247,6 +254,7 @@ def test_neighbors_are_brute_force(random_file, capsys, monkeypatch):
     assert [p for p, _ in near] == [paths[i] for i in expected]
     np.testing.assert_allclose([c for _, c in near], cosines[expected], atol=1e-12)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0) == 'rank  cosine of the features (1 is the same direction), and image'
     assert (
       lines[0].split() == ['1', f'{cosines[expected[0]]:.3f}', paths[expected[0]]]
       and len(lines) == 29
@@ -310,7 +318,7 @@ def test_fewer_images_than_are_shown_of_themselves(random_file, tmp_path, capsys
   assert (
     len(embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png'))
     == 3
-    == len(capsys.readouterr().out.splitlines())
+    == len(capsys.readouterr().out.splitlines()[1:])
   )
   with pytest.raises(UserError, match='few.npz has 3 other images'):
     embed.find_neighbors(str(tmp_path / 'few.npz'), '0.png', 4)

@@ -45,6 +45,7 @@ def test_a_warm_up_as_long_as_the_run_is_said(steps, warmup, said, command):
 def test_what_it_proposes_is_shorter():
   over = {'steps': '8', 'optimizer.warmup_epochs': '10'}
   line = warmup_warning(config := load_config(tiny.NAME, over), prepare_run(config).recipe)
+  assert 'For a warm-up of a tenth of the run: --config.optimizer.warmup_epochs=' in line
   over['optimizer.warmup_epochs'] = line.split('warmup_epochs=')[1]
   assert 0 < float(over['optimizer.warmup_epochs']) < 1
   assert warmup_warning(config := load_config(tiny.NAME, over), prepare_run(config).recipe) == ''

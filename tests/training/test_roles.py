@@ -1,4 +1,6 @@
 """What the four roles mean: which ops make which views, and which heads are conditioned on them."""
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,22 @@ def test_both_is_invariant_where_no_objective_reads_it():
   for equivariance, roles in (('none', 'invariant invariant'), (names, 'invariant both'), ('equimod', 'both both')):
     c = config.load_config('smoke', {'equivariance': equivariance, 'augment.rotate.role': 'both'})
     assert ' '.join(run_config.acting_role(c, name) for name in ('crop', 'rotate')) == roles
+
+
+@pytest.mark.parametrize('name', ['photos', 'cifar10_quick'])
+def test_one_form_of_an_option_is_enough(name):
+  """Where a config has no objective, its name alone makes the section that `.name` makes."""
+  for objective in ('none', 'equimod', 'essl'):
+    short, long = ({f'equivariance{field}': objective} for field in ('', '.name'))
+    assert config.load_config(name, short) == config.load_config(name, long)
+  root = pathlib.Path(config.__file__).parents[1]
+  texts = [p for kind in ('equivariant_ssl/**/*.py', 'configs/*.py', 'docs/**/*.md') for p in root.glob(kind)]
+  assert len(texts) > 100 and not [p for p in texts if '--config.equivariance.name=' in p.read_text(encoding='utf-8')]
+
+
+def test_what_comes_next_is_what_can_be_done():
+  assert run_config.next_command('my run', ('a', 'b')) == "eqssl eval 'my run'"
+  assert run_config.next_command('my run', None) == "eqssl report 'my run'"
 
 
 def test_objectives_by_one_line():

@@ -12,6 +12,7 @@ import jax
 import pytest
 import tiny
 
+from equivariant_ssl import cli
 from equivariant_ssl.config import load_config
 from equivariant_ssl.errors import PREEMPTED, UserError
 from equivariant_ssl.parallel import sharding
@@ -136,7 +137,7 @@ BUSY = """if True:
   import hashlib, sys
   from equivariant_ssl.training import stop
   stop.GRACE = .3
-  with stop.listen(), stop.saving() as begun:
+  with stop.listen(), stop.saving('the answer.') as begun:
     if sys.argv[1] == 'saving':
       begun()
     print('ready', flush=True)
@@ -154,6 +155,39 @@ def test_a_long_call_of_c_is_ended_only_where_nothing_would_be_lost(what, code):
     out, err = run.communicate(timeout=60)
   assert run.returncode == code
   assert ('over' in out) == (what == 'saving') and ('nothing is lost' in err) == (what == 'idle')
+  answer = 'the answer.' if what == 'saving' else 'stopping; nothing is lost.'
+  assert err.splitlines()[0] == f'eqssl: {answer}', 'before the main thread hears of it'
+
+
+@pytest.mark.parametrize('every, saved', [(100, 'no checkpoint was saved yet'), (1, 'the newest checkpoint is of step')])
+def test_both_interrupts_are_answered_with_a_line(every, saved, tmp_path, monkeypatch, capfd):
+  real, workdir = loop.fit, tmp_path / 'my run'
+
+  def fit(run, state, on_step):
+    def each(state, n, *more):
+      if n == 3:
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(500):  # the thread answers while the step goes on
+          if stop._open_listeners[0].answered:
+            break
+          time.sleep(.01)
+        time.sleep(.1)
+        signal.raise_signal(signal.SIGINT)
+      return on_step(state, n, *more)
+    return real(run, state, each)
+  monkeypatch.setattr(loop, 'fit', fit)
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  assert cli.main(['train', '--config', tiny.NAME, '--workdir', str(workdir), f'--config.checkpoint_every={every}']) == 130
+  lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith('eqssl: ')]
+  assert lines[0] == 'eqssl: stopping after this step, with everything saved. Ctrl-C again ends it at once.'
+  assert len(lines) == 2 and f'interrupted; {saved}' in lines[1]
+  assert f"eqssl resume '{workdir}'" in lines[1] or 'same command again' in lines[1]
+
+
+def test_an_interrupt_before_there_is_anything_to_save_says_so():
+  with stop.listen(), pytest.raises(KeyboardInterrupt, match='nothing is lost. Type the same command again'):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize('phase', ['read_known_card', 'prepare_run', 'restore', 'initial_state', 'resident'])
