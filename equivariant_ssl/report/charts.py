@@ -28,7 +28,7 @@ from equivariant_ssl.report.svg import (
 )
 
 POINTS = 300  # a line has at most so many points; of more, neighboring points are averaged
-NAMED = 16    # a scatter plot's legend names so many classes: colors x shapes
+NAMED = 20    # a scatter plot's legend names so many classes: colors x shapes
 
 # Rising x, and y. A y that is not finite is None.
 Series = tuple[Sequence[float], Sequence[float | None]]

@@ -12,7 +12,7 @@ WIDTH = 320.
 TEXT = 11.    # height of text
 LETTER = 5.9  # mean width of a character of text, slightly overestimated
 SMALL = 5.4   # mean width of a character of a tick's label
-COLORS = 8    # the classes c0 .. c7 of page.html
+COLORS = 10   # the classes c0 .. c9 of page.html
 DASHES = ('', '6 3', '2 2', '8 3 2 3')  # dashes tell lines apart where colors cannot
 HIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')  # the characters that XML forbids
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reports import HOSTILE
 
-from equivariant_ssl.report import charts, page, svg
+from equivariant_ssl.report import charts, maps, page, svg
 
 
 def elements(chart: str, kind: str) -> list[dict]:
@@ -91,7 +91,7 @@ def test_heat_is_as_strong_as_the_number():
 def test_scatter_keeps_distances():
   at = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 2.0]])
   chart = charts.scatter_plot(
-    't', at, np.array([0, 0, 9, 9]), [f'class {i}' for i in range(10)], 'Four points.'
+    't', at, np.array([0, 0, 11, 11]), [f'class {i}' for i in range(12)], 'Four points.'
   )
   groups = [
     points(e['d'].replace('h0', '')) for e in elements(chart, 'spot') if 'key' not in e['class']
@@ -100,11 +100,35 @@ def test_scatter_keeps_distances():
   assert far == pytest.approx(2 * near, rel=0.01)
   assert (
     groups[1][0, 1] < groups[0][0, 1] and len(elements(chart, 'square')) == 2
-  )  # up is up; a second shape after 8 colors
-  assert about(chart) == 'Four points. 4 points: class 0 2, class 9 2.'
+  )  # up is up; a second shape after 10 colors
+  assert about(chart) == 'Four points. 4 points: class 0 2, class 11 2.'
   at = np.random.default_rng(0).normal(size=(2000, 2))
   many = charts.scatter_plot('t', at, np.arange(2000) % 100, [str(i) for i in range(100)])
-  assert len(many) < 50_000 and 'and 84 more; colors repeat' in many
+  assert len(many) < 50_000 and 'and 80 more; colors repeat' in many
+
+
+def oklab(color: str) -> tuple[float, np.ndarray]:
+  """The relative luminance (WCAG) of a color '#rrggbb', and its coordinates in OKLab (Ottosson 2020)."""
+  c = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+  linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+  cones = np.cbrt(np.array([[0.41222, 0.53633, 0.05145], [0.2119, 0.6807, 0.1074], [0.0883, 0.28172, 0.62998]]) @ linear)
+  to_lab = np.array([[0.21045, 0.79362, -0.00407], [1.978, -2.42859, 0.45059], [0.0259, 0.78277, -0.80868]])
+  return float(linear @ [0.2126, 0.7152, 0.0722]), to_lab @ cones
+
+
+@pytest.mark.parametrize('mode', [0, 1], ids=['light', 'dark'])
+def test_ten_classes_have_colors_that_can_be_told_apart(mode):
+  """In OKLab no two are nearer than .12 (two blues were .09), and each has a contrast of 3 with its ground."""
+  css = pathlib.Path(charts.__file__).with_name('page.html').read_text()
+  colors = [re.findall(rf'--c{i}: (#\w{{6}});', css)[mode] for i in range(svg.COLORS)]
+  ground = oklab(re.findall(r'--panel: (#\w{6});', css)[mode])[0]
+  assert len(set(colors)) == svg.COLORS >= maps.CLASSES and f'range({svg.COLORS})' in css
+  luminance, lab = zip(*map(oklab, colors), strict=True)
+  distances = np.linalg.norm(np.array(lab)[:, None] - np.array(lab)[None], axis=-1) + np.eye(svg.COLORS)
+  assert distances.min() > 0.12
+  assert all((max(v, ground) + 0.05) / (min(v, ground) + 0.05) >= 3 for v in luminance)
+  chart = charts.scatter_plot('t', np.eye(10), np.arange(10), [str(i) for i in range(10)])
+  assert not elements(chart, 'square') and len({e['class'] for e in elements(chart, 'spot')}) == 20  # points and keys
 
 
 def test_hostile_names_stay_text():

@@ -447,7 +447,7 @@ def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
 def test_only_what_a_run_can_have_is_offered(tmp_path, objective, has):
   """One box has one command; what is measured already is not in it, and a prediction only where something predicts."""
   every = {name: reports.result(name, {}, {}) for name in ('knn', 'profile', 'health', 'regression', 'care')}
-  every['health']['trained'][0]['detail'] = every['health']['untrained'][0]['detail'] = {'spectrum': [2.0, 1.0]}
+  every['health'] = reports.results()['health']
   every['knn'] = reports.results()['knn']
   folder = run_folder.read(reports.run(tmp_path / 'run', result_files=every, equivariance=objective))
   assert unmeasured.protocols(folder) == (['gains', 'retrieval'] if has else [])
