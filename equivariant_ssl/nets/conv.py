@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from equivariant_ssl.types import Array
 
@@ -110,6 +111,7 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: 
   """
   narrow: Any = kernel.astype(x.dtype)
   weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding)
+  weight = with_layout_constraint(weight, Layout(range(4)))
   weight, g = jax.lax.optimization_barrier((weight, g))
   return weight.astype(kernel.dtype), g
 

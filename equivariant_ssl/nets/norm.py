@@ -54,6 +54,24 @@ def _split(x: Array, groups: int) -> Array:
   return x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
 
 
+def two_sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+  """The sums of `a` and of `b`, of one shape, over `axes`, in one reduction of pairs.
+
+  A GPU adds a long sum in two kernels. Two reductions share the first of them alone.
+  """
+  zero = jnp.zeros((), a.dtype)
+  first, second = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]),
+                                 axes)
+  return first, second
+
+
+def _sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+  """The sums of `a` and of `b`, of one shape, over `axes`."""
+  return jax.lax.platform_dependent(
+      a, b, cuda=lambda a, b: two_sums(a, b, axes),
+      default=lambda a, b: (a.sum(axes), b.sum(axes)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
               ) -> tuple[Array, Array, Array]:
@@ -73,11 +91,14 @@ def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
 def _normalize_forward(x, scale, bias, exact, groups):
   rows = _split(x, groups)
   wide, axes = rows.astype(jnp.float32), tuple(range(int(groups > 1), rows.ndim - 1))
-  mean = wide.mean(axes)
+  n = float(x.size // (x.shape[-1] * groups))
   if exact:
+    mean = wide.mean(axes)
     var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
   else:
-    var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.)
+    total, squares = _sums(wide, jnp.square(wide), axes)
+    mean = total / n
+    var = jnp.maximum(squares / n - jnp.square(mean), 0.)
   rstd = jax.lax.rsqrt(var + EPSILON)
   scale, bias = (jnp.broadcast_to(a, mean.shape) for a in (scale, bias))
   y = _scaled(rows, mean, rstd, scale, bias).reshape(x.shape)
@@ -92,7 +113,7 @@ def _normalize_backward(exact, groups, saved, cotangents):
   n = float(x.size // mean.size)  # a float: beyond int32 at a batch of 65,536
   unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
   with jax.named_scope(STATISTICS_SCOPE):
-    d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
+    d_bias, d_scale = _sums(dy, dy * unit, axes)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
   dx = per_channel(rstd * scale) * (dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n))
   if groups > 1:

@@ -27,6 +27,30 @@ INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_o
 EXPANSION = 4
 
 
+@jax.custom_vjp
+def end_relu(x: Array) -> Array:
+  """The ReLU at the end of a block.
+
+  Its gradient on GPUs asks where the result is positive, which the next convolution keeps. XLA
+  would compute x again for it, and read all of which x is the sum.
+  """
+  return nn.relu(x)
+
+
+def _end_relu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+  y = nn.relu(x)
+  return y, (x, y)  # each platform uses one of the two; the other is no part of its program
+
+
+def _end_relu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+  x, y = saved
+  positive = jax.lax.platform_dependent(x, y, cuda=lambda x, y: jax.lax.optimization_barrier(y) > 0, default=lambda x, y: x > 0)
+  return (jnp.where(positive, g, jnp.zeros_like(g)),)
+
+
+end_relu.defvjp(_end_relu_forward, _end_relu_backward)
+
+
 class Block(nn.Module):
   """A residual block: [N H W C] -> [N H' W' C'].
 
@@ -58,7 +82,7 @@ class Block(nn.Module):
     if x.shape != h.shape:
       x = conv(features, 1, self.stride, name='downsample_0')(x)
       x = BatchNorm(name='downsample_1')(x, train)
-    return nn.relu(x + h)
+    return end_relu(x + h)
 
 
 class ResNet(nn.Module):
