@@ -1,6 +1,7 @@
 """Convolution as torch computes it, with a weight gradient that is fast on CPU."""
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +33,16 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) ->
   return jax.lax.conv_general_dilated(
       x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def thinned(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+  """`plain`, where a 1x1 kernel of stride 2 meets the pixels that it reads, and no others.
+
+  cuDNN reads all of x for it, and writes a gradient of that size, three quarters of which are 0.
+  """
+  if kernel.shape[:2] == (1, 1) and stride > 1 and not padding:
+    x, stride = x[:, ::stride, ::stride], 1
+  return plain(x, kernel, stride, padding)
 
 
 def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]
@@ -80,10 +91,10 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
   return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
-                         ) -> Array:
-  """The kernel's gradient, as XLA derives it."""
-  return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
+def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int,
+                         forward: Callable[..., jax.Array] = plain) -> Array:
+  """The kernel's gradient, as XLA derives it from `forward`."""
+  return jax.vjp(lambda kernel: forward(x, kernel, stride, padding), kernel)[1](g)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -94,7 +105,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   stride 2). In a program for CPU, where XLA's weight gradient is slow at a large B, that gradient
   is a sum of matrix products. Only reverse mode is defined.
   """
-  return plain(x, kernel, stride, padding)
+  return jax.lax.platform_dependent(
+      x, kernel, cuda=lambda x, kernel: thinned(x, kernel, stride, padding),
+      default=lambda x, kernel: plain(x, kernel, stride, padding))
 
 
 def _forward(x, kernel, stride, padding):
@@ -110,7 +123,7 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: 
   again.
   """
   narrow: Any = kernel.astype(x.dtype)
-  weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding)
+  weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding, forward=thinned)
   weight = with_layout_constraint(weight, Layout(range(4)))
   weight, g = jax.lax.optimization_barrier((weight, g))
   return weight.astype(kernel.dtype), g
@@ -124,7 +137,12 @@ def _backward(stride, padding, saved, g):
       x, g, kernel, cuda=functools.partial(_cuda_weight_gradient, **settings),
       cpu=lambda x, g, kernel: (_cpu_weight_gradient(x, g, kernel, **settings), g),
       default=lambda x, g, kernel: (_xla_weight_gradient(x, g, kernel, **settings), g))
-  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0], weight
+
+  def input_gradient(forward: Callable[..., jax.Array]) -> Callable[..., Array]:
+    return lambda x, g, kernel: jax.vjp(lambda x: forward(x, kernel, stride, padding), x)[1](g)[0]
+  d_x = jax.lax.platform_dependent(x, g, kernel, cuda=input_gradient(thinned),
+                                   default=input_gradient(plain))
+  return d_x, weight
 
 
 conv2d.defvjp(_forward, _backward)
