@@ -1,7 +1,6 @@
 """Convolution as torch computes it, with a weight gradient that is fast on CPU."""
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,14 +34,19 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) ->
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def thinned(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-  """`plain`, where a 1x1 kernel of stride 2 meets the pixels that it reads, and no others.
+def _cuda(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+  """`plain` in a program for CUDA; see `pixel_step`."""
+  step = pixel_step(kernel, stride, padding)
+  return plain(x[:, ::step, ::step], kernel, stride // step, padding)
 
-  cuDNN reads all of x for it, and writes a gradient of that size, three quarters of which are 0.
+
+def pixel_step(kernel: jax.Array, stride: int, padding: int) -> int:
+  """How far apart the pixels are that a program for CUDA gives to a convolution.
+
+  A 1x1 kernel of stride 2 reads a quarter of them, taken out before it. cuDNN would read all, and
+  write a gradient of their size with three zeros for each number.
   """
-  if kernel.shape[:2] == (1, 1) and stride > 1 and not padding:
-    x, stride = x[:, ::stride, ::stride], 1
-  return plain(x, kernel, stride, padding)
+  return stride if kernel.shape[:2] == (1, 1) and not padding else 1
 
 
 def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]
@@ -91,10 +95,15 @@ def _cpu_weight_gradient(x: Array, g: Array, kernel: Array, *, stride: int, padd
   return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int,
-                         forward: Callable[..., jax.Array] = plain) -> Array:
-  """The kernel's gradient, as XLA derives it from `forward`."""
-  return jax.vjp(lambda kernel: forward(x, kernel, stride, padding), kernel)[1](g)[0]
+def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
+                         ) -> Array:
+  """The kernel's gradient, as XLA derives it."""
+  return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
+
+
+def _xla_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int) -> Array:
+  """The gradient of x, as XLA derives it."""
+  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -105,9 +114,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   stride 2). In a program for CPU, where XLA's weight gradient is slow at a large B, that gradient
   is a sum of matrix products. Only reverse mode is defined.
   """
-  return jax.lax.platform_dependent(
-      x, kernel, cuda=lambda x, kernel: thinned(x, kernel, stride, padding),
-      default=lambda x, kernel: plain(x, kernel, stride, padding))
+  settings = {'stride': stride, 'padding': padding}
+  return jax.lax.platform_dependent(x, kernel, cuda=functools.partial(_cuda, **settings),
+                                    default=functools.partial(plain, **settings))
 
 
 def _forward(x, kernel, stride, padding):
@@ -123,10 +132,27 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: 
   again.
   """
   narrow: Any = kernel.astype(x.dtype)
-  weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding, forward=thinned)
-  weight = with_layout_constraint(weight, Layout(range(4)))
+  step = pixel_step(kernel, stride, padding)
+  weight = _xla_weight_gradient(x[:, ::step, ::step], g, narrow, stride=stride // step,
+                                padding=padding)
+  # In the layout of the weights. Else the optimizer would compute in cuDNN's, and each new weight
+  # and momentum be copied back.
+  weight = with_layout_constraint(weight, Layout((0, 1, 2, 3)))
   weight, g = jax.lax.optimization_barrier((weight, g))
   return weight.astype(kernel.dtype), g
+
+
+def _cuda_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
+                   ) -> Array:
+  """The gradient of x. What it is added to is added after it.
+
+  XLA would let a 1x1 convolution begin with that sum, for which it writes out the zeros between the
+  pixels that another one read.
+  """
+  step = pixel_step(kernel, stride, padding)
+  read, spread = jax.vjp(lambda x: x[:, ::step, ::step], x)
+  gradient = _xla_gradient(read, g, kernel, stride=stride // step, padding=padding)
+  return spread(jax.lax.optimization_barrier(gradient))[0]
 
 
 def _backward(stride, padding, saved, g):
@@ -137,11 +163,9 @@ def _backward(stride, padding, saved, g):
       x, g, kernel, cuda=functools.partial(_cuda_weight_gradient, **settings),
       cpu=lambda x, g, kernel: (_cpu_weight_gradient(x, g, kernel, **settings), g),
       default=lambda x, g, kernel: (_xla_weight_gradient(x, g, kernel, **settings), g))
-
-  def input_gradient(forward: Callable[..., jax.Array]) -> Callable[..., Array]:
-    return lambda x, g, kernel: jax.vjp(lambda x: forward(x, kernel, stride, padding), x)[1](g)[0]
-  d_x = jax.lax.platform_dependent(x, g, kernel, cuda=input_gradient(thinned),
-                                   default=input_gradient(plain))
+  d_x = jax.lax.platform_dependent(
+      x, g, kernel, cuda=functools.partial(_cuda_gradient, **settings),
+      default=functools.partial(_xla_gradient, **settings))
   return d_x, weight
 
 

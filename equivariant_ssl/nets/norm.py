@@ -54,22 +54,31 @@ def _split(x: Array, groups: int) -> Array:
   return x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
 
 
-def two_sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-  """The sums of `a` and of `b`, of one shape, over `axes`, in one reduction of pairs.
+def plain_sums(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
+  """The sums of `a` and of `b`, of one shape [N ... C]: each [C], or [G C] of [G ... C]."""
+  axes = tuple(range(int(groups > 1), a.ndim - 1))
+  return a.sum(axes), b.sum(axes)
 
-  A GPU adds a long sum in two kernels. Two reductions share the first of them alone.
+
+def sums_in_pairs(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
+  """`plain_sums` in one reduction, of pairs.
+
+  A GPU takes two kernels for a long sum and three for two such sums, which share the first alone;
+  for a sum of pairs it takes two. The devices of a mesh each sum their part, and then add those.
   """
+  C, parts = a.shape[-1], max(groups, jax.sharding.get_abstract_mesh().size)
+  parts = groups if a.size // C % parts else parts
+  a, b = (x.reshape(parts, -1, C) for x in (a, b))
   zero = jnp.zeros((), a.dtype)
-  first, second = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]),
-                                 axes)
-  return first, second
+  pairs = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (1,))
+  first, second = jnp.stack(pairs).reshape(2, groups, -1, C).sum(2)
+  return (first[0], second[0]) if groups == 1 else (first, second)
 
 
-def _sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-  """The sums of `a` and of `b`, of one shape, over `axes`."""
+def _sums(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
   return jax.lax.platform_dependent(
-      a, b, cuda=lambda a, b: two_sums(a, b, axes),
-      default=lambda a, b: (a.sum(axes), b.sum(axes)))
+      a, b, cuda=functools.partial(sums_in_pairs, groups=groups),
+      default=functools.partial(plain_sums, groups=groups))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -91,12 +100,12 @@ def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
 def _normalize_forward(x, scale, bias, exact, groups):
   rows = _split(x, groups)
   wide, axes = rows.astype(jnp.float32), tuple(range(int(groups > 1), rows.ndim - 1))
-  n = float(x.size // (x.shape[-1] * groups))
   if exact:
     mean = wide.mean(axes)
     var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
   else:
-    total, squares = _sums(wide, jnp.square(wide), axes)
+    total, squares = _sums(wide, jnp.square(wide), groups)
+    n = float(x.size // total.size)
     mean = total / n
     var = jnp.maximum(squares / n - jnp.square(mean), 0.)
   rstd = jax.lax.rsqrt(var + EPSILON)
@@ -113,18 +122,18 @@ def _normalize_backward(exact, groups, saved, cotangents):
   n = float(x.size // mean.size)  # a float: beyond int32 at a batch of 65,536
   unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
   with jax.named_scope(STATISTICS_SCOPE):
-    d_bias, d_scale = _sums(dy, dy * unit, axes)
+    d_bias, d_scale = _sums(dy, dy * unit, groups)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
 
 
-  def mean_first(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
+  def center_by_means(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
     return dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n)
 
-  # A GPU divides each number for less than a kernel more, which is what the division of [C] costs.
-  def mean_last(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
+  # Of a GPU each d / n is a kernel more, and to divide every number costs nothing.
+  def center_by_sums(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
     return dy - (per_channel(d_bias) + unit * per_channel(d_scale)) / n
-  centered = jax.lax.platform_dependent(dy, unit, d_bias, d_scale, cuda=mean_last,
-                                        default=mean_first)
+  centered = jax.lax.platform_dependent(dy, unit, d_bias, d_scale, cuda=center_by_sums,
+                                        default=center_by_means)
   dx = per_channel(rstd * scale) * centered
   if groups > 1:
     d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)

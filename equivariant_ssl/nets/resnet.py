@@ -44,7 +44,8 @@ def _end_relu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _end_relu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
   x, y = saved
-  positive = jax.lax.platform_dependent(x, y, cuda=lambda x, y: jax.lax.optimization_barrier(y) > 0, default=lambda x, y: x > 0)
+  positive = jax.lax.platform_dependent(  # the barrier, or XLA would compute y again
+      x, y, cuda=lambda x, y: jax.lax.optimization_barrier(y) > 0, default=lambda x, y: x > 0)
   return (jnp.where(positive, g, jnp.zeros_like(g)),)
 
 
