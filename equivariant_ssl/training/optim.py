@@ -88,8 +88,8 @@ def scale_by_trust(trust: float) -> optax.GradientTransformation:
     w_norm, norm = norms(params), norms(updates)
     is_zero = (w_norm == 0.) | (norm == 0.)
     ratio = jnp.where(is_zero, 1., trust * w_norm / jnp.where(is_zero, 1., norm))
-    # The rest takes its 1 from the same array, past the barrier: XLA writes one kernel for arrays of
-    # one shape whose updates all read one array.
+    # The rest takes its 1 from the same array: XLA writes one kernel for the arrays of one shape
+    # whose updates all read one array. The barrier hides from it that this is 1.
     factors, weights = jax.lax.optimization_barrier(jnp.append(ratio, 1.)), itertools.count()
     scaled = [u * factors[next(weights) if is_w else -1]
               for u, is_w in zip(leaves, is_weight, strict=True)]
@@ -146,13 +146,11 @@ def lars(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 1
     if clip:
       scaled = [optax.masked(clipped_trust(schedule, weight_decay, trust), weight_mask)]
     else:
-      scaled = [optax.add_decayed_weights(weight_decay, weight_mask),
-                scale_by_trust(trust)]
+      scaled = [optax.add_decayed_weights(weight_decay, weight_mask), scale_by_trust(trust)]
     tx = optax.chain(*scaled, optax.trace(momentum), optax.scale_by_learning_rate(schedule))
   else:
     # As optax.lars.
-    tx = optax.chain(optax.add_decayed_weights(weight_decay, weight_mask),
-                     scale_by_trust(trust),
+    tx = optax.chain(optax.add_decayed_weights(weight_decay, weight_mask), scale_by_trust(trust),
                      optax.scale_by_learning_rate(schedule), optax.trace(momentum))
   if bias_scale == 1.:
     return tx
