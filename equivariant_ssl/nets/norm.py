@@ -66,8 +66,8 @@ def sums_in_pairs(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
   A GPU takes two kernels for a long sum and three for two such sums, which share the first alone;
   for a sum of pairs it takes two. The devices of a mesh each sum their part, and then add those.
   """
-  C, parts = a.shape[-1], max(groups, jax.sharding.get_abstract_mesh().size)
-  parts = groups if a.size // C % parts else parts
+  C, devices = a.shape[-1], jax.sharding.get_abstract_mesh().size or 1
+  parts = groups if devices % groups or a.size // C % devices else devices
   a, b = (x.reshape(parts, -1, C) for x in (a, b))
   zero = jnp.zeros((), a.dtype)
   pairs = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (1,))
