@@ -28,6 +28,7 @@ from equivariant_ssl.data.source import (
   unreadable_error,
 )
 from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.parallel.sharding import flatten_canvases
 
 AHEAD = 2          # batches on the device before they are needed
 MOMENTS = 4096     # canvases from which the mean and the deviation of a stream are measured
@@ -227,7 +228,8 @@ def batches(split: Split, rows: Callable[[int], np.ndarray], start: int, stop: i
 class Rows(NamedTuple):
   """The data of one step of an evaluation.
 
-  Its batch is `order[start:start + batch]` of the images, the sizes and the labels.
+  Its batch is `order[start:start + batch]` of the images, the sizes and the labels. The images are
+  `sharding.flatten_canvases` of the canvases.
   """
   images: Any
   sizes: Any
@@ -248,7 +250,7 @@ def epoch_rows(split: Split, order: Callable[[int], np.ndarray], batch: int, per
   """
   order = lru_cache(2)(order)
   if not is_stream(split.images):
-    images, sizes, labels = place(tuple(split))
+    images, sizes, labels = place((flatten_canvases(split.images), *split[1:]))
     for epoch in range(-(-steps // per_epoch)):
       placed_order = place(order(epoch))
       for n in range(min(per_epoch, steps - epoch * per_epoch)):
@@ -261,7 +263,7 @@ def epoch_rows(split: Split, order: Callable[[int], np.ndarray], batch: int, per
     return order(step // per_epoch)[n * batch:(n + 1) * batch]
 
   for arrays in batches(split, rows, 0, steps):
-    images, sizes, labels = place(tuple(arrays))
+    images, sizes, labels = place((flatten_canvases(arrays[0]), *arrays[1:]))
     yield Rows(images, sizes, labels, in_order, 0)
 
 

@@ -207,6 +207,22 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
   return lines
 
 
+def unequal_budgets(workdirs: Sequence[pathlib.Path], by: str = 'method') -> str:
+  """Return a sentence that says how many images each group was trained on; '' where they are equal.
+  """
+  budgets: dict[str, list[int]] = {}
+  for workdir in workdirs:
+    config, log = read_config(workdir / 'config.json'), record.read_metrics(workdir)
+    images = config.batch * (log[-1]['step'] if log else 0)
+    budgets.setdefault(group(config, by), []).append(images)
+  if len({images for budget in budgets.values() for images in budget}) < 2:
+    return ''
+  texts = (f'{name} {min(images):,}' + (f' to {max(images):,}' if min(images) < max(images) else '')
+           for name, images in budgets.items())
+  return ('The budgets are not equal, so a difference may come from the longer training: images '
+          f'trained on, a run: {"; ".join(texts)}.')
+
+
 def table(rows: list[ComparisonRow]) -> Table:
   """Return the comparison as a table: a line for each number and group."""
   title = ('mean ± standard deviation over seeds; '
@@ -253,7 +269,7 @@ def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[s
   compared = rows(workdirs, by, protocols)
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   console.print(table(compared))
-  for line in caveats(workdirs, protocols):
+  for line in filter(None, [unequal_budgets(workdirs, by), *caveats(workdirs, protocols)]):
     console.print(line)
   write(compared, out)
   console.print(f'Written to {out}')

@@ -29,7 +29,7 @@ from equivariant_ssl.evaluate import (
 )
 from equivariant_ssl.evaluate.subject import Subject, source_of
 from equivariant_ssl.parallel import processes
-from equivariant_ssl.parallel.step_plan import size_text
+from equivariant_ssl.storage.disk import size_text
 
 PASSES = 150     # over the features, of `cached` at all penalties: 94 to 148 were measured
 LONGEST = 4.     # hours that a default protocol may take

@@ -143,7 +143,7 @@ def _build_step(network: Network, size: int, batch: int, mesh: Mesh | None):
     if mesh is not None:
       rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
     views = inputs.training_views(op, size, key_for(key, 'augment', index), 'tune',
-                                  data.images[rows], data.sizes[rows])
+                                  sharding.take_canvases(data.images, rows), data.sizes[rows])
 
     def loss(weights: dict) -> tuple[Array, Any]:
       """Return (the mean cross-entropy, the new BatchNorm statistics)."""

@@ -109,8 +109,8 @@ def _step(size: int, batch: int, steps: int, nesterov: bool, mesh: Mesh | None):
       rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
     # What fills up the last batch of an epoch does not count.
     real = (jnp.arange(batch) < left).astype(jnp.float32)
-    views = inputs.training_views(op, size, key_for(key, 'augment', index), 'probe', images[rows],
-                                  sizes[rows])
+    views = inputs.training_views(op, size, key_for(key, 'augment', index), 'probe',
+                                  sharding.take_canvases(images, rows), sizes[rows])
     h = encode(views).astype(jnp.float32)
 
     def loss(heads: Head) -> Array:

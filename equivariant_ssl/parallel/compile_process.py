@@ -51,7 +51,7 @@ def open_devices(target: PlannedDevices) -> list:
     return list(topologies.get_topology_desc(
         platform='tpu', topology_name=f'{target.kind}:{target.topology}', **options).devices)
   except jax.errors.JaxRuntimeError as error:
-    raise UserError(f'--on {target_name(target)}: there is no such slice. '
+    raise UserError(f'--on {target_name(target)}: libtpu knows no such slice. '
                     f'{str(error).splitlines()[0][:200]}', EXAMPLE) from error
 
 

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel.accelerators import ACCELERATORS, PlannedDevices, target_name
 
-# jax looks for no device here, and the compilers for no service that describes one.
+# jax looks for no device here, and the compilers for no service that describes one. libtpu is
+# loaded beside another program that uses it, such as a training or a second plan.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TF_CPP_MIN_LOG_LEVEL': '3',
-               'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1', 'TPU_LOG_DIR': 'disabled'}
+               'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1', 'TPU_LOG_DIR': 'disabled',
+               'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 # Which wheels compile for GPUs, either of them.
 GPU_WHEELS = {'jax_plugins.xla_cuda13': 'jax-cuda13-plugin',
               'jax_plugins.xla_cuda12': 'jax-cuda12-plugin'}

@@ -15,7 +15,7 @@ from equivariant_ssl.parallel.accelerators import (
     target_name,
 )
 from equivariant_ssl.parallel.compilers import CompiledStep, compile_step, compiler_version
-from equivariant_ssl.parallel.step_plan import size_text
+from equivariant_ssl.storage.disk import size_text
 
 PARTS_OF_BATCH = 2, 4, 8, 16  # values of config.accumulate that are tried
 MOST_DEVICES = 256

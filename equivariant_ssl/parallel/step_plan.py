@@ -17,6 +17,7 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.nets.norm import STATISTICS_SCOPE
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.step_cost import collectives, flops
+from equivariant_ssl.storage.disk import size_text
 from equivariant_ssl.training import runs
 from equivariant_ssl.training.recipe import make_recipe, warmup_warning
 from equivariant_ssl.training.step import Batch, draw_views, resident_step, streamed_step
@@ -172,7 +173,9 @@ def trace_step(run: runs.Run, resident: int = 0) -> Traced:
   copied = sharding.replicated_sharding(run.mesh)
   order = jax.ShapeDtypeStruct((resident,), jnp.int32, sharding=copied)
   step = resident_step(run.recipe, run.mesh, rule=rule)
-  return step.trace(run.key, state, _image_shapes(run, resident, copied), order)
+  data = _image_shapes(run, resident, copied)
+  images = jax.eval_shape(sharding.flatten_canvases, data.images).update(sharding=copied)
+  return step.trace(run.key, state, data._replace(images=images), order)
 
 def known_data(config: Any) -> tuple[int, int] | None:
   """Return (training images, classes) of a config's data, or None if they are not known.
@@ -210,13 +213,6 @@ def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:
 def _zeros(tree: Any) -> Any:
   """Return arrays of zeros for a tree of shapes. Within `eval_shape` no memory is used."""
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-
-
-def size_text(count: int | float) -> str:
-  """Return a number of bytes in KiB, MiB or GiB."""
-  if count < .1 * 2**20:
-    return f'{count / 2**10:.1f} KiB'
-  return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'
 
 
 def _exchange_text(exchanged: dict[str, tuple[int, int]]) -> str:

@@ -158,21 +158,6 @@ def _heats(rows: Sequence[comparison.ComparisonRow]) -> list[Chart]:
   return drawings
 
 
-def _unequal_budgets(folders: Sequence[RunFolder], by: str) -> str:
-  """Return a sentence that says how many images each group was trained on; '' where they are equal.
-  """
-  budgets: dict[str, list[int]] = {}
-  for folder in folders:
-    images = folder.config.batch * (folder.log[-1]['step'] if folder.log else 0)
-    budgets.setdefault(comparison.group(folder.config, by), []).append(images)
-  if len({images for group in budgets.values() for images in group}) < 2:
-    return ''
-  texts = (f'{name} {min(group):,}' + (f' to {max(group):,}' if min(group) < max(group) else '')
-           for name, group in budgets.items())
-  return ('The budgets are not equal, so a difference may come from the longer training: images '
-          f'trained on, a run: {"; ".join(texts)}.')
-
-
 def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
   """Return the sections that compare results; one sentence where there is nothing to compare."""
   try:
@@ -184,7 +169,7 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
   if min(len(row.seeds) for row in rows) == 1:
     blocks.append(Paragraph('A group with one seed has n = 1: no interval and no standard '
                             'deviation exist. Train more seeds: --config.seed=1.'))
-  if line := _unequal_budgets(folders, by):
+  if line := comparison.unequal_budgets([folder.workdir for folder in folders], by):
     blocks.append(Paragraph(line))
   table, differences, heats = _table(folders, rows), _differences(rows), _heats(rows)
   blocks.append(Charts(differences) if differences else

@@ -1,4 +1,4 @@
-"""Reading again after an error that may pass, and writing through to the disk."""
+"""Reading again after an error that may pass, writing through to the disk, and sizes as text."""
 import contextlib
 import errno
 import json
@@ -82,3 +82,10 @@ def flush_all(folder: pathlib.Path) -> None:
   """Flush a folder, its name, and everything in it."""
   for name in (folder.parent, folder, *folder.rglob('*')):
     flush(name)
+
+
+def size_text(count: int | float) -> str:
+  """Return a number of bytes in KiB, MiB or GiB."""
+  if count < .1 * 2**20:
+    return f'{count / 2**10:.1f} KiB'
+  return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'

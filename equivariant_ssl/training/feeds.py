@@ -23,7 +23,7 @@ def compiled(run: Run) -> tuple[Callable, Batch]:
   assert run.source is not None  # a run that trains has its data
   train = run.source.train
   labels = train.labels if run.recipe.probe else None
-  data = sharding.place(Batch(train.images, train.sizes, labels),
+  data = sharding.place(Batch(sharding.flatten_canvases(train.images), train.sizes, labels),
                         sharding.replicated_sharding(run.mesh))
   return resident_step(run.recipe, run.mesh, rule=run.config.sharding), data
 

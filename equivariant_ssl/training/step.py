@@ -236,7 +236,8 @@ def resident_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = '
 
   It is (key, state, data, order) -> state, metrics.
 
-  data:  a Batch with the whole training set, a copy on each device.
+  data:  a Batch with the whole training set, a copy on each device; its images are
+         `sharding.flatten_canvases` of the canvases.
   order: int32 [num], the order of the images in this epoch, a copy on each device.
 
   The batch of a step is the next B images of `order`. Each device takes its images by index, so
@@ -247,7 +248,9 @@ def resident_step(recipe: Recipe, mesh: Mesh, donate: bool = True, rule: str = '
     rows = jax.lax.dynamic_slice_in_dim(order, start, recipe.batch)
     split = sharding.batch_sharding(mesh)
     rows = jax.lax.with_sharding_constraint(rows, split)
-    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[rows], data), split)
+    images = sharding.take_canvases(data.images, rows)
+    batch = Batch(images, *jax.tree.map(lambda x: x[rows], data[1:]))
+    return jax.lax.with_sharding_constraint(batch, split)
 
   return _jit_step(recipe, mesh, donate, rule, build_batch)
 

@@ -141,12 +141,14 @@ def test_the_head_is_torchs_sgd_and_a_rate_of_0_keeps_the_backbone(recipe, state
 
 def test_backbone_and_head_have_their_own_rates(recipe, state, colors, key):
   trace, step = finetune._step(recipe.network, 16, 6, None)
+  images, sizes, labels = (a[:12] for a in colors.train)
+  data = Split(sharding.flatten_canvases(images), sizes, labels)
   head = finetune.Head(jnp.ones((8, K)) * jnp.arange(K, dtype=jnp.float32)[None], jnp.zeros(K))
   def weight_changes(lr_backbone, lr_head):
     start = {'backbone': encoder(state)['params'], 'head': head}
     weights = jax.tree.map(jnp.copy, start)
     after = step((weights, jax.tree.map(jnp.copy, encoder(state)['batch_stats']), trace.init(weights)), key,
-                 Split(*(a[:12] for a in colors.train)), np.arange(12, dtype=np.int32), 0, 0,
+                 data, np.arange(12, dtype=np.int32), 0, 0,
                  {'backbone': np.float32(lr_backbone), 'head': np.float32(lr_head)})[0][0]
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after, start)
   one, two = weight_changes(.01, .1), weight_changes(.02, .3)

@@ -443,12 +443,16 @@ def test_an_objective_that_was_added_whole_is_one_difference(tmp_path):
     'equivariance.action_dim', 'equivariance.dim', 'equivariance.hidden', 'equivariance.name']  # smoke sets them
 
 
-def test_unequal_budgets_are_said_beside_the_difference(tmp_path):
+def test_unequal_budgets_are_said_beside_the_difference(tmp_path, capsys):
   folders = [reports.run(tmp_path / 'a'), reports.run(tmp_path / 'b', rows=10, **{'equivariance.name': 'none'})]
   text = read(report(folders, tmp_path / 'r.html')).text
+  comparison.compare(folders, out=tmp_path / 'c.csv')
+  assert 'images trained on, a run: simclr + equimod 640; simclr 320.' in capsys.readouterr().out
   assert 'The budgets are not equal' in text and 'simclr + equimod 640; simclr 320' in text
   folders[1] = reports.run(tmp_path / 'c', **{'equivariance.name': 'none'})
   assert 'budgets are not equal' not in read(report(folders, tmp_path / 'r.html')).text
+  comparison.compare(folders, out=tmp_path / 'c.csv')
+  assert 'budgets are not equal' not in capsys.readouterr().out
 
 
 def test_a_folder_of_runs_is_the_runs(tmp_path):

@@ -93,7 +93,7 @@ def apart_by_part(run, state, shown, parts):
                                method='outputs', mutable=['batch_stats'])
     total = run.recipe.invariance.loss(outputs.embeddings)
     total += sum(e.weight * e.loss(*outputs.answers[n], outputs.embeddings) for n, e in objectives.items())
-    return total, features[0][next(iter(shown))][:, 0]
+    return total, features[0]['views'][:, 0]
   (loss, features), grads = jax.value_and_grad(of, has_aux=True)(state.params)
   return (loss, features), grads
 

@@ -108,3 +108,10 @@ def test_recipes_are_static():
   """A recipe holds no array that could be traced or donated."""
   assert isinstance(run(1).recipe, Recipe)
   assert not [x for x in jax.tree.leaves(run(1).recipe) if isinstance(x, jax.Array)]
+
+
+def test_canvases_taken_of_rows_are_those_of_the_data():
+  canvases = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+  rows, index = sharding.flatten_canvases(canvases), np.array([3, 0, 3])
+  assert rows.shape == (5, 48)
+  np.testing.assert_array_equal(jax.jit(sharding.take_canvases)(rows, index), canvases[index])
