@@ -125,11 +125,10 @@ def _normalize_backward(exact, groups, saved, cotangents):
     d_bias, d_scale = _sums(dy, dy * unit, groups)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
 
-
   def center_by_means(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
     return dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n)
 
-  # Of a GPU each d / n is a kernel more, and to divide every number costs nothing.
+  # On a GPU the two quotients d / n would be a kernel; to divide every number costs none.
   def center_by_sums(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
     return dy - (per_channel(d_bias) + unit * per_channel(d_scale)) / n
   centered = jax.lax.platform_dependent(dy, unit, d_bias, d_scale, cuda=center_by_sums,
