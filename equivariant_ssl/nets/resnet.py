@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
@@ -25,6 +26,7 @@ STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1), 'solo': (
 INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_out_init),
          'torch': (torch_init, torch_init)}
 EXPANSION = 4
+BLOCK_END = 'block_end'  # the name of a block's result, which the next block keeps
 
 
 @jax.custom_vjp
@@ -38,7 +40,7 @@ def end_relu(x: Array) -> Array:
 
 
 def _end_relu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-  y = nn.relu(x)
+  y = checkpoint_name(nn.relu(x), BLOCK_END)
   return y, (x, y)  # each platform uses one of the two; the other is no part of its program
 
 
@@ -121,7 +123,8 @@ class ResNet(nn.Module):
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
       x = max_pool(x)
-    block: Any = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    keep_end = jax.checkpoint_policies.save_only_these_names(BLOCK_END)
+    block: Any = nn.remat(Block, static_argnums=(2,), policy=keep_end) if self.remat else Block
     pooled = []
     for stage, count in enumerate(blocks):
       for i in range(count):
@@ -147,8 +150,8 @@ def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 
   dtype:     the dtype of the computation; 'bfloat16' halves the memory. Weights, BatchNorm
              statistics and the output stay float32.
   zero_init: the last BatchNorm of a block starts at 0, so that the block starts as the identity.
-  remat:     keep only the input of each block, and compute the block again in the backward pass: a
-             third more work for less memory.
+  remat:     keep only the input and the result of each block, and compute the rest again in the
+             backward pass: a third more work for less memory.
   init:      how convolutions start: 'torchvision' (normal, by the fan out), 'torch' (torch's
              default, uniform, by the fan in; AugSelf resets them all to it) or 'stem' ('torch' for
              the first convolution alone; EquiMod, CARE and solo-learn replace it for CIFAR).

@@ -119,3 +119,16 @@ def test_on_gpus_the_relu_at_the_end_of_a_block_asks_its_result(key, by_both_for
   for a, b, c in zip(plain, cuda, value_and_gradients(jax.nn.relu, x), strict=True):
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a, c)
+
+
+def test_remat_keeps_the_result_of_a_block(key):
+  """The next block keeps it anyway. Without a policy the ReLU would be computed again; the gradient is the same."""
+  x = jax.random.normal(key, (64,))
+
+  def gradient(**policy):
+    block = jax.checkpoint(lambda x: resnet.end_relu(jnp.sin(x)), **policy)
+    return jax.jit(jax.grad(lambda x: (block(x) ** 2).sum()))
+  kept = gradient(policy=jax.checkpoint_policies.save_only_these_names(resnet.BLOCK_END))
+  counts = [g.trace(x).lower(lowering_platforms=('cuda',)).as_text().count('stablehlo.maximum') for g in (kept, gradient())]
+  assert counts == [1, 2]
+  np.testing.assert_allclose(kept(x), jnp.where(jnp.sin(x) > 0, 2 * jnp.sin(x) * jnp.cos(x), 0.), rtol=1e-5, atol=1e-6)
