@@ -132,3 +132,18 @@ def test_remat_keeps_the_result_of_a_block(key):
   counts = [g.trace(x).lower(lowering_platforms=('cuda',)).as_text().count('stablehlo.maximum') for g in (kept, gradient())]
   assert counts == [1, 2]
   np.testing.assert_allclose(kept(x), jnp.where(jnp.sin(x) > 0, 2 * jnp.sin(x) * jnp.cos(x), 0.), rtol=1e-5, atol=1e-6)
+
+
+def test_a_resnet_with_remat_has_the_same_gradient_and_statistics(key):
+  x = jax.random.normal(key, (4, 8, 8, 3))
+  nets = [resnet.make(10, 'half', width=2, remat=remat) for remat in (False, True)]
+  variables = jax.jit(lambda: nets[0].init(key, x, True))()
+
+  def of(net, params):
+    def loss(params):
+      y, updated = net.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'])
+      return (y ** 2).sum(), updated
+    return jax.grad(loss, has_aux=True)(params)
+  plain, again = jax.jit(lambda params: [of(net, params) for net in nets])(variables['params'])
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
