@@ -1,6 +1,6 @@
 """From JPEG files to batches: images a second, also for each core, by this package's stream, TFDS with Pillow, and PyTorch.
 
-  python benchmarks/data.py [--photographs FILE.tar] [--epochs 3] [--memory-epochs 10] [--torch-python PYTHON] [--batches 64 512]
+  python benchmarks/data.py [--photographs FILE.tar] [--epochs 40] [--memory-epochs 10] [--torch-python PYTHON] [--batches 64 512]
   python benchmarks/data.py --free [--batches 64 512 4096]     what the stream itself costs: nothing is decoded
   python benchmarks/data.py --slow [--batches 64 512]          storage that is slow, and that stalls
 
@@ -172,7 +172,7 @@ def cpu(pid: str) -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--photographs', default=str(SHARED), help='a tar of class folders of JPEG files')
-  parser.add_argument('--epochs', type=int, default=3)
+  parser.add_argument('--epochs', type=int, default=40, help='so many that the batches decoded ahead at the start are few')
   parser.add_argument('--memory-epochs', type=int, default=10)
   parser.add_argument('--torch-python', default=sys.executable, help='an interpreter with torch and torchvision')
   parser.add_argument('--batches', type=int, nargs='+', help='images a step; by default 64, 512, and 4096 with --free')
