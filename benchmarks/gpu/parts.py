@@ -205,9 +205,8 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
   from equivariant_ssl.training import feeds, runs
   runs.keep_compiled_programs()
   run = described(size, config)
-  program, (_, data) = compiled(run), feeds.compiled(run)
-  order = np.arange(len(data.images), dtype=np.int32)
-  given = data, sharding.place(order, sharding.replicated_sharding(run.mesh))
+  program, (_, data), whole = compiled(run), feeds.compiled(run), sharding.replicated_sharding(run.mesh)
+  given = data, sharding.place(np.arange(len(data.images), dtype=np.int32), whole)
 
   def twenty(stop: bool) -> dict:
     state = runs.initial_state(run)
