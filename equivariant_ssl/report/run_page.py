@@ -145,9 +145,10 @@ def _monitors(folder: RunFolder) -> list[Any]:
       panels.curve('Online probe: loss', folder.log, {'probe_loss': 'probe loss'}))
   if folder.labeled is False:
     return [*blocks, Paragraph('The data have no labels, so there is no accuracy.')]
-  off = {'kNN accuracy': (folder.config.knn_every or not unmeasured.has_accuracies(folder),
-                          '--config.knn_every=1'),
-         'online probe': (folder.config.probe, '--config.probe=True')}
+  logged = {name for row in folder.log for name in row}
+  off = {'kNN accuracy': (folder.config.knn_every or 'knn_top1' in logged
+                          or not unmeasured.has_accuracies(folder), '--config.knn_every=1'),
+         'online probe': (folder.config.probe or 'probe_top1' in logged, '--config.probe=True')}
   names = [name for name, (on, _) in off.items() if not on]
   if names:
     were = 'were' if len(names) > 1 else 'was'
