@@ -21,7 +21,7 @@ GRACE = 5.  # seconds until the thread ends a process that has nothing to save
 AGAIN = ' Ctrl-C again ends it at once.'
 EARLY = ('stopped before there was anything to save; nothing is lost.',
          'Type the same command again to go on.')
-SHOW_CURSOR, CLEAR_LINE = b'\r\x1b[?25h', b'\x1b[2K'
+SHOW_CURSOR, CLEAR_LINE = b'\x1b[?25h', b'\r\x1b[2K'
 
 
 class _Listener:
@@ -59,12 +59,13 @@ def handled_signals() -> list[int]:
   return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 
-def _write(text: str) -> None:
+def _write(text: str, before: bytes = b'') -> None:
   """Write a line to stderr from any thread, whatever the main thread does.
 
   No lock of Python's is taken, and a line of progress on a terminal is replaced.
+  before: what a terminal gets first.
   """
-  cursor = SHOW_CURSOR + CLEAR_LINE if os.isatty(2) else b''
+  cursor = before + CLEAR_LINE if os.isatty(2) else b''
   with contextlib.suppress(OSError):
     os.write(2, cursor + f'eqssl: {text}\n'.encode())
 
@@ -117,7 +118,7 @@ def _pass_signals_to(watch: Callable[[int], None], name: str) -> Iterator[None]:
 
 def _end(text: str, code: int) -> NoReturn:
   """Print a text and end the process at once, whatever the main thread does."""
-  _write(text)
+  _write(text, SHOW_CURSOR)
   os._exit(code)
 
 
