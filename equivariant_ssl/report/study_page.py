@@ -139,9 +139,9 @@ def _logged_numbers(study: dict) -> list[str]:
   The loss has none: arms add different terms to it. The images per second say nothing of roles.
   """
   names: dict[str, None] = {}
-  for made in study['made']:
+  for arm in study['made']:
     with contextlib.suppress(UserError):  # an older version made the config
-      names |= dict.fromkeys(panels.terms(resolve_config(ConfigDict(made['config']))))
+      names |= dict.fromkeys(panels.terms(resolve_config(ConfigDict(arm['config']))))
   return [name for name in (*names, *panels.TITLES) if name not in ('loss', 'images_per_s')]
 
 

@@ -197,7 +197,7 @@ def test_colors_can_be_read():
       'link': ('paper', 'panel'),
     }.items():
       assert all(contrast(ink, ground) >= 4.5 for ground in grounds), ink
-    assert all(contrast(f'c{i}', 'panel') >= 3 for i in range(8))
+    assert all(contrast(f'c{i}', 'panel') >= 3 for i in range(svg.COLORS))
 
 
 def test_ticks_that_differ_print_differently():
