@@ -99,8 +99,8 @@ def read(workdir: pathlib.Path) -> RunFolder:
   known = _card(workdir)
   return RunFolder(workdir, resolved, _json(workdir / 'env.json') or {}, commands,
                    record.read_metrics(workdir, stop.say), results, unread,
-                   known and bool(known.classes),
-                   known and bool(known.test or resolved.validation))
+                   bool(known.classes) if known else None,
+                   bool(known.test or resolved.validation) if known else None)
 
 
 def _card(workdir: pathlib.Path) -> card.Card | None:

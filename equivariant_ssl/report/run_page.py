@@ -91,7 +91,8 @@ def _feature_panels(run: runs.Run, folder: RunFolder, say: Say) -> tuple[Panels,
 def _left_out(content: Any, panels: Sequence[str] = PANELS) -> Panels:
   """Return panels that could not be made. The first of them has the block that says why."""
   again = Paragraph(f'Left out as well: see {TITLES[panels[0]]}.')
-  return {panel: [again] for panel in panels} | {panels[0]: [content]}
+  blocks: Panels = {panel: [again] for panel in panels}
+  return blocks | {panels[0]: [content]}
 
 
 def _panels(folder: RunFolder, images: bool, say: Say, data_request: runs.DataRequest
