@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from equivariant_ssl import cli
 from equivariant_ssl.storage import checkpoint, record
@@ -51,3 +52,38 @@ def test_a_run_of_an_earlier_version_goes_on(run, capsys):
   assert code == 0 and (run / 'export' / 'model.safetensors').is_file(), text
   code, text = eqssl(capsys, 'report', run, '--no-images')
   assert code == 0 and (run / 'report.html').is_file(), text
+
+
+def test_a_run_on_a_folder_keeps_its_test_images(tmp_path, monkeypatch, capsys):
+  """Runs of before `data.test_of` held a share of all images out at once, and their config.json does not say so."""
+  monkeypatch.setattr(cli, '_cache', lambda: None)
+  photos, workdir = tmp_path / 'photos', tmp_path / 'run'
+  for name in ('cat', 'dog', 'hen'):
+    (photos / name).mkdir(parents=True)
+    for i in range(20):
+      Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(photos / name / f'{i}.png')
+  command = ('train', '--config', 'smoke', '--workdir', workdir, '--config.data.name=folder', f'--config.data.path={photos}',
+             '--config.data.size=16', '--config.batch=16', '--config.steps=2', '--quiet')
+  code, text = eqssl(capsys, *command, '--config.data.test_of=all')
+  assert code == 0, text
+  card = json.loads((workdir / 'data.json').read_text(encoding='utf-8'))
+
+  def forget():
+    values = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+    assert values['data'].pop('test_of') == 'all'
+    (workdir / 'config.json').write_text(json.dumps(values), encoding='utf-8')
+
+  for argv in (command, command, ('resume', workdir, '--quiet'), ('eval', workdir, '--protocol', 'knn')):
+    if argv != command:
+      forget()   # each of these meets the config.json of the old run
+    code, text = eqssl(capsys, *argv)
+    assert code == 0, (argv, text)
+    now = json.loads((workdir / 'data.json').read_text(encoding='utf-8'))
+    assert now['test'] == card['test'] and not now['changes'], argv
+  longer = tmp_path / 'longer'
+  code, text = eqssl(capsys, 'train', '--workdir', longer, '--from', workdir, '--config.steps=3', '--quiet')
+  assert code == 0, text
+  assert json.loads((longer / 'data.json').read_text(encoding='utf-8'))['test'] == card['test']
+  code, text = eqssl(capsys, *command[:3], '--workdir', tmp_path / 'new', *command[5:])
+  assert code == 0, text
+  assert json.loads((tmp_path / 'new' / 'data.json').read_text(encoding='utf-8'))['test']['count'] == 6 != card['test']['count']
