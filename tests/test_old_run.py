@@ -13,7 +13,11 @@ import pytest
 from PIL import Image
 
 from equivariant_ssl import cli
+from equivariant_ssl.config import load_config, read_config
+from equivariant_ssl.data import card
+from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import checkpoint, record
+from equivariant_ssl.training import loop, run_config, runs
 
 FIXTURE = pathlib.Path(__file__).parent / 'fixtures' / 'old_run'
 
@@ -39,8 +43,8 @@ def test_a_run_of_an_earlier_version_goes_on(run, capsys):
   assert [r['step'] for r in after] == [r['step'] for r in before] and checkpoint.saved_steps(run / 'checkpoints')[0] == 8
   # Not bitwise: another machine rounds otherwise.
   np.testing.assert_allclose([r['loss'] for r in after], [r['loss'] for r in before], rtol=1e-4)
-  card = json.loads((run / 'data.json').read_text(encoding='utf-8'))
-  assert card['since'] == 4 and card['train']['count'] == 1000
+  data_card = json.loads((run / 'data.json').read_text(encoding='utf-8'))
+  assert data_card['since'] == 4 and data_card['train']['count'] == 1000
 
   old = json.loads((run / 'eval' / 'knn.json').read_text(encoding='utf-8'))['trained'][0]['numbers']
   code, text = eqssl(capsys, 'eval', run, '--protocol', 'knn')
@@ -57,33 +61,36 @@ def test_a_run_of_an_earlier_version_goes_on(run, capsys):
 def test_a_run_on_a_folder_keeps_its_test_images(tmp_path, monkeypatch, capsys):
   """Runs of before `data.test_of` held a share of all images out at once, and their config.json does not say so."""
   monkeypatch.setattr(cli, '_cache', lambda: None)
-  photos, workdir = tmp_path / 'photos', tmp_path / 'run'
+
+  def begin(*args):   # all but the steps: the data are read, accepted and recorded
+    raise UserError('the first step comes now', code=7)
+  monkeypatch.setattr(loop, '_begin', begin)
+  photos, workdir, new = tmp_path / 'photos', tmp_path / 'run', tmp_path / 'new'
   for name in ('cat', 'dog', 'hen'):
     (photos / name).mkdir(parents=True)
     for i in range(20):
       Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(photos / name / f'{i}.png')
-  command = ('train', '--config', 'smoke', '--workdir', workdir, '--config.data.name=folder', f'--config.data.path={photos}',
-             '--config.data.size=16', '--config.batch=16', '--config.steps=2', '--quiet')
-  code, text = eqssl(capsys, *command, '--config.data.test_of=all')
-  assert code == 0, text
-  card = json.loads((workdir / 'data.json').read_text(encoding='utf-8'))
+  overrides = {'data.name': 'folder', 'data.path': str(photos), 'data.size': '16', 'batch': '16', 'steps': '2'}
+  config = load_config('smoke', overrides | {'data.test_of': 'all'})
+  first = runs.prepare_run(config)
+  values = json.loads(config.to_json())
+  assert values['data'].pop('test_of') == 'all'
 
   def forget():
-    values = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-    assert values['data'].pop('test_of') == 'all'
+    workdir.mkdir(exist_ok=True)
     (workdir / 'config.json').write_text(json.dumps(values), encoding='utf-8')
-
-  for argv in (command, command, ('resume', workdir, '--quiet'), ('eval', workdir, '--protocol', 'knn')):
-    if argv != command:
-      forget()   # each of these meets the config.json of the old run
-    code, text = eqssl(capsys, *argv)
-    assert code == 0, (argv, text)
-    now = json.loads((workdir / 'data.json').read_text(encoding='utf-8'))
-    assert now['test'] == card['test'] and not now['changes'], argv
-  longer = tmp_path / 'longer'
-  code, text = eqssl(capsys, 'train', '--workdir', longer, '--from', workdir, '--config.steps=3', '--quiet')
-  assert code == 0, text
-  assert json.loads((longer / 'data.json').read_text(encoding='utf-8'))['test'] == card['test']
-  code, text = eqssl(capsys, *command[:3], '--workdir', tmp_path / 'new', *command[5:])
-  assert code == 0, text
-  assert json.loads((tmp_path / 'new' / 'data.json').read_text(encoding='utf-8'))['test']['count'] == 6 != card['test']['count']
+  forget()
+  card.write_card(workdir, first.card)
+  command = ['--config', 'smoke', *(f'--config.{k}={v}' for k, v in overrides.items())]
+  for argv in (('resume', workdir), ('train', *command, '--workdir', workdir)):
+    forget()
+    for _ in range(2):   # the second time meets what the first one has written
+      code, text = eqssl(capsys, *argv)
+      assert (code, 'the first step comes now' in text) == (7, True), (argv, text)
+  forget()
+  assert runs.reopen_run(workdir).card == first.card
+  longer = run_config.keep_rules(load_config('smoke', overrides), new, workdir)   # `new` holds no run yet
+  assert longer.data.test_of == read_config(workdir / 'config.json').data.test_of == 'all'
+  code, text = eqssl(capsys, 'train', *command, '--workdir', new)
+  assert code == 7 and runs.reopen_run(new).config.data.test_of == 'class'
+  assert len(runs.reopen_run(new).source.test.images) == 6 != first.card.test.count

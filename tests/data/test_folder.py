@@ -110,6 +110,33 @@ def test_train_alone_is_split_by_a_share_and_has_the_classes(tmp_path, capsys):
   assert 'mine train: 80 images' in prepared
 
 
+def test_every_class_has_test_images():
+  counts = {'ant': 20, 'bee': 20, 'cat': 14, 'dog': 15, 'eel': 2, 'fox': 1}
+  paths = [os.path.join(name, f'{i}.png') for name, count in counts.items() for i in range(count)]
+
+  def held(share, paths=paths):
+    return folder.hold_out(paths, share)
+
+  def of_class(held):
+    return [sum(path.startswith(name) for path in held) for name in counts]
+  assert of_class(held(.1)) == [2, 2, 1, 2, 1, 0] and of_class(held(.99)) == [19, 19, 13, 14, 1, 0]
+  assert held(.1) < held(.5) and held(.1) == held(.1, paths[::-1])
+  assert len(held(.1, [f'{i}.png' for i in range(25)])) == 3   # without labels: a share of all
+  for added in ('ant/x.png', 'cat/x.png', 'gnu/x.png'):   # one more image moves at most one other
+    moved = held(.1, [*paths, added]) ^ held(.1)
+    assert len(moved - {added}) <= 1 and all(path.startswith(added[:3]) for path in moved)
+  former = folder.hold_out(paths, .1, 'all')
+  assert former == {path for path in paths if folder._hash_share(path) < .1} != held(.1)
+
+
+def test_what_the_share_is_of_is_a_word(tmp_path):
+  album(tmp_path, {'cat': 10, 'dog': 10})
+  assert np.bincount(folder.make(str(tmp_path), size=8).test.labels).tolist() == [1, 1]
+  with pytest.raises(UserError, match="test_of is 'each', neither class nor all") as e:
+    folder.make(str(tmp_path), size=8, test_of='each')
+  assert e.value.code == USAGE
+
+
 @pytest.mark.parametrize('wrap', ['images', 'archive/data set/images'])
 def test_a_folder_that_wraps_others_is_seen_through(tmp_path, capsys, wrap):
   root = tmp_path / 'photos'
