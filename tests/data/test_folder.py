@@ -21,6 +21,7 @@ from equivariant_ssl.data.decode import BadImage, PixelRules
 from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
+from equivariant_ssl.run_arguments import config_of_data
 
 
 @pytest.fixture(autouse=True)
@@ -869,3 +870,37 @@ def test_what_is_said_to_be_next_takes_the_options_along(tmp_path, capsys):
     not in prepare(root, '--shrink', '8', '--bits', '12', name='less', capsys=capsys)[-1]
   )
   assert not os.path.exists(root / 'nothing')
+
+
+# ---- what is missing is said
+
+def test_a_mistyped_folder_is_no_folder(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+  monkeypatch.chdir(tmp_path)
+  line, fix, *_ = check('PHOTOS', code=2, capsys=capsys)
+  assert line == f"eqssl: 'PHOTOS' is no folder here, and no data set that is prepared under {tmp_path / 'tfds'}."
+  assert '--root DIR' in fix and 'eqssl data prepare PHOTOS --src FOLDER' in fix
+  assert "'cifar10' is not prepared under" in check('cifar10', code=2, capsys=capsys)[0]
+  assert "'PHOTOS' does not exist" in prepare('PHOTOS', code=2, capsys=capsys)[0]
+  for fails in (lambda: transfer.check_targets(['PHOTOS']), lambda: config_of_data('smoke', {}, 'PHOTOS', tmp_path),
+                lambda: folder.make('PHOTOS')):
+    with pytest.raises(UserError, match="^'PHOTOS' is (no|not a) folder"):
+      fails()
+
+
+def test_a_folder_without_class_folders_says_so(tmp_path, capsys):
+  root = album(tmp_path / 'flat', {'.': 20})
+  says = 'no class folders, so no labels: training, embed, neighbors and report work; protocols with accuracies do not'
+  assert check(root, capsys=capsys).count(says) == 1 and folder.make(str(root), size=8).problems == (says,)
+  assert says in prepare(root, capsys=capsys)
+
+
+def test_classes_without_test_images_are_named(tmp_path, capsys):
+  root = album(tmp_path / 'photos', {'cat': 4, 'dog': 4, 'fox': 1})
+  assert check(root, capsys=capsys).count("1 class without images in test (1 image): 'fox'") == 1
+  root = tmp_path / 'splits'   # as prepared records
+  album(root / 'train', {'cat': 4, 'dog': 4})
+  album(root / 'test', {'cat': 4}, start=50)
+  prepare(root, capsys=capsys)
+  lines = check('mine', '--root', f'{root}-tfds', capsys=capsys)
+  assert lines.count("1 class without images in test (4 images): 'dog'") == 1
