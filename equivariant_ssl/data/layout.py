@@ -19,8 +19,8 @@ WORDS = '|'.join(sorted(SPLITS, key=len, reverse=True))
 SPLIT_LIKE = re.compile(
     rf'({WORDS})[ _.-]?(sets?|data|images?|imgs?|split|folder)?[ _-]?\d*')
 NAMES_LISTED = 5   # how many classes or folders a message names
-NO_LABELS = ('no class folders, so no labels: training, embed, neighbors and report work; protocols '
-             'with accuracies do not')
+NO_LABELS = ('no class folders, so no labels: training, embed, neighbors and report work; '
+             'protocols with accuracies do not')
 AS_CLASSES = ('If every folder is a class, whatever its name: --config.data.splits=False '
               '(in `eqssl data`: --no-splits).')
 RENAME = ('Name the folders of splits train/, val/ and test/, with the class folders in them. '

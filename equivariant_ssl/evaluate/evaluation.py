@@ -205,6 +205,13 @@ def _print_plan(e: Evaluation, names: list[str]) -> dict[str, dict]:
   return {}
 
 
+def _print_warnings(results: dict[str, dict], console: Console) -> None:
+  """Print once where the results classify few test images."""
+  warnings = map(few_images_warning, map(images_classified, results.values()))
+  for line in dict.fromkeys(filter(None, warnings)):
+    console.print(line)
+
+
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
              seeds: tuple[int, ...] = (0,), options: Options = Options(),
              console: Console | None = None, strict: bool = True, untrained: bool = True,
@@ -257,9 +264,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
     step_text = f'step {e.about["checkpoint"]} of {run.recipe.steps}'
     title = f'{workdir.name}, {step_text}, on the {readout} images'
     console.print(table(results[name], title))
-  warnings = map(few_images_warning, map(images_classified, results.values()))
-  for line in dict.fromkeys(filter(None, warnings)):
-    console.print(line)
+  _print_warnings(results, console)
   console.print(f'Written to {workdir / "eval"}')
   for name in [n for n in failed if n in names and strict]:
     raise UserError(f'{name}: {failed[name]}')

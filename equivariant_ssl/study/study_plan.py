@@ -168,12 +168,12 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
 def _keep_rules(plan: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
   """Return a plan with the rules of the study that it goes on with, where today's are others."""
   before = {arm['name']: arm['config'].get('data') for arm in begun['made']}
-  made = []
+  arms = []
   for arm in plan['made']:
     config = arm['config']
     rules = renamed.rules_to_keep(config['data'], before.get(arm['name']))
-    made.append(arm | {'config': config | {'data': config['data'] | rules}})
-  return plan | {'made': made}
+    arms.append(arm | {'config': config | {'data': config['data'] | rules}})
+  return plan | {'made': arms}
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
