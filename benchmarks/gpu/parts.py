@@ -83,7 +83,8 @@ def described(size: sizes.Size, config: str, more: dict[str, str] | None = None,
   mesh = sharding.mesh(jax.devices()[:1])
   pixels = np.random.default_rng(0).integers(0, 256, (num, side, side, 3), np.uint8) if images else None
   split = Split(pixels, np.full((num, 2), side, np.float32), None)
-  return runs.Run(resolved, Source('noise', split, None, None, *NORMAL), made, mesh, jax.random.key(resolved.seed))
+  return runs.Run(resolved, Source('noise', split, None, None, *NORMAL), made, mesh, jax.random.key(resolved.seed),
+                  None)
 
 
 def compiled(run):
@@ -96,7 +97,7 @@ def compiled(run):
   from equivariant_ssl.training.step import Batch, resident_step
   num, whole, side = len(run.source.train.sizes), sharding.replicated_sharding(run.mesh), run.recipe.canvas
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-  data = Batch(of((num, side, side, 3), np.uint8), of((num, 2), np.float32), None)
+  data = Batch(of((num, 3 * side * side), np.uint8), of((num, 2), np.float32), None)  # as feeds.compiled lays them out
   return resident_step(run.recipe, run.mesh).lower(run.key, runs.abstract_state(run), data, of((num,), np.int32)).compile()
 
 
@@ -108,11 +109,9 @@ def timed(run, program, seconds: float, say, found: dict):
 
   from equivariant_ssl.data.order import epoch_order
   from equivariant_ssl.parallel import sharding
-  from equivariant_ssl.training import runs
-  from equivariant_ssl.training.step import Batch
-  train, whole = run.source.train, sharding.replicated_sharding(run.mesh)
-  data = sharding.place(Batch(train.images, train.sizes, None), whole)
-  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
+  from equivariant_ssl.training import feeds, runs
+  _, data = feeds.compiled(run)
+  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(data.images))), sharding.replicated_sharding(run.mesh))
   state = runs.initial_state(run)
 
   def advance(count: int) -> float:
@@ -203,12 +202,11 @@ def bitwise(size: sizes.Size, say, config: str) -> dict:
 
   from equivariant_ssl.parallel import sharding
   from equivariant_ssl.storage import fingerprint
-  from equivariant_ssl.training import runs
-  from equivariant_ssl.training.step import Batch
+  from equivariant_ssl.training import feeds, runs
   runs.keep_compiled_programs()
   run = described(size, config)
-  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
-  given = sharding.place((Batch(train.images, train.sizes, None), np.arange(len(train.images), dtype=np.int32)), whole)
+  program, (_, data), whole = compiled(run), feeds.compiled(run), sharding.replicated_sharding(run.mesh)
+  given = data, sharding.place(np.arange(len(data.images), dtype=np.int32), whole)
 
   def twenty(stop: bool) -> dict:
     state = runs.initial_state(run)

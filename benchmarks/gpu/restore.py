@@ -47,7 +47,9 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
   workdir = out / about['run']
   if workdir.exists():
     raise UserError(f'{workdir} is there already.', 'Use another --out, or move it away.')
-  config = resolve_config(ConfigDict(about['config']))
+  there: dict = about['config']  # whose data lay in a folder of the machine that is gone
+  here = {k: v for k, v in there['data'].items() if k != 'root'}
+  config = resolve_config(ConfigDict({**there, 'data': here}))
   run = runs.prepare_run(config, sharding.mesh(jax.devices()[:1]))
   try:
     leaves = encoders.read(about['files'], about['sha256'])
@@ -65,8 +67,8 @@ def restore(about: dict, out: pathlib.Path) -> pathlib.Path:
   with tempfile.TemporaryDirectory(dir=out, prefix='.restore-') as scratch:
     new = pathlib.Path(scratch, about['run'])
     record.start_record(new, config_to_json(config), about['command'])
-    here = json.loads((new / 'env.json').read_text())
-    record.write_atomically(new / 'env.json', json.dumps({**here, 'earlier': [about['environment']]}, indent=1) + '\n')
+    environment = json.loads((new / 'env.json').read_text()) | {'earlier': [about['environment']]}
+    record.write_atomically(new / 'env.json', json.dumps(environment, indent=1) + '\n')
     (new / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in about['metrics']))
     with checkpoint.open_checkpoints(new / 'checkpoints', config.keep) as saved:
       saved.save(about['step'], state, {'restored': 'float16 matrices, no projector, no optimizer'}, wait=True)

@@ -18,8 +18,7 @@ from budget import middle
 
 from equivariant_ssl.data.order import epoch_order
 from equivariant_ssl.parallel import sharding
-from equivariant_ssl.training import runs
-from equivariant_ssl.training.step import Batch
+from equivariant_ssl.training import feeds, runs
 
 ROUNDS = 2
 
@@ -43,9 +42,8 @@ def ours_given(run, first, shown) -> Turn:
 
 def ours_whole(run, compiled: Callable) -> Turn:
   """Our training step: the batch is picked, augmented and learned from on the device."""
-  program, train, whole = compiled(run), run.source.train, sharding.replicated_sharding(run.mesh)
-  data = sharding.place(Batch(train.images, train.sizes, None), whole)
-  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(train.images))), whole)
+  program, (_, data) = compiled(run), feeds.compiled(run)
+  order = sharding.place(np.asarray(epoch_order(run.key, 0, len(data.images))), sharding.replicated_sharding(run.mesh))
   held = [runs.initial_state(run)]
 
   def advance() -> None:

@@ -212,7 +212,8 @@ def unequal_budgets(workdirs: Sequence[pathlib.Path], by: str = 'method') -> str
   """
   budgets: dict[str, list[int]] = {}
   for workdir in workdirs:
-    config, log = read_config(workdir / 'config.json'), record.read_metrics(workdir)
+    config: Any = read_config(workdir / 'config.json')
+    log = record.read_metrics(workdir)
     images = config.batch * (log[-1]['step'] if log else 0)
     budgets.setdefault(group(config, by), []).append(images)
   if len({images for budget in budgets.values() for images in budget}) < 2:

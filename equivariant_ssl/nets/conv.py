@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from equivariant_ssl.types import Array
 
@@ -31,6 +32,21 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) ->
   return jax.lax.conv_general_dilated(
       x, kernel.astype(x.dtype), (stride, stride), [(padding, padding)] * 2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _cuda(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+  """`plain` in a program for CUDA; see `pixel_step`."""
+  step = pixel_step(kernel, stride, padding)
+  return plain(x[:, ::step, ::step], kernel, stride // step, padding)
+
+
+def pixel_step(kernel: jax.Array, stride: int, padding: int) -> int:
+  """How far apart the pixels are that a program for CUDA gives to a convolution.
+
+  A 1x1 kernel of stride 2 reads a quarter of them, taken out before it. cuDNN would read all, and
+  write a gradient of their size with three zeros for each number.
+  """
+  return stride if kernel.shape[:2] == (1, 1) and not padding else 1
 
 
 def _taps(x: Array, kernel_size: tuple[int, int], stride: int, padding: int, out_size: list[int]
@@ -85,6 +101,11 @@ def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: i
   return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
 
 
+def _xla_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int) -> Array:
+  """The gradient of x, as XLA derives it."""
+  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
   """The convolution of x [B H W C] with a kernel [kh kw C K]: [B Ho Wo K], in the dtype of x.
@@ -93,7 +114,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   stride 2). In a program for CPU, where XLA's weight gradient is slow at a large B, that gradient
   is a sum of matrix products. Only reverse mode is defined.
   """
-  return plain(x, kernel, stride, padding)
+  settings = {'stride': stride, 'padding': padding}
+  return jax.lax.platform_dependent(x, kernel, cuda=functools.partial(_cuda, **settings),
+                                    default=functools.partial(plain, **settings))
 
 
 def _forward(x, kernel, stride, padding):
@@ -109,9 +132,27 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: 
   again.
   """
   narrow: Any = kernel.astype(x.dtype)
-  weight = _xla_weight_gradient(x, g, narrow, stride=stride, padding=padding)
+  step = pixel_step(kernel, stride, padding)
+  weight = _xla_weight_gradient(x[:, ::step, ::step], g, narrow, stride=stride // step,
+                                padding=padding)
+  # In the layout of the weights. Else the optimizer would compute in cuDNN's, and each new weight
+  # and momentum be copied back.
+  weight = with_layout_constraint(weight, Layout((0, 1, 2, 3)))
   weight, g = jax.lax.optimization_barrier((weight, g))
   return weight.astype(kernel.dtype), g
+
+
+def _cuda_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
+                   ) -> Array:
+  """The gradient of x. What it is added to is added after it.
+
+  XLA would let a 1x1 convolution begin with that sum, for which it writes out the zeros between the
+  pixels that another one read.
+  """
+  step = pixel_step(kernel, stride, padding)
+  read, spread = jax.vjp(lambda x: x[:, ::step, ::step], x)
+  gradient = _xla_gradient(read, g, kernel, stride=stride // step, padding=padding)
+  return spread(jax.lax.optimization_barrier(gradient))[0]
 
 
 def _backward(stride, padding, saved, g):
@@ -122,7 +163,10 @@ def _backward(stride, padding, saved, g):
       x, g, kernel, cuda=functools.partial(_cuda_weight_gradient, **settings),
       cpu=lambda x, g, kernel: (_cpu_weight_gradient(x, g, kernel, **settings), g),
       default=lambda x, g, kernel: (_xla_weight_gradient(x, g, kernel, **settings), g))
-  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0], weight
+  d_x = jax.lax.platform_dependent(
+      x, g, kernel, cuda=functools.partial(_cuda_gradient, **settings),
+      default=functools.partial(_xla_gradient, **settings))
+  return d_x, weight
 
 
 conv2d.defvjp(_forward, _backward)

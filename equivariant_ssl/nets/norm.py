@@ -54,6 +54,33 @@ def _split(x: Array, groups: int) -> Array:
   return x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
 
 
+def plain_sums(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
+  """The sums of `a` and of `b`, of one shape [N ... C]: each [C], or [G C] of [G ... C]."""
+  axes = tuple(range(int(groups > 1), a.ndim - 1))
+  return a.sum(axes), b.sum(axes)
+
+
+def sums_in_pairs(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
+  """`plain_sums` in one reduction, of pairs.
+
+  A GPU takes two kernels for a long sum and three for two such sums, which share the first alone;
+  for a sum of pairs it takes two. The devices of a mesh each sum their part, and then add those.
+  """
+  C, devices = a.shape[-1], jax.sharding.get_abstract_mesh().size or 1
+  parts = groups if devices % groups or a.size // C % devices else devices
+  a, b = (x.reshape(parts, -1, C) for x in (a, b))
+  zero = jnp.zeros((), a.dtype)
+  pairs = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (1,))
+  first, second = jnp.stack(pairs).reshape(2, groups, -1, C).sum(2)
+  return (first[0], second[0]) if groups == 1 else (first, second)
+
+
+def _sums(a: Array, b: Array, groups: int) -> tuple[Array, Array]:
+  return jax.lax.platform_dependent(
+      a, b, cuda=functools.partial(sums_in_pairs, groups=groups),
+      default=functools.partial(plain_sums, groups=groups))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
               ) -> tuple[Array, Array, Array]:
@@ -73,11 +100,14 @@ def normalize(x: Array, scale: Array, bias: Array, exact: bool, groups: int = 1
 def _normalize_forward(x, scale, bias, exact, groups):
   rows = _split(x, groups)
   wide, axes = rows.astype(jnp.float32), tuple(range(int(groups > 1), rows.ndim - 1))
-  mean = wide.mean(axes)
   if exact:
+    mean = wide.mean(axes)
     var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
   else:
-    var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.)
+    total, squares = _sums(wide, jnp.square(wide), groups)
+    n = float(x.size // total.size)
+    mean = total / n
+    var = jnp.maximum(squares / n - jnp.square(mean), 0.)
   rstd = jax.lax.rsqrt(var + EPSILON)
   scale, bias = (jnp.broadcast_to(a, mean.shape) for a in (scale, bias))
   y = _scaled(rows, mean, rstd, scale, bias).reshape(x.shape)
@@ -92,9 +122,18 @@ def _normalize_backward(exact, groups, saved, cotangents):
   n = float(x.size // mean.size)  # a float: beyond int32 at a batch of 65,536
   unit = _scaled(rows.astype(jnp.float32), mean, rstd, jnp.ones_like(mean), jnp.zeros_like(mean))
   with jax.named_scope(STATISTICS_SCOPE):
-    d_bias, d_scale = dy.sum(axes), (dy * unit).sum(axes)
+    d_bias, d_scale = _sums(dy, dy * unit, groups)
   per_channel = functools.partial(jnp.expand_dims, axis=axes)
-  dx = per_channel(rstd * scale) * (dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n))
+
+  def center_by_means(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
+    return dy - per_channel(d_bias / n) - unit * per_channel(d_scale / n)
+
+  # On a GPU the two quotients d / n would be a kernel; to divide every number costs none.
+  def center_by_sums(dy: Array, unit: Array, d_bias: Array, d_scale: Array) -> Array:
+    return dy - (per_channel(d_bias) + unit * per_channel(d_scale)) / n
+  centered = jax.lax.platform_dependent(dy, unit, d_bias, d_scale, cuda=center_by_sums,
+                                        default=center_by_means)
+  dx = per_channel(rstd * scale) * centered
   if groups > 1:
     d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
   return dx.reshape(x.shape).astype(x.dtype), d_scale, d_bias

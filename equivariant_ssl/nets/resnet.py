@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from equivariant_ssl.nets.conv import DTYPES, Conv, fan_out_init, torch_init
 from equivariant_ssl.nets.norm import BatchNorm
@@ -25,6 +26,32 @@ STEMS = {'imagenet': (7, 2, 3), 'cifar': (3, 1, 1), 'half': (3, 2, 1), 'solo': (
 INITS = {'torchvision': (fan_out_init, fan_out_init), 'stem': (torch_init, fan_out_init),
          'torch': (torch_init, torch_init)}
 EXPANSION = 4
+BLOCK_END = 'block_end'  # the name of a block's result, which the next block keeps
+
+
+@jax.custom_vjp
+def end_relu(x: Array) -> Array:
+  """The ReLU at the end of a block.
+
+  Its gradient on GPUs asks where the result is positive, which the next convolution keeps. XLA
+  would compute x again for it, and read all of which x is the sum.
+  """
+  return nn.relu(x)
+
+
+def _end_relu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+  y = checkpoint_name(nn.relu(x), BLOCK_END)
+  return y, (x, y)  # each platform uses one of the two; the other is no part of its program
+
+
+def _end_relu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+  x, y = saved
+  positive = jax.lax.platform_dependent(  # the barrier, or XLA would compute y again
+      x, y, cuda=lambda x, y: jax.lax.optimization_barrier(y) > 0, default=lambda x, y: x > 0)
+  return (jnp.where(positive, g, jnp.zeros_like(g)),)
+
+
+end_relu.defvjp(_end_relu_forward, _end_relu_backward)
 
 
 class Block(nn.Module):
@@ -58,7 +85,7 @@ class Block(nn.Module):
     if x.shape != h.shape:
       x = conv(features, 1, self.stride, name='downsample_0')(x)
       x = BatchNorm(name='downsample_1')(x, train)
-    return nn.relu(x + h)
+    return end_relu(x + h)
 
 
 class ResNet(nn.Module):
@@ -96,7 +123,8 @@ class ResNet(nn.Module):
     x = nn.relu(BatchNorm(name='bn1')(x, train))
     if self.stem == 'imagenet':
       x = max_pool(x)
-    block: Any = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    keep_end = jax.checkpoint_policies.save_only_these_names(BLOCK_END)
+    block: Any = nn.remat(Block, static_argnums=(2,), policy=keep_end) if self.remat else Block
     pooled = []
     for stage, count in enumerate(blocks):
       for i in range(count):
@@ -122,8 +150,8 @@ def make(depth: int = 18, stem: str = 'imagenet', width: int = 64, dtype: str = 
   dtype:     the dtype of the computation; 'bfloat16' halves the memory. Weights, BatchNorm
              statistics and the output stay float32.
   zero_init: the last BatchNorm of a block starts at 0, so that the block starts as the identity.
-  remat:     keep only the input of each block, and compute the block again in the backward pass: a
-             third more work for less memory.
+  remat:     keep only the input and the result of each block, and compute the rest again in the
+             backward pass: a third more work for less memory.
   init:      how convolutions start: 'torchvision' (normal, by the fan out), 'torch' (torch's
              default, uniform, by the fan in; AugSelf resets them all to it) or 'stem' ('torch' for
              the first convolution alone; EquiMod, CARE and solo-learn replace it for CIFAR).

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from equivariant_ssl.errors import UserError
+from equivariant_ssl.types import Array
 
 # Compiler options for a program that runs once: its compilation costs more than its run.
 ONCE: Any = {'xla_backend_optimization_level': 0}
@@ -110,7 +111,7 @@ def flatten_canvases(images: Any) -> Any:
   return images.reshape(len(images), -1)
 
 
-def take_canvases(rows: jax.Array, index: jax.Array) -> jax.Array:
+def take_canvases(rows: Array, index: Array) -> Array:
   """The canvases [B S S 3] at `index` [B] of `flatten_canvases`' rows [N 3 S^2]."""
   side = math.isqrt(rows.shape[1] // 3)
   return rows[index].reshape(len(index), side, side, 3)

@@ -2,6 +2,7 @@
 
 The mathematics is optax's. What stands here is which weights decay and adapt in published code.
 """
+import itertools
 from typing import Any
 
 import jax
@@ -73,18 +74,29 @@ def tree_norm(tree: Any) -> Array:
 def scale_by_trust(trust: float) -> optax.GradientTransformation:
   """The update times trust |w| / |update|, or as it is where either norm is exactly 0.
 
-  It is `optax.scale_by_trust_ratio`, with the norms of all arrays at once.
+  What is not in `weight_mask` is left as it is. It is `optax.scale_by_trust_ratio`, with the norms
+  of all arrays at once.
   """
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     leaves, structure = jax.tree.flatten(updates)
-    if not leaves:
+    is_weight = jax.tree.leaves(weight_mask(params))
+    if not any(is_weight):
       return updates, state
-    w_norm, norm = jnp.sqrt(squared_norms(params)), jnp.sqrt(squared_norms(leaves))
+
+    def norms(tree: Any) -> Array:
+      return jnp.sqrt(squared_norms(list(itertools.compress(jax.tree.leaves(tree), is_weight))))
+    w_norm, norm = norms(params), norms(updates)
     is_zero = (w_norm == 0.) | (norm == 0.)
     ratio = jnp.where(is_zero, 1., trust * w_norm / jnp.where(is_zero, 1., norm))
-    return jax.tree.unflatten(structure, [u * r for u, r in zip(leaves, ratio, strict=True)]), state
+    # The rest takes its 1 from the same array: XLA writes one kernel for the arrays of one shape
+    # whose updates all read one array. The barrier hides from it that this is 1.
+    factors, weights = jax.lax.optimization_barrier(jnp.append(ratio, 1.)), itertools.count()
+    scaled = [u * factors[next(weights) if is_w else -1]
+              for u, is_w in zip(leaves, is_weight, strict=True)]
+    return jax.tree.unflatten(structure, scaled), state
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  # The state is that of `optax.masked`, which older checkpoints hold.
+  return optax.GradientTransformation(lambda params: optax.MaskedState(optax.EmptyState()), update)
 
 
 def clipped_trust(schedule: optax.Schedule, weight_decay: float, trust: float
@@ -134,13 +146,11 @@ def lars(schedule: optax.Schedule, momentum: float = .9, weight_decay: float = 1
     if clip:
       scaled = [optax.masked(clipped_trust(schedule, weight_decay, trust), weight_mask)]
     else:
-      scaled = [optax.add_decayed_weights(weight_decay, weight_mask),
-                optax.masked(scale_by_trust(trust), weight_mask)]
+      scaled = [optax.add_decayed_weights(weight_decay, weight_mask), scale_by_trust(trust)]
     tx = optax.chain(*scaled, optax.trace(momentum), optax.scale_by_learning_rate(schedule))
   else:
     # As optax.lars.
-    tx = optax.chain(optax.add_decayed_weights(weight_decay, weight_mask),
-                     optax.masked(scale_by_trust(trust), weight_mask),
+    tx = optax.chain(optax.add_decayed_weights(weight_decay, weight_mask), scale_by_trust(trust),
                      optax.scale_by_learning_rate(schedule), optax.trace(momentum))
   if bias_scale == 1.:
     return tx
