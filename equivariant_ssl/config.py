@@ -90,7 +90,7 @@ def read_config(path: pathlib.Path) -> ConfigDict:
   """Return the resolved config that a run left in its config.json."""
   fix = 'Restore it from a backup or start a new --workdir.'
   try:
-    return resolve_config(ConfigDict(record.read_json_object(path, fix)))
+    return resolve_config(ConfigDict(renamed.stored(record.read_json_object(path, fix))))
   except (FileNotFoundError, NotADirectoryError):
     why = 'it is a file' if path.parent.is_file() else 'config.json is missing'
     raise UserError(f'no run in {str(path.parent)!r}: {why}.',

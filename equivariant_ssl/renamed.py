@@ -1,6 +1,7 @@
 """The names that config fields and values had in older versions, read as today's.
 
-An old run is resumed, and an old command line typed, with the old names.
+An old run is resumed, and an old command line typed, with the old names. A rule that is another
+one today holds on in an old run.
 """
 from typing import Any
 
@@ -8,6 +9,8 @@ OBJECTIVE_FIELDS = {'told': 'augmentations'}  # fields of a section of config.eq
 DATA_FIELDS = {'labelled': 'labeled'}         # fields of config.data, and of a data card
 OP_FIELDS = {'quantise': 'quantize'}          # fields of config.augment.jitter and .gray
 ERASE_FILLS = {'grey': 'gray'}                # values of config.augment.erase.fill
+# {data set: {field: what it means that a config on disk, as an old run left it, lacks the field}}
+FORMER_RULES = {'folder': {'test_of': 'all'}}
 COMMANDS = {'neighbours': 'neighbors'}        # commands of eqssl
 
 
@@ -62,6 +65,27 @@ def config(values: Any) -> Any:
   """A whole config under today's names and with today's values."""
   readers = {'equivariance': objective, 'augment': augmentations, 'data': data}
   return type(values)({k: readers[k](v) if k in readers else v for k, v in values.items()})
+
+
+def _rules(section: Any) -> dict[str, str]:
+  return FORMER_RULES.get(str(section.get('name')), {}) if hasattr(section, 'keys') else {}
+
+
+def stored(values: dict[str, Any]) -> dict[str, Any]:
+  """A config as a file of an old run holds it, under today's names and with the rules it meant."""
+  values = config(values)
+  rules = _rules(values.get('data'))
+  return values | {'data': {**rules, **values['data']}} if rules else values
+
+
+def rules_to_keep(section: Any, before: Any) -> dict[str, str]:
+  """The fields of config.data in which `section` has today's rule, and an old run a former one.
+
+  before: the section `data` of the old run, as `stored` returns it.
+  """
+  if _rules(section) != _rules(before):
+    return {}
+  return {k: v for k, v in _rules(before).items() if before.get(k) == v != section.get(k)}
 
 
 def card(values: Any) -> Any:

@@ -66,4 +66,5 @@ def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int
     return {'name': 'arrays', 'path': str(path)}, None
   if is_dotted(text) or text in registry.names(data):
     return {'name': text}, None
-  raise registry.unknown_name('data', text, registry.names(data))
+  raise UserError(f'{text!r} is no folder or .npz file here, and no data set that is known.',
+                  str(registry.unknown_name('', text, registry.names(data))).split('\n  ')[1])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equivariant_ssl.data import digits, folder, tfds
+from equivariant_ssl.data import digits, folder, layout, tfds
 from equivariant_ssl.data.channel_moments import (
   Content,
   measure_content,
@@ -138,12 +138,18 @@ def make_report(name: str, parts: dict[str, Records], classes: tuple[str, ...] |
   looks = {split: scan(split, records) for split, records in parts.items()}
   lines = [f'{name}: ' + ', '.join(f'{len(some):,} {split}' for split, some in looks.items()),
            *first]
+  labeled = {}
   for split, records in parts.items():
     if classes and records.labels is not None:
       unlabeled = (records.labels < 0).sum()
       counts = np.bincount(records.labels[records.labels >= 0], minlength=len(classes))
       none = f', none {unlabeled:,}' if unlabeled else ''
       lines.append(f'{split} classes: {_class_counts(classes, counts)}{none}')
+      if counts.any():
+        labeled[split] = {name: int(n) for name, n in zip(classes, counts, strict=True)
+                          if n}
+  if 'train' in labeled:
+    lines += [line for line in layout.unmatched_counts(labeled) if line not in first]
   every = [look for split_looks in looks.values() for look in split_looks]
   broken = [f'{look.name}: {look.error}' for look in every if look.error]
   good = [look for look in every if not look.error]

@@ -2,8 +2,10 @@
 
 This is the one reader of such folders.
 """
+import collections
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ from equivariant_ssl.data.stream import lazy_split, sample
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 
 FIX_PATH = 'Say where the images are: --config.data.path=DIR'
+TEST_OF = 'class', 'all'  # what the share of held-out images is a share of
 
 
 class SplitFiles(NamedTuple):
@@ -71,7 +74,7 @@ class Folder(NamedTuple):
 
 def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
          links: bool = False, splits: bool = True, background: str = 'black',
-         bits: int = 16) -> Source:
+         bits: int = 16, test_of: str = 'class') -> Source:
   """Every image in the folder `path`, squashed to size x size and upright, with its true size.
 
   The label of an image is the first folder on the way to it; the classes are sorted by name. There
@@ -79,7 +82,7 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
 
   The splits are the folders train and validation (else test), by these names or by others of
   `layout.SPLITS`. Where they are not there, or `splits` is False, the share `test` of the images is
-  held out. It is chosen by a hash of the relative path, so a new image moves no other one.
+  held out (see `hold_out`).
 
   An image with an unreadable header is left out. An image whose pixels turn out to be unreadable is
   replaced by another one of its split (see `source.decode_splits`).
@@ -88,16 +91,21 @@ def make(path: str = '', size: int = 64, test: float = .1, stream: bool = False,
   links:      follow links to folders and out of `path` (see `folder_index.index_folder`).
   background: a color under what is transparent.
   bits:       the number of bits that gray images of 16 bits use.
+  test_of:    'class' holds the share out of each class; 'all' holds it out of all images at
+              once, as did the runs that were made before this argument.
   """
   rules = pixel_rules(background, bits)
   if not path:
     raise UserError('The data set `folder` needs a path.', FIX_PATH)
   if not (size > 0 and 0 <= test < 1):
     raise UserError(f'folder: size={size} must be positive, and test={test} must be in [0, 1).')
+  if test_of not in TEST_OF:
+    raise UserError(f'config.data.test_of is {test_of!r}, neither {" nor ".join(TEST_OF)}.',
+                    f'e.g. --config.data.test_of={TEST_OF[0]}')
   base = pathlib.Path(path).expanduser()
   if not base.is_dir():
     raise UserError(f'{path!r} is not a folder.', FIX_PATH)
-  content = read_folder(base, test, links, splits)
+  content = read_folder(base, test, links, splits, test_of)
   train, held_out = content.parts['train'], _held_out(content)
   if not train.paths:
     raise UserError(f'{path!r}: no image is left to train on.', 'Use a smaller --config.data.test.')
@@ -159,12 +167,12 @@ def check_headers(base: pathlib.Path, index: Index) -> None:
     raise unreadable_error(str(base), len(damaged), total, damaged[0], check_advice(str(base)))
 
 
-def read_folder(base: pathlib.Path, share: float = 0., links: bool = False, splits: bool = True
-                ) -> Folder:
+def read_folder(base: pathlib.Path, share: float = 0., links: bool = False, splits: bool = True,
+                test_of: str = 'class') -> Folder:
   """What a folder holds, read alike for training, `data check`, `data prepare` and `transfer`.
 
-  share: the share of the images to hold out as 'test' where no folder is a split. Raises UserError
-  where there is no image, or where the folders can be read in two ways.
+  share, test_of: which images to hold out as 'test' where no folder is a split (see `hold_out`).
+  Raises UserError where there is no image, or where the folders can be read in two ways.
   """
   images = index_folder(str(base), links)
   if not images.paths:
@@ -178,8 +186,9 @@ def read_folder(base: pathlib.Path, share: float = 0., links: bool = False, spli
   has_splits = len(parts) > 1
   if share and not has_splits:
     root, paths, within = parts['train']
-    parts = {'train': SplitFiles(root, tuple(p for p in paths if _hash_share(p) >= share), within),
-             'test': SplitFiles(root, tuple(p for p in paths if _hash_share(p) < share), within)}
+    held = hold_out(paths, share, test_of)
+    parts = {'train': SplitFiles(root, tuple(p for p in paths if p not in held), within),
+             'test': SplitFiles(root, tuple(p for p in paths if p in held), within)}
   names = {split: part.paths for split, part in parts.items()}
   classes, odd = layout.class_names(names, str(base), splits, has_splits)
   unmatched = layout.unmatched_classes(names) if classes else ()
@@ -188,6 +197,28 @@ def read_folder(base: pathlib.Path, share: float = 0., links: bool = False, spli
 
 def _paths_within(images: Index, prefix: str) -> tuple[str, ...]:
   return tuple(path[len(prefix):] for path in images.paths if path.startswith(prefix))
+
+
+def hold_out(paths: Sequence[str], share: float, test_of: str = 'class') -> set[str]:
+  """The images at `paths` that are held out: a share, chosen by a hash of the relative path.
+
+  With `test_of` 'class' these are the images of each class that have the smallest hashes: as many
+  as the share comes to, rounded, at least one, and never all. So a class of two images or more is
+  in both splits, and a file that is added moves at most one other. Images without labels are one
+  class. With 'all' these are the images whose hash, a number in [0, 1), is below the share.
+  """
+  hashes = {path: _hash_share(path) for path in paths}
+  if test_of == 'all':
+    return {path for path in paths if hashes[path] < share}
+  groups: dict[str | None, list[str]] = collections.defaultdict(list)
+  labeled = None not in map(layout.class_of, paths)
+  for path in paths:
+    groups[layout.class_of(path) if labeled else None].append(path)
+  held = set()
+  for group in groups.values():
+    count = min(max(math.floor(len(group) * share + .5), 1), len(group) - 1)
+    held.update(sorted(group, key=lambda path: (hashes[path], path))[:count])
+  return held
 
 
 def _hash_share(path: str) -> float:

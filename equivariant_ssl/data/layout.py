@@ -19,6 +19,8 @@ WORDS = '|'.join(sorted(SPLITS, key=len, reverse=True))
 SPLIT_LIKE = re.compile(
     rf'({WORDS})[ _.-]?(sets?|data|images?|imgs?|split|folder)?[ _-]?\d*')
 NAMES_LISTED = 5   # how many classes or folders a message names
+NO_LABELS = ('no class folders, so no labels: training, embed, neighbors and report work; '
+             'protocols with accuracies do not')
 AS_CLASSES = ('If every folder is a class, whatever its name: --config.data.splits=False '
               '(in `eqssl data`: --no-splits).')
 RENAME = ('Name the folders of splits train/, val/ and test/, with the class folders in them. '
@@ -186,8 +188,8 @@ def class_names(parts: Mapping[str, Sequence[str]], base: str, by_name: bool = T
   loose = counts.pop(None, 0)
   names = tuple(sorted(name for name in counts if name is not None))
   if loose:
-    note = f'{loose:,} images lie in no class folder, so there are no labels'
-    return None, (note,) if names else ()
+    return None, (f'{loose:,} images lie in no class folder, so there are no labels' if names else
+                  NO_LABELS,)
   if len(names) == 1:
     return None, (f'all images are of one class, the folder {names[0]!r}, so there are no labels; '
                   'labels need two class folders or more',)
@@ -220,9 +222,13 @@ def unmatched_classes(parts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
   parts: {split: the paths within it}.
   """
-  counts = {split: collections.Counter(filter(None, map(class_of, paths)))
-            for split, paths in parts.items() if paths}
-  lines, train = [], counts.get('train', collections.Counter())
+  return unmatched_counts({split: collections.Counter(filter(None, map(class_of, paths)))
+                           for split, paths in parts.items() if paths})
+
+
+def unmatched_counts(counts: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+  """The notes of `unmatched_classes`. counts: {split: {class: how many images, at least 1}}."""
+  lines, train = [], counts.get('train', {})
   for split, others in counts.items():
     if split != 'train':
       lines += _missing_classes(others, train, f'in {split} without training images')

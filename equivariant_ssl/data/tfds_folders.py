@@ -64,6 +64,11 @@ def find_version(dataset: str, root: str = '', option: str = '--config.data.root
   if (name.split('/')[0] not in preparable_names()
       and (os.sep in dataset or pathlib.Path(dataset).is_file())):
     raise no_data_error(dataset)
+  if name.split('/')[0] not in preparable_names() and not versions:
+    raise NotPrepared(f'{dataset!r} is no folder here, and no data set that is prepared under '
+                      f'{default_root(root)}.',
+                      'Check the name of the folder; a data set may be elsewhere: '
+                      f'{option}; and it is made once: {prepare_command(name)}')
   raise NotPrepared(f'{dataset!r} is not prepared under {default_root(root)}{others}.',
                     f'Prepare it once: {prepare_command(name)}; or say where it is: {option}')
 

@@ -18,6 +18,7 @@ from equivariant_ssl.evaluate.panel_protocols import panel_features
 from equivariant_ssl.evaluate.protocols import GROUPS, PROTOCOLS, labeled_features
 from equivariant_ssl.evaluate.result_files import as_json, definition, stored_result, weights_digest
 from equivariant_ssl.evaluate.result_table import table
+from equivariant_ssl.evaluate.statistics import few_images_warning, images_classified
 from equivariant_ssl.evaluate.subject import (
   Options,
   Protocol,
@@ -46,16 +47,21 @@ def protocol_names(names: list[str]) -> list[str]:
   return protocols
 
 
+def _data_text(config: Any) -> str:
+  """Return what a message calls the data of a config: 'the data (PATH)'."""
+  return f'the data ({config.data.get("path") or config.data.get("dataset") or config.data.name})'
+
+
 def unmet_need(run: runs.Run, needs: str) -> tuple[str, str] | None:
   """Return (cause, fix) where the run lacks what a protocol `needs`, else None."""
   source, config = source_of(run), config_of(run)
   labels = source.bank.labels
   if needs == 'labels' and labels is not None and source.test is None:
-    return (f'{config.data.name} has no test split',
+    return (f'{_data_text(config)} have no test split',
             'Train with --config.data.test=.1 (a share of a folder) or --config.data.test=SPLIT '
             '(of a TFDS data set); --protocol equivariance needs none.')
   if needs == 'labels' and (labels is None or source.test is None or source.test.labels is None):
-    return (f'{config.data.name} has no labels',
+    return (f'{_data_text(config)} have no labels',
             'Train on class folders, or with --config.data.labeled=SPLIT of a TFDS data set; '
             '--protocol equivariance needs none.')
   if needs == 'target' and not any(
@@ -199,6 +205,13 @@ def _print_plan(e: Evaluation, names: list[str]) -> dict[str, dict]:
   return {}
 
 
+def _print_warnings(results: dict[str, dict], console: Console) -> None:
+  """Print once where the results classify few test images."""
+  warnings = map(few_images_warning, map(images_classified, results.values()))
+  for line in dict.fromkeys(filter(None, warnings)):
+    console.print(line)
+
+
 def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
              seeds: tuple[int, ...] = (0,), options: Options = Options(),
              console: Console | None = None, strict: bool = True, untrained: bool = True,
@@ -252,6 +265,7 @@ def evaluate(workdir: pathlib.Path, names: list[str], step: int | None = None,
     step_text = f'step {e.about["checkpoint"]} of {run.recipe.steps}'
     title = f'{workdir.name}, {step_text}, on the {readout} images'
     console.print(table(results[name], title))
+  _print_warnings(results, console)
   console.print(f'Written to {workdir / "eval"}')
   for name in [n for n in failed if n in names and strict]:
     raise UserError(f'{name}: {failed[name]}')

@@ -142,6 +142,14 @@ def images_classified(result: dict) -> int:
   return len(predictions) if isinstance(predictions, list) else 0
 
 
+def few_images_warning(images: int) -> str:
+  """Return a warning where `images` test images are classified, and these are few; else ''."""
+  if not 0 < images < FEW:
+    return ''
+  return (f'Warning: there are only {quantity(images, "test image")}. On fewer than {FEW} an '
+          'accuracy says little; the brackets show how little.')
+
+
 def quantity(n: float | str, noun: str, form: str = ',', plural: str = '') -> str:
   """Return a count with its noun: '1 image', '2,048 images'.
 

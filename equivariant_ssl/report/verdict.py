@@ -3,8 +3,8 @@ import math
 
 from equivariant_ssl.evaluate.statistics import (
   COUNTED,
-  FEW,
   counted,
+  few_images_warning,
   images_classified,
   mean_value,
   quantity,
@@ -70,7 +70,5 @@ def lines(folder: RunFolder) -> tuple[str, ...]:
     stem = next((stem for stem in ('linear', 'cached', 'knn') if stem in files), next(iter(files)))
     images = images_classified(files[stem])
     said.append(_accuracy(stem, files[stem]))
-    if 0 < images < FEW:
-      said.append(f'Warning: there are only {quantity(images, "test image")}. On fewer than {FEW} '
-                  'an accuracy says little; the brackets show how little.')
+    said.append(few_images_warning(images))
   return tuple(filter(None, said))

@@ -178,7 +178,7 @@ def compare(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
   if not (workdir / 'config.json').exists():
     return
   values = read_json_object(workdir / 'config.json', 'Use a new --workdir.', OTHER_CONFIG)
-  old = _leaf_texts(renamed.config(values))
+  old = _leaf_texts(renamed.stored(values))
   new = _leaf_texts(json.loads(json.dumps(config)))
   changed = [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}'
              for k in sorted({**old, **new}) if old.get(k) != new.get(k)

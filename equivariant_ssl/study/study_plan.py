@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from equivariant_ssl import augment
+from equivariant_ssl import augment, renamed
 from equivariant_ssl.config import config_to_json, load_config, resolve_config
 from equivariant_ssl.data import holdout
 from equivariant_ssl.dotted import EVERY, allow_imports, is_dotted, short_name
@@ -150,6 +150,7 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
     raise UserError(f'{folder} holds a run.', 'Give the study a folder of its own, with --out.')
   if path.exists():
     begun = read(folder)
+    plan = _keep_rules(plan, begun)
     old, new = _comparable(begun), _comparable(plan)
     changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
     if changed:
@@ -162,6 +163,17 @@ def write(folder: pathlib.Path, plan: dict[str, Any]) -> None:
     if with_absolute_paths(begun) != begun:  # an older version's relative paths stay
       plan = plan | {key: begun[key] for key in KEYS}
   record.write_atomically(path, json.dumps(plan, indent=1) + '\n')
+
+
+def _keep_rules(plan: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+  """Return a plan with the rules of the study that it goes on with, where today's are others."""
+  before = {arm['name']: arm['config'].get('data') for arm in begun['made']}
+  arms = []
+  for arm in plan['made']:
+    config = arm['config']
+    rules = renamed.rules_to_keep(config['data'], before.get(arm['name']))
+    arms.append(arm | {'config': config | {'data': config['data'] | rules}})
+  return plan | {'made': arms}
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +206,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   fix = 'Restore it from a copy, or do the study again with another --out.'
   try:
     plan = {'readout': 'test'} | plan
+    plan['made'] = [arm | {'config': renamed.stored(arm['config'])} for arm in plan['made']]
     outside = [run.name for run in runs(plan) if '..' in pathlib.PurePath(run.workdir).parts]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(f'{path} is not a study: {type(error).__name__}: {error}.', fix) from None

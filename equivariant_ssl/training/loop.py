@@ -27,6 +27,7 @@ from equivariant_ssl.training.run_config import (
   data_flag,
   fit_batch,
   free_fields,
+  keep_rules,
   longer_flag,
 )
 from equivariant_ssl.training.runs import (
@@ -209,8 +210,7 @@ def checkpoint_meta(run: Run) -> dict:
 
 def _after_step(run: Run, hooks: tuple[Hook, ...], outputs: LogOutputs, checkpoints: Checkpoints,
                 check: Callable[[], None], begin_saving: Callable[[], None],
-                stop_requested: Callable[[int], bool], stopped: list[int]
-                ) -> OnStep:
+                stop_requested: Callable[[int], bool], stopped: list[int]) -> OnStep:
   """Return the function that logs, saves and calls the hooks after a step.
 
   check:          raises UserError if the folder of the run was removed or replaced.
@@ -264,6 +264,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
   """
   workdir = pathlib.Path(workdir).absolute()
   start_from = pathlib.Path(start_from).absolute() if start_from else None
+  config = keep_rules(config, workdir, start_from)
   processes.agree('config', record.config_leaves(config_to_json(config)))
   say = (lambda line: None) if quiet or not processes.is_main() else stop.say
   with contextlib.ExitStack() as stack:  # until the last checkpoint is written

@@ -110,13 +110,29 @@ def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
   result is () if there is no run in `workdir`, or if its config.json cannot be read.
   """
   try:
-    values = record.read_json_object(workdir / 'config.json', '')
+    values = renamed.stored(record.read_json_object(workdir / 'config.json', ''))
     resolved = record.config_leaves(config_to_json(resolve_config(ConfigDict(values))))
   except (FileNotFoundError, UserError):
     return ()
-  written = record.config_leaves(renamed.config(values))
+  written = record.config_leaves(values)
   now = record.config_leaves(config_to_json(config))
   return tuple(k for k in resolved if k not in written and k in now and now[k] == resolved[k])
+
+
+def keep_rules(config: Any, *folders: pathlib.Path | None) -> ConfigDict:
+  """Return the config with the rules of the run that it goes on with, where today's are others.
+
+  folders: of the run, and of the run that it starts from; None for none. The first that holds a run
+  counts. A config that is no older run's is returned as it is.
+  """
+  for folder in filter(None, folders):
+    try:
+      values = renamed.stored(record.read_json_object(folder / 'config.json', ''))
+    except (OSError, UserError):
+      continue
+    rules = renamed.rules_to_keep(config.data, values.get('data'))
+    return change_config(config, {'data': rules}) if rules else config
+  return config
 
 
 def relocate_data(config: Any, path: str) -> Any:

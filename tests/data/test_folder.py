@@ -21,6 +21,7 @@ from equivariant_ssl.data.decode import BadImage, PixelRules
 from equivariant_ssl.data.room import Room
 from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
+from equivariant_ssl.run_arguments import config_of_data
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,33 @@ def test_train_alone_is_split_by_a_share_and_has_the_classes(tmp_path, capsys):
   ) == 80 > 4 * len(made.test.images)
   assert checked[0].endswith(f': {len(made.train.images)} train, {len(made.test.images)} test')
   assert 'mine train: 80 images' in prepared
+
+
+def test_every_class_has_test_images():
+  counts = {'ant': 20, 'bee': 20, 'cat': 14, 'dog': 15, 'eel': 2, 'fox': 1}
+  paths = [os.path.join(name, f'{i}.png') for name, count in counts.items() for i in range(count)]
+
+  def held(share, paths=paths):
+    return folder.hold_out(paths, share)
+
+  def of_class(held):
+    return [sum(path.startswith(name) for path in held) for name in counts]
+  assert of_class(held(.1)) == [2, 2, 1, 2, 1, 0] and of_class(held(.99)) == [19, 19, 13, 14, 1, 0]
+  assert held(.1) < held(.5) and held(.1) == held(.1, paths[::-1])
+  assert len(held(.1, [f'{i}.png' for i in range(25)])) == 3   # without labels: a share of all
+  for added in ('ant/x.png', 'cat/x.png', 'gnu/x.png'):   # one more image moves at most one other
+    moved = held(.1, [*paths, added]) ^ held(.1)
+    assert len(moved - {added}) <= 1 and all(path.startswith(added[:3]) for path in moved)
+  former = folder.hold_out(paths, .1, 'all')
+  assert former == {path for path in paths if folder._hash_share(path) < .1} != held(.1)
+
+
+def test_what_the_share_is_of_is_a_word(tmp_path):
+  album(tmp_path, {'cat': 10, 'dog': 10})
+  assert np.bincount(folder.make(str(tmp_path), size=8).test.labels).tolist() == [1, 1]
+  with pytest.raises(UserError, match="test_of is 'each', neither class nor all") as e:
+    folder.make(str(tmp_path), size=8, test_of='each')
+  assert e.value.code == USAGE
 
 
 @pytest.mark.parametrize('wrap', ['images', 'archive/data set/images'])
@@ -842,3 +870,37 @@ def test_what_is_said_to_be_next_takes_the_options_along(tmp_path, capsys):
     not in prepare(root, '--shrink', '8', '--bits', '12', name='less', capsys=capsys)[-1]
   )
   assert not os.path.exists(root / 'nothing')
+
+
+# ---- what is missing is said
+
+def test_a_mistyped_folder_is_no_folder(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+  monkeypatch.chdir(tmp_path)
+  line, fix, *_ = check('PHOTOS', code=2, capsys=capsys)
+  assert line == f"eqssl: 'PHOTOS' is no folder here, and no data set that is prepared under {tmp_path / 'tfds'}."
+  assert '--root DIR' in fix and 'eqssl data prepare PHOTOS --src FOLDER' in fix
+  assert "'cifar10' is not prepared under" in check('cifar10', code=2, capsys=capsys)[0]
+  assert "'PHOTOS' does not exist" in prepare('PHOTOS', code=2, capsys=capsys)[0]
+  for fails in (lambda: transfer.check_targets(['PHOTOS']), lambda: config_of_data('smoke', {}, 'PHOTOS', tmp_path),
+                lambda: folder.make('PHOTOS')):
+    with pytest.raises(UserError, match="^'PHOTOS' is (no|not a) folder"):
+      fails()
+
+
+def test_a_folder_without_class_folders_says_so(tmp_path, capsys):
+  root = album(tmp_path / 'flat', {'.': 20})
+  says = 'no class folders, so no labels: training, embed, neighbors and report work; protocols with accuracies do not'
+  assert check(root, capsys=capsys).count(says) == 1 and folder.make(str(root), size=8).problems == (says,)
+  assert says in prepare(root, capsys=capsys)
+
+
+def test_classes_without_test_images_are_named(tmp_path, capsys):
+  root = album(tmp_path / 'photos', {'cat': 4, 'dog': 4, 'fox': 1})
+  assert check(root, capsys=capsys).count("1 class without images in test (1 image): 'fox'") == 1
+  root = tmp_path / 'splits'   # as prepared records
+  album(root / 'train', {'cat': 4, 'dog': 4})
+  album(root / 'test', {'cat': 4}, start=50)
+  prepare(root, capsys=capsys)
+  lines = check('mine', '--root', f'{root}-tfds', capsys=capsys)
+  assert lines.count("1 class without images in test (4 images): 'dog'") == 1

@@ -1,9 +1,13 @@
 """Evaluation: every number against a float64 reference or a closed form, every control against what it controls."""
+import io
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from rich.console import Console
 from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -11,7 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from equivariant_ssl import errors
-from equivariant_ssl.evaluate import fewshot, gains, knn, linear, statistics
+from equivariant_ssl.config import load_config
+from equivariant_ssl.data.source import Source, Split
+from equivariant_ssl.evaluate import evaluation, fewshot, gains, knn, linear, statistics
 from equivariant_ssl.evaluate.features import features, in_batches
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.types import Pair
@@ -65,6 +71,28 @@ def test_show():
   of = statistics.Interval(.0123, .008, .0166, 3)
   assert statistics.interval_text(of, scale=100) == '+1.23 [0.80, 1.66]'
   assert statistics.interval_text(of._replace(low=-.008), digits=3, sign=False) == '0.012 [-0.008, 0.017]'
+
+
+def test_few_test_images_are_said_once():
+  def result(images):
+    return {'trained': [{'detail': {'predictions': [0] * images}}]}
+  few = 'Warning: there are only 99 test images. On fewer than 100 an accuracy says little; the brackets show how little.\n'
+  for counts, says in (((99, 99, 0), few), ((100, 0), ''), ((), '')):
+    console = Console(file=io.StringIO(), width=500)
+    evaluation._print_warnings({str(i): result(n) for i, n in enumerate(counts)}, console)
+    assert console.file.getvalue() == says
+
+
+def test_data_without_labels_are_called_by_their_place():
+  split = Split(np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 2), 4, np.float32), None)
+  source = Source('photos', split, split, None, (.5,) * 3, (.2,) * 3)
+  run = types.SimpleNamespace(source=source, config=load_config('smoke', {'data.name': 'folder', 'data.path': '/my/photos'}))
+  assert evaluation.unmet_need(run, 'labels')[0] == 'the data (/my/photos) have no labels'
+  labels = np.zeros(2, np.int32)
+  run.source = source._replace(train=split._replace(labels=labels), test=None)
+  assert evaluation.unmet_need(run, 'labels')[0] == 'the data (/my/photos) have no test split'
+  run.config = load_config('smoke')
+  assert evaluation.unmet_need(run, 'labels')[0] == 'the data (digits) have no test split'
 
 
 def test_ratio_of_means():

@@ -499,6 +499,19 @@ def test_a_study_goes_on_from_another_folder(two_folders, tmp_path, monkeypatch)
   assert run.source.classes == ('a', 'b') and len(run.source.train.images) == 16
 
 
+def test_an_older_study_keeps_its_test_images(two_folders, tmp_path):
+  """Studies of before `data.test_of` held a share of all images out at once."""
+  plan = planned(overrides=OF_FOLDER)
+  old = json.loads(json.dumps(plan))
+  assert all(arm['config']['data'].pop('test_of') == 'class' for arm in old['made'])
+  (tmp_path / 'study').mkdir()
+  (tmp_path / 'study' / 'study.json').write_text(json.dumps(old))
+  for _ in range(2):   # the second time meets what the first one has written
+    study_plan.write(tmp_path / 'study', plan)
+    again = study_plan.read(tmp_path / 'study')
+    assert {study_plan.run_config(again, run).data.test_of for run in study_plan.runs(again)} == {'all'}
+
+
 def test_an_older_study_keeps_its_relative_paths(two_folders, tmp_path, monkeypatch):
   """Its own command is not refused, from the folder that it was begun in."""
   home, away = two_folders
