@@ -55,7 +55,6 @@ Hook = Callable[[Run, TrainState, int], None]
 # A function (state, step, metrics, clock) -> whether to stop.
 OnStep = Callable[[TrainState, int, dict, StepClock], bool]
 Say = Callable[[str], None]  # prints a line for the user
-STOPPING = 'stopping after this step, with everything saved.'
 
 
 def fit(run: Run, state: TrainState, on_step: OnStep) -> TrainState:
@@ -269,7 +268,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
   say = (lambda line: None) if quiet or not processes.is_main() else stop.say
   with contextlib.ExitStack() as stack:  # until the last checkpoint is written
     signal_came = stack.enter_context(stop.listen())
-    begin_saving = stack.enter_context(stop.saving(STOPPING if say is stop.say else ''))
+    begin_saving = stack.enter_context(stop.saving(stop.AFTER_STEP if say is stop.say else ''))
     start = _find_start(config, workdir, start_from, say)
     run, first = _open(config, start, mesh, say, accept_data)
     stop.raise_if_stopped()

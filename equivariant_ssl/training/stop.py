@@ -18,6 +18,7 @@ from equivariant_ssl.errors import PREEMPTED, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 GRACE = 5.  # seconds until the thread ends a process that has nothing to save
+AFTER_STEP = 'stopping after this step, with everything saved.'  # the answer of a training
 AGAIN = ' Ctrl-C again ends it at once.'
 EARLY = ('stopped before there was anything to save; nothing is lost.',
          'Type the same command again to go on.')
