@@ -174,6 +174,7 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
         running.append(_start(folder, plan, number, kind, free.pop(0), workers, part))
       time.sleep(POLL_SECONDS)
       for worker in [worker for worker in running if worker.process.poll() is not None]:
+        worker.process.communicate()  # closes the pipe by which it would notice our end
         running.remove(worker)
         free.append(worker.slot)
         run, code = worker.run, worker.process.returncode
@@ -191,6 +192,7 @@ def _do(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int, say
       worker.process.terminate()
     for worker in running:
       worker.process.wait()
+      worker.process.communicate()
   if waiting or running or retries:
     done = sum(is_done(folder, run) for run in every)
     raise UserError(f'the study was stopped; {done} of {len(every)} runs are done.',
