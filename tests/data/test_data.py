@@ -371,7 +371,7 @@ def test_check_of_what_is_not_there_says_so(tmp_path, monkeypatch):
     ('./no', "'./no' is not there"),
     (str(image), 'a file, not a folder'),
     ('x.png', 'a file, not a folder'),
-    ('mine', 'eqssl data prepare mine --src FOLDER; or say where it is: --root DIR$'),
+    ('mine', "'mine' is no folder here.*\n.*--root DIR.*eqssl data prepare mine --src FOLDER$"),
     ('mnist', 'Prepare it once: in Python'),
   ):
     with pytest.raises(UserError, match=words):

@@ -115,7 +115,7 @@ def test_two_folders_the_digits_and_what_is_missing(albums, tmp_path):
 
 def test_unknown_targets_are_a_line_before_anything_is_read(tmp_path):
   transfer.check_targets(('digits', 'pets', 'plant_village', 'sun397/standard-part1-120k', str(tmp_path)))
-  for name, words in (('cifar1O', "has no 'cifar1O'.\n.*mean 'cifar10'.*sun397"), ('folder', 'has no'),
+  for name, words in (('cifar1O', "'cifar1O' is no folder here.*\n.*mean 'cifar10'.*sun397"), ('folder', 'no folder here'),
                       ('./no', 'not there')):
     for f in (lambda: transfer.check_targets(('digits', name)), lambda: transfer.transfer(None, ('digits', name), SIZE)):
       with pytest.raises(errors.UserError, match=words):
