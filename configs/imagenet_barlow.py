@@ -4,6 +4,10 @@ Command:   eqssl train --config imagenet_barlow --workdir runs/in_barlow
            eqssl eval runs/in_barlow --protocol equimod
 Published: linear top-1 73.5 % in the README, 73.2 % in the paper (github.com/facebookresearch/barlowtwins, arXiv
            2103.03230).
+Planned:   174.54 million parameters, 103 TFLOP a step, 64.3 EFLOP in all. 22.0 GiB of 71.2 on each
+           of 8 x NVIDIA H100 SXM 80 GB: fits; 7.5 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
+           train --config imagenet_barlow --plan --on h100:8 or v5e:4x8; jax 0.10.2,
+           jax-cuda13-plugin 0.10.2; jax 0.10.2, libtpu 0.0.42.1).
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. The blur is a Gaussian cut off at 23
            pixels; the code's is Pillow's approximation of one. The networks compute in bfloat16;

@@ -6,9 +6,10 @@ Published: linear top-1 74.3 % in the paper, 74.4 % in the README
            (github.com/google-deepmind/deepmind-research, byol/; arXiv 2006.07733). The code also
            has presets for 40, 100 and 300 epochs: learning rates of .45, .45 and .3 x B / 256,
            decays of the target of .97, .99 and .99, and a weight decay of 1e-6.
-Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. 43.6 GiB of 71.2 on each
-           of 8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_byol --plan --on
-           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Planned:   35.07 million parameters, 262 TFLOP a step, 81.8 EFLOP in all. 44.4 GiB of 71.2 on each
+           of 8 x NVIDIA H100 SXM 80 GB: fits; 9.4 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
+           train --config imagenet_byol --plan --on h100:8 or v5e:4x8; jax 0.10.2, jax-cuda13-plugin
+           0.10.2; jax 0.10.2, libtpu 0.0.42.1).
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. They are antialiased. Colors change
            as in torchvision: brightness multiplies (the code adds), contrast is about the mean gray

@@ -5,9 +5,10 @@ Command:   eqssl train --config imagenet_byol_equimod --workdir runs/in_byol_equ
 Published: linear top-1 73.22 %, against 74.03 % without EquiMod: worse, at 1000 epochs (EquiMod's
            README; github.com/ADevillers/EquiMod, arXiv 2211.01244). The baseline is this file with
            --config.equivariance=none, and not imagenet_byol.
-Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all. 65.4 GiB of 71.2 on each of
-           8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_byol_equimod --plan --on
-           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Planned:   43.75 million parameters, 361 TFLOP a step, 113 EFLOP in all. 59.2 GiB of 71.2 on each of
+           8 x NVIDIA H100 SXM 80 GB: fits; 13.7 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
+           train --config imagenet_byol_equimod --plan --on h100:8 or v5e:4x8; jax 0.10.2,
+           jax-cuda13-plugin 0.10.2; jax 0.10.2, libtpu 0.0.42.1).
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. The conditioning has the crop in
            fractions of the image. The head's conditioning is in units measured for these

@@ -4,9 +4,10 @@ Command:   eqssl train --config imagenet_simclr_equimod --workdir runs/in_simclr
            eqssl eval runs/in_simclr_equimod --protocol equimod
 Published: linear top-1 72.30 %, against 71.57 % without EquiMod (EquiMod's README;
            github.com/ADevillers/EquiMod, arXiv 2211.01244).
-Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all. 59.0 GiB of 71.2 on each of
-           8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr_equimod --plan --on
-           h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+Planned:   40.86 million parameters, 296 TFLOP a step, 74 EFLOP in all. 60.1 GiB of 71.2 on each of
+           8 x NVIDIA H100 SXM 80 GB: fits; 13.3 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
+           train --config imagenet_simclr_equimod --plan --on h100:8 or v5e:4x8; jax 0.10.2,
+           jax-cuda13-plugin 0.10.2; jax 0.10.2, libtpu 0.0.42.1).
 Measured:  nothing yet, for want of an accelerator.
 Differs:   Crops are cut from the image squashed to 256 x 256. The conditioning has the crop in
            fractions of the image; the code's has it in pixels of the original image, without the

@@ -6,8 +6,9 @@ Published: nothing for this very recipe. MoCo v3 itself, whose target is a movin
            linear top-1 73.2 % (README of github.com/facebookresearch/moco-v3, arXiv 2104.02057);
            its learning rate is 1.5e-4 x B / 256.
 Planned:   41.08 million parameters, 229 TFLOP a step, 21.4 EFLOP in all. 57.3 GiB of 71.2 on each
-           of 8 x NVIDIA H100 SXM 80 GB: fits (eqssl train --config imagenet_simclr_vit_s --plan
-           --on h100:8; jax 0.10.2, jax-cuda13-plugin 0.10.2).
+           of 8 x NVIDIA H100 SXM 80 GB: fits; 11.5 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
+           train --config imagenet_simclr_vit_s --plan --on h100:8 or v5e:4x8; jax 0.10.2,
+           jax-cuda13-plugin 0.10.2; jax 0.10.2, libtpu 0.0.42.1).
 Measured:  nothing yet, for want of an accelerator.
 Differs:   from MoCo v3. There is no target network and no predictor. The loss is NT-Xent, whose
            negatives are of both views; in MoCo v3's code they are of the other view. The positions
