@@ -41,7 +41,7 @@ from ml_collections import ConfigDict
 
 def get_config():
   return ConfigDict({{
-      'size': 16, 'batch': 120, 'epochs': 20., 'data': {{'name': 'folder', 'path': '{path}', 'size': 16, 'test_of': 'all'}},
+      'size': 16, 'batch': 120, 'epochs': 20., 'data': {{'name': 'folder', 'path': '{path}', 'size': 16}},
       'encoder': {{'name': 'resnet', 'depth': 10, 'stem': 'half', 'width': 8, 'zero_init': False}},
       'augment': {{'order': ('crop', 'jitter', 'blur', 'rotate'),
                   'crop': {{'role': 'off', 'scale': (.2, .6), 'method': 'bilinear'}},
