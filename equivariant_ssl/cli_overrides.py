@@ -13,7 +13,7 @@ def parse_overrides(arguments: list[str], has_config: bool, options: Iterable[st
   has_config: whether the command takes such arguments.
   options:    the options that the command has.
 
-  Raises UserError for another argument, with what may have been suggestion.
+  Raises UserError for another argument, with the one that was probably intended.
   """
   overrides, rest = {}, list(arguments)
   while rest:

@@ -53,10 +53,14 @@ def names(package: ModuleType) -> list[str]:
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
   """The error for a name that `what` does not have, with the nearest name that it has."""
+  return UserError(f'{what} has no {name!r}.', nearest_name(name, known))
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+  """The advice for a name that is not among the known ones: the nearest one, and all of them."""
   known = sorted(known)
   near = difflib.get_close_matches(str(name), known, n=1, cutoff=.5)
-  return UserError(f'{what} has no {name!r}.',
-                   (f'Did you mean {near[0]!r}? ' if near else '') + f'It has: {", ".join(known)}.')
+  return (f'Did you mean {near[0]!r}? ' if near else '') + f'It has: {", ".join(known)}.'
 
 
 def factory(package: ModuleType, name: str) -> Callable:

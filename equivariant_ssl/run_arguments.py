@@ -67,4 +67,4 @@ def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int
   if is_dotted(text) or text in registry.names(data):
     return {'name': text}, None
   raise UserError(f'{text!r} is no folder or .npz file here, and no data set that is known.',
-                  str(registry.unknown_name('', text, registry.names(data))).split('\n  ')[1])
+                  registry.nearest_name(text, registry.names(data)))

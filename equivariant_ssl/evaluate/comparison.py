@@ -5,7 +5,7 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -207,13 +207,13 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
   return lines
 
 
-def unequal_budgets(workdirs: Sequence[pathlib.Path], by: str = 'method') -> str:
+def unequal_budgets(trained: Iterable[tuple[Any, Sequence[dict]]], by: str = 'method') -> str:
   """Return a sentence that says how many images each group was trained on; '' where they are equal.
+
+  trained: (config, rows of the log) of each run.
   """
   budgets: dict[str, list[int]] = {}
-  for workdir in workdirs:
-    config: Any = read_config(workdir / 'config.json')
-    log = record.read_metrics(workdir)
+  for config, log in trained:
     images = config.batch * (log[-1]['step'] if log else 0)
     budgets.setdefault(group(config, by), []).append(images)
   if len({images for budget in budgets.values() for images in budget}) < 2:
@@ -270,7 +270,8 @@ def compare(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[s
   compared = rows(workdirs, by, protocols)
   console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
   console.print(table(compared))
-  for line in filter(None, [unequal_budgets(workdirs, by), *caveats(workdirs, protocols)]):
+  trained = ((read_config(d / 'config.json'), record.read_metrics(d)) for d in workdirs)
+  for line in filter(None, [unequal_budgets(trained, by), *caveats(workdirs, protocols)]):
     console.print(line)
   write(compared, out)
   console.print(f'Written to {out}')

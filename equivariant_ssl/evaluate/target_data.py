@@ -189,7 +189,7 @@ def check_targets(names: Iterable[str], root: str = '') -> None:
     except tfds_folders.NotPrepared as e:
       if name.partition(':')[0].split('/')[0] not in tfds_folders.preparable_names():
         raise UserError(f'{name!r} is no folder here, and no data set that is known.',
-                        str(registry.unknown_name('', name, known)).split('\n  ')[1]) from e
+                        registry.nearest_name(name, known)) from e
 
 
 def marks(names: tuple[str, ...], root: str = '') -> dict[str, dict[str, str] | None]:

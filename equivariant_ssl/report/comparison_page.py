@@ -169,7 +169,7 @@ def _results(folders: Sequence[RunFolder], by: str) -> list[Section]:
   if min(len(row.seeds) for row in rows) == 1:
     blocks.append(Paragraph('A group with one seed has n = 1: no interval and no standard '
                             'deviation exist. Train more seeds: --config.seed=1.'))
-  if line := comparison.unequal_budgets([folder.workdir for folder in folders], by):
+  if line := comparison.unequal_budgets([(folder.config, folder.log) for folder in folders], by):
     blocks.append(Paragraph(line))
   table, differences, heats = _table(folders, rows), _differences(rows), _heats(rows)
   blocks.append(Charts(differences) if differences else
