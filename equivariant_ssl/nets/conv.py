@@ -1,6 +1,7 @@
 """Convolution as torch computes it, with a weight gradient that is fast on CPU."""
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -101,9 +102,10 @@ def _xla_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: i
   return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
 
 
-def _xla_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int) -> Array:
-  """The gradient of x, as XLA derives it."""
-  return jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)[0]
+def _gradient(form: Callable[..., jax.Array], x: jax.Array, g: Array, kernel: jax.Array,
+              **settings: int) -> Array:
+  """The gradient of x, as XLA derives it from a form of the convolution, `plain` or `_cuda`."""
+  return jax.vjp(lambda x: form(x, kernel, **settings), x)[1](g)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -142,19 +144,6 @@ def _cuda_weight_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: 
   return weight.astype(kernel.dtype), g
 
 
-def _cuda_gradient(x: jax.Array, g: Array, kernel: jax.Array, *, stride: int, padding: int
-                   ) -> Array:
-  """The gradient of x. What it is added to is added after it.
-
-  XLA would let a 1x1 convolution begin with that sum, for which it writes out the zeros between the
-  pixels that another one read.
-  """
-  step = pixel_step(kernel, stride, padding)
-  read, spread = jax.vjp(lambda x: x[:, ::step, ::step], x)
-  gradient = _xla_gradient(read, g, kernel, stride=stride // step, padding=padding)
-  return spread(jax.lax.optimization_barrier(gradient))[0]
-
-
 def _backward(stride, padding, saved, g):
   x, kernel = saved
   settings = {'stride': stride, 'padding': padding}
@@ -164,8 +153,8 @@ def _backward(stride, padding, saved, g):
       cpu=lambda x, g, kernel: (_cpu_weight_gradient(x, g, kernel, **settings), g),
       default=lambda x, g, kernel: (_xla_weight_gradient(x, g, kernel, **settings), g))
   d_x = jax.lax.platform_dependent(
-      x, g, kernel, cuda=functools.partial(_cuda_gradient, **settings),
-      default=functools.partial(_xla_gradient, **settings))
+      x, g, kernel, cuda=functools.partial(_gradient, _cuda, **settings),
+      default=functools.partial(_gradient, plain, **settings))
   return d_x, weight
 
 

@@ -54,6 +54,23 @@ def _end_relu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
 end_relu.defvjp(_end_relu_forward, _end_relu_backward)
 
 
+@jax.custom_vjp
+def gradient_apart(x: Array) -> Array:
+  """x; on GPUs its gradient is there before another one is added to it.
+
+  XLA would let the 1x1 convolution that computes it begin with the sum, for which it writes out the
+  gradient of the shortcut of stride 2, with zeros between the pixels that the shortcut read.
+  """
+  return x
+
+
+def _apart_backward(_: None, g: Array) -> tuple[Array]:
+  return (jax.lax.platform_dependent(g, cuda=jax.lax.optimization_barrier, default=lambda g: g),)
+
+
+gradient_apart.defvjp(lambda x: (x, None), _apart_backward)
+
+
 class Block(nn.Module):
   """A residual block: [N H W C] -> [N H' W' C'].
 
@@ -75,7 +92,7 @@ class Block(nn.Module):
     else:
       features = self.width
       layers = [(features, 3, self.stride), (features, 3, 1)]
-    h = x
+    h = gradient_apart(x) if self.stride > 1 else x
     for i, (channels, size, stride) in enumerate(layers, 1):
       last = i == len(layers)
       scale = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones

@@ -95,6 +95,21 @@ def test_of_a_strided_1x1_convolution_a_gpu_reads_and_writes_a_quarter(key):
   assert not shapes('cuda') and len(shapes('tpu')) == 2
 
 
+def test_on_gpus_the_gradient_of_a_strided_blocks_branch_is_there_before_the_shortcuts_is_added(key, by_both_forms):
+  """Of the identity in a program for CUDA a barrier is left, of that for others nothing."""
+  for a, b in zip(*by_both_forms(resnet.gradient_apart, jax.random.normal(key, (2, 3))), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+  def barriers(stride, platform):
+    block = resnet.Block(4, stride, True, 'float32', True, 'torchvision')
+    x = jnp.ones((2, 4, 4, 16))
+    variables = block.init(key, x, True)
+    traced = jax.jit(jax.grad(lambda x: block.apply(variables, x, True, mutable=['batch_stats'])[0].sum())).trace(x)
+    return traced.lower(lowering_platforms=(platform,)).as_text().count('optimization_barrier')
+  assert barriers(2, 'cuda') == barriers(1, 'cuda') + 2  # the other is of the shortcut's weight gradient
+  assert barriers(2, 'tpu') == barriers(1, 'tpu')
+
+
 @pytest.mark.parametrize(('exact', 'groups'), [(False, 1), (True, 1), (False, 3)])
 def test_the_batchnorm_of_gpus_is_xlas(key, by_both_forms, exact, groups):
   x = 3. + 2. * jax.random.normal(key, (12, 5, 4, 7))
