@@ -8,8 +8,9 @@ Command:   eqssl train --config photos --config.data.path=FOLDER --workdir runs/
 Published: nothing; the settings are those of cifar10_quick for larger images, and nothing was tuned.
 Measured:  nothing.
 
-FOLDER may have class folders or none (docs/data.md). 64 images or more make a batch of 64; fewer make a smaller one. 100 epochs of
-200 photographs are 200 steps; of 10,000 they are 15,600: give --config.epochs=10 there.
+FOLDER may have class folders or none (docs/data.md). A tenth of the images is held out as a test. 64 training
+images or more make a batch of 64; fewer make a smaller one. 100 epochs of 200 photographs are 200 steps; of 10,000 they are 14,000:
+give --config.epochs=10 there.
 """
 from ml_collections import ConfigDict
 

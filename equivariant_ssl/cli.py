@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
       complete(parser)
       # `eqssl help train` is `eqssl train --help`.
       args, rest = parser.parse_known_args([*argv[1:], '--help'] if argv[:1] == ['help'] else argv)
-      options = option_names(args.parser)
+      options = option_names(getattr(args, 'parser', parser))
       args.overrides = parse_overrides(rest, hasattr(args, 'config'), options)
       args.command_line = shlex.join(['eqssl', *argv])
       with allow_imports(*split(args.allow)):
@@ -174,7 +174,7 @@ def _train(config: Any, workdir: str, args: Args, start_from: str | None = None)
     from equivariant_ssl.data import card
     from equivariant_ssl.training.run_config import next_command
     known = card.read_card(pathlib.Path(workdir))
-    stop.say(f'Next: {next_command(workdir, known and known.classes)}', sys.stdout)
+    stop.say(f'Next: {next_command(workdir, bool(known and card.has_labels(known)))}', sys.stdout)
 
 
 def evaluate(args: Args) -> None:

@@ -151,7 +151,9 @@ MISTAKES = [  # argv after 'train', part of the cause, part of the fix
   (('--config', 'smoke', '--config.equivariance=none', '--config.augment.rotate.role=sensitive'),
    'rotate has the role sensitive, and no objective reads it: the equivariance is none', 'equivariance=equimod'),
   (('--config', 'smoke', '--config.equivariance.augmentations=crop', '--config.augment.rotate.role=sensitive'),
-   "no objective's `augmentations` name it", 'rotate.role=invariant'),
+   'their `augmentations` do not name it', 'rotate.role=invariant'),
+  (('--config', 'cifar10_simclr_essl', '--config.augment.jitter.role=sensitive'),
+   'they predict discrete augmentations alone', 'jitter.role=invariant'),
   (('--config', 'smoke', '--config.augment.blur.p=.5'), 'blur is not among the augmentations', 'blur.role=invariant'),
 ]
 
@@ -166,7 +168,7 @@ def test_one_line_and_exit_code_2(argv, cause, fix, tmp_path, capsys):
 
 @pytest.mark.parametrize('argv,said', [
     (('trian',), "invalid choice: 'trian'"), ((), 'COMMAND'), (('train',), '--config'),
-    (('eval', 'x', '--step', 'k'), "'k'")])
+    (('eval', 'x', '--step', 'k'), "'k'"), (('--quiet', 'help'), '--quiet')])
 def test_what_is_no_command_is_one_line_too(argv, said, capsys):
   code, _, err = eqssl(*argv, capsys=capsys)
   assert code == 2 and err.startswith('eqssl: ') and said in err and err.endswith(' --help.\n')
@@ -251,6 +253,7 @@ def test_a_batch_larger_than_the_photographs_is_made_smaller(tmp_path, capsys):
   assert prepared.config.batch == prepared.recipe.batch == 8 <= images < 16 and config.batch == 64
   assert f'the batch is 8, not 64: there are {images} training images' in said
   record.start_record(run, config_to_json(prepared.config), '')
+  loop._find_start(config, run, None, said.append)  # a run that was killed before it wrote what it knows of its data
   card.write_card(run, prepared.card)
   loop._find_start(config, run, None, said.append)  # 64 is not another config
   with pytest.raises(UserError, match='another config: batch: 8 -> 4') as error:

@@ -116,6 +116,11 @@ def make_card(source: Source, config: Config) -> Card:
       labeled=labeled)
 
 
+def has_labels(card: Card) -> bool:
+  """Whether the data have labels that an evaluation can read."""
+  return bool(card.classes or card.labeled and card.labeled.labels)
+
+
 def card_facts(card: Card) -> dict[str, Any]:
   """All facts on which a number depends, by the names that a user knows them by."""
   def rounded(values: tuple[float, ...]) -> list[float]:

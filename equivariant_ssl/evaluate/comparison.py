@@ -210,11 +210,13 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
 def unequal_budgets(trained: Iterable[tuple[Any, Sequence[dict]]], by: str = 'method') -> str:
   """Return a sentence that says how many images each group was trained on; '' where they are equal.
 
-  trained: (config, rows of the log) of each run.
+  trained: (config, rows of the log) of each run. A run without a log is left out.
   """
   budgets: dict[str, list[int]] = {}
   for config, log in trained:
-    images = config.batch * (log[-1]['step'] if log else 0)
+    if not log:  # imported, so that nobody here knows what it was trained on
+      continue
+    images = config.batch * log[-1]['step']
     budgets.setdefault(group(config, by), []).append(images)
   if len({images for budget in budgets.values() for images in budget}) < 2:
     return ''

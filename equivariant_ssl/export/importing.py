@@ -204,5 +204,5 @@ def import_weights(file: pathlib.Path, workdir: pathlib.Path, config: str = 'cif
     stem_origin = 'as --config.encoder.stem says' if 'encoder.stem' in overrides else stem_origin
     say(f'Stem: {architecture.stem}, {stem_origin}.')
   say(f'Written to {workdir}, as step 0 of config {config}; the heads are untrained. '
-      f'Next: {next_command(workdir, run.card.classes)}')
+      f'Next: {next_command(workdir, card.has_labels(run.card))}')
   return workdir

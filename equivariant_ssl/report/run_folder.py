@@ -99,7 +99,7 @@ def read(workdir: pathlib.Path) -> RunFolder:
   known = _card(workdir)
   return RunFolder(workdir, resolved, _json(workdir / 'env.json') or {}, commands,
                    record.read_metrics(workdir, stop.say), results, unread,
-                   bool(known.classes) if known else None,
+                   card.has_labels(known) if known else None,
                    bool(known.test or resolved.validation) if known else None)
 
 

@@ -99,8 +99,10 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
   data_card = read_known_card(workdir, say)
   if processes.is_main():
     config = fit_batch(config, data_card.images if data_card else 0)
-    record.compare(workdir, config_to_json(config),
-                   (*free_fields(config), *added_fields(config, workdir)))
+    free = (*free_fields(config), *added_fields(config, workdir))
+    if config.fit_batch and not data_card:  # the batch is known when the data are; see start_record
+      free = (*free, 'batch')
+    record.compare(workdir, config_to_json(config), free)
   if begin is None:
     return _Start(workdir, data_card, None)
   other_start = data_card and (data_card.start or {}).get('run') != str(begin)

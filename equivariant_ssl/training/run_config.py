@@ -11,7 +11,7 @@ from equivariant_ssl.config import config_to_json, resolve_config
 from equivariant_ssl.config_fields import FREE
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.storage import record
-from equivariant_ssl.training.recipe import objective_sections
+from equivariant_ssl.training.recipe import build_ops, objective_sections
 
 DATA_PATH_OPTION = '--data-path DIR'  # the option that says where the data of a run are now
 
@@ -38,9 +38,15 @@ def fit_batch(config: Any, images: int) -> Any:
 
 
 def is_read(config: Any, name: str) -> bool:
-  """Return whether an objective of the config reads what the augmentation `name` did."""
-  return any(name in (section.augmentations or config.augment.order)
-             for section in objective_sections(config).values())
+  """Return whether an objective of the config reads what the augmentation `name` did.
+
+  E-SSL reads discrete augmentations alone. name: one that is not off.
+  """
+  readers = {section.name for section in objective_sections(config).values()
+             if name in (section.augmentations or config.augment.order)}
+  if readers == {'essl'}:
+    return build_ops(config, 0, config.size, {})[name][0].choices is not None
+  return bool(readers)
 
 
 def acting_role(config: Any, name: str) -> str:
@@ -57,19 +63,20 @@ def check_roles(config: Any) -> None:
   sections = objective_sections(config)
   for name in config.augment.order:
     if config.augment[name].role == 'sensitive' and not is_read(config, name):
-      why = ('no objective\'s `augmentations` name it' if sections else
+      why = ('no objective reads it: their `augmentations` do not name it, or they predict '
+             'discrete augmentations alone' if sections else
              'no objective reads it: the equivariance is none')
       raise UserError(f'{name} has the role sensitive, and {why}.',
                       f'e.g. --config.augment.{name}.role=invariant'
                       + ('' if sections else ' or --config.equivariance=equimod'))
 
 
-def next_command(workdir: str | pathlib.Path, classes: Any) -> str:
-  """Return the command that says what a run has learned. classes: those of its data, or None.
+def next_command(workdir: str | pathlib.Path, labeled: bool) -> str:
+  """Return the command that says what a run has learned. labeled: whether its data have labels.
 
   Most default protocols of `eqssl eval` need labels. Without them the report shows neighbors.
   """
-  return shlex.join(['eqssl', 'eval' if classes else 'report', str(workdir)])
+  return shlex.join(['eqssl', 'eval' if labeled else 'report', str(workdir)])
 
 
 def place_field(config: Any) -> str | None:

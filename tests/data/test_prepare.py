@@ -368,6 +368,8 @@ def test_cifar100_and_stl10(tmp_path):
   assert sorted(run.source.bank.labels) == [0, 9] and run.source.bank.images.shape == (2, 96, 96, 3)
   assert evaluation.unmet_need(run, 'labels') is None and online.monitor(run)
   without = run._replace(source=run.source._replace(labeled=None))
+  assert card.has_labels(run.card) and not run.card.classes
+  assert not card.has_labels(card.make_card(without.source, config))
   assert '--config.data.labeled=SPLIT' in evaluation.unmet_need(without, 'labels')[1]
   other = card.make_card(
     run.source._replace(labeled=run.source.labeled._replace(labels=np.array([1, 1]))), config

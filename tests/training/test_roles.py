@@ -103,6 +103,8 @@ def test_both_is_invariant_where_no_objective_reads_it():
   for equivariance, roles in (('none', 'invariant invariant'), (names, 'invariant both'), ('equimod', 'both both')):
     c = config.load_config('smoke', {'equivariance': equivariance, 'augment.rotate.role': 'both'})
     assert ' '.join(run_config.acting_role(c, name) for name in ('crop', 'rotate')) == roles
+  c = config.load_config('smoke', {'equivariance': 'essl', 'augment.rotate.role': 'both'})
+  assert [run_config.acting_role(c, name) for name in ('crop', 'rotate')] == ['invariant', 'both']  # a crop has no classes
 
 
 @pytest.mark.parametrize('name', ['photos', 'cifar10_quick'])
@@ -117,8 +119,8 @@ def test_one_form_of_an_option_is_enough(name):
 
 
 def test_what_comes_next_is_what_can_be_done():
-  assert run_config.next_command('my run', ('a', 'b')) == "eqssl eval 'my run'"
-  assert run_config.next_command('my run', None) == "eqssl report 'my run'"
+  assert run_config.next_command('my run', True) == "eqssl eval 'my run'"
+  assert run_config.next_command('my run', False) == "eqssl report 'my run'"
 
 
 def test_objectives_by_one_line():
