@@ -164,8 +164,9 @@ def class_of(path: str) -> str | None:
 
 
 def classes_of(paths: Sequence[str], base: str) -> list[str]:
-  """The class of each image at `paths`, as training on the folder `base` has it; '' in no folder.
+  """The folder of each image at `paths` within its split of the folder `base`; '' in no folder.
 
+  Folders with names such as train, val and test are splits, whatever a run's `data.splits` says.
   Where the folders can be read in two ways, every folder is a class.
   """
   try:

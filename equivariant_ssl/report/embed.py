@@ -137,9 +137,10 @@ def embed(workdir: str | pathlib.Path, images: str, out: str, step: int | None =
   """Write the paths and features of one image, or of all images in a folder, to the file `out`.
 
   A .npz has the arrays paths, classes and features, a .csv the columns path, class, f0, f1 and so
-  on, a .parquet the columns path, class and features. The class is that of training on the folder,
-  '' for an image in none. The features are those of the central square at the run's size, as
-  `eqssl eval --protocol transfer` computes them. CHUNK canvases are in memory at a time.
+  on, a .parquet the columns path, class and features. The class is the image's folder within its
+  split, '' for an image in none; training has labels only where every image has one. The features
+  are those of the central square at the run's size, as `eqssl eval --protocol transfer` computes
+  them. CHUNK canvases are in memory at a time.
 
   place: see `_encoder`. links: whether links to folders, and to files elsewhere, are followed. In a
   job of several processes each encodes its share of the images, and process 0 writes.
