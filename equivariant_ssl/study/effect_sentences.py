@@ -9,14 +9,19 @@ from equivariant_ssl.study.least_squares import holm
 READOUT_PHRASES = {'linear': 'linear accuracy', 'knn': 'kNN accuracy',
                    'few': 'accuracy on five labels a class'}
 READOUT_NAMES = {'linear': 'linear', 'knn': 'kNN', 'few': 'five labels'}
-# What to do where a contrast is above zero, and where it is below. The first contrasts matter most.
+# What is said of an augmentation where a contrast is above zero, and where it is below. These are
+# comparisons: a line joins two of them, and two commands could contradict each other. The first
+# contrasts matter most.
 ADVICE = {
-    'invariant - off': ('use as an invariance', 'do not use as an invariance'),
-    contrasts.AS_INVARIANCE: ('use as an invariance', 'do not use as an invariance'),
-    'sensitive - invariant': ('sensitive rather than invariant', 'invariant rather than sensitive'),
-    contrasts.IN_EQUIVARIANCE: ('use in the equivariance', 'leave out of the equivariance'),
-    'sensitive - off': ('use in the equivariance', 'leave out of the equivariance'),
-    'both - invariant': ('use in the equivariance too', 'use as an invariance alone')}
+    'invariant - off': ('better as an invariance than off', 'worse as an invariance than off'),
+    contrasts.AS_INVARIANCE: ('better as an invariance than not',
+                              'worse as an invariance than not'),
+    'sensitive - invariant': ('better sensitive than invariant', 'better invariant than sensitive'),
+    contrasts.IN_EQUIVARIANCE: ('better in the equivariance than not',
+                                'worse in the equivariance than not'),
+    'sensitive - off': ('better sensitive than off', 'worse sensitive than off'),
+    'both - invariant': ('better in the equivariance too than as an invariance alone',
+                         'better as an invariance alone than in the equivariance too')}
 # The contrasts that say what an augmentation does as an invariance.
 INVARIANCE_CONTRASTS = ('invariant - off', contrasts.AS_INVARIANCE)
 
@@ -101,7 +106,7 @@ def verdict(effects: list[Effect]) -> list[str]:
 
 
 def _advice(effect: Effect) -> str:
-  """Return what to do by an effect whose interval excludes zero, or that no difference was seen."""
+  """Return what an effect says if its interval excludes zero, or that no difference was seen."""
   setting, first, second, objective = contrasts.parse(effect.contrast)
   words = ADVICE[f'{setting}: {first} - {second}' if setting else f'{first} - {second}']
   what = words[effect.mean < 0] if effect.excludes_zero else 'no difference seen'
@@ -111,7 +116,7 @@ def _advice(effect: Effect) -> str:
 
 
 def advice(effects: list[Effect]) -> list[str]:
-  """Return a line for each augmentation: what to do with it, by the study's first read-out.
+  """Return a line for each augmentation: where it is better, by the study's first read-out.
 
   It names at most two contrasts whose intervals exclude zero; else one in which no difference was
   seen. An augmentation without an interval has no line.

@@ -73,8 +73,8 @@ def test_the_advice_is_a_line_for_each_augmentation():
              effect('invariant - off', -.05)._replace(aug='gray'), effect('invariant - off')._replace(aug='crop', low=None),
              effect('invariant - off', .3)._replace(readout='linear')]
   assert advice(effects) == [
-    'rotate: use as an invariance (essl), kNN +5.0 [3.0, 7.0]; sensitive rather than invariant, kNN +4.0 [2.0, 6.0]',
-    'blur: no difference seen, kNN +1.0 [-1.0, 3.0]', 'gray: do not use as an invariance, kNN -5.0 [-7.0, -3.0]']
+    'rotate: better as an invariance than not (essl), kNN +5.0 [3.0, 7.0]; better sensitive than invariant, kNN +4.0 [2.0, 6.0]',
+    'blur: no difference seen, kNN +1.0 [-1.0, 3.0]', 'gray: worse as an invariance than off, kNN -5.0 [-7.0, -3.0]']
   assert advice([]) == []
 
 
