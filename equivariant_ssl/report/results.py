@@ -244,21 +244,23 @@ def health_blocks(folder: RunFolder) -> tuple[Chart | None, Table | None]:
   if not files:
     return None, None
   spectra: dict[str, charts.Series] = {}
-  note = 'A cliff is a collapse to the dimensions before it.'
+  notes = ['A cliff is a collapse to the dimensions before it.']
   result = next(iter(files.values()))
   for network in NETWORKS:
     if network in result:
       values = result[network][0]['detail']['spectrum']
-      rank = len(np.trim_zeros(values, 'b'))  # N images have N singular values, then exact zeros
+      rank = len(np.trim_zeros(values, 'b'))
       if 0 < rank < len(values):
-        note = ('A cliff before the end is a collapse. The curve ends where the values are exactly '
-                f'0: N images span at most N of the {len(values)} dimensions, and a feature that '
-                'is always 0 spans none.')
+        notes.append(f'The curve of the {network} network ends after {rank:,} of {len(values):,} '
+                     'dimensions; the others are exactly 0.')
         values = values[:rank]
       spectra[network] = [*range(1, len(values) + 1)], [max(v, ZERO * values[0]) for v in values]
+  if len(notes) > 1:  # the file does not say how many images there were
+    notes.append('There were too few images to span them, or features are always 0, which is a '
+                 'collapse too.')
   chart = Chart('Singular values of the features',
                 charts.line_chart('Spectrum', spectra, 'dimension', log_y=True),
-                note)
+                ' '.join(notes))
   return chart, table(files, 'Health of the features of held-out images')
 
 

@@ -33,12 +33,15 @@ def _collapse(folder: RunFolder) -> str:
   """Return a sentence where the embeddings collapsed, else ''."""
   spread = next((row['std'] for row in reversed(folder.log) if row.get('std') is not None), None)
   return '' if spread is None or spread >= COLLAPSED else (
-    f'The embeddings collapsed: their spread is {spread:.2g}, under {COLLAPSED}. No number below '
-    'means what it should.')
+    f'The embeddings collapsed: their spread is {spread:.2g}, under {COLLAPSED}. They hardly '
+    'tell images apart, so the numbers below say little about the method.')
 
 
 def _accuracy(stem: str, result: dict) -> str:
-  """Return the first accuracy of a result beside the untrained network, and what that says."""
+  """Return the first accuracy of a result beside the untrained network, and what that says.
+
+  A result without a prediction for each image has no noise to compare with: it has numbers alone.
+  """
   row = next(iter(result['trained'][0]['numbers']))
   trained, images = results.network_mean(result, 'trained', row), images_classified(result)
   chance = result['trained'][0]['controls'].get(row, {}).get('chance')
@@ -49,12 +52,14 @@ def _accuracy(stem: str, result: dict) -> str:
     return f'{text}{beside}. The untrained network was not measured.'
   untrained = results.network_mean(result, 'untrained', row)
   beside = f', and {100 * untrained:.1f} % without training{beside}'
+  if not images:
+    return f'{text}{beside}.'
   # Both networks classify the same images, so the spread of the difference is smaller than this.
   spread = sum(p * (1 - p) for p in (trained, untrained))
-  noise = 1.96 * math.sqrt(spread / images) if images else 0.
+  noise = 1.96 * math.sqrt(spread / images)
   difference = trained - untrained
   if abs(difference) <= noise or difference == 0:
-    says = 'The difference is within the noise of so few test images'
+    says = f'The difference is within the noise of {quantity(images, "test image")}'
   else:
     says = ('Training improved the features' if difference > 0 else
             'Training made the features worse')

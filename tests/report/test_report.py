@@ -13,7 +13,16 @@ from equivariant_ssl.config import load_config
 from equivariant_ssl.data import card
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import comparison, statistics
-from equivariant_ssl.report import gallery, page, report, run_folder, run_page, unmeasured
+from equivariant_ssl.report import (
+  gallery,
+  page,
+  report,
+  results,
+  run_folder,
+  run_page,
+  unmeasured,
+  verdict,
+)
 from equivariant_ssl.training import step_log
 
 
@@ -282,7 +291,7 @@ def test_curves_of_runs_that_share_no_step(tmp_path):
 def test_a_study(tmp_path):
   folder = reports.study(tmp_path / 'study')
   parsed = read(report([folder]))
-  lead = 'rotate: sensitive rather than invariant, kNN +5.0 [3.0, 7.0]'
+  lead = 'rotate: better sensitive than invariant, kNN +5.0 [3.0, 7.0]'
   assert parsed.text.index(lead) < parsed.text.index('3 of 5 runs are done')
   assert reports.SENTENCES[0] in parsed.text and reports.SENTENCES[2] in parsed.text
   assert parsed.text.index(reports.SENTENCES[0]) < parsed.text.index(
@@ -420,7 +429,7 @@ def test_a_run_leads_with_its_verdict(tmp_path):
   folder = reports.run(tmp_path / 'run', result_files={'knn': small})
   parsed = read(report([folder], images=False))
   assert statistics.counted(5 / 17, 17) == '5/17 [13-53 %]'
-  for words in ('The run is finished: 40 steps.', 'within the noise of so few test images', '5/17 [13-53 %]',
+  for words in ('The run is finished: 40 steps.', 'within the noise of 17 test images', '5/17 [13-53 %]',
                 'Warning: there are only 17 test images'):
     assert words in parsed.text, words
   assert parsed.text.index('The run is finished') < parsed.text.index('This is one run, of seed')
@@ -428,7 +437,33 @@ def test_a_run_leads_with_its_verdict(tmp_path):
   log = (folder / 'metrics.jsonl').read_text().splitlines()
   (folder / 'metrics.jsonl').write_text('\n'.join([*log[:2], log[2].replace('"std": 0.9', '"std": 0.1')]) + '\n')
   text = read(report([folder], images=False)).text
-  assert 'it is at step 6 of 8' in text and 'The embeddings collapsed' in text
+  assert 'it is at step 6 of 8' in text and 'The embeddings collapsed' in text and 'They hardly tell images apart' in text
+
+
+def test_a_verdict_names_its_noise_and_claims_nothing_without_it(tmp_path):
+  """Half a point is within the noise of 10,000 images; of an accuracy without predictions no noise is known."""
+  for stem, detail, trained, untrained, words in (
+    ('few_labels', {'trials': [0.59]}, 0.59, 0.589, 'few_labels top1 is 59.0 %, and 58.9 % without training.'),
+    ('knn', {'predictions': [0] * 10000}, 0.505, 0.5, 'The difference is within the noise of 10,000 test images: knn'),
+    ('knn', {'predictions': [0] * 10000}, 0.55, 0.5, 'Training improved the features by 5.0 points: knn'),
+  ):
+    content = reports.result(stem, {'top1': trained}, {}, detail=detail)
+    content['untrained'][0]['numbers'] = {'top1': untrained}
+    folder = run_folder.read(reports.run(tmp_path / f'{stem}{trained}', result_files={stem: content}))
+    line = verdict.lines(folder)[-1]
+    assert line.startswith(words), line
+
+
+def test_a_spectrum_says_of_which_network_the_curve_ends(tmp_path):
+  health = reports.results()['health']
+  folder = run_folder.read(reports.run(tmp_path / 'run', result_files={'health': health}))
+  ends = 'network ends after 3 of 4 dimensions; the others are exactly 0.'
+  note = lambda: results.health_blocks(folder)[0].note
+  assert f'trained {ends} The curve of the untrained {ends} There were too few images' in note()
+  folder.results['health']['untrained'][0]['detail'] = {'spectrum': [9.0, 3.0, 1.0, 0.5]}
+  assert f'of the trained {ends}' in note() and 'untrained' not in note()
+  folder.results['health']['trained'][0]['detail'] = {'spectrum': [9.0, 3.0, 1.0, 0.5]}
+  assert note() == 'A cliff is a collapse to the dimensions before it.'
 
 
 def test_data_without_labels_are_not_asked_for_labels(tmp_path, monkeypatch):
@@ -506,9 +541,9 @@ def test_unequal_budgets_are_said_beside_the_difference(tmp_path, capsys):
 def test_a_folder_of_runs_is_the_runs(tmp_path):
   one, two = reports.run(tmp_path / 'runs' / 'one'), reports.run(tmp_path / 'runs' / 'deep' / 'two', 1)
   reports.study(tmp_path / 'runs' / 'study')
+  (tmp_path / 'runs' / 'export').mkdir()
   for name in ('config.json', 'model.safetensors'):
-    (one / 'export').mkdir(exist_ok=True)
-    (one / 'export' / name).write_text('{}')
+    (tmp_path / 'runs' / 'export' / name).write_text('{}')
   assert comparison.expand_runs([tmp_path / 'runs']) == [two, one] == comparison.expand_runs([two, one])
   assert 'Comparison of 2 runs' in report([tmp_path / 'runs'], tmp_path / 'r.html').read_text()
   assert comparison.expand_runs([tmp_path / 'runs' / 'one' / 'eval']) == [one / 'eval']
