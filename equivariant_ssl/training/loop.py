@@ -23,7 +23,6 @@ from equivariant_ssl.training.progress import progress
 from equivariant_ssl.training.recipe import warmup_warning
 from equivariant_ssl.training.run_config import (
   DATA_PATH_OPTION,
-  added_fields,
   data_flag,
   fit_batch,
   free_fields,
@@ -99,9 +98,7 @@ def _find_start(config: Any, workdir: pathlib.Path, begin: pathlib.Path | None, 
   data_card = read_known_card(workdir, say)
   if processes.is_main():
     config = fit_batch(config, data_card.images if data_card else 0)
-    free = (*free_fields(config), *added_fields(config, workdir))
-    if config.fit_batch and not data_card:  # the batch is known when the data are; see start_record
-      free = (*free, 'batch')
+    free = free_fields(config, workdir, data_known=bool(data_card))
     record.compare(workdir, config_to_json(config), free)
   if begin is None:
     return _Start(workdir, data_card, None)
@@ -280,7 +277,7 @@ def train(config: Any, workdir: str | pathlib.Path, command: str = '', hooks: tu
       workdir.mkdir(parents=True, exist_ok=True)
       check = stack.enter_context(record.lock_folder(workdir))
       record.start_record(workdir, config_to_json(run.config), command or shlex.join(sys.argv),
-                          free=(*free_fields(config), *added_fields(config, workdir)))
+                          free=free_fields(config, workdir))
     processes.wait_until_same(f'{workdir}/config.json', (workdir / 'config.json').is_file)
     checkpoints = stack.enter_context(
         checkpoint.open_checkpoints(workdir / 'checkpoints', keep=config.keep, log=say))

@@ -99,18 +99,20 @@ def longer_flag(config: Any) -> str:
           f'--config.epochs={2 * config.epochs:g}')
 
 
-def free_fields(config: Any) -> tuple[str, ...]:
-  """Return the fields in which a config may differ from the config of its run.
+def free_fields(config: Any, workdir: pathlib.Path, data_known: bool = True) -> tuple[str, ...]:
+  """Return the fields in which a config may differ from the config of its run, in `workdir`.
 
   The place of the data is one of them: the data card of the run says whether the data are others.
+  So is a batch that is fitted to the data, until these are known.
   """
-  free = (*FREE, 'data.path', 'data.root', 'data.stream')
+  free = (*FREE, 'data.path', 'data.root', 'data.stream', *_added_fields(config, workdir))
+  free += ('batch',) * (config.fit_batch and not data_known)
   dataset = config.data.get('dataset')
   info_file = pathlib.Path(dataset or '', 'dataset_info.json').expanduser()
   return (*free, 'data.dataset') if dataset and info_file.is_file() else free
 
 
-def added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
+def _added_fields(config: Any, workdir: pathlib.Path) -> tuple[str, ...]:
   """Return the fields that the config.json of `workdir` lacks because an older version wrote it.
 
   Only fields with their default in `config` are returned, since the old run had the default. The
