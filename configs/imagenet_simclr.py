@@ -5,7 +5,7 @@ Command:   eqssl train --config imagenet_simclr --workdir runs/in_simclr
 Published: linear top-1 71.57 % (EquiMod's README; github.com/ADevillers/EquiMod, arXiv 2211.01244).
            SimCLR's own code, with other settings, has 64.5 % after 100 epochs (README of
            github.com/google-research/simclr).
-Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all. 40.0 GiB of 71.2 on each
+Planned:   32.17 million parameters, 197 TFLOP a step, 49.2 EFLOP in all. 40.1 GiB of 71.2 on each
            of 8 x NVIDIA H100 SXM 80 GB: fits; 9.0 GiB of 16.0 on each of 32 x TPU v5e: fits (eqssl
            train --config imagenet_simclr --plan --on h100:8 or v5e:4x8; jax 0.10.2,
            jax-cuda13-plugin 0.10.2; jax 0.10.2, libtpu 0.0.42.1).
