@@ -180,6 +180,14 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
           for key in keys for name, runs in groups.items()]
 
 
+def _request(result: dict) -> str:
+  """Return the options of `eqssl eval` that ask for a result."""
+  options = result.get('options', {})
+  given = {'protocol': result['protocol'],
+           **{k: options.get(k) for k in ('epochs', 'batch', 'images', 'readout')}}
+  return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in given.items() if v)
+
+
 def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> list[str]:
   """Return a line for each result file of the runs that does not compare like with like.
 
@@ -198,7 +206,7 @@ def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> li
       folders = ' '.join(shlex.quote(str(workdir)) for workdir in old)
       lines.append(f'{stem} of {", ".join(map(str, old))}: an earlier version wrote it, which did '
                    'not record the data and the pixels. '
-                   f'Again: eqssl eval {folders} --protocol {stem}')
+                   f'Again: eqssl eval {folders} {_request(results[old[0]])}')
     new = [result for result in results.values() if states_origin(result)]
     for field in NEW:
       values = [r['inputs']['version'] if field == 'inputs' else r[field] for r in new]

@@ -6,6 +6,7 @@ Rates are measured here and now, each on a small part of the work.
 import contextlib
 import math
 import pathlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,8 +57,8 @@ class EvaluationPlan(NamedTuple):
 
   rate: images that are read and encoded in a second. seconds: {protocol: of its own, None where
   they are not estimated}, without those of the features that several protocols share. memory: bytes
-  that each process needs for features and what is computed of them. free: bytes that are free, None
-  where the system does not say it.
+  that each process needs for features and what is computed of them. free: bytes that each may
+  take, None where the system does not say it.
   """
   sizes: EvaluationSize
   devices: int
@@ -70,17 +71,32 @@ class EvaluationPlan(NamedTuple):
 
 
 def free_memory() -> int | None:
-  """Return the bytes of memory that this process may still take; None where Linux does not say."""
+  """Return the bytes of memory that a machine has free; None where Linux does not say.
+
+  The files that Linux keeps a copy of count as free, in a container too: it drops them for a
+  program.
+  """
   free = []
   with contextlib.suppress(OSError, ValueError, StopIteration):
     lines = pathlib.Path('/proc/meminfo').read_text(encoding='utf-8').splitlines()
     free.append(1024 * int(next(li for li in lines if li.startswith('MemAvailable')).split()[1]))
-  with contextlib.suppress(OSError, ValueError):  # the limit of a container or of a SLURM job
+  with contextlib.suppress(OSError, ValueError, StopIteration):  # of a container, or SLURM's job
     group = pathlib.Path('/sys/fs/cgroup')
     most, taken = (int((group / f'memory.{name}').read_text(encoding='utf-8'))
                    for name in ('max', 'current'))
-    free.append(most - taken)
+    lines = (group / 'memory.stat').read_text(encoding='utf-8').splitlines()
+    copies = int(next(li for li in lines if li.startswith('inactive_file ')).split()[1])
+    free.append(most - taken + copies)
   return min(free, default=None)
+
+
+def free_for_a_process() -> int | None:
+  """Return the least share of free memory that a process of the job has, the same in all of them;
+  None where no machine says it."""
+  machines = processes.gather([socket.gethostname(), free_memory()])
+  names = [name for name, _ in machines]
+  return min((free // names.count(name) for name, free in machines if free is not None),
+             default=None)
 
 
 def evaluation_size(s: Subject) -> EvaluationSize:
@@ -166,7 +182,8 @@ def make_plan(s: Subject, names: list[str]) -> EvaluationPlan:
     seconds[name] = (timed[name](sizes, mesh) if name in timed
                      else None if images is None else images / rate)
   return EvaluationPlan(sizes, mesh.size, mesh.devices.flat[0].device_kind, rate,
-                        (sizes.N + sizes.M) / rate, seconds, _memory(sizes, names), free_memory())
+                        (sizes.N + sizes.M) / rate, seconds, _memory(sizes, names),
+                        free_for_a_process())
 
 
 def _memory(sizes: EvaluationSize, names: list[str]) -> int:
@@ -188,7 +205,7 @@ def too_costly(s: Subject, names: list[str]) -> dict[str, str]:
   sizes = evaluation_size(s)
   if not readers or not linear.is_large(sizes.N, sizes.D, sizes.K):
     return {}
-  free = free_memory()
+  free = free_for_a_process()
   need = _memory(sizes, [name for name in readers if name != 'few_labels'])
   reasons = {}
   if free is not None and need > SPARE * free:

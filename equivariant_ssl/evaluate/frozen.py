@@ -181,6 +181,8 @@ def _changes(recipe: Recipe, sections: Any, name: str, views: int) -> dict[str, 
   changes = {change: (shared, mask(change)) for change in ('all', *ops)}
   for op in [op for op in ops if op in OUTSIDE and op in sections]:
     fields = OUTSIDE[op](sections[op])
+    if all(sections[op].get(k) == value for k, value in fields.items()):
+      continue  # the op draws from its whole range, such as a full turn
     changes[f'{op} beyond'] = programs(wiring.build_own_chains(wiring.size, {op: fields})), mask(op)
   return {change: (Partial(pairs, drawing), Partial(bank, drawing))
           for change, ((pairs, bank), drawing) in changes.items()}

@@ -136,7 +136,7 @@ def train(protocol: ProbeSettings, encode: Callable[[Array], Array], data: Split
   B = min(protocol.batch, N)
   if mesh is not None:
     B = -(-B // mesh.size) * mesh.size if protocol.partial_batch else B
-    sharding.check_batch(B, mesh.size)
+    sharding.check_batch(B, mesh.size, option='--batch=')
   per_epoch = -(-N // B) if protocol.partial_batch else N // B
 
   def place(tree: Any) -> Any:

@@ -173,8 +173,11 @@ def larger_targets(target: PlannedDevices, most: int = 256) -> list[PlannedDevic
 
 def target_name(target: PlannedDevices) -> str:
   """Return the name of a target, as `--on` takes it."""
-  size = target.topology if ACCELERATORS[target.kind].slices else target.count
-  return f'{target.kind}:{size}'
+  if ACCELERATORS[target.kind].slices:
+    return f'{target.kind}:{target.topology}'
+  name = f'{target.kind}:{target.count}'
+  hosts_and_gpus = target.topology.removeprefix('1x')
+  return name if parse_target(name) == target else f'{target.kind}:{hosts_and_gpus}'
 
 
 def gpu_description(kind: str) -> str:

@@ -2,10 +2,13 @@
 
 The step is compiled and not run, and the devices need not be there; see compilers.py.
 """
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from equivariant_ssl.config import override_config
+from equivariant_ssl.errors import UserError
+from equivariant_ssl.parallel import sharding
 from equivariant_ssl.parallel.accelerators import (
     ACCELERATORS,
     Accelerator,
@@ -55,7 +58,9 @@ def config_changes(config: Any, step: CompiledStep, devices: int) -> Iterator[Ov
   if config.encoder.get('remat') is False:
     yield {'encoder.remat': 'True'}
   for parts in PARTS_OF_BATCH:
-    fits_batch = config.batch % (parts * devices) == 0
+    images, groups = config.batch // parts, config.batchnorm_groups
+    fits_batch = config.batch % (parts * devices) == 0 and (
+        groups == 1 or images % groups == 0 and images >= 2 * groups)
     if parts > config.accumulate and fits_batch and least_bytes(step, parts) <= step.limit:
       yield {'accumulate': str(parts)}
 
@@ -83,9 +88,11 @@ def find_changes(config: Any, target: PlannedDevices, step: CompiledStep, log: S
       break
   for larger in larger_targets(target, MOST_DEVICES):
     parts = larger.count / target.count
-    if config.batch % (larger.count * config.accumulate) == 0 and least_bytes(
-        step, parts) <= step.limit and fits(f'--on {target_name(larger)}', config, larger):
-      break
+    with contextlib.suppress(UserError):  # that number of devices does not suit the batch
+      sharding.check_batch(config.batch, larger.count, config.accumulate, config.batchnorm_groups)
+      if least_bytes(step, parts) <= step.limit and fits(f'--on {target_name(larger)}', config,
+                                                         larger):
+        break
   return changes
 
 

@@ -117,12 +117,14 @@ def take_canvases(rows: Array, index: Array) -> Array:
   return rows[index].reshape(len(index), side, side, 3)
 
 
-def check_batch(batch: int, devices: int, parts: int = 1, groups: int = 1) -> None:
+def check_batch(batch: int, devices: int, parts: int = 1, groups: int = 1,
+                option: str = '--config.batch=') -> None:
   """Raise a UserError where the global batch does not divide over the devices.
 
   parts:  that are computed one after the other; each must divide over the devices.
   groups: of images with BatchNorm statistics of their own. A device must hold whole groups, or a
           group whole devices; else images would have to move between devices.
+  option: of the command line, which sets the batch.
   """
   unit = devices * parts
   if batch % unit:
@@ -130,7 +132,7 @@ def check_batch(batch: int, devices: int, parts: int = 1, groups: int = 1) -> No
     in_parts = f' in {parts} parts (config.accumulate)' if parts > 1 else ''
     raise UserError(f'A batch of {batch} does not divide over {devices} devices{in_parts}.',
                     f'The batch is the global one. Use {near} or {near + unit}, '
-                    f'e.g. --config.batch={near}.')
+                    f'e.g. {option}{near}.')
   if groups % devices and devices % groups:
     raise UserError(f'{groups} groups of images (config.batchnorm_groups) do not line up with '
                     f'{devices} devices.', 'One number must divide the other: use '

@@ -195,7 +195,8 @@ def _train_count(config: Any) -> int:
   """Return the images to train on, for data in KNOWN, without those the config holds out."""
   facts = known_data(config)
   assert facts is not None  # the caller has checked that the data are known
-  return round(facts[0] * (1 - config.validation))
+  held_out = 0. if config.data.get('labeled') else config.validation  # see holdout.hold_out
+  return round(facts[0] * (1 - held_out))
 
 
 def planned_run(config: Any, mesh: Mesh, log: Say) -> runs.Run:

@@ -15,7 +15,7 @@ from equivariant_ssl import dotted
 from equivariant_ssl.errors import IN_USE, PREEMPTED, UserError
 from equivariant_ssl.storage import record
 from equivariant_ssl.study.recommend import unread_runs
-from equivariant_ssl.study.study_plan import PlannedRun, is_done, runs
+from equivariant_ssl.study.study_plan import PlannedRun, forget_failures, is_done, runs
 from equivariant_ssl.study.study_results import results, table
 from equivariant_ssl.training import stop
 
@@ -137,6 +137,7 @@ def execute(folder: pathlib.Path, plan: dict[str, Any], kind: str, workers: int,
   PREEMPTED where the study was asked to stop.
   """
   names = [run.name for run in runs(plan)]
+  forget_failures(folder, plan)
   again = f'Go on: eqssl study --resume {shlex.quote(str(folder))}'
   with stop.explain_interrupt(lambda: f'interrupted; the runs that are done are kept. {again}'):
     failed = _do(folder, plan, kind, workers, say, names, 'found', {})
@@ -211,6 +212,7 @@ def slurm(folder: pathlib.Path, plan: dict[str, Any], most: int, say: Say) -> No
 
   most: how many runs may run at once, 0 for 32.
   """
+  forget_failures(folder, plan)
   script = folder / 'slurm.sh'
   variables = ' '.join(f'{name}={shlex.quote(value)}' for name, value in
                        {**isolated_environment(), **allowed_modules(plan)}.items())

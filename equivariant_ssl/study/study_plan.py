@@ -271,8 +271,14 @@ def is_done(folder: pathlib.Path, run: PlannedRun, part: str = 'found') -> bool:
 
 
 def read_part(workdir: pathlib.Path, part: str = 'found') -> dict[str, Any]:
-  """Return what found.json or test.json of a run holds; {} where the part is not done."""
+  """Return what found.json, test.json or failed.json of a run holds; {} where there is none."""
   return disk.read_json_or_empty(workdir / f'{part}.json')
+
+
+def forget_failures(folder: pathlib.Path, plan: dict[str, Any]) -> None:
+  """Delete what the runs of a study in `folder` say of why they failed; they are tried again."""
+  for run in runs(plan):
+    (folder / run.workdir / 'failed.json').unlink(missing_ok=True)
 
 
 def readout_images(plan: dict[str, Any]) -> str:

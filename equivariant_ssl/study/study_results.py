@@ -30,9 +30,11 @@ def _run_entries(folder: pathlib.Path, plan: dict[str, Any], outcomes: dict[str,
   entries = {}
   for run in runs(plan):
     outcome, arm = outcomes[run.name], arms[run.arm]
-    status = 'done' if outcome else 'failed' if run.name in failed else 'waiting'
+    # A job of an array knows why another one failed from its folder alone.
+    error = failed.get(run.name) or read_part(folder / run.workdir, 'failed').get('error', '')
+    status = 'done' if outcome else 'failed' if error else 'waiting'
     entry = {**run._asdict(), 'roles': arm['roles'], 'objective': arm['objective'],
-             'status': status, 'error': failed.get(run.name, ''),
+             'status': status, 'error': '' if outcome else error,
              **{key: v for key, v in outcome.items() if key not in ('untrained', 'chance')}}
     if on_test := read_part(folder / run.workdir, 'test'):
       entry['test'] = on_test['readouts']

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from equivariant_ssl.errors import IN_USE, OK, UserError
+from equivariant_ssl.errors import IN_USE, INPUT_OUTPUT, OK, PREEMPTED, WATCHDOG, UserError
 from equivariant_ssl.evaluate.protocols import PROTOCOLS
 from equivariant_ssl.evaluate.statistics import mean_std, mean_value
 from equivariant_ssl.parallel import processes
@@ -167,6 +167,29 @@ def end_of_array(folder: pathlib.Path, plan: dict[str, Any]) -> None:
         raise
 
 
+def run_of_array(folder: pathlib.Path, plan: dict[str, Any], number: int, local: bool) -> None:
+  """Do `run`; if it fails for good, write its failed.json, which says why.
+
+  A job of an array then goes on to `end_of_array`, as it may be the last one.
+  """
+  import jax
+
+  from equivariant_ssl.storage import record
+  failed = folder / study_plan.runs(plan)[number].workdir / 'failed.json'
+  try:
+    run(folder, number)
+  except UserError as error:
+    if error.code in (IN_USE, PREEMPTED, WATCHDOG, INPUT_OUTPUT) or not processes.is_main():
+      raise
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    record.write_atomically(failed, json.dumps({'error': str(error).splitlines()[0]}) + '\n')
+    if not local and jax.process_count() == 1:  # other processes may not have come so far
+      end_of_array(folder, plan)
+    raise
+  if not local:
+    end_of_array(folder, plan)
+
+
 def main() -> int:
   """Do what the command line says; return the exit code."""
   folder, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -181,9 +204,7 @@ def main() -> int:
       if sys.argv[3:] == ['test']:
         read_test_split(folder, plan, study_plan.runs(plan)[number])
         return OK
-      run(folder, number)
-      if not local:
-        end_of_array(folder, plan)
+      run_of_array(folder, plan, number, local)
   except UserError as error:
     stop.say(f'eqssl: {error}')
     return error.code

@@ -52,9 +52,12 @@ else
     now=NONE
   fi
   if [ "$now" = NONE ]; then ask; fi
-  until [ "$(state)" = ACTIVE ]; do
-    echo "train.sh: $name is $(state)" >&2
+  now=$(state)
+  until [ "$now" = ACTIVE ]; do
+    echo "train.sh: $name is $now" >&2
+    if [[ "$now" == SUSPENDED || "$now" == FAILED ]]; then exit 1; fi # as without quota; again: the same command
     sleep "${WAIT:-30}"
+    now=$(state)
   done
 fi
 # Orbax commits a checkpoint by renaming its folder, and all workers must see at once what one

@@ -149,6 +149,10 @@ def test_what_is_old_or_damaged_is_computed_again_and_marked_where_it_is_read(co
   assert not result_files.states_origin(old) and result_files.states_origin(found)
   line, = comparison.caveats([workdir])
   assert line.startswith(f'knn of {workdir}: an earlier version wrote it') and line.endswith(f'{workdir} --protocol knn')
+  of_test = path.with_name('knn-test.json')
+  of_test.write_text(json.dumps(old | {'options': {'epochs': 0, 'readout': 'test'}}))
+  assert comparison.caveats([workdir])[0].endswith(f'{workdir} --protocol knn --readout test')
+  of_test.unlink()
   assert evaluated(workdir, data)['trained'] == found['trained'] and called == ['knn', 'knn']
   assert 'computed again: an earlier version' in capsys.readouterr().out
   path.write_text('{"torn')

@@ -1,4 +1,6 @@
 """`eqssl eval --plan`, and the default protocols that the size of the data allows."""
+import pathlib
+
 import jax
 import pytest
 import tiny
@@ -42,6 +44,22 @@ def test_what_imagenet_needs_is_within_its_features(monkeypatch):
                                           (2.5 * 86400, '2.5 days'), (150 * 86400, '150 days')])
 def test_a_duration_is_in_its_unit(seconds, text):
   assert evaluation_plan.duration(seconds) == text
+
+
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
+  """All get one answer, from all machines: else they would go different ways, and wait for each other."""
+  monkeypatch.setattr(evaluation_plan.processes, 'gather', lambda mine: [mine, mine, ['other', 700], ['silent', None]])
+  monkeypatch.setattr(evaluation_plan, 'free_memory', lambda: 1000)
+  assert evaluation_plan.free_for_a_process() == 500
+  monkeypatch.setattr(evaluation_plan.processes, 'gather', lambda mine: [['silent', None]])
+  assert evaluation_plan.free_for_a_process() is None
+
+
+def test_the_copies_of_files_in_a_container_are_free(monkeypatch):
+  texts = {'/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable: 8 kB\n', '/sys/fs/cgroup/memory.max': '5000',
+           '/sys/fs/cgroup/memory.current': '4500', '/sys/fs/cgroup/memory.stat': 'anon 500\ninactive_file 3000\n'}
+  monkeypatch.setattr(pathlib.Path, 'read_text', lambda path, **kw: texts[str(path)])
+  assert evaluation_plan.free_memory() == 3500
 
 
 def test_the_default_protocols_are_those_that_the_size_allows(run, monkeypatch, capsys):

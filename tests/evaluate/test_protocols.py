@@ -26,9 +26,10 @@ from equivariant_ssl.evaluate import (
 from equivariant_ssl.parallel import sharding
 from equivariant_ssl.storage import checkpoint
 from equivariant_ssl.training import loop, runs
+from equivariant_ssl.training.recipe import make_recipe
 
 CHEAP = ['knn', 'few_labels', 'gains', 'profile', 'health']
-BEYOND = {'crop': frozen.OUTSIDE['crop']}
+BEYOND, TURN = ({op: frozen.OUTSIDE[op]} for op in ('crop', 'turn'))
 
 
 def trained(folder, **overrides) -> pathlib.Path:
@@ -88,6 +89,14 @@ def test_a_table_loses_no_digit_at_any_width(name, capsys):
   if name == 'gains':
     assert whole.count('equimod all') == 1 and 'trained' in whole.splitlines()[2]
     assert re.search(r'equimod all, trained +│ +-105.67 \[-106.67, -104.67\] │\n│   untrained ', printed(80))
+
+
+@pytest.mark.parametrize(('degrees', 'is_there'), [('90', True), ('180', False)])
+def test_nothing_lies_beyond_a_full_turn(degrees, is_there, monkeypatch):
+  monkeypatch.setattr(frozen, 'OUTSIDE', TURN)
+  config = load_config('smoke', {'augment.turn.role': 'both', 'augment.turn.degrees': degrees})
+  changes = frozen.frozen(make_recipe(config, 1000, 8), config).pairs['equimod']
+  assert 'turn' in changes and ('turn beyond' in changes) == is_there
 
 
 @pytest.mark.slow

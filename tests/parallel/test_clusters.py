@@ -120,6 +120,20 @@ esac
                   CREATE, *ON_ALL]
 
 
+def test_tpu_does_not_wait_for_what_was_refused(tmp_path, monkeypatch, capfd):
+  """A stand-in for gcloud: a new request that fails, as without quota."""
+  (tmp_path / 'gcloud').write_text(f'''#!/bin/bash
+case "$*" in
+  *describe*) if [ -e {tmp_path}/made ]; then echo FAILED; else exit 1; fi ;;
+  *create*) touch {tmp_path}/made ;;
+esac
+''')
+  (tmp_path / 'gcloud').chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+  assert cli.main(['launch', 'tpu', '--config', 'smoke', '--set', *SETTINGS]) == 1
+  assert 'eqssl-smoke is FAILED' in capfd.readouterr().err
+
+
 def test_gke(capfd):
   shown = dry(capfd, 'gke', '--set', 'image=me/eqssl:1', 'claim=disk', 'nodes=4')
   assert '$NAME' not in shown and shown.rstrip().endswith('# kubectl apply -f -')

@@ -112,6 +112,13 @@ def test_what_is_known_of_data_that_are_not_prepared(dataset, train, found):
   assert step_plan.known_data(config) == found
 
 
+def test_images_that_are_held_out_of_a_labeled_split_are_trained_on():
+  """As `holdout.hold_out` does: STL-10's 105,000 training images stay, and 1,000 of the 5,000 with labels are not read out."""
+  whole, held = (load_config('stl10_simclr_augself', {'validation': str(share)}) for share in (0., .2))
+  assert step_plan._train_count(whole) == step_plan._train_count(held) == 105_000
+  assert step_plan._train_count(load_config('cifar10_simclr', {'validation': '.2'})) == 40_000
+
+
 @pytest.mark.parametrize('name', sorted(p.stem for p in shipped.folders()[0].glob('*.py')))
 def test_the_training_images_of_every_shipped_config_are_known(name):
   """Or they are the digits, which come with scikit-learn, or a folder of the user."""

@@ -15,7 +15,7 @@ from scipy import stats
 
 from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import holdout, source, stream
-from equivariant_ssl.errors import IN_USE, OTHER_CONFIG, UserError
+from equivariant_ssl.errors import IN_USE, NOT_FINITE, OTHER_CONFIG, UserError
 from equivariant_ssl.evaluate import evaluation, frozen, knn, target_data, targets, transfer
 from equivariant_ssl.evaluate.features import features
 from equivariant_ssl.evaluate.protocols import PROTOCOLS, Options
@@ -525,6 +525,27 @@ def test_an_arm_that_lacks_a_seed_is_not_recommended_and_nothing_is_before_all_i
 
 
 # -- the worker's part
+
+
+def test_a_job_of_an_array_that_fails_says_so_to_the_others(tmp_path, monkeypatch):
+  """And reads out what it may be the last to read out; what may pass leaves the run waiting."""
+  given, ended = make_plan(), []
+  study_plan.write(tmp_path, given)
+  name = study_plan.runs(given)[0].name
+
+  def fail(code):
+    def run(folder, number):
+      raise UserError('the loss is not finite', 'Lower the rate.', code)
+    monkeypatch.setattr(worker, 'run', run)
+    with pytest.raises(UserError):
+      worker.run_of_array(tmp_path, given, 0, local=False)
+    return study_results.results(tmp_path, given, {})['runs'][name]
+  monkeypatch.setattr(worker, 'end_of_array', lambda folder, plan: ended.append(folder))
+  assert fail(IN_USE)['status'] == 'waiting' and not ended
+  found = fail(NOT_FINITE)
+  assert (found['status'], found['error']) == ('failed', 'the loss is not finite') and len(ended) == 1
+  study_plan.forget_failures(tmp_path, given)
+  assert study_results.results(tmp_path, given, {})['runs'][name]['status'] == 'waiting'
 
 
 def test_the_test_split_is_read_once_by_accuracies_alone(planted, tmp_path, monkeypatch):

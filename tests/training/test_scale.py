@@ -159,6 +159,8 @@ def test_a_batch_that_cannot_be_cut_is_a_user_error():
     load_config('smoke', {'accumulate': '3'})
   with pytest.raises(UserError, match='batch of 16 does not divide over 8 devices in 4 parts'):
     smoke_run(4, 8)
+  with pytest.raises(UserError, match=r'(?s)batch of 250 does not .*e\.g\. --batch=248\.'):  # what `eqssl eval` takes
+    sharding.check_batch(250, 8, option='--batch=')
 
 
 # -- fsdp
