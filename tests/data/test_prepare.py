@@ -22,7 +22,7 @@ from PIL import Image
 import equivariant_ssl.data
 from equivariant_ssl import cli, registry
 from equivariant_ssl.config import load_config
-from equivariant_ssl.data import archives, card, source, stream, tfds, writer
+from equivariant_ssl.data import archive_files, archives, card, source, stream, tfds, writer
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import evaluation, online
 from equivariant_ssl.parallel import sharding
@@ -407,12 +407,24 @@ def test_tiny_imagenet(tmp_path):
     (('Mine!', '--src', '.'), 'cannot be the name'),
     (('mine', '--src', 'setup.cfg'), 'not a folder'),
     (('mine', '--src', '.', '--shrink', '-1'), 'is not a side'),
+    (('mine', '--src', 'tests,docs'), '--src names 2 paths, and mine is made from one'),
+    (('stl10', '--src', 'tests,docs'), '--src names 2 paths, and stl10 is made from one'),
+    (('mine', '--src', ' , '), '--src names nothing'),
   ],
 )
 def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(pathlib.Path(__file__).parents[2])
   assert cli.main(['data', 'prepare', *argv, '--root', str(tmp_path)]) == 2
   assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path):
+  photographs(tmp_path / 'Paris, 2019', '')
+  (tmp_path / 'Paris').mkdir()
+  path, = archive_files.source_paths(f'{tmp_path}/Paris, 2019')
+  assert path == tmp_path / 'Paris, 2019' and archives.named_dataset('mine', str(path)).splits
+  both = archive_files.source_paths(f'{tmp_path}/Paris, {tmp_path}')
+  assert both == [tmp_path / 'Paris', tmp_path]
 
 
 def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
