@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -297,6 +298,21 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   )
   assert (len(made.train.images), len(made.test.images)) == ((4, 1) if splits == ('',) else (5, 5))
   assert config.fit_batch and config.size == 64 and made.train.images.shape[1] == 80
+
+
+def test_what_is_next_names_the_version_where_a_newer_one_is_there(tmp_path, capsys):
+  """TFDS has a data set of this name in the root already."""
+  root, src = tmp_path / 'root', photographs(tmp_path / 'src', '')
+  command = ['food101', '--src', src, '--root', root]
+  assert prepare(*command) == 0
+  assert '--config.data.dataset=food101 ' in capsys.readouterr().out
+  shutil.move(root / 'food101' / '1.0.0', root / 'food101' / '2.0.0')
+  assert prepare(*command) == 0
+  overrides = shlex.split(capsys.readouterr().out.splitlines()[-1])[6:]
+  overrides = [word for word in overrides if word.startswith('--config.data.')]
+  data = load_config('photos', cli.parse_overrides(overrides, has_config=True)).data
+  assert data.dataset == 'food101:1.0.0'
+  assert tfds.find_version(data.dataset, data.root) == root / 'food101' / '1.0.0'
 
 
 def test_cifar100_and_stl10(tmp_path):
