@@ -31,7 +31,7 @@ from equivariant_ssl.dotted import EVERY, allow_imports
 from equivariant_ssl.encoder import Classifier, Encoder, load_encoder
 from equivariant_ssl.errors import OTHER_DATA, UserError
 from equivariant_ssl.parallel import processes
-from equivariant_ssl.run_arguments import config_of_data, to_config
+from equivariant_ssl.run_arguments import as_text, config_of_data, to_config
 from equivariant_ssl.storage import record
 from equivariant_ssl.training.recipe import Recipe, make_recipe
 from equivariant_ssl.training.step import Batch
@@ -188,7 +188,7 @@ def study(config: Path = '', augmentations: Sequence[str] = (), folder: Path = '
   record.check_workdir(folder, '--out')
   folder, complete = pathlib.Path(folder).absolute(), None
   if config:
-    texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}
+    texts = {k: as_text(v) for k, v in (overrides or {}).items()}
     if data is not None:
       complete_config = config_of_data(config, texts, data, folder)[0]
       texts = {k: v for k, v in texts.items() if not k.startswith('data.')}

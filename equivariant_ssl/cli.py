@@ -41,9 +41,12 @@ def main(argv: list[str] | None = None) -> int:
       parser = build_parser('The command line: `eqssl COMMAND`.', COMMANDS)
       complete(parser)
       # `eqssl help train` is `eqssl train --help`.
-      args, rest = parser.parse_known_args([*argv[1:], '--help'] if argv[:1] == ['help'] else argv)
+      typed = [*argv[1:], '--help'] if argv[:1] == ['help'] else argv
+      # argparse takes --config.a=b for a name where a space is in it.
+      fields = [word for word in typed if word.startswith('--config.') and '=' in word]
+      args, rest = parser.parse_known_args([word for word in typed if word not in fields])
       options = option_names(getattr(args, 'parser', parser))
-      args.overrides = parse_overrides(rest, hasattr(args, 'config'), options)
+      args.overrides = parse_overrides([*fields, *rest], hasattr(args, 'config'), options)
       args.command_line = shlex.join(['eqssl', *argv])
       with allow_imports(*split(args.allow)):
         code = args.run(args) or OK

@@ -14,9 +14,26 @@ from equivariant_ssl.errors import UserError
 from equivariant_ssl.parallel import processes
 
 
+def as_text(value: Any) -> str:
+  """The value of an override, as a command line has it."""
+  value = _plain(value)
+  return value if isinstance(value, str) else repr(value)
+
+
+def _plain(value: Any) -> Any:
+  """Paths as text, and arrays and their numbers as Python's own, also in lists and dicts."""
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, 'tolist'):
+    return value.tolist()
+  if isinstance(value, list | tuple):
+    return (list if isinstance(value, list) else tuple)(map(_plain, value))
+  return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def to_config(config: Any, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
   """The resolved config of a name, a file or a ConfigDict, after `overrides` {'a.b': value}."""
-  texts = {k: v if isinstance(v, str) else repr(v) for k, v in (overrides or {}).items()}
+  texts = {k: as_text(v) for k, v in (overrides or {}).items()}
   if isinstance(config, str | os.PathLike):
     return load_config(os.fspath(config), texts)
   if not isinstance(config, ConfigDict | Mapping):
@@ -39,8 +56,15 @@ def config_of_data(config: Any, overrides: Mapping[str, Any], images: Any, workd
   of_data = {k: v for k, v in overrides.items() if k.startswith('data.')}
   base = to_config(config, {k: v for k, v in overrides.items() if k not in of_data})
   fields, file = _data_fields(base, images, workdir, int(of_data.get('data.size', 0)))
+  if not isinstance(images, str | os.PathLike):
+    of_data.pop('data.size', None)  # it is that of the canvases in the file
   values = ConfigDict(config_to_json(base) | {'data': fields})
-  return to_config(values, of_data), file
+  try:
+    return to_config(values, of_data), file
+  except UserError:
+    if file is not None:
+      file.unlink(missing_ok=True)
+    raise
 
 
 def _data_fields(config: Any, images: Any, workdir: pathlib.Path, size: int

@@ -229,3 +229,17 @@ def test_a_run_with_the_old_names_is_resumed(tmp_path):
   assert free_fields(config, tmp_path) == free_fields(config, tmp_path / 'no run')
   with pytest.raises(UserError, match='data.labeled: .*; equivariance.augmentations'):
     record.compare(tmp_path, config_to_json(load_config('stl10_simclr_augself')), ())
+
+
+def test_a_run_with_several_objectives_is_resumed_once_one_has_a_new_field(tmp_path):
+  """config.json lacks a field of the second objective, as that of an older version does."""
+  several = {'equivariance': 'equimod,augself'}
+  config = load_config('smoke', several)
+  values = config_to_json(config)
+  del values['equivariance'][1]['weight']
+  (tmp_path / 'config.json').write_text(json.dumps(values), encoding='utf-8')
+  record.compare(tmp_path, config_to_json(config), free_fields(config, tmp_path))
+  for field in ('0.weight', '1.weight'):  # another value than the default is another config
+    other = load_config('smoke', several | {f'equivariance.{field}': '.37'})
+    with pytest.raises(UserError, match=f'another config: equivariance.{field}: .* -> 0.37'):
+      record.compare(tmp_path, config_to_json(other), free_fields(other, tmp_path))

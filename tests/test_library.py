@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import equivariant_ssl as es
-from equivariant_ssl import api, encoder
+from equivariant_ssl import api, encoder, run_arguments
 from equivariant_ssl.data import arrays
 from equivariant_ssl.data.source import Split
 from equivariant_ssl.errors import OTHER_DATA
@@ -246,12 +246,27 @@ def test_what_is_given_as_data(tmp_path, monkeypatch):
   assert trained[-1].data.test == 0. and trained[-1].data.name == 'arrays' and trained[-1].batch == 8
   es.pretrain({'size': 16, 'encoder': {'name': 'resnet'}, 'augment': {'order': ('crop',), 'crop': {}}}, 'digits', tmp_path / 'run')
   assert trained[-1].augment.order == ('crop',)
+  images = [np.zeros((40, 30, 3), np.uint8)] * 4  # of no one size, so that data.size is that of their canvases
+  with pytest.raises(es.UserError, match="config.data has no 'tset'"):
+    es.pretrain('photos', images, tmp_path / 'sizes', overrides={'data.tset': .1})
+  assert not list((tmp_path / 'sizes').glob('*'))
+  es.pretrain('photos', images, tmp_path / 'sizes', overrides={'data.size': 48})
+  with np.load(trained[-1].data.path) as file:
+    assert file['images'].shape == (4, 48, 48, 3)
   with pytest.raises(es.UserError, match="Did you mean 'digits'"):
     es.pretrain('smoke', 'digit', tmp_path / 'run')
   with pytest.raises(es.UserError, match='a config is a name'):
     es.pretrain(3, None, tmp_path / 'run')
   with pytest.raises(es.UserError, match='needs a folder'):
     es.pretrain('smoke')
+
+
+def test_overrides_are_numbers_and_paths_of_any_library():
+  config = run_arguments.to_config('smoke', {
+      'optimizer.lr': np.float64(.1), 'steps': np.int64(7), 'mean': np.full(3, .5), 'std': [np.float32(.25)] * 3,
+      'probe': np.bool_(True), 'data.name': 'folder', 'data.path': pathlib.Path('my photos'), 'seed': jnp.int32(3)})
+  assert (config.optimizer.lr, config.steps, config.mean, config.std) == (.1, 7, (.5,) * 3, (.25,) * 3)
+  assert (config.probe, config.data.path, config.seed) == (True, 'my photos', 3)
 
 
 def test_evaluate_and_study_know_their_options(folder):

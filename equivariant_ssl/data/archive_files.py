@@ -1,5 +1,6 @@
 """The official archives of data sets: where they are, and what to say of a broken one."""
 import contextlib
+import os
 import pathlib
 import posixpath
 import tarfile
@@ -23,13 +24,29 @@ ADDRESSES = {
 
 
 def source_paths(src: str) -> list[pathlib.Path]:
-  """The paths in `src`, which are joined by commas. Raises UserError where one does not exist."""
+  """The paths in `src`, which are joined by commas, or the one path that has commas in its name.
+
+  Raises UserError where one does not exist, and where there is none.
+  """
+  one = pathlib.Path(src.strip()).expanduser()
+  if src.strip() and os.path.exists(one):
+    return [one]
   paths = [pathlib.Path(path.strip()).expanduser() for path in src.split(',') if path.strip()]
   for path in paths:
     if not path.exists():
       raise UserError(f'{str(path)!r} does not exist.',
                       '--src takes folders and archives, joined by commas.')
+  if not paths:
+    raise UserError('--src names nothing.', 'e.g. --src FOLDER')
   return paths
+
+
+def source_path(src: str, name: str, fix: str) -> pathlib.Path:
+  """The one path in `src`. Raises UserError with `fix` for several. name: the data set."""
+  path, *others = source_paths(src)
+  if others:
+    raise UserError(f'--src names {1 + len(others)} paths, and {name} is made from one.', fix)
+  return path
 
 
 @contextlib.contextmanager
@@ -46,7 +63,7 @@ def archive_errors(path: pathlib.Path, name: str) -> Iterator[None]:
 
 def archive_file(src: str, name: str) -> pathlib.Path:
   """The archive of the data set `name`: the file `src`, or a file in the folder `src`."""
-  path = source_paths(src)[0]
+  path = source_path(src, name, 'Name the archive, or the folder that it is in.')
   file = path / posixpath.basename(ADDRESSES[name]) if path.is_dir() else path
   if not file.is_file():
     raise UserError(f'{str(file)!r} does not exist.', f'The archive is at {ADDRESSES[name]}')

@@ -17,6 +17,7 @@ from equivariant_ssl.data.archive_files import (
   UNPACKED,
   archive_errors,
   archive_file,
+  source_path,
   source_paths,
 )
 from equivariant_ssl.data.decode import FILE_BYTES, BadImage, read_file
@@ -96,7 +97,7 @@ def named_dataset(name: str, src: str, links: bool = False, splits: bool = True)
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise UserError(f'{name!r} cannot be the name of a data set.',
                     'Use small letters, digits and _, e.g. my_photographs.')
-  path = source_paths(src)[0]
+  path = source_path(src, name, 'Put links to them into one folder: --src FOLDER --links')
   if not path.is_dir():
     raise UserError(f'{src!r} is not a folder of images.',
                     f'Archives are read only for {", ".join(KNOWN)}.')

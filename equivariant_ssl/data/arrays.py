@@ -56,7 +56,7 @@ def make(path: str = '', test: float = .1) -> Source:
   except (KeyError, ValueError, UserError) as error:
     raise UserError(f'{files[0]} is not a file of images: {str(error).splitlines()[0]}', KEYS,
                     BAD_DATA) from error
-  place = (('path', os.path.abspath(path)),)
+  place = (('path', os.path.abspath(file)),)
   return _hold_out(data, test)._replace(place=place)
 
 

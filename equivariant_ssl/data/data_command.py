@@ -86,16 +86,24 @@ def _print_next(path: pathlib.Path, root: str, more: Iterable[str] = ()) -> None
   It is trained with its config; else with that for photographs, or a small one where all images are
   of one size.
   """
-  from equivariant_ssl.data.tfds_folders import default_root, open_directory, split_arguments
+  from equivariant_ssl.data.tfds_folders import (
+    default_root,
+    find_version,
+    open_directory,
+    split_arguments,
+  )
   name = path.parent.name
+  newest = find_version(name, str(path.parent.parent)) == path  # training takes the newest version
+  dataset = f'--config.data.dataset={name}' + ('' if newest else f':{path.name}')
   options = [f'--config.data.root={default_root(root).absolute()}'] if root else []
   config = CONFIGS.get(name, 'photos')
   if name not in CONFIGS:
     info = open_directory(path).info
-    options = ['--config.data.name=tfds', f'--config.data.dataset={name}', *options,
-               *split_arguments(info.splits), *more]
+    options = ['--config.data.name=tfds', dataset, *options, *split_arguments(info.splits), *more]
     if info.features['image'].shape[0]:
       config, options = 'cifar10_quick', [*options, '--config.fit_batch=True']
+  elif not newest and name != 'cifar10':  # the data set cifar10 is always of one version
+    options = [dataset, *options]
   words = ['eqssl', 'train', '--config', config, '--workdir', f'runs/{name}', *options]
   print(f'Next: {shlex.join(words)}')
 

@@ -1,13 +1,14 @@
 """The images in a folder: their paths, and what was left out and why."""
 import collections
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from equivariant_ssl.data.decode import read_header
 from equivariant_ssl.data.image_header import DAMAGED, BadImage
+from equivariant_ssl.errors import passing
 from equivariant_ssl.parallel import sharding
+from equivariant_ssl.storage import disk
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.tif',
               '.tiff', '.ppm', '.pgm', '.pbm', '.pnm')
@@ -75,11 +76,11 @@ def index_folder(root: str, links: bool = False) -> Index:
 
   An image is a file with an extension of EXTENSIONS; hidden files are left out. links: follow links
   to files anywhere, and links to folders, except to the system's own and to those that hold `root`.
-  No folder is read twice.
+  No folder is read twice. Raises UserError INPUT_OUTPUT where the disk fails to list a folder.
   """
   paths, others = [], collections.Counter()
-  skipped = _Skipped([], [], [])
-  for place, files in _folders(root, links, skipped):
+  folders, skipped = disk.retry(lambda: _walk(root, links), root)
+  for place, files in folders:
     for name in files:
       extension = os.path.splitext(name)[1].lower()
       if name.startswith('.'):
@@ -111,11 +112,18 @@ def index_folder(root: str, links: bool = False) -> Index:
                      for link, reason in sorted(skipped.links)), within)
 
 
-def _folders(root: str, links: bool, skipped: _Skipped) -> Iterator[tuple[str, list[str]]]:
-  """Each folder in `root` with the names of its files; each real folder is visited once.
+def _walk(root: str, links: bool) -> tuple[list[tuple[str, list[str]]], _Skipped]:
+  """Each folder in `root` with the names of its files, and what was not entered.
 
-  With `links` the folders follow that links lead to. `skipped` is filled in on the way.
+  Each real folder is visited once. With `links` the folders follow that links lead to. Raises
+  OSError for an error that may pass, which says nothing about a folder.
   """
+  def note(error: OSError) -> None:
+    if passing(error):
+      raise error
+    skipped.errors.append(error)
+
+  walked, skipped = [], _Skipped([], [], [])
   real = os.path.realpath(root)
   queue, visited = collections.deque([root]), set()
   while queue:
@@ -130,7 +138,7 @@ def _folders(root: str, links: bool, skipped: _Skipped) -> Iterator[tuple[str, l
         skipped.links.append((top, 'a link to a folder that is already read or belongs to the '
                                    'system, not followed'))
         continue
-    for place, folders, files in os.walk(top, onerror=skipped.errors.append):
+    for place, folders, files in os.walk(top, onerror=note):
       status = os.stat(place)
       if (status.st_dev, status.st_ino) in visited:
         folders[:] = []
@@ -145,7 +153,8 @@ def _folders(root: str, links: bool, skipped: _Skipped) -> Iterator[tuple[str, l
       skipped.system.extend(name for name in folders if name.casefold() in SYSTEM)
       folders[:] = sorted(name for name in folders if name not in linked
                           and not name.startswith('.') and name.casefold() not in SYSTEM)
-      yield place, files
+      walked.append((place, files))
+  return walked, skipped
 
 
 def printable(path: str) -> str:

@@ -39,19 +39,22 @@ class Canvases:
   """uint8 canvases [N S S 3] that are decoded when they are indexed: `images[rows]`, as an array.
 
   An unreadable record is replaced by another one. It is drawn from the record's own index, so that
-  it is the same in every run, and its label goes into `labels`.
+  it is the same in every run, and its label goes into `labels` and `row_labels`.
 
   name:   the path of the data.
   rows:   the indices of the records; all records by default.
   labels: int32, one label for each record, or None.
   lost:   the number of images that were left out before. They count where too many are unreadable.
+  row_labels: the labels of `rows`, which follow `labels`; None for none.
   """
   dtype, ndim = np.dtype(np.uint8), 4
 
   def __init__(self, name: str, records: Records, size: int, rows: np.ndarray | None = None,
-               labels: np.ndarray | None = None, lost: int = 0):
+               labels: np.ndarray | None = None, lost: int = 0,
+               row_labels: np.ndarray | None = None):
     self.name, self.records, self.side, self.labels = name, records, size, labels
-    self.lost, self.rows = lost, np.arange(records.count) if rows is None else rows
+    self.lost, self.row_labels = lost, row_labels
+    self.rows = np.arange(records.count) if rows is None else rows
     self.bad: dict[int, str] = {}
     self.lock = threading.Lock()
     self.last: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
@@ -63,9 +66,10 @@ class Canvases:
   def shape(self) -> tuple[int, int, int, int]:
     return len(self), self.side, self.side, 3
 
-  def part(self, rows: np.ndarray) -> 'Canvases':
-    """The canvases at `rows` (indices or a mask), not yet decoded."""
-    return Canvases(self.name, self.records, self.side, self.rows[rows], lost=self.lost)
+  def part(self, rows: np.ndarray, row_labels: np.ndarray | None = None) -> 'Canvases':
+    """The canvases at `rows` (indices or a mask), not yet decoded. row_labels: their labels."""
+    return Canvases(self.name, self.records, self.side, self.rows[rows], self.labels, self.lost,
+                    row_labels)
 
   def one(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Canvas i [S S 3] and its true (height, width) float32.
@@ -88,6 +92,8 @@ class Canvases:
                       check_advice(self.name), BAD_DATA)
     if self.labels is not None and decoded.index != first:
       self.labels[first] = self.labels[decoded.index]
+      if self.row_labels is not None:
+        self.row_labels[self.rows == first] = self.labels[first]
     return decoded.canvas, np.asarray(decoded.size, np.float32)
 
   def report(self, index: int, why: str) -> None:
@@ -169,16 +175,13 @@ def is_stream(images: Any) -> bool:
   return isinstance(images, Canvases | Sizes)
 
 
-def take_images(images: Any, rows: np.ndarray) -> Any:
-  """images[rows]; those of a stream are not decoded."""
-  return images.part(rows) if isinstance(images, Canvases) else images[rows]
-
-
 def take_rows(split: Split, rows: np.ndarray) -> Split:
   """The part of a split at `rows`; the images of a stream are not decoded."""
-  images = take_images(split.images, rows)
-  return Split(images, Sizes(images) if is_stream(images) else split.sizes[rows],
-               None if split.labels is None else split.labels[rows])
+  labels = None if split.labels is None else split.labels[rows]
+  if not is_stream(split.images):
+    return Split(split.images[rows], split.sizes[rows], labels)
+  images = split.images.part(rows, labels)
+  return Split(images, Sizes(images), labels)
 
 
 def lazy_split(name: str, records: Records, size: int, labels: np.ndarray | None,

@@ -68,17 +68,19 @@ def find_version(dataset: str, root: str = '', option: str = '--config.data.root
     raise NotPrepared(f'{dataset!r} is no folder here, and no data set that is prepared under '
                       f'{default_root(root)}.',
                       'Check the name of the folder; a data set may be elsewhere: '
-                      f'{option}; and it is made once: {prepare_command(name)}')
+                      f'{option}; and it is made once: {prepare_command(name, root)}')
   raise NotPrepared(f'{dataset!r} is not prepared under {default_root(root)}{others}.',
-                    f'Prepare it once: {prepare_command(name)}; or say where it is: {option}')
+                    f'Prepare it once: {prepare_command(name, root)}; or say where it is: {option}')
 
 
-def prepare_command(name: str) -> str:
-  """What to type to prepare a data set of this name."""
+def prepare_command(name: str, root: str = '') -> str:
+  """What to type to prepare a data set of this name. root: where; '' for the default folder."""
+  place = str(default_root(root)) if root else ''
   if name in PREPARED_HERE or name.split('/')[0] not in preparable_names():
-    return PREPARED_HERE.get(name) or f'eqssl data prepare {shlex.quote(str(name))} --src FOLDER'
-  return (f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record')"
-          '.download_and_prepare()')
+    command = PREPARED_HERE.get(name) or f'eqssl data prepare {shlex.quote(name)} --src FOLDER'
+    return command + (f' --root {shlex.quote(place)}' if place else '')
+  return (f"in Python, tensorflow_datasets.builder('{name}', file_format='array_record'"
+          + (f', data_dir={place!r}' if place else '') + ').download_and_prepare()')
 
 
 def no_data_error(name: str) -> UserError:

@@ -94,6 +94,8 @@ def group(config: Any, by: str) -> str:
     return method(config)
   node = config
   for part in by.split('.'):
+    if isinstance(node, (list, tuple)):  # of sections: 'equivariance.0.name'
+      node = {str(i): section for i, section in enumerate(node)}
     if not hasattr(node, 'get') or part not in node:
       raise UserError(f'config has no {by!r} to group by.',
                       'e.g. --group-by method or --group-by augment.rotate.role')

@@ -193,7 +193,7 @@ def train(network: Network, variables: dict, data: Split, size: int, classes: in
   weights = {'backbone': params, 'head': Head(kernel, jnp.zeros(classes))}
   trace, step = _step(network, size, batch, mesh)
   state = place((weights, stats, trace.init(weights)))
-  data = data._replace(labels=labels_of(data).astype(np.int32))
+  data = data._replace(labels=labels_of(data).astype(np.int32, copy=False))
   per_epoch, losses = N // batch, []
   steps = epochs * per_epoch
 

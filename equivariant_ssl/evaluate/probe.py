@@ -155,7 +155,7 @@ def train(protocol: ProbeSettings, encode: Callable[[Array], Array], data: Split
 
   def order(epoch: int) -> np.ndarray:
     return np.resize(np.asarray(epoch_order(key, epoch, N)), max(N, per_epoch * B))
-  data = data._replace(labels=labels_of(data).astype(np.int32))
+  data = data._replace(labels=labels_of(data).astype(np.int32, copy=False))
   steps = protocol.epochs * per_epoch
   for index, rows in enumerate(stream.epoch_rows(data, order, B, per_epoch, steps, place)):
     left = N - index % per_epoch * B

@@ -20,7 +20,7 @@ from equivariant_ssl.data.decode import PixelRules, pixel_rules
 from equivariant_ssl.data.folder_index import as_text
 from equivariant_ssl.data.image_header import FORMATS, BadImage
 from equivariant_ssl.encoder import open_run
-from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.inputs import central_features
 from equivariant_ssl.evaluate.result_files import weights_digest
@@ -89,7 +89,8 @@ def _list_images(images: str, links: bool = False) -> tuple[folder.SplitFiles, s
     print(line, file=sys.stderr)
   if not index.paths:
     raise UserError(f'{images!r} has no image that can be read, and {len(index.bad):,} that '
-                    'cannot.', f'Images end in {" ".join(folder.EXTENSIONS)}.')
+                    'cannot.', f'Images end in {" ".join(folder.EXTENSIONS)}.',
+                    BAD_DATA if index.damaged else USAGE)
   lines = [f'{folder.printable(os.path.join(images, p))}: {reason}'
            for p, reason in (*index.bad, *index.links)]
   return folder.SplitFiles(path, index.paths, index.within), images, lines

@@ -155,7 +155,12 @@ def lock_folder(workdir: Path) -> Iterator[Callable[[], None]]:
 
 
 def config_leaves(value: Any, path: str = '') -> dict[str, Any]:
-  """Return the values of a config of JSON values as {dotted key: value}."""
+  """Return the values of a config of JSON values as {dotted key: value}.
+
+  The sections in a list are numbered, as in 'equivariance.0.name'.
+  """
+  if isinstance(value, (list, tuple)) and value and all(isinstance(part, dict) for part in value):
+    value = {str(i): part for i, part in enumerate(value)}
   if isinstance(value, dict) and value:
     parts = (config_leaves(part, f'{path}.{name}' if path else name)
              for name, part in value.items())

@@ -90,6 +90,12 @@ def test_a_share_is_held_out_where_there_is_no_test_split(tmp_path):
   assert arrays.make(str(path), test=0.).test is None
 
 
+def test_a_file_in_the_home_folder_is_recorded_where_it_is(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  np.savez(tmp_path / 'x.npz', images=IMAGES)
+  assert arrays.make('~/x.npz').place == (('path', str(tmp_path / 'x.npz')),)
+
+
 def test_a_file_of_ones_own(tmp_path):
   np.savez(tmp_path / 'a.npz', images=IMAGES, labels=np.array(['x', 'y', 'z'])[LABELS], test_images=IMAGES[:3])
   source = arrays.make(str(tmp_path / 'a.npz'))

@@ -31,6 +31,7 @@ from equivariant_ssl.data.check import check
 from equivariant_ssl.data.decode import BadImage, decode, read_file
 from equivariant_ssl.data.image_header import PIXELS
 from equivariant_ssl.data.order import epoch_order
+from equivariant_ssl.data.tfds_folders import prepare_command
 from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 
 BATCH = 4
@@ -364,18 +365,22 @@ def test_reading_stops_at_the_folder(tmp_path):
 
 
 def test_check_of_what_is_not_there_says_so(tmp_path, monkeypatch):
-  image = write(tmp_path / 'x.png', encoded(photo(0)))
+  image, root = write(tmp_path / 'x.png', encoded(photo(0))), str(tmp_path / 'root')
   monkeypatch.chdir(tmp_path)
   for what, words in (
     (str(tmp_path / 'no'), 'no. is not there'),
     ('./no', "'./no' is not there"),
     (str(image), 'a file, not a folder'),
     ('x.png', 'a file, not a folder'),
-    ('mine', "'mine' is no folder here.*\n.*--root DIR.*eqssl data prepare mine --src FOLDER$"),
-    ('mnist', 'Prepare it once: in Python'),
+    ('mine', "'mine' is no folder here.*\n.*--root DIR.*eqssl data prepare mine --src FOLDER --root {root}$"),
+    ('mnist', "Prepare it once: in Python.*, data_dir='{root}'\\)"),
+    ('cifar10', 'Prepare it once: eqssl data prepare cifar10 .* --root {root};'),
   ):
-    with pytest.raises(UserError, match=words):
-      check(what, str(tmp_path / 'root'))
+    with pytest.raises(UserError, match=words.format(root=root)):
+      check(what, root)
+  assert prepare_command('cifar100') == 'eqssl data prepare cifar100 --src ARCHIVE'
+  assert prepare_command('mnist').endswith("file_format='array_record').download_and_prepare()")
+  assert prepare_command('mine', 'a b') == "eqssl data prepare mine --src FOLDER --root 'a b'"
   with pytest.raises(
     UserError, match='a folder, but it holds no prepared data set.\n.*data.name=folder'
   ):

@@ -1,4 +1,5 @@
 """Folders of images, through the command line: splits, classes, and what is left out."""
+import errno
 import io
 import json
 import os
@@ -16,12 +17,13 @@ from PIL import Image
 import equivariant_ssl.data
 from equivariant_ssl import cli, registry
 from equivariant_ssl.config import load_config
-from equivariant_ssl.data import archives, decode, folder, image_header, unpack
+from equivariant_ssl.data import archives, decode, folder, folder_index, image_header, unpack
 from equivariant_ssl.data.decode import BadImage, PixelRules
 from equivariant_ssl.data.room import Room
-from equivariant_ssl.errors import BAD_DATA, OTHER_CONFIG, USAGE, UserError
+from equivariant_ssl.errors import BAD_DATA, INPUT_OUTPUT, OTHER_CONFIG, USAGE, UserError
 from equivariant_ssl.evaluate import finetune, transfer
 from equivariant_ssl.run_arguments import config_of_data
+from equivariant_ssl.storage import disk
 
 
 @pytest.fixture(autouse=True)
@@ -321,6 +323,27 @@ def test_what_is_left_out_is_counted_by_reason_in_the_first_lines(tmp_path, caps
     'left out, because they cannot be read' in '\n'.join(prepared)
     and 'mine train: 120 images' in prepared
   )
+
+
+@pytest.mark.parametrize('times', [1, 9])
+def test_a_disk_that_fails_to_list_a_folder_for_a_moment_costs_no_class(times, tmp_path, monkeypatch):
+  root, scandir, failures = album(tmp_path / 'photos', {'cats': 2, 'dogs': 3}), os.scandir, []
+
+  def fail(path):
+    if os.path.basename(path) == 'cats' and len(failures) < times:
+      failures.append(path)
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+    return scandir(path)
+  monkeypatch.setattr(disk, 'PAUSES', (0., 0., 0.))
+  monkeypatch.setattr(os, 'scandir', fail)
+  if times > 1:
+    with pytest.raises(UserError, match='photos could not be read in 4 tries: Stale') as caught:
+      folder_index.index_folder(str(root))
+    assert caught.value.code == INPUT_OUTPUT
+  else:
+    index = folder_index.index_folder(str(root))
+    assert len(index.paths) == 5 and not index.bad and failures
+  monkeypatch.undo()
 
 
 def test_a_folder_of_other_files_says_so(tmp_path, capsys):

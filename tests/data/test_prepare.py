@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from PIL import Image
 import equivariant_ssl.data
 from equivariant_ssl import cli, registry
 from equivariant_ssl.config import load_config
-from equivariant_ssl.data import archives, card, source, stream, tfds, writer
+from equivariant_ssl.data import archive_files, archives, card, source, stream, tfds, writer
 from equivariant_ssl.errors import UserError
 from equivariant_ssl.evaluate import evaluation, online
 from equivariant_ssl.parallel import sharding
@@ -299,6 +300,21 @@ def test_what_is_said_to_be_next_works(tmp_path, capsys, splits):
   assert config.fit_batch and config.size == 64 and made.train.images.shape[1] == 80
 
 
+def test_what_is_next_names_the_version_where_a_newer_one_is_there(tmp_path, capsys):
+  """TFDS has a data set of this name in the root already."""
+  root, src = tmp_path / 'root', photographs(tmp_path / 'src', '')
+  command = ['food101', '--src', src, '--root', root]
+  assert prepare(*command) == 0
+  assert '--config.data.dataset=food101 ' in capsys.readouterr().out
+  shutil.move(root / 'food101' / '1.0.0', root / 'food101' / '2.0.0')
+  assert prepare(*command) == 0
+  overrides = shlex.split(capsys.readouterr().out.splitlines()[-1])[6:]
+  overrides = [word for word in overrides if word.startswith('--config.data.')]
+  data = load_config('photos', cli.parse_overrides(overrides, has_config=True)).data
+  assert data.dataset == 'food101:1.0.0'
+  assert tfds.find_version(data.dataset, data.root) == root / 'food101' / '1.0.0'
+
+
 def test_cifar100_and_stl10(tmp_path):
   rng = np.random.default_rng(0)
   fine, coarse = [f'f{i}' for i in range(100)], [f'c{i}' for i in range(20)]
@@ -407,12 +423,24 @@ def test_tiny_imagenet(tmp_path):
     (('Mine!', '--src', '.'), 'cannot be the name'),
     (('mine', '--src', 'setup.cfg'), 'not a folder'),
     (('mine', '--src', '.', '--shrink', '-1'), 'is not a side'),
+    (('mine', '--src', 'tests,docs'), '--src names 2 paths, and mine is made from one'),
+    (('stl10', '--src', 'tests,docs'), '--src names 2 paths, and stl10 is made from one'),
+    (('mine', '--src', ' , '), '--src names nothing'),
   ],
 )
 def test_mistakes_are_a_line(argv, words, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(pathlib.Path(__file__).parents[2])
   assert cli.main(['data', 'prepare', *argv, '--root', str(tmp_path)]) == 2
   assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path):
+  photographs(tmp_path / 'Paris, 2019', '')
+  (tmp_path / 'Paris').mkdir()
+  path, = archive_files.source_paths(f'{tmp_path}/Paris, 2019')
+  assert path == tmp_path / 'Paris, 2019' and archives.named_dataset('mine', str(path)).splits
+  both = archive_files.source_paths(f'{tmp_path}/Paris, {tmp_path}')
+  assert both == [tmp_path / 'Paris', tmp_path]
 
 
 def test_a_broken_archive_or_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):

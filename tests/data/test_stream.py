@@ -9,6 +9,7 @@ from PIL import Image
 
 from equivariant_ssl import data, registry
 from equivariant_ssl.config import load_config
+from equivariant_ssl.data import folder as folders
 from equivariant_ssl.data import source, stream
 from equivariant_ssl.errors import BAD_DATA, UserError
 from equivariant_ssl.evaluate.features import in_batches
@@ -113,7 +114,7 @@ def test_canvases_index_as_arrays_do(folder):
     np.testing.assert_array_equal(here.images[which], there.images[which])
     np.testing.assert_array_equal(here.sizes[which], there.sizes[which])
   np.testing.assert_array_equal(here.images[-1], there.images[-1])
-  np.testing.assert_array_equal(here.images[mask][1:3], stream.take_images(there.images, mask)[1:3])
+  np.testing.assert_array_equal(here.images[mask][1:3], there.images.part(mask)[1:3])
   np.testing.assert_array_equal(here.sizes, np.asarray(there.sizes))
 
 
@@ -140,6 +141,22 @@ def test_an_unreadable_record_is_said_and_replaced_as_in_memory(tmp_path, capsys
   assert capsys.readouterr().err.count('another record replaces it') == 1
   np.testing.assert_array_equal(here.train.labels, there.train.labels)
   assert len(there.train.images.bad) == 1 and len(here.problems) == 2
+
+
+def test_the_parts_of_a_stream_have_the_label_of_what_replaces_an_image(tmp_path):
+  """Parts are taken before the torn image is read, as of data of which a sample is measured."""
+  part = folders.read_folder(photographs(tmp_path, bad=(9,))).parts['train']
+  records = folders.folder_records(part, None)._replace(labels=np.arange(N, dtype=np.int32))
+  here, ((torn, _),) = source.decode_records(records, 16)
+  stream_of = lambda: stream.lazy_split('x', records, 16, records.labels.copy())
+  rows = np.arange(2, N)
+  half = stream.take_rows(stream_of(), rows)
+  for split, chosen in ((half, rows), (stream.take_rows(half, rows[:0:-1] - 2), rows[:0:-1])):
+    assert split.labels[chosen == torn] == torn, 'it is not yet read'
+    np.testing.assert_array_equal(np.asarray(split.images), here.images[chosen])
+    np.testing.assert_array_equal(split.labels, here.labels[chosen])
+  batches = stream.batches(stream.take_rows(stream_of(), rows), lambda n: np.arange(4) + 4 * n, 0, 7)
+  np.testing.assert_array_equal(np.concatenate([batch[2] for batch in batches]), here.labels[rows])
 
 
 def test_data_of_which_too_much_is_unreadable_end_the_run(tmp_path):
@@ -185,13 +202,17 @@ def test_a_run_of_a_stream_measures_its_mean_on_some(folder):
 
 
 @pytest.mark.slow
-def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(folder):
+def test_a_probe_and_a_fine_tuning_of_a_stream_are_those_of_memory(tmp_path, monkeypatch):
+  """Also where an image of the other class replaces one that was not read before."""
   from equivariant_ssl.evaluate import finetune, probe
 
+  folder = photographs(tmp_path, bad=(24,))
+  monkeypatch.setattr(stream, 'MOMENTS', 4)
   here, there = (
     registry.make(data, 'folder', path=str(folder), size=16, stream=on).train
     for on in (False, True)
   )
+  assert (here.labels != there.labels).sum() == 1
   encode = lambda x: x.reshape(x.shape[0], -1)[:, ::7]
   protocol = probe.PROTOCOLS['linear']._replace(
     epochs=2, batch=8, rates=(0.1, 1.0)

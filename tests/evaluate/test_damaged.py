@@ -47,8 +47,14 @@ def test_a_section_is_no_name_of_a_group(folder, by, fix):
 
 
 def test_several_objectives_are_no_name_of_a_group():
-  with pytest.raises(UserError, match='a whole section.*\n  e.g. --group-by method$'):
-    comparison.group(load_config('smoke', {'equivariance': 'equimod,essl'}), 'equivariance')
+  config = load_config('smoke', {'equivariance': 'equimod,essl'})
+  for by, fix in (('equivariance', 'method or --group-by equivariance.0.'), ('equivariance.1', '.*equivariance.1.')):
+    with pytest.raises(UserError, match=f'{by} is a whole section.*\n  e.g. --group-by {fix}') as error:
+      comparison.group(config, by)
+    assert comparison.group(config, str(error.value).split('--group-by ')[-1].rstrip('.'))
+  assert comparison.group(config, 'equivariance.1.name') == 'essl'
+  with pytest.raises(UserError, match='no .equivariance.2.name. to group by'):
+    comparison.group(config, 'equivariance.2.name')
 
 
 @pytest.mark.parametrize('text', [

@@ -27,6 +27,14 @@ def test_slurm(capfd):
   assert argv[3].endswith('a100.sbatch') and argv[4:] == ['smoke', '--workdir', 'w', '--config.batch=32']
 
 
+def test_a_field_after_the_settings_is_none_of_them(capfd):
+  """argparse takes an argument with a space in it for one more setting."""
+  field = '--config.data.path=/data/my photos'
+  shown = dry(capfd, 'slurm', '--config.data.name=folder', '--set', 'template=a100', field, 'nodes=4')
+  _, _, *argv = shlex.split(shown.splitlines()[-1].removeprefix('# '))
+  assert argv[:2] == ['--job-name=eqssl-smoke', '--nodes=4'] and argv[-1] == field
+
+
 def test_batch_files_differ_in_their_options_alone():
   texts = [p.read_text() for p in BATCH]
   assert {p.stem for p in BATCH} == {'train', 'v100', 'a100', 'h100'}

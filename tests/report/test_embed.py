@@ -19,7 +19,7 @@ from equivariant_ssl import cli
 from equivariant_ssl.config import config_to_json, load_config
 from equivariant_ssl.data import source
 from equivariant_ssl.data.decode import decode
-from equivariant_ssl.errors import BAD_DATA, UserError
+from equivariant_ssl.errors import BAD_DATA, USAGE, UserError
 from equivariant_ssl.evaluate.frozen import frozen, variables
 from equivariant_ssl.evaluate.transfer import central_features
 from equivariant_ssl.parallel import sharding
@@ -191,18 +191,22 @@ def test_mistakes_are_found_before_anything_is_computed(world, tmp_path, monkeyp
   monkeypatch.setattr(
     importlib.util, 'find_spec', lambda name, *a: None if name == 'pyarrow' else real(name, *a)
   )
+  (tmp_path / 'torn').mkdir()
+  (tmp_path / 'torn' / 'x.png').write_bytes(b'no image')
   for images, out, match in (
     (photos, 'e.json', r"'\.json'"),
     (photos, 'e', 'form of embeddings'),
     (photos, 'e.parquet', 'pip install pyarrow'),
     (photos, 'nowhere/e.npz', 'mkdir -p'),
     (tmp_path / 'empty', 'e.npz', 'no image'),
+    (tmp_path / 'torn', 'e.npz', 'no image'),
     (tmp_path / 'nowhere', 'e.npz', 'no folder'),
   ):
     with pytest.raises(UserError, match=match) as e:
       embed.embed(workdir, str(images), str(tmp_path / out))
     assert len(str(e.value).splitlines()) == 2
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['empty']
+    assert e.value.code == (BAD_DATA if images == tmp_path / 'torn' else USAGE)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'torn']
 
 
 @pytest.mark.parametrize('form', FORMS)
