@@ -185,9 +185,9 @@ def rows(workdirs: list[pathlib.Path], by: str = 'method', protocols: tuple[str,
 def _request(result: dict) -> str:
   """Return the options of `eqssl eval` that ask for a result."""
   options = result.get('options', {})
-  given = {'protocol': result['protocol'],
-           **{k: options.get(k) for k in ('epochs', 'batch', 'images', 'readout')}}
-  return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in given.items() if v)
+  settings = {'protocol': result['protocol'],
+              **{k: options.get(k) for k in ('epochs', 'batch', 'images', 'readout')}}
+  return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in settings.items() if v)
 
 
 def caveats(workdirs: list[pathlib.Path], protocols: tuple[str, ...] = ()) -> list[str]:
