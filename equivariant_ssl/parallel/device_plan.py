@@ -2,7 +2,6 @@
 
 The step is compiled and not run, and the devices need not be there; see compilers.py.
 """
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +44,16 @@ def least_bytes(step: CompiledStep, parts: float) -> float:
   return fixed + max(step.peak - fixed, 0) / parts
 
 
+def changed_for(config: Any, overrides: Overrides, devices: int) -> Any:
+  """Return the config after `overrides`; None where its batch cannot be cut for so many devices."""
+  try:
+    changed: Any = override_config(config.copy_and_resolve_references().unlock(), overrides)
+    sharding.check_batch(changed.batch, devices, changed.accumulate, changed.batchnorm_groups)
+  except UserError:
+    return None
+  return changed
+
+
 def config_changes(config: Any, step: CompiledStep, devices: int) -> Iterator[Overrides]:
   """Yield changes of a config that may make its step fit, the smallest first.
 
@@ -58,11 +67,10 @@ def config_changes(config: Any, step: CompiledStep, devices: int) -> Iterator[Ov
   if config.encoder.get('remat') is False:
     yield {'encoder.remat': 'True'}
   for parts in PARTS_OF_BATCH:
-    images, groups = config.batch // parts, config.batchnorm_groups
-    fits_batch = config.batch % (parts * devices) == 0 and (
-        groups == 1 or images % groups == 0 and images >= 2 * groups)
-    if parts > config.accumulate and fits_batch and least_bytes(step, parts) <= step.limit:
-      yield {'accumulate': str(parts)}
+    overrides = {'accumulate': str(parts)}
+    if parts > config.accumulate and least_bytes(step, parts) <= step.limit and changed_for(
+        config, overrides, devices):
+      yield overrides
 
 
 def find_changes(config: Any, target: PlannedDevices, step: CompiledStep, log: Say,
@@ -83,16 +91,14 @@ def find_changes(config: Any, target: PlannedDevices, step: CompiledStep, log: S
     return tried.fits
 
   for overrides in config_changes(config, step, target.count):
-    changed = override_config(config.copy_and_resolve_references().unlock(), overrides)
+    changed = changed_for(config, overrides, target.count)
     if fits(' '.join(f'--config.{k}={v}' for k, v in overrides.items()), changed, target):
       break
   for larger in larger_targets(target, MOST_DEVICES):
     parts = larger.count / target.count
-    with contextlib.suppress(UserError):  # that number of devices does not suit the batch
-      sharding.check_batch(config.batch, larger.count, config.accumulate, config.batchnorm_groups)
-      if least_bytes(step, parts) <= step.limit and fits(f'--on {target_name(larger)}', config,
-                                                         larger):
-        break
+    if changed_for(config, {}, larger.count) and least_bytes(step, parts) <= step.limit and fits(
+        f'--on {target_name(larger)}', config, larger):
+      break
   return changes
 
 
