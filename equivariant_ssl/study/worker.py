@@ -177,6 +177,8 @@ def run_of_array(folder: pathlib.Path, plan: dict[str, Any], number: int, local:
   from equivariant_ssl.storage import record
   failed = folder / study_plan.runs(plan)[number].workdir / 'failed.json'
   try:
+    if processes.is_main():
+      failed.unlink(missing_ok=True)  # of an earlier try
     run(folder, number)
   except UserError as error:
     if error.code in (IN_USE, PREEMPTED, WATCHDOG, INPUT_OUTPUT) or not processes.is_main():

@@ -544,6 +544,8 @@ def test_a_job_of_an_array_that_fails_says_so_to_the_others(tmp_path, monkeypatc
   assert fail(IN_USE)['status'] == 'waiting' and not ended
   found = fail(NOT_FINITE)
   assert (found['status'], found['error']) == ('failed', 'the loss is not finite') and len(ended) == 1
+  assert fail(IN_USE)['status'] == 'waiting'  # the job was submitted again
+  fail(NOT_FINITE)
   study_plan.forget_failures(tmp_path, given)
   assert study_results.results(tmp_path, given, {})['runs'][name]['status'] == 'waiting'
 
