@@ -56,7 +56,7 @@ end_relu.defvjp(_end_relu_forward, _end_relu_backward)
 
 @jax.custom_vjp
 def gradient_apart(x: Array) -> Array:
-  """x; on GPUs its gradient is there before another one is added to it.
+  """Return x. On GPUs its gradient is computed before another gradient is added to it.
 
   XLA would let the 1x1 convolution that computes it begin with the sum, for which it writes out the
   gradient of the shortcut of stride 2, with zeros between the pixels that the shortcut read.
